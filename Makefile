@@ -1,0 +1,73 @@
+# `make help` says what there is. Everything happens in .venv.
+
+# The first interpreter that we support; `make env PYTHON=...` takes another.
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell \
+	$(p) -c '$(SUPPORTED)' 2>/dev/null && echo $(p))))
+
+UNSUPPORTED = resflow_bench runs on Python 3.11, 3.12 or 3.13; got "$(PYTHON)". \
+	Install one of them, or name it: make env PYTHON=/path/to/python3.12
+
+# Where torch comes from. On Linux PyPI's own wheels carry 2 GB of CUDA, so a machine without an
+# NVIDIA driver asks PyTorch's CPU index too, whose "+cpu" build pip ranks above PyPI's.
+# `make env TORCH_INDEX=` takes PyPI's.
+TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
+
+BIN := .venv/bin
+# An environment belongs to the folder that it was made in: a copied clone gets its own.
+STAMP := .venv/.installed-$(firstword $(shell printf %s '$(CURDIR)' | cksum))
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# The preset of `make bench`, and where it writes.
+PRESET ?= quick
+RESULTS ?= results
+REPORTS ?= reports
+
+.PHONY: help env test bench check asv clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make env    .venv with all that the rest needs, at the versions of constraints.txt'
+	@echo 'make test   the whole test suite'
+	@echo 'make bench  train a flow, measure it, write $(REPORTS)/index.html (PRESET=smoke|quick|full)'
+	@echo 'make check  ruff, formatting, types'
+	@echo 'make asv    check the asv suites and run each benchmark once'
+	@echo 'make clean  remove .venv and caches; what was measured stays'
+
+env: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@'$(PYTHON)' -c '$(SUPPORTED)' || { echo '$(UNSUPPORTED)' >&2; exit 2; }
+	@echo 'env: .venv from $(PYTHON)'
+	@rm -f .venv/.installed-*
+	@'$(PYTHON)' -m venv .venv
+	@$(PIP) setuptools
+	@echo 'env: torch (some 200 MB, once)'
+	@$(PIP) --no-deps --retries 2 $(addprefix --extra-index-url ,$(TORCH_INDEX)) torch
+	@echo 'env: everything else'
+	@$(PIP) --no-build-isolation -e '.[dev]'
+	@touch $@
+
+# One thread per worker: the workers share the cores already.
+test: env
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --timeout 240
+
+# A run in which cells failed is still worth a page; the exit code says that some did.
+bench: env
+	@status=0; $(BIN)/resflow-bench run --preset $(PRESET) --results $(RESULTS) || status=$$?; \
+	test $$status -le 1 || exit $$status; \
+	$(BIN)/resflow-bench report --results $(RESULTS) --out $(REPORTS) && exit $$status
+
+check: env
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+asv: env
+	$(BIN)/asv check --environment existing
+	$(BIN)/asv machine --yes
+	$(BIN)/asv run --environment existing --quick --dry-run --show-stderr
+
+clean:
+	rm -rf .venv .asv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find resflow_bench suites tests -name __pycache__ -prune -exec rm -rf {} +

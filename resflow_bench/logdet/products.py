@@ -1,0 +1,120 @@
+"""v^T J_g(x) for any g: by autograd, by a branch's cached derivatives, or from a dense J.
+
+Each of `autograd`, `cached` and `dense` maps (g, x) to a `Linearisation`; they agree to rounding,
+and `linearise` takes the fastest that g admits. A new way to form products is a new function with
+this signature, given to `LogDetEstimator` as `products`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Map = Callable[[Tensor], Tensor]
+"""A g: (B, *event) -> (B, *event) that treats the examples of a batch independently."""
+
+CHUNK_NUMBERS = 2**24
+"""How many numbers one batched product may hold: 128 MiB in float64, well inside a cache-less
+laptop's memory, and far more than a call needs to hide its overhead."""
+
+
+class Linearisation(NamedTuple):
+    """g near x: its value, and v -> v^T J_g(x).
+
+    `vjp` takes and returns (m, B, *event). It records the autograd graph (in x and in g's
+    parameters) if and only if gradients are enabled when it is called, and may be called any
+    number of times.
+    """
+
+    value: Tensor
+    vjp: Callable[[Tensor], Tensor]
+
+
+Products = Callable[[Map, Tensor], Linearisation]
+
+
+def linearise(g: Map, x: Tensor) -> Linearisation:
+    """`cached(g, x)` if g has a `linearise` of its own, else `autograd(g, x)`."""
+    return cached(g, x) if hasattr(g, "linearise") else autograd(g, x)
+
+
+def cached(g: Map, x: Tensor) -> Linearisation:
+    """g's own `linearise`: weights normalised once, activation derivatives once per point.
+
+    Raises:
+        TypeError: if g has no `linearise`.
+    """
+    if not hasattr(g, "linearise"):
+        raise TypeError(
+            f"cached products need a g with a `linearise` method; got {type(g).__name__}. "
+            "Use `autograd`, which takes any g."
+        )
+    value, vjp = g.linearise(x)
+    return Linearisation(_same_shape(value, x), vjp)
+
+
+def autograd(g: Map, x: Tensor) -> Linearisation:
+    """v^T J_g(x) by reverse-mode differentiation of g, all m probes in one vectorised pass.
+
+    Raises:
+        ValueError: if g(x) is not shaped like x.
+    """
+    differentiate = torch.is_grad_enabled()
+    # A fresh node in the graph, so that only g's dependence on its argument counts, whatever x is.
+    source = x.view_as(x) if differentiate and x.requires_grad else x.detach().requires_grad_()
+    with torch.enable_grad():
+        value = _same_shape(g(source), x)
+
+    def vjp(v: Tensor) -> Tensor:
+        if not value.requires_grad:  # g is constant
+            return torch.zeros_like(v)
+        one = v.shape[0] == 1
+        (product,) = torch.autograd.grad(
+            value,
+            source,
+            v[0] if one else v,
+            is_grads_batched=not one,
+            retain_graph=True,
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+        )
+        if product is None:
+            return torch.zeros_like(v)
+        return product.unsqueeze(0) if one else product
+
+    return Linearisation(value if differentiate else value.detach(), vjp)
+
+
+def dense(g: Map, x: Tensor) -> Linearisation:
+    """v^T J with J formed once: d products, then matrix products of O(d^2) per probe and term."""
+    value, vjp = linearise(g, x)
+    matrix = dense_jacobian(vjp, x)
+
+    def product(v: Tensor) -> Tensor:
+        flat = torch.einsum("mbi,bij->mbj", v.flatten(2), matrix)
+        return flat.view_as(v)
+
+    return Linearisation(value, product)
+
+
+def dense_jacobian(vjp: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """J, (B, d, d), row i from v = e_i; in chunks of rows that bound the memory of one product."""
+    batch_size, dim = x.shape[0], x[0].numel()
+    rows = max(1, CHUNK_NUMBERS // max(1, batch_size * dim))
+    identity = torch.eye(dim, dtype=x.dtype, device=x.device).view(dim, 1, *x.shape[1:])
+    chunks = [
+        vjp(basis.expand(-1, *x.shape).contiguous()).flatten(2) for basis in identity.split(rows)
+    ]
+    return torch.cat(chunks).transpose(0, 1)  # (B, d, d)
+
+
+def _same_shape(value: Tensor, x: Tensor) -> Tensor:
+    if value.shape != x.shape:
+        raise ValueError(
+            f"g must map (B, *event) to the same shape; got {tuple(value.shape)} from "
+            f"{tuple(x.shape)}. A residual branch keeps the shape of its input."
+        )
+    return value

@@ -1,0 +1,286 @@
+"""How many terms of ln|det(I + J)| = sum_k (-1)^(k+1) tr(J^k)/k are evaluated, and their weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from resflow_bench import theory
+from resflow_bench.logdet.probes import Probe
+
+
+class Truncation(Protocol):
+    """Draws N and says what that does to the mean and to the variance of the estimate.
+
+    `variance` and `variance_bound` are for m independent probes shared by all terms; `jacobian` is
+    a float64 array (..., d, d), and one number comes back for each matrix.
+    """
+
+    def draw(self, batch_size: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Weights w_k of terms k = 1..max N for each example: (max N, B), 0 beyond its own N."""
+        ...
+
+    def bias(self, jacobian: np.ndarray) -> np.ndarray:
+        """E[estimate] - ln|det(I + J)|, in nats, without sampling."""
+        ...
+
+    def bias_bound(self, lipschitz: float, dim: int) -> float:
+        """The largest |bias| over all J with ||J||_2 <= lipschitz, in nats."""
+        ...
+
+    def variance(self, jacobian: np.ndarray, probe: Probe, n_probes: int) -> np.ndarray:
+        """Var(estimate), in nats^2; inf where it is infinite."""
+        ...
+
+    def variance_bound(self, jacobian: np.ndarray, n_probes: int) -> np.ndarray:
+        """The variance with each Var(v^T A v) replaced by Avron and Toledo's 2 ||A||_F^2."""
+        ...
+
+    def variance_bound_lipschitz(self, lipschitz: float, dim: int, n_probes: int) -> float:
+        """The largest variance over all J with ||J||_2 <= lipschitz and Gaussian probes."""
+        ...
+
+    def moment_is_finite(self, spectral_radius: float, order: int) -> bool:
+        """Whether E|estimate|^order is finite for a J of this spectral radius."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """sum_{k=1}^{n_terms} (-1)^(k+1)/k v^T J^k v: the first `n_terms` terms, each with weight one.
+
+    Properties: biased by tr S_N - ln|det(I + J)|, at most d sum_{k>N} K^k/k; every moment finite;
+    n_terms vector-Jacobian products a probe.
+
+    Raises:
+        ValueError: if `n_terms` is below 1.
+
+    Source: Behrmann et al. (2019), "Invertible Residual Networks", eq. 4 and Theorem 3.
+
+    >>> str(Fixed(10))
+    'fixed(10)'
+    """
+
+    n_terms: int
+
+    def __post_init__(self) -> None:
+        if self.n_terms < 1:
+            raise ValueError(
+                f"Fixed needs n_terms of at least 1; got {self.n_terms}. Raise `n_terms`."
+            )
+
+    def __str__(self) -> str:
+        return f"fixed({self.n_terms})"
+
+    def draw(self, batch_size: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Ones, (n_terms, B); the generator is not used."""
+        return torch.ones(1, 1, dtype=like.dtype, device=like.device).expand(
+            self.n_terms, batch_size
+        )
+
+    def bias(self, jacobian: np.ndarray) -> np.ndarray:
+        """tr S_N - ln|det(I + J)|."""
+        return theory.truncation_bias(jacobian, self.n_terms)
+
+    def bias_bound(self, lipschitz: float, dim: int) -> float:
+        """d sum_{k>N} K^k/k."""
+        return float(theory.truncation_bias_bound(lipschitz, dim, self.n_terms))
+
+    def variance(self, jacobian: np.ndarray, probe: Probe, n_probes: int) -> np.ndarray:
+        """Var(v^T S_N v) / m."""
+        return theory.hutchinson_variance(theory.series(jacobian, self.n_terms), probe, n_probes)
+
+    def variance_bound(self, jacobian: np.ndarray, n_probes: int) -> np.ndarray:
+        """(2/m) ||S_N||_F^2."""
+        return theory.avron_toledo_bound(theory.series(jacobian, self.n_terms), n_probes)
+
+    def variance_bound_lipschitz(self, lipschitz: float, dim: int, n_probes: int) -> float:
+        """(2d/m) (sum_{k<=N} K^k/k)^2."""
+        return float(theory.series_variance_bound(lipschitz, dim, self.n_terms, n_probes))
+
+    def moment_is_finite(self, spectral_radius: float, order: int) -> bool:
+        """Always."""
+        return True
+
+
+class Law(Protocol):
+    """The law of M on {0, 1, 2, ...}, by its survival function."""
+
+    decay: float
+    """lim P(M >= j + 1) / P(M >= j): what decides which moments of an estimate are finite."""
+
+    def survival(self, j: np.ndarray) -> np.ndarray:
+        """P(M >= j) in float64, to full relative precision however far in the tail."""
+        ...
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """P(M >= j) = (1 - stop)^j: after each term, stop with probability `stop`.
+
+    Properties: mean (1 - stop)/stop; the roulette estimate has finite variance iff
+    rho(J)^2 < 1 - stop.
+
+    Raises:
+        ValueError: unless 0 < stop < 1.
+
+    Source: Chen et al. (2019), "Residual Flows", eq. 6, where the coin's p is `stop`.
+
+    >>> Geometric(0.5).survival(np.array([0, 1, 2])).tolist()
+    [1.0, 0.5, 0.25]
+    """
+
+    stop: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.stop < 1.0:
+            raise ValueError(
+                f"Geometric needs 0 < stop < 1; got {self.stop}. "
+                "`stop` is the probability of stopping after each term."
+            )
+
+    def __str__(self) -> str:
+        return f"geometric({self.stop:g})"
+
+    @property
+    def decay(self) -> float:
+        """1 - stop."""
+        return 1.0 - self.stop
+
+    def survival(self, j: np.ndarray) -> np.ndarray:
+        """(1 - stop)^j."""
+        return (1.0 - self.stop) ** np.asarray(j, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Poisson:
+    """P(M >= j) = sum_{i>=j} e^-rate rate^i / i!.
+
+    Properties: mean `rate`. The survival falls faster than any power, so the roulette estimate has
+    INFINITE variance for every J that is not nilpotent. At a small spectral radius the part of it
+    that anyone will ever meet is small: see `theory.roulette_variance` with `min_survival`.
+
+    Raises:
+        ValueError: unless rate > 0.
+
+    Source: Chen et al. (2019), appendix on image models, which use rate 2.
+
+    >>> Poisson(2.0).survival(np.array([0, 1])).round(4).tolist()
+    [1.0, 0.8647]
+    """
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        if not self.rate > 0.0 or not np.isfinite(self.rate):
+            raise ValueError(
+                f"Poisson needs a positive finite rate; got {self.rate}. "
+                "`rate` is the mean number of extra terms."
+            )
+
+    def __str__(self) -> str:
+        return f"poisson({self.rate:g})"
+
+    @property
+    def decay(self) -> float:
+        """0: faster than geometric."""
+        return 0.0
+
+    def survival(self, j: np.ndarray) -> np.ndarray:
+        """scipy's survival function: no 1 - sum, which cancels to 1e-16 in the far tail."""
+        return np.asarray(stats.poisson.sf(np.asarray(j) - 1, self.rate), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Roulette:
+    """sum_{k=1}^{N} (-1)^(k+1)/(k P(N >= k)) v^T J^k v,  N = n_exact + M,  M ~ law.
+
+    The first `n_exact` terms are always evaluated and have weight one; term k > n_exact is
+    evaluated if M >= k - n_exact and has weight 1 / P(M >= k - n_exact).
+
+    Args:
+        law: of M.
+        n_exact: terms that are always evaluated, at least 0.
+        per: draw N for each "example" (independent errors, so a batch mean's variance falls as
+            1/B) or once for the "batch" (as the public implementations do: the roulette part of
+            the error is then common to the batch, and its mean does not improve with B).
+
+    Properties: unbiased for every J with rho(J) < 1 (only the mean: whether the variance is finite
+    is `moment_is_finite`). A batch costs its largest N in products.
+
+    Raises:
+        ValueError: if `n_exact` is negative or `per` is another word.
+
+    Source: Kahn (1955); Chen et al. (2019), eq. 6 and Theorem 1.
+
+    >>> Roulette(Geometric(0.5), n_exact=3).survival(np.arange(1, 6)).tolist()
+    [1.0, 1.0, 1.0, 0.5, 0.25]
+    """
+
+    law: Law
+    n_exact: int
+    per: Literal["example", "batch"] = "example"
+
+    def __post_init__(self) -> None:
+        if self.n_exact < 0:
+            raise ValueError(
+                f"Roulette needs n_exact of at least 0; got {self.n_exact}. Raise `n_exact`."
+            )
+        if self.per not in ("example", "batch"):
+            raise ValueError(
+                f"Roulette draws N per 'example' or per 'batch'; got {self.per!r}. Use one of them."
+            )
+
+    def __str__(self) -> str:
+        shared = ", per batch" if self.per == "batch" else ""
+        return f"{self.law}, n_exact={self.n_exact}{shared}"
+
+    def survival(self, k: np.ndarray) -> np.ndarray:
+        """P(N >= k)."""
+        return self.law.survival(np.maximum(np.asarray(k) - self.n_exact, 0))
+
+    def draw(self, batch_size: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        """1[N_b >= k] / P(N >= k), (max N, B); one device-to-host copy of the batch's uniforms."""
+        device = generator.device if generator is not None else like.device
+        n_draws = batch_size if self.per == "example" else 1
+        uniform = torch.rand(n_draws, generator=generator, dtype=torch.float64, device=device)
+        n_terms = self.n_exact + self._quantile(1.0 - uniform.cpu().numpy())  # (n_draws,)
+        k = np.arange(1, n_terms.max() + 1)[:, None]
+        weights = torch.from_numpy((n_terms >= k) / self.survival(k))  # (max N, n_draws)
+        return weights.to(like.device, like.dtype, non_blocking=True).expand(-1, batch_size)
+
+    def _quantile(self, level: np.ndarray) -> np.ndarray:
+        """The number of j >= 1 with P(M >= j) >= level, for level in (0, 1]."""
+        n = 64
+        while (table := self.law.survival(np.arange(1, n + 1)))[-1] >= level.min():
+            n *= 2
+        return np.asarray(np.searchsorted(-table, -level, side="right"))
+
+    def bias(self, jacobian: np.ndarray) -> np.ndarray:
+        """Zero."""
+        return np.zeros(np.shape(jacobian)[:-2])
+
+    def bias_bound(self, lipschitz: float, dim: int) -> float:
+        """Zero."""
+        return 0.0
+
+    def variance(self, jacobian: np.ndarray, probe: Probe, n_probes: int) -> np.ndarray:
+        """V(M_1)/m + sum_k [(tr M_k)^2 + V(M_k)/m] (1/P_k - 1/P_(k-1)), M_k the tail from k."""
+        return theory.roulette_variance(jacobian, self, probe, n_probes)
+
+    def variance_bound(self, jacobian: np.ndarray, n_probes: int) -> np.ndarray:
+        """The same sum with 2 ||M_k||_F^2 in place of V(M_k)."""
+        return theory.roulette_variance_bound(jacobian, self, n_probes)
+
+    def variance_bound_lipschitz(self, lipschitz: float, dim: int, n_probes: int) -> float:
+        """The same sum for J = -K I, which attains it with Gaussian probes."""
+        return float(theory.roulette_variance_bound_lipschitz(lipschitz, dim, self, n_probes))
+
+    def moment_is_finite(self, spectral_radius: float, order: int) -> bool:
+        """rho^order < decay^(order - 1), or J nilpotent."""
+        return bool(theory.roulette_moment_is_finite(spectral_radius, self, order))

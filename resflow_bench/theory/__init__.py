@@ -1,0 +1,80 @@
+"""Closed forms that measurements of a residual flow are held to.
+
+    log(I + J) = sum_{k>=1} (-1)^(k+1) J^k/k,  S_N = its first N terms,  M_k = its terms from k on,
+
+where f(x) = x + g(x) and J is the Jacobian of g; so M_1 = log(I + J) = S_N + M_(N+1). K bounds
+||J||_2, rho is the spectral radius of J, d the dimension, m the number of probes, and P_k the
+probability P(N >= k) that a roulette reaches term k.
+
+Everything is float64. Jacobians have shape (..., d, d) and results the leading shape (...).
+Log-determinants are in nats, variances in nats squared.
+
+Source: Hutchinson (1990) for the trace estimator and its variance; Avron and Toledo (2011) for the
+variance 2 ||A||_F^2; Behrmann et al. (2019), "Invertible Residual Networks", for the series, its
+truncation and the inverse; Chen et al. (2019), "Residual Flows", for the roulette. What is sharper
+here follows from these in the few lines that each docstring has.
+"""
+
+from __future__ import annotations
+
+from resflow_bench.theory.bias import (
+    log_tail,
+    series,
+    truncation_bias,
+    truncation_bias_bound,
+)
+from resflow_bench.theory.hutchinson import (
+    Moments,
+    Probe,
+    avron_toledo_bound,
+    hutchinson_variance,
+    iid_variance,
+    moments,
+    printed_variance_bound,
+    series_variance_bound,
+)
+from resflow_bench.theory.inverse import (
+    picard_error_bound,
+    picard_steps,
+    residual_error_bounds,
+)
+from resflow_bench.theory.roulette import (
+    Law,
+    Roulette,
+    roulette_moment_is_finite,
+    roulette_variance,
+    roulette_variance_bound,
+    roulette_variance_bound_lipschitz,
+    roulette_variance_is_finite,
+)
+from resflow_bench.theory.tails import (
+    spectral_radius,
+    tail_moments,
+)
+
+__all__ = [
+    "Law",
+    "Moments",
+    "Probe",
+    "Roulette",
+    "avron_toledo_bound",
+    "hutchinson_variance",
+    "iid_variance",
+    "log_tail",
+    "moments",
+    "picard_error_bound",
+    "picard_steps",
+    "printed_variance_bound",
+    "residual_error_bounds",
+    "roulette_moment_is_finite",
+    "roulette_variance",
+    "roulette_variance_bound",
+    "roulette_variance_bound_lipschitz",
+    "roulette_variance_is_finite",
+    "series",
+    "series_variance_bound",
+    "spectral_radius",
+    "tail_moments",
+    "truncation_bias",
+    "truncation_bias_bound",
+]
