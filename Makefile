@@ -64,9 +64,9 @@ check: env
 	$(BIN)/python -m mypy
 
 asv: env
-	$(BIN)/asv check --environment existing
-	$(BIN)/asv machine --yes
-	$(BIN)/asv run --environment existing --quick --dry-run --show-stderr
+	$(BIN)/python -m asv check --environment existing
+	$(BIN)/python -m asv machine --yes
+	$(BIN)/python -m asv run --environment existing --quick --dry-run --show-stderr
 
 clean:
 	rm -rf .venv .asv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

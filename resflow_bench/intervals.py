@@ -88,10 +88,11 @@ def variance_interval(draws: ArrayLike) -> Interval:
     Args:
         draws: (n, P), or (n,) for one estimate; rows are independent, entries of a row need not be.
 
-    Properties: for finite eighth moments of y; for others there is `lower_variance_interval`.
-    Measured coverage (4000 simulations, so +- 0.4 % at 99 %): 98.4 % at the worst that a quadratic
-    form of normal numbers can do, chi-squared with one degree of freedom, at n = 1000, P = 1;
-    98.6 % to 99.2 % at n = 4000, at P = 8, or in eight dimensions. Zero variance gives [0, 0].
+    Properties: for a finite eighth moment of y; where it is not, take `lower_variance_interval`.
+    Zero variance gives [0, 0]. Measured coverage, to +- 0.5 %: 98.4 % to 99.2 % for n from 1000 to
+    4000, one and eight points, Gaussian, Rademacher and roulette estimates, and the worst that a
+    quadratic form of normal numbers can do (chi-squared with one degree of freedom); 97.9 % to
+    99 % down to n = 64. With an infinite fourth moment: 93 %.
 
     Raises:
         ValueError: if there are fewer than two draws, or one is not finite.
@@ -151,10 +152,7 @@ def median_interval(samples: ArrayLike) -> Interval:
     """
     y = np.sort(_samples("median_interval", samples, least=1))
     n = len(y)
-    tail = (1.0 - LEVEL) / 2.0
-    rank = int(stats.binom.ppf(tail, n, 0.5))  # the least r with P(B <= r) >= tail
-    if stats.binom.cdf(rank, n, 0.5) <= tail:
-        rank += 1
+    rank = int(stats.binom.ppf((1.0 - LEVEL) / 2.0, n, 0.5))  # the least r with P(B <= r) above
     low, high = (float(y[rank - 1]), float(y[n - rank])) if rank > 0 else (-math.inf, math.inf)
     return Interval(float(np.median(y)), math.nan, low, high, n)
 

@@ -110,7 +110,8 @@ def test_a_hostile_branch_has_no_bound() -> None:
 
 def test_samples_follow_the_density() -> None:
     """Mean of log p over 4,000 samples is minus the entropy of f^-1(N): within 4 s.e. of
-    E[log N(z) + log_det] computed along the same map from fresh z, and samples map to normals."""
+    E[log N(z) + log_det] computed along the same map from fresh z, and samples map to normals.
+    """
     flow = make_flow()
     x = flow.sample(4000, generator(7))
     z = flow(x)

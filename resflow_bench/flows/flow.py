@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, Self
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from resflow_bench.fixed_point import Solution
 from resflow_bench.flows.actnorm import ActNorm
 from resflow_bench.flows.residual import Inversion, ResidualBlock
-from resflow_bench.layers import LipSwish, mlp_branch
+from resflow_bench.layers import Activation, LipSwish, mlp_branch
 from resflow_bench.logdet import Geometric, LogDetEstimator, Rademacher, Roulette
 from resflow_bench.logdet.estimator import Estimator
 
@@ -23,6 +23,10 @@ DEFAULT_ESTIMATOR = LogDetEstimator(Rademacher(), Roulette(Geometric(0.1), n_exa
 
 class Bijection(Protocol):
     """A layer of a flow: x -> z with its log-det, and z -> x with its error bound."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """z, (B, *event)."""
+        ...
 
     def forward_and_log_det(
         self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
@@ -70,7 +74,7 @@ class ResidualFlow(nn.Module):
         hidden: Sequence[int],
         n_blocks: int,
         lipschitz: float,
-        activation: type[nn.Module] = LipSwish,
+        activation: Callable[[], Activation] = LipSwish,
         estimator: Estimator = DEFAULT_ESTIMATOR,
         generator: torch.Generator | None = None,
     ) -> Self:
@@ -100,6 +104,11 @@ class ResidualFlow(nn.Module):
         return cls(layers, dim, estimator)
 
     @property
+    def bijections(self) -> list[Bijection]:
+        """The layers, from data to latent."""
+        return list(self.layers)  # type: ignore[arg-type]
+
+    @property
     def blocks(self) -> list[ResidualBlock]:
         """The residual blocks, from data to latent."""
         return [layer for layer in self.layers if isinstance(layer, ResidualBlock)]
@@ -112,7 +121,7 @@ class ResidualFlow(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """z = f(x), (B, d)."""
-        for layer in self.layers:
+        for layer in self.bijections:
             x = layer(x)
         return x
 
@@ -121,7 +130,7 @@ class ResidualFlow(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(z, ln|det df/dx|), (B, d) and (B,) nats, differentiable in x and in the parameters."""
         log_det = x.new_zeros(x.shape[0])
-        for layer in self.layers:
+        for layer in self.bijections:
             x, term = layer.forward_and_log_det(x, self.estimator, generator)
             log_det = log_det + term
         return x, log_det
@@ -146,7 +155,7 @@ class ResidualFlow(nn.Module):
         """
         error = None
         solutions = []
-        for layer in reversed(self.layers):
+        for layer in reversed(self.bijections):
             solution = layer.inverse(z, inversion, error, certify)
             z, error = solution.value, solution.error_bound
             solutions.append(solution)
@@ -176,16 +185,16 @@ class ResidualFlow(nn.Module):
         solution.raise_if_failed()
         return solution.value
 
-    def inputs(self, x: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
+    def inputs(self, x: Tensor) -> Iterator[tuple[Bijection, Tensor]]:
         """(layer, that layer's input) from data to latent."""
-        for layer in self.layers:
+        for layer in self.bijections:
             yield layer, x
             x = layer(x)
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
         """Set every ActNorm from the batch x, (B, d), each on what reaches it."""
-        for layer in self.layers:
+        for layer in self.bijections:
             if isinstance(layer, ActNorm):
                 layer.initialise(x)
             x = layer(x)

@@ -31,14 +31,17 @@ class Gaussian:
     Properties: unbiased for every A. The variance is attained at its Avron-Toledo bound by every
     symmetric A, scaled identities among them.
 
-    Source: Hutchinson (1990); Avron and Toledo (2011), Lemma 9, which holds with the square of the
-    Frobenius norm.
+    Source: Hutchinson (1990); Avron and Toledo (2011), for symmetric A, often quoted without the
+    square of the Frobenius norm.
 
     >>> Gaussian().fourth_moment
     3.0
     """
 
     fourth_moment = 3.0
+
+    def __str__(self) -> str:
+        return "gaussian"
 
     def sample(self, n_probes: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw (m, B, *event) standard normal numbers."""
@@ -57,13 +60,16 @@ class Rademacher:
     Properties: unbiased for every A; never more variance than `Gaussian`, and none at all for a
     diagonal A.
 
-    Source: Hutchinson (1990), Proposition 1.
+    Source: Hutchinson (1990).
 
     >>> Rademacher().fourth_moment
     1.0
     """
 
     fourth_moment = 1.0
+
+    def __str__(self) -> str:
+        return "rademacher"
 
     def sample(self, n_probes: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw (m, B, *event) independent signs."""

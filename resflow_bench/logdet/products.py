@@ -47,12 +47,13 @@ def cached(g: Map, x: Tensor) -> Linearisation:
     Raises:
         TypeError: if g has no `linearise`.
     """
-    if not hasattr(g, "linearise"):
+    own = getattr(g, "linearise", None)
+    if own is None:
         raise TypeError(
             f"cached products need a g with a `linearise` method; got {type(g).__name__}. "
             "Use `autograd`, which takes any g."
         )
-    value, vjp = g.linearise(x)
+    value, vjp = own(x)
     return Linearisation(_same_shape(value, x), vjp)
 
 
@@ -81,8 +82,8 @@ def autograd(g: Map, x: Tensor) -> Linearisation:
             create_graph=torch.is_grad_enabled(),
             allow_unused=True,
         )
-        if product is None:
-            return torch.zeros_like(v)
+        if product is None:  # of g's value, nothing depends on x
+            return torch.zeros_like(v)  # type: ignore[unreachable]
         return product.unsqueeze(0) if one else product
 
     return Linearisation(value if differentiate else value.detach(), vjp)

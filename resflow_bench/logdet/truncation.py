@@ -1,4 +1,4 @@
-"""How many terms of ln|det(I + J)| = sum_k (-1)^(k+1) tr(J^k)/k are evaluated, and their weights."""
+"""How many terms of the series of ln|det(I + J)| are evaluated, and with which weights."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Fixed:
     Raises:
         ValueError: if `n_terms` is below 1.
 
-    Source: Behrmann et al. (2019), "Invertible Residual Networks", eq. 4 and Theorem 3.
+    Source: Behrmann et al. (2019), "Invertible Residual Networks", Theorem 3 (the bias).
 
     >>> str(Fixed(10))
     'fixed(10)'
@@ -111,8 +111,10 @@ class Fixed:
 class Law(Protocol):
     """The law of M on {0, 1, 2, ...}, by its survival function."""
 
-    decay: float
-    """lim P(M >= j + 1) / P(M >= j): what decides which moments of an estimate are finite."""
+    @property
+    def decay(self) -> float:
+        """lim P(M >= j + 1) / P(M >= j): what decides which moments of an estimate are finite."""
+        ...
 
     def survival(self, j: np.ndarray) -> np.ndarray:
         """P(M >= j) in float64, to full relative precision however far in the tail."""
@@ -129,7 +131,7 @@ class Geometric:
     Raises:
         ValueError: unless 0 < stop < 1.
 
-    Source: Chen et al. (2019), "Residual Flows", eq. 6, where the coin's p is `stop`.
+    Source: Chen et al. (2019), "Residual Flows", where the coin's p is `stop`.
 
     >>> Geometric(0.5).survival(np.array([0, 1, 2])).tolist()
     [1.0, 0.5, 0.25]
@@ -216,7 +218,7 @@ class Roulette:
     Raises:
         ValueError: if `n_exact` is negative or `per` is another word.
 
-    Source: Kahn (1955); Chen et al. (2019), eq. 6 and Theorem 1.
+    Source: Kahn (1955); Chen et al. (2019), Theorem 1.
 
     >>> Roulette(Geometric(0.5), n_exact=3).survival(np.arange(1, 6)).tolist()
     [1.0, 1.0, 1.0, 0.5, 0.25]

@@ -54,7 +54,7 @@ def series(jacobian: ArrayLike, n_terms: int) -> Floats:
     Raises:
         ValueError: if `jacobian` is not a finite (..., d, d) array or `n_terms` is negative.
 
-    Source: Behrmann et al. (2019), section 3.2.
+    Source: Behrmann et al. (2019), section 3.
     """
     j = square("series", jacobian)
     at_least("series", "n_terms", n_terms, 0)
@@ -77,7 +77,7 @@ def truncation_bias(jacobian: ArrayLike, n_terms: int) -> Floats:
     Raises:
         ValueError: if `jacobian` is not a finite (..., d, d) array or `n_terms` is negative.
 
-    Source: Behrmann et al. (2019), section 3.2; tau_N as in `log_tail`, continued to complex
+    Source: Behrmann et al. (2019), section 3; tau_N as in `log_tail`, continued to complex
     arguments.
 
     >>> round(float(truncation_bias(-0.9 * np.eye(2), 4)), 3)  # overstates

@@ -15,7 +15,7 @@ from resflow_bench.theory.checks import Floats, at_least, contraction, probe_cou
 from resflow_bench.theory.hutchinson import Moments, Probe
 from resflow_bench.theory.tails import scaled_tails, spectral_radius
 
-_MAX_TERMS = 2**13  # enough unless rho^2 is within 0.2 % of decay; one second at d = 64
+_MAX_TERMS = 2**13  # enough unless rho^2 is within 0.2 % of decay; 0.25 s at d = 64
 _RTOL = 1e-12
 
 Quadratic = Callable[[Moments], np.ndarray]

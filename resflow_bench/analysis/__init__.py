@@ -1,0 +1,1 @@
+"""Frames in, frames out: tables, verdicts and findings from measured rows."""

@@ -1,0 +1,59 @@
+"""What differs between two runs: frames in, a frame out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+
+from resflow_bench.analysis.tables import axes
+from resflow_bench.intervals import LEVEL
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+KEYS = ["suite", "cell", "metric"]
+_Z = float(norm.isf((1 - LEVEL) / 2))
+
+
+def changes(base: Mapping[str, pd.DataFrame], new: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """new - base for every metric of every cell that both runs measured, the surest change first.
+
+    With s the standard error of a value, the difference has s = sqrt(s_base^2 + s_new^2), z is
+    their quotient, and the interval is difference +- 2.576 s. A value that has only an interval
+    counts as if it were normal with that width; one that has neither is exact, and any change of it
+    has an infinite z.
+
+    Returns:
+        One row per suite, cell and metric: unit, base, new, difference, low, high, z, and the axes.
+    """
+    before, after = _values(base), _values(new)[[*KEYS, "value", "s"]]
+    both = before.merge(after, on=KEYS, suffixes=("_base", "_new"))
+    # Equal infinities have not changed, and inf - inf does not say so.
+    same = both["value_base"] == both["value_new"]
+    difference = (both["value_new"] - both["value_base"]).mask(same, 0.0)
+    s = np.hypot(both["s_base"], both["s_new"])
+    size = (difference / both["value_base"]).abs()
+    table = both[KEYS].assign(
+        unit=both["unit"],
+        base=both["value_base"],
+        new=both["value_new"],
+        difference=difference,
+        low=difference - _Z * s,
+        high=difference + _Z * s,
+        z=(difference / s).mask(same, 0.0),
+    )
+    table = table.join(both[axes(before.drop(columns="s"))])
+    order = pd.DataFrame({"z": table["z"].abs(), "size": size})
+    return table.loc[order.sort_values(["z", "size"], ascending=False, kind="stable").index]
+
+
+def _values(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    rows = pd.concat(frames.values(), ignore_index=True)
+    rows = rows[rows["status"] == "ok"]
+    width = (rows["ci_high"] - rows["ci_low"]).fillna(0.0)
+    return rows.assign(s=rows["standard_error"].fillna(width / (2 * _Z))).drop(
+        columns=["standard_error", "ci_low", "ci_high"]
+    )

@@ -1,0 +1,140 @@
+"""The three sentences that a reader should take away, each with its interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from resflow_bench.analysis.tables import number, wide, with_interval
+
+HOW_MANY = 3
+TARGET = 0.01  # nat: the standard deviation that a model comparison needs
+NAMES = {
+    "trained": "the trained flow",
+    "init": "the untrained flow",
+    "minus-identity": "g(x) = −Kx",
+    "plus-identity": "g(x) = +Kx",
+}
+
+
+def findings(frames: Mapping[str, pd.DataFrame]) -> list[str]:
+    """At most three sentences, the most consequential first; fewer where a run measured less.
+
+    In order: the bias of truncation, the variance of a probe, the inverse, the roulettes of
+    infinite variance, the speed. Each speaks of the trained flow where it was measured, at its
+    largest Lipschitz constant, and of the worst linear map otherwise.
+    """
+    cells = {suite: wide(frame) for suite, frame in frames.items() if len(frame)}
+    said = (find(cells[suite]) for suite, find in _FINDERS if suite in cells)
+    return [sentence for sentence in said if sentence][:HOW_MANY]
+
+
+def _bias(cells: pd.DataFrame) -> str:
+    cells = _measured(cells, "bias", "bias_expected", "bias_bound", "n_terms")
+    if cells.empty:
+        return ""
+    cells = _telling(cells).sort_values("n_terms", key=lambda n: (n - 10).abs(), kind="stable")
+    c = cells.iloc[0]
+    n = int(c["n_terms"])
+    return (
+        f"Cut after {n} term{'s' * (n > 1)}, the log-det of {_name(c)} is biased by "
+        f"{_interval(c, 'bias')} nat, as measured; theory, without sampling, says "
+        f"{number(c['bias_expected'])}, and K = {c['lipschitz']:g} alone guarantees only "
+        f"{number(c['bias_bound'])}."
+    )
+
+
+def _variance(cells: pd.DataFrame) -> str:
+    cells = _measured(cells, "variance", "variance_expected", "variance_bound")
+    cells = cells[(cells["variance_expected"] > 0) & np.isfinite(cells["variance_expected"])]
+    if cells.empty:
+        return ""
+    order = cells.assign(_terms=-cells["n_terms"].fillna(0).astype(float))
+    c = _telling(order).sort_values(["n_probes", "_terms"], kind="stable").iloc[0]
+    m = int(c["n_probes"])
+    probes = float(f"{m * c['variance'] / TARGET**2:.2g}")
+    who = f"{m if m > 1 else 'One'} {c['probe'].capitalize()} probe{'s' * (m > 1)}"
+    return (
+        f"{who} on {_name(c)} give{'s' * (m == 1)} a variance of "
+        f"{_interval(c, 'variance')} nat², {c['variance'] / c['variance_bound']:.0%} of what Avron "
+        f"and Toledo allow; a standard deviation of {TARGET} nat takes about {probes:,.0f} probes."
+    )
+
+
+def _inverse(cells: pd.DataFrame) -> str:
+    cells = _measured(cells, "inverse_error", "inverse_error_bound", "n_steps", "n_steps_bound")
+    cells = cells[cells["outcome"] == 0] if "outcome" in cells else cells
+    if cells.empty:
+        return ""
+    c = _telling(cells).sort_values(["dtype", "tolerance"], kind="stable").iloc[0]
+    return (
+        f"The inverse of {_name(c)}, asked for {c['tolerance']:g} in {c['dtype']}, is off by "
+        f"{number(c['inverse_error'])} at most; what its residual certifies without the truth is "
+        f"[0, {number(c['inverse_error_bound'])}]. It took {c['n_steps']:,.0f} steps where "
+        f"Banach's theorem asks for {c['n_steps_bound']:,.0f}."
+    )
+
+
+def _roulette(cells: pd.DataFrame) -> str:
+    cells = _measured(cells, "variance_is_finite", "roulette", "spectral_radius")
+    if cells.empty:
+        return ""
+    infinite = cells[cells["variance_is_finite"] == 0]
+    if infinite.empty:
+        return f"All {len(cells)} roulettes measured have finite variance."
+    rho = infinite["spectral_radius"]
+    laws = ", ".join(sorted(infinite["roulette"].unique()))
+    return (
+        f"{len(infinite)} of {len(cells)} roulettes measured have infinite variance ({laws}), at "
+        f"spectral radii in [{number(rho.min())}, {number(rho.max())}]: no number of draws "
+        f"helps them."
+    )
+
+
+def _throughput(cells: pd.DataFrame) -> str:
+    cells = _measured(cells, "examples_per_s", "operation")
+    if cells.empty:
+        return ""
+    c = _telling(cells[cells["operation"] == cells["operation"].iloc[0]]).iloc[0]
+    share = c.get("flops_fraction", math.nan)
+    peak = "" if math.isnan(share) else f", {share:.0%} of the rate of a matrix product there"
+    return (
+        f"{c['operation']} of {_name(c)} runs at {_interval(c, 'examples_per_s')} examples a "
+        f"second on {c['device']}{peak}."
+    )
+
+
+_FINDERS: tuple[tuple[str, Callable[[pd.DataFrame], str]], ...] = (
+    ("bias", _bias),
+    ("variance", _variance),
+    ("inverse", _inverse),
+    ("variance", _roulette),
+    ("throughput", _throughput),
+)
+
+
+def _measured(cells: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """The cells that have all of these; none if a column is not there at all."""
+    if not set(columns) <= set(cells):
+        return cells.head(0)
+    return cells[cells["status"] == "ok"].dropna(subset=list(columns))
+
+
+def _telling(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells of the model that says most, at its largest Lipschitz constant."""
+    names = list(dict.fromkeys(["trained", "init", "minus-identity", *cells["model"]]))
+    model = next(name for name in names if (cells["model"] == name).any())
+    cells = cells[cells["model"] == model]
+    largest = cells["lipschitz"].max()
+    return cells[cells["lipschitz"] == largest] if not pd.isna(largest) else cells
+
+
+def _name(cell: pd.Series) -> str:
+    return NAMES.get(cell["model"], f"the {cell['model']} map")
+
+
+def _interval(cell: pd.Series, metric: str) -> str:
+    return with_interval(cell[metric], cell[f"{metric}_low"], cell[f"{metric}_high"])

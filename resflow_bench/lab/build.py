@@ -1,0 +1,143 @@
+"""From a cell to the objects that are measured, and to the truth that they are held to."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resflow_bench.flows import ResidualBlock, ResidualFlow
+from resflow_bench.lab.cells import Cell, Context, Skip
+from resflow_bench.lab.models import MODELS, Say, silent
+from resflow_bench.logdet import (
+    LAWS,
+    PROBES,
+    Fixed,
+    Law,
+    LogDetEstimator,
+    Roulette,
+    Truncation,
+    jacobian,
+)
+
+
+def build_flow(cell: Cell, results: Path, aligned: bool = True, say: Say = silent) -> ResidualFlow:
+    """The cell's model, in its dtype and on its device.
+
+    Args:
+        cell: its axes model, dim, lipschitz, dtype and device.
+        results: where trained weights are kept.
+        aligned: whether each layer's power iteration is at its limit, so that the promised
+            constant holds; False leaves it as the training did.
+        say: hears how a training goes.
+
+    Raises:
+        Skip: where the model does not exist at this dim.
+    """
+    flow = MODELS[cell["model"]].flow(cell["dim"], cell["lipschitz"], results, say)
+    if aligned:
+        flow.align()
+    return flow.to(cell["device"], getattr(torch, cell["dtype"])).requires_grad_(False)
+
+
+def build_points(cell: Cell, n: int) -> Tensor:
+    """The model's n inputs, (n, d), in the cell's dtype and on its device."""
+    points = MODELS[cell["model"]].points(n, cell["dim"])
+    return points.to(cell["device"], getattr(torch, cell["dtype"]))
+
+
+def build_truncation(cell: Cell) -> Truncation:
+    """`Fixed(n_terms)` or `Roulette(law, n_exact)`."""
+    if cell["truncation"] == "fixed":
+        return Fixed(cell["n_terms"])
+    return Roulette(build_law(cell["roulette"]), cell["n_exact"])
+
+
+def build_law(text: str) -> Law:
+    """`geometric(0.5)` -> Geometric(0.5).
+
+    Raises:
+        ValueError: if it is no law, or its number is refused.
+    """
+    name, _, number = text.removesuffix(")").partition("(")
+    if name not in LAWS:
+        raise ValueError(f"a law is one of {', '.join(LAWS)} with a number in parentheses.")
+    return LAWS[name](float(number))
+
+
+def build_estimator(cell: Cell) -> LogDetEstimator:
+    """The cell's probe, truncation and number of probes."""
+    return LogDetEstimator(PROBES[cell["probe"]], build_truncation(cell), cell["n_probes"])
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A flow, P points, and what is true of it there, in float64.
+
+    flow, x: as the cell asks, (P, d).
+    jacobians: J of every block at its own input, (P, n_blocks, d, d).
+    log_det: the exact ln|det df/dx|, (P,), nats.
+    norm: the largest ||J||_2.
+    spectral_radius: the largest |eigenvalue| of a J.
+    """
+
+    flow: ResidualFlow
+    x: Tensor
+    jacobians: np.ndarray
+    log_det: np.ndarray
+    norm: float
+    spectral_radius: float
+
+
+def build_problem(cell: Cell, results: Path, n_points: int) -> Problem:
+    """The cell's flow at `n_points` points, or as many as have a J of their own."""
+    n_points = MODELS[cell["model"]].n_distinct_points or n_points
+    axes = ("model", "dim", "lipschitz", "dtype", "device")
+    key = Cell(cell.suite, {name: cell[name] for name in axes})
+    return _problem(key, results, n_points)
+
+
+@lru_cache(maxsize=8)
+def _problem(cell: Cell, results: Path, n_points: int) -> Problem:
+    flow = build_flow(cell, results)
+    x = build_points(cell, n_points)
+    jacobians, log_det = dense_truth(flow, x)
+    eigenvalues = np.linalg.eigvals(jacobians)
+    return Problem(
+        flow=flow,
+        x=x,
+        jacobians=jacobians,
+        log_det=log_det,
+        norm=float(np.linalg.norm(jacobians, 2, axis=(-2, -1)).max()),
+        spectral_radius=float(np.abs(eigenvalues).max()),
+    )
+
+
+def dense_truth(flow: ResidualFlow, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(J of every block at its own input, exact log-det): (P, n_blocks, d, d), (P,), float64."""
+    promoted = copy.deepcopy(flow).double()
+    jacobians, log_det = [], torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    with torch.no_grad():
+        for layer, inputs in promoted.inputs(x.double()):
+            if isinstance(layer, ResidualBlock):
+                matrix = jacobian(layer.branch, inputs)
+                identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+                log_det += torch.linalg.slogdet(identity + matrix).logabsdet
+                jacobians.append(matrix)
+            else:
+                log_det += layer.forward_and_log_det(inputs, flow.estimator)[1]
+    return torch.stack(jacobians, dim=1).cpu().numpy(), log_det.cpu().numpy()
+
+
+def prepare_models(cells: list[Cell], context: Context) -> None:
+    """Make each trained flow that the cells ask for, once, before any worker wants it."""
+    wanted = {(cell["model"], cell["dim"], cell["lipschitz"]) for cell in cells}
+    for name, dim, lipschitz in sorted(wanted):
+        with suppress(Skip):  # the cells will say so
+            MODELS[name].flow(dim, lipschitz, context.results, context.say)

@@ -1,0 +1,106 @@
+"""The axis `model`: what a name stands for, and at which points it is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from resflow_bench.data import digits
+from resflow_bench.flows import ResidualFlow
+from resflow_bench.lab.cells import Skip
+from resflow_bench.lab.weights import trained_digits
+from resflow_bench.models import LINEAR_FAMILIES, TRAINED_DIM, linear_flow, mlp_flow
+
+Say = Callable[[str], None]
+
+
+def silent(message: str) -> None:
+    """Nobody listens."""
+
+
+class Model(Protocol):
+    """A flow for each dim and promised constant, and the inputs that it is measured at."""
+
+    @property
+    def name(self) -> str:
+        """What the axis says."""
+        ...
+
+    @property
+    def n_distinct_points(self) -> int | None:
+        """How many points differ in their Jacobian; None if all do."""
+        ...
+
+    def flow(self, dim: int, lipschitz: float, results: Path, say: Say) -> ResidualFlow:
+        """The flow, on the CPU; trained weights are kept under `results` and made if missing.
+
+        Raises:
+            Skip: where the model does not exist at this dim.
+        """
+        ...
+
+    def points(self, n: int, dim: int) -> Tensor:
+        """n inputs, (n, d)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One block with g(x) = x A^T of one of the linear families; the same J everywhere."""
+
+    name: str
+    n_distinct_points = 1
+
+    def flow(self, dim: int, lipschitz: float, results: Path, say: Say) -> ResidualFlow:
+        return linear_flow(self.name, dim, lipschitz)
+
+    def points(self, n: int, dim: int) -> Tensor:
+        return normal_points(n, dim)
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """Eight MLP blocks with fresh weights, at standard normal points."""
+
+    name = "init"
+    n_distinct_points = None
+
+    def flow(self, dim: int, lipschitz: float, results: Path, say: Say) -> ResidualFlow:
+        flow = mlp_flow(dim, lipschitz)
+        flow.initialise(normal_points(256, dim))
+        return flow
+
+    def points(self, n: int, dim: int) -> Tensor:
+        return normal_points(n, dim)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The same architecture at d = 64 after maximum likelihood, at held-out digits."""
+
+    name = "trained"
+    n_distinct_points = None
+
+    def flow(self, dim: int, lipschitz: float, results: Path, say: Say) -> ResidualFlow:
+        if dim != TRAINED_DIM:
+            raise Skip(f"the trained flow is the digits', at dim={TRAINED_DIM}; got dim={dim}")
+        return trained_digits(lipschitz, results, say)
+
+    def points(self, n: int, dim: int) -> Tensor:
+        test = digits().test
+        return test[torch.arange(n) % len(test)]
+
+
+_MODELS: tuple[Model, ...] = (*map(Linear, LINEAR_FAMILIES), Untrained(), Trained())
+MODELS = {model.name: model for model in _MODELS}
+"""What the axis `model` offers, by name."""
+
+
+def normal_points(n: int, dim: int) -> Tensor:
+    """n standard normal points, (n, d), always the same."""
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(0))

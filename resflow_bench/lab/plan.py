@@ -1,0 +1,112 @@
+"""What one run is to measure, and how its `run.json` remembers it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from resflow_bench.lab.provenance import provenance
+
+if TYPE_CHECKING:
+    from resflow_bench.lab.axes import Value
+    from resflow_bench.lab.cells import Cell, Suite
+    from resflow_bench.lab.store import Run, Store
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Suites at a preset, the axes that the user set, and a seed. Equal plans, equal numbers.
+
+    Raises:
+        ValueError: if a suite lacks the preset, no suite has an axis that was set, or no cell is
+            left.
+    """
+
+    suites: tuple[Suite, ...]
+    preset: str
+    overrides: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        names = ", ".join(suite.name for suite in self.suites)
+        for suite in self.suites:
+            if self.preset not in suite.presets:
+                raise ValueError(
+                    f"suite `{suite.name}` has no preset `{self.preset}`; "
+                    f"it has {', '.join(suite.presets)}."
+                )
+        for axis in self.overrides:
+            if not any(axis in suite.axes for suite in self.suites):
+                raise ValueError(
+                    f"axis `{axis}` belongs to no suite that is asked ({names}); leave it out, or "
+                    "ask one that has it (see `resflow-bench list`)."
+                )
+        if not any(self.cells(suite) for suite in self.suites):
+            asked = " ".join(f"{a}={','.join(map(str, v))}" for a, v in self.overrides.items())
+            raise ValueError(
+                f"no cell of {names} at preset `{self.preset}` has {asked or 'anything'}; "
+                "set fewer axes, or take another preset or suite (see `resflow-bench list`)."
+            )
+
+    def cells(self, suite: Suite) -> list[Cell]:
+        """The cells of one of its suites."""
+        return suite.cells(self.preset, self.overrides)
+
+    def record(self) -> dict[str, Any]:
+        """Its part of `run.json`; `arguments` are those of a command that measures it again."""
+        chosen = {axis: list(values) for axis, values in self.overrides.items()}
+        suites = [suite.name for suite in self.suites]
+        sets = [f"--set={axis}={','.join(map(str, values))}" for axis, values in chosen.items()]
+        options = [f"--preset={self.preset}", f"--seed={self.seed}", *sets]
+        return {
+            "seed": self.seed,
+            "preset": self.preset,
+            "suites": suites,
+            "set": chosen,
+            "arguments": ["run", *suites, *options],
+        }
+
+    @classmethod
+    def recorded(cls, about: Mapping[str, Any], load: Callable[[str], Suite]) -> Plan:
+        """The plan that a `run.json` remembers.
+
+        Raises:
+            ValueError: if it remembers none, or a suite or axis is no more.
+        """
+        try:
+            suites = tuple(map(load, about["suites"]))
+            overrides = {axis: tuple(values) for axis, values in about["set"].items()}
+            preset, seed = str(about["preset"]), int(about["seed"])
+        except (KeyError, TypeError, AttributeError):
+            raise ValueError("its run.json does not say what was to be measured.") from None
+        return cls(suites, preset, overrides, seed)
+
+
+def now() -> str:
+    """The time in ISO 8601, UTC, such that later times are later strings."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def begin(plan: Plan, store: Store) -> Run:
+    """A new run that is to measure the plan.
+
+    Raises:
+        StoreError: if the results folder cannot be written.
+    """
+    times = {"start": now(), "end": None, "status": "running"}
+    return store.create({**plan.record(), **times, **provenance()})
+
+
+def go_on(run: Run) -> list[str]:
+    """Notes in `run.json` that the run goes on, and what is not as it was when it began.
+
+    Returns:
+        What changed: of `commit`, `versions`, `device` and the like.
+    """
+    about = run.about
+    changed = {name: value for name, value in provenance().items() if about.get(name) != value}
+    resumed = [*about.get("resumed", []), {"start": now(), **changed}]
+    run.write_about(about | {"end": None, "status": "running", "resumed": resumed})
+    return list(changed)

@@ -1,0 +1,96 @@
+"""Where numbers come from: code, libraries and machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_LIBRARIES = ("torch", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn")
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, commit, devices and threads, as `run.json` records them.
+
+    `commit` and `dirty` (are there changes, or new files, that no commit holds?) are None where
+    the package does not run from a git checkout.
+    """
+    return {
+        "versions": _versions(),
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": None if (status := _git("status", "--porcelain")) is None else status != "",
+        "device": _devices(),
+        "threads": _threads(),
+        "platform": platform.platform(),
+    }
+
+
+def cores() -> int:
+    """The cores that this process may use: fewer than the machine's in a container or a job."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _versions() -> dict[str, str | None]:
+    from resflow_bench import __version__
+
+    versions: dict[str, str | None] = {
+        "resflow_bench": __version__,
+        "python": platform.python_version(),
+    }
+    for library in _LIBRARIES:
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:
+            versions[library] = None
+    return versions
+
+
+def _git(*arguments: str) -> str | None:
+    """What git answers about the checkout that holds this very file, None where none does."""
+    here = Path(__file__)
+    try:
+        for command in (("ls-files", "--error-unmatch", here.name), arguments):
+            answer = subprocess.run(
+                ["git", "-C", str(here.parent), *command],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=20,
+            )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _devices() -> dict[str, str]:
+    """{"cpu": "AMD EPYC 9654", "cuda:0": "NVIDIA H200"}: every torch device and what it is."""
+    import torch
+
+    devices = {"cpu": _cpu_model()}
+    for index in range(torch.cuda.device_count()):
+        devices[f"cuda:{index}"] = torch.cuda.get_device_name(index)
+    return devices
+
+
+def _cpu_model() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _threads() -> dict[str, int | None]:
+    """Cores that this process may use, threads that torch takes when alone, and what limits it."""
+    import torch
+
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return {
+        "cores": cores(),
+        "torch": torch.get_num_threads(),
+        "OMP_NUM_THREADS": int(limit) if limit.isdecimal() else None,
+    }

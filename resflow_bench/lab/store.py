@@ -1,0 +1,306 @@
+"""The only writer of results/: runs, where they were measured, and their rows.
+
+    results/runs/<run>/run.json                              provenance, status
+    results/runs/<run>/<suite>/part-<time>-<digest>.parquet  rows of one or more whole cells
+
+A part is immutable: written under a hidden name, synced, renamed, so that what exists is whole, and
+its name holds a digest of its bytes. Parts are ordered by their names, which begin with the time. A
+cell may stand in several (it failed and was measured again on resume, or two runs were merged); its
+last part counts. `pandas` reads a suite's folder as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import time
+from datetime import UTC, datetime
+from math import nan
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from resflow_bench import __version__
+from resflow_bench.lab.axes import axis_named
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from resflow_bench.lab.cells import Result, Suite
+
+COLUMNS = {
+    "suite": "string",
+    "cell": "string",
+    "status": "string",
+    "message": "string",
+    "metric": "string",
+    "value": "float64",
+    "unit": "string",
+    "standard_error": "float64",
+    "ci_low": "float64",
+    "ci_high": "float64",
+    "n": "int64",
+}
+"""The columns that every suite has, before one for each of its axes."""
+
+_MARK = b"resflow_bench"
+_AXIS_TYPES = {int: "Int64", float: "float64", str: "string"}
+SECONDS_BUFFERED = 1.0
+"""Syncing a part takes milliseconds, so cells that take less share one; a kill -9 costs no more."""
+
+
+class StoreError(Exception):
+    """What was asked of the results folder cannot be had; the message says why, and the remedy."""
+
+
+def _schema(axes: tuple[str, ...]) -> pa.Schema:
+    types = COLUMNS | {axis: _AXIS_TYPES[axis_named(axis).kind] for axis in axes}
+    empty = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in types.items()})
+    schema = pa.Schema.from_pandas(empty, preserve_index=False)
+    return schema.with_metadata({**schema.metadata, _MARK: __version__.encode()})
+
+
+def _rows(result: Result) -> Iterator[dict[str, Any]]:
+    """One row per metric; one row without a metric where the cell failed or was skipped."""
+    cell = result.cell
+    common = {"suite": cell.suite, "cell": cell.id, "status": result.status, **cell.axes}
+    if not result.observations:
+        nothing = {"metric": "", "value": nan, "unit": "", "n": 0}
+        missing = dict.fromkeys(("standard_error", "ci_low", "ci_high"), nan)
+        yield common | nothing | missing | {"message": result.message}
+    for observation in result.observations:
+        yield common | vars(observation)
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """The file is there whole, also after a power cut, or it is not there."""
+    temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _write_part(folder: Path, table: pa.Table) -> None:
+    stream = io.BytesIO()
+    pq.write_table(table, stream)
+    content = stream.getvalue()
+    _write_whole(folder / f"part-{time.time_ns():020d}-{_digest(content)}.parquet", content)
+
+
+def _read_part(path: Path) -> pa.Table:
+    reason = "its bytes or columns are not those that were written"
+    try:
+        content = path.read_bytes()
+        table = pq.read_table(io.BytesIO(content))
+        # A part that someone else's tool rewrote has lost the mark, and its name says nothing.
+        whole = _MARK not in (table.schema.metadata or {}) or path.stem.endswith(_digest(content))
+        if whole and table.column_names[: len(COLUMNS)] == list(COLUMNS):
+            return table
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+    raise StoreError(
+        f"part `{path}` is damaged ({reason}); move it away, then `resflow-bench run --resume "
+        f"{path.parents[1].name} --results {path.parents[3]}` measures its cells again."
+    )
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+class Run:
+    """One run's folder. Rows are appended cell by cell and are on disk about a second later."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self._buffer: dict[str, tuple[pa.Schema, list[dict[str, Any]]]] = {}
+        self._flushed = time.monotonic()
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What `run.json` holds; a run that goes on, or was killed, has no `end`.
+
+        Raises:
+            StoreError: if it is damaged.
+        """
+        file = self.path / "run.json"
+        try:
+            about = json.loads(file.read_bytes())
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"`{file}` cannot be read ({error}); put back a copy, or move `{self.path}` away."
+            ) from None
+        if not isinstance(about, dict):
+            raise StoreError(f"`{file}` holds no JSON object; move `{self.path}` away.")
+        return about
+
+    def write_about(self, about: dict[str, Any]) -> None:
+        """Replaces `run.json`."""
+        _write_whole(self.path / "run.json", json.dumps(about, indent=2).encode() + b"\n")
+
+    def append(self, suite: Suite, result: Result) -> None:
+        """Adds a cell's rows; all of them reach the disk in one part."""
+        if suite.name not in self._buffer:
+            self._buffer[suite.name] = (_schema(suite.axes), [])
+        self._buffer[suite.name][1].extend(_rows(result))
+        if time.monotonic() - self._flushed > SECONDS_BUFFERED:
+            self.flush()
+
+    def flush(self) -> None:
+        """Puts every appended row on disk.
+
+        Raises:
+            StoreError: if the disk does not take them.
+        """
+        for suite, (schema, rows) in self._buffer.items():
+            folder = self.path / suite
+            try:
+                folder.mkdir(exist_ok=True)
+                _write_part(folder, pa.Table.from_pylist(rows, schema))
+            except OSError as error:
+                raise StoreError(
+                    f"`{folder}` takes no more rows ({error.strerror}); make room, then "
+                    f"`resflow-bench run --resume {self.name} --results {self.path.parents[1]}`."
+                ) from error
+        self._buffer.clear()
+        self._flushed = time.monotonic()
+
+    @property
+    def suites(self) -> list[str]:
+        """The suites that it has rows of."""
+        return sorted({part.parent.name for part in self.path.glob("*/part-*.parquet")})
+
+    def frame(self, suite: str) -> pd.DataFrame:
+        """A suite's rows, ordered by the cells' axes and then as measured, whatever ran when.
+
+        Raises:
+            StoreError: if there are none, or a part is damaged.
+        """
+        parts = sorted((self.path / suite).glob("part-*.parquet"))
+        if not parts:
+            raise StoreError(
+                f"run `{self.name}` holds no rows of suite `{suite}`; "
+                f"it holds those of {', '.join(self.suites) or 'no suite'}."
+            )
+        tables = [_read_part(part) for part in parts]
+        frame = pa.concat_tables(tables, promote_options="default").to_pandas()
+        part = pd.Series(np.repeat(np.arange(len(tables)), [len(table) for table in tables]))
+        frame = frame[part == part.groupby(frame["cell"]).transform("max")]
+        axes = [column for column in frame.columns if column not in COLUMNS]
+        return frame.sort_values([*axes, "cell"], kind="stable", ignore_index=True)
+
+    def frames(self) -> dict[str, pd.DataFrame]:
+        """Every suite's rows."""
+        return {suite: self.frame(suite) for suite in self.suites}
+
+    def done(self) -> set[str]:
+        """The cells that need no measuring: all but those that failed.
+
+        Raises:
+            StoreError: if a part is damaged.
+        """
+        frames = self.frames().values()
+        return {cell for frame in frames for cell in frame["cell"][frame["status"] != "failed"]}
+
+    def drop_superseded(self) -> None:
+        """Removes the rows that do not count, so that a plain reader sees each cell once."""
+        for suite in self.suites:
+            later: set[str] = set()
+            for part in sorted((self.path / suite).glob("part-*.parquet"), reverse=True):
+                table = _read_part(part)
+                cells = table["cell"].to_pylist()
+                counts = [cell not in later for cell in cells]
+                if not all(counts):
+                    if any(counts):
+                        _write_part(part.parent, table.filter(counts))
+                    part.unlink()
+                later.update(cells)
+
+
+class Store:
+    """The runs in a results folder."""
+
+    def __init__(self, results: Path) -> None:
+        self.results = results
+
+    def create(self, about: dict[str, Any]) -> Run:
+        """A new run, named by its preset, the time (UTC) and four random digits.
+
+        Raises:
+            StoreError: if the folder cannot be written.
+        """
+        name = f"{about['preset']}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{token_hex(2)}"
+        run = Run(self.results / "runs" / name)
+        try:
+            run.path.mkdir(parents=True)
+            run.write_about({"run": name} | about)
+        except OSError as error:
+            raise StoreError(
+                f"results folder `{self.results}` cannot be written ({error.strerror}); "
+                "name another with --results DIR."
+            ) from None
+        return run
+
+    def runs(self) -> list[Run]:
+        """Every run, the oldest first.
+
+        Raises:
+            StoreError: if there is none, or a `run.json` is damaged.
+        """
+        return sorted(self._runs(), key=lambda run: str(run.about.get("start")))
+
+    def open(self, name: str) -> Run:
+        """The run of that name.
+
+        Raises:
+            StoreError: if there is none.
+        """
+        runs = {run.name: run for run in self._runs()}
+        if name not in runs:
+            newest = sorted(runs, key=lambda name: name[-20:])[-3:]  # they end in their time
+            raise StoreError(
+                f"results folder `{self.results}` holds no run called `{name}`; "
+                f"the newest there: {', '.join(newest)}."
+            )
+        return runs[name]
+
+    def _runs(self) -> list[Run]:
+        runs = [Run(file.parent) for file in (self.results / "runs").glob("*/run.json")]
+        if not runs:
+            raise StoreError(
+                f"results folder `{self.results}` holds no run; measure one with "
+                "`resflow-bench run`, or name another folder with --results DIR."
+            )
+        return runs
+
+
+def merge(runs: Iterable[Run]) -> dict[str, pd.DataFrame]:
+    """Every suite's rows; of a cell that several runs hold, those of the last.
+
+    Raises:
+        StoreError: if a part is damaged.
+    """
+    merged: dict[str, pd.DataFrame] = {}
+    for run in runs:
+        for suite, frame in run.frames().items():
+            if suite in merged:
+                before = merged[suite]
+                kept = before[~before["cell"].isin(frame["cell"])]
+                frame = pd.concat([kept, frame], ignore_index=True)  # noqa: PLW2901
+            merged[suite] = frame
+    return merged

@@ -1,0 +1,181 @@
+"""What runs next: a plan's cells to a run's rows, until done or told to stop.
+
+A cell's numbers depend on its axes, the seed, the dtype and the device, never on what else runs. So
+every cell draws from seeds of its own name and, unless its suite times, runs on one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from math import nan
+from typing import TYPE_CHECKING
+
+from resflow_bench.lab.cells import Context, Result, Suite
+from resflow_bench.lab.interrupt import Interrupted, Interrupts
+from resflow_bench.lab.plan import Plan, now
+from resflow_bench.lab.workers import (
+    FAILURES,
+    Answer,
+    Task,
+    by_workers,
+    explain,
+    in_turn,
+    one_thread,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from resflow_bench.lab.store import Run
+
+
+@dataclass
+class _Pace:
+    """How fast a suite goes."""
+
+    n_workers: int
+    n_left: int = 0
+    n_done: int = 0
+    wall_s: float = 0.0
+
+
+@dataclass
+class Tally:
+    """How far a sweep is.
+
+    n_total, n_done, n_kept: cells of the plan, those that have rows, those that had them before.
+    failed, skipped: what came of cells that gave no numbers.
+    signal: the number of the signal that ended the sweep early.
+    """
+
+    n_total: int = 0
+    n_done: int = 0
+    n_kept: int = 0
+    failed: list[Result] = field(default_factory=list)
+    skipped: list[Result] = field(default_factory=list)
+    signal: int | None = None
+    paces: dict[str, _Pace] = field(default_factory=dict)
+
+    @property
+    def seconds_left(self) -> float:
+        """Sum of each suite's cells left times their mean time so far (all suites' mean where it
+        has none) over the workers that share them; NaN before the first cell.
+        """
+        paces = self.paces.values()
+        if not (n_done := sum(pace.n_done for pace in paces)):
+            return nan
+        mean = sum(pace.wall_s for pace in paces) / n_done
+        return sum(
+            pace.n_left * (pace.wall_s / pace.n_done if pace.n_done else mean) / pace.n_workers
+            for pace in paces
+        )
+
+    def add(self, answer: Answer) -> None:
+        """Counts a cell that was measured."""
+        result, pace = answer.result, self.paces[answer.task.suite.name]
+        self.n_done += 1
+        pace.n_done += 1
+        pace.n_left -= 1
+        pace.wall_s += answer.wall_s
+        if result.status != "ok":
+            (self.failed if result.status == "failed" else self.skipped).append(result)
+
+
+Listener = Callable[[Tally, str], None]
+
+
+def _nobody(tally: Tally, message: str) -> None:
+    """Listens to nothing."""
+
+
+def sweep(plan: Plan, run: Run, jobs: int = 1, listen: Listener = _nobody) -> Tally:
+    """Measures every cell of the plan that the run lacks, and marks the run as finished.
+
+    Args:
+        plan: what to measure.
+        run: where the rows go. What it holds is kept, but failed cells are measured again.
+        jobs: processes that share the cells; exclusive suites come last, alone, in this one.
+        listen: hears of every cell, and how preparations go.
+
+    Returns:
+        The tally. Its `signal` is set where SIGINT or SIGTERM ended the sweep early; every cell
+        that was finished by then is on disk.
+
+    Raises:
+        StoreError: if the run cannot be read or written.
+    """
+    resumed, done = bool(run.suites), run.done()
+    tally = Tally()
+    tasks = list(_tasks(plan, run.path.parents[1], tally, done))
+    shared = [task for task in tasks if not task.suite.exclusive]
+    exclusive = [task for task in tasks if task.suite.exclusive]
+    jobs = max(1, min(jobs, len(shared)))
+    for task in tasks:
+        workers = 1 if task.suite.exclusive else jobs
+        tally.paces.setdefault(task.suite.name, _Pace(workers)).n_left += 1
+    status = "interrupted"
+    with Interrupts() as interrupts:
+        try:
+            _prepare(tasks, tally, listen, interrupts)
+            with closing(_answers(shared, exclusive, jobs, interrupts)) as answers:
+                for answer in answers:
+                    if answer is None:
+                        run.flush()
+                        continue
+                    run.append(answer.task.suite, answer.result)
+                    tally.add(answer)
+                    listen(tally, str(answer.task.cell))
+            run.flush()
+            if resumed:
+                run.drop_superseded()
+            status = "finished"
+        except Interrupted:
+            tally.signal = interrupts.received
+        finally:
+            run.flush()
+            run.write_about(run.about | {"status": status, "end": now()})
+    return tally
+
+
+def _tasks(plan: Plan, results: Path, tally: Tally, done: set[str]) -> Iterator[Task]:
+    """What is left to measure, the rest counted as kept."""
+    for suite in plan.suites:
+        context = Context(plan.seed, suite.presets[plan.preset].effort, results)
+        for cell in plan.cells(suite):
+            tally.n_total += 1
+            if cell.id in done:
+                tally.n_done += 1
+                tally.n_kept += 1
+            else:
+                yield Task(suite, cell, context)
+
+
+def _prepare(tasks: list[Task], tally: Tally, listen: Listener, interrupts: Interrupts) -> None:
+    """Lets each suite do once what its cells share; a failure there is left for them to find."""
+    suites: dict[str, list[Task]] = {}
+    for task in tasks:
+        suites.setdefault(task.suite.name, []).append(task)
+    for name, shares in suites.items():
+        suite: Suite = shares[0].suite
+        if suite.prepare is None:
+            continue
+        context = replace(shares[0].context, say=lambda message: listen(tally, message))
+        try:
+            with one_thread(), interrupts.allowed():
+                suite.prepare([task.cell for task in shares], context)
+        except FAILURES as error:
+            listen(tally, f"preparing {name} failed: {explain(error)}")
+
+
+def _answers(
+    shared: list[Task], exclusive: list[Task], jobs: int, interrupts: Interrupts
+) -> Generator[Answer | None, None, None]:
+    """Answers as they come, None while there is none."""
+    if jobs > 1:
+        yield from by_workers(shared, jobs, interrupts)
+    else:
+        with one_thread():
+            yield from in_turn(shared, interrupts)
+    yield from in_turn(exclusive, interrupts)

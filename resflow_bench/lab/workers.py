@@ -1,0 +1,188 @@
+"""Who measures a cell: this process, or several that share the work and may die."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from contextlib import contextmanager, suppress
+from multiprocessing import connection, resource_tracker
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from resflow_bench.lab.cells import Cell, Context, Failure, Result, Skip, Suite
+from resflow_bench.lab.interrupt import NUMBERS, Interrupts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+# Failures of a cell, not of the program: ArithmeticError is a solve that did not converge or a
+# value that is not finite; RuntimeError is how torch says that memory ran out, that a factorisation
+# failed or that a dtype lacks an operation; ValueError is how parts refuse a combination of axes;
+# MemoryError is numpy's. A TypeError, a KeyError and the like are mistakes of ours, and stop us.
+FAILURES = (Failure, ArithmeticError, RuntimeError, ValueError, MemoryError)
+_SPAWN = multiprocessing.get_context("spawn")  # CUDA does not survive a fork, nor do threads
+_LONGEST_MESSAGE = 500  # torch's may hold a stack trace of C++
+
+
+class Task(NamedTuple):
+    """One cell to measure, and all that it takes."""
+
+    suite: Suite
+    cell: Cell
+    context: Context
+
+
+class Answer(NamedTuple):
+    """What became of a task, and how long it took."""
+
+    task: Task
+    result: Result
+    wall_s: float
+
+
+def measure(task: Task) -> Answer:
+    """The measure's observations; or what it raised, as a result, where that is one."""
+    cell, start = task.cell, perf_counter()
+    try:
+        observations = tuple(task.suite.measure(cell, task.context))
+        result = Result(cell, "ok", observations)
+        if not observations:
+            result = Result(cell, "failed", message="the measure observed nothing")
+    except Skip as reason:
+        result = Result(cell, "skipped", message=str(reason))
+    except FAILURES as error:
+        result = Result(cell, "failed", message=explain(error))
+    return Answer(task, result, perf_counter() - start)
+
+
+def explain(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    text = " ".join(str(error).split())[:_LONGEST_MESSAGE]
+    return text if isinstance(error, Failure) else f"{type(error).__name__}: {text}"
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for torch, BLAS and OpenMP: sums of several threads differ in their last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def in_turn(tasks: Iterable[Task], interrupts: Interrupts) -> Iterator[Answer]:
+    """Measures here, one task after the other."""
+    for task in tasks:
+        with interrupts.allowed():
+            answer = measure(task)
+        yield answer
+
+
+def by_workers(
+    tasks: Iterable[Task], n_workers: int, interrupts: Interrupts
+) -> Iterator[Answer | None]:
+    """Measures in other processes, as they get to it; None now and then while nothing is ready.
+
+    A worker that is killed (out of memory, a crash in C) costs the cell that it held; another takes
+    its place.
+    """
+    waiting = deque(tasks)
+    busy: dict[Any, _Worker] = {}  # by their pipe
+
+    def employ(worker: _Worker) -> None:
+        worker.start(waiting.popleft())
+        busy[worker.pipe] = worker
+
+    try:
+        while waiting and len(busy) < n_workers:
+            employ(_Worker())
+        while busy:
+            ready = connection.wait(list(busy), timeout=0.2)
+            if not ready:
+                interrupts.check()
+                yield None
+            for pipe in ready:
+                worker = busy.pop(pipe)
+                answer = worker.finish()
+                if not waiting or interrupts.received is not None:
+                    worker.kill()
+                elif worker.process.is_alive():
+                    employ(worker)
+                else:
+                    employ(_Worker())
+                yield answer
+        interrupts.check()
+    finally:
+        for worker in busy.values():
+            worker.kill()
+
+
+class _Worker:
+    """A process that measures one task at a time, and what it is at."""
+
+    def __init__(self) -> None:
+        self.pipe, theirs = _SPAWN.Pipe()
+        self.process = _SPAWN.Process(target=_serve, args=(theirs,), daemon=True)
+        # Ctrl-C reaches every process of a terminal; blocked here, it stays blocked in the child
+        # and pending for us, who decide. The tracker is started first, since that would unblock.
+        resource_tracker.ensure_running()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        theirs.close()
+
+    def start(self, task: Task) -> None:
+        self.task = task
+        with suppress(BrokenPipeError):  # it died; `finish` will find that out
+            self.pipe.send(task)
+
+    def finish(self) -> Answer:
+        try:
+            answer: Answer = self.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+        else:
+            return answer
+        number = -(self.process.exitcode or 0)
+        if number <= 0:
+            raise RuntimeError(f"a worker could not go on at {self.task.cell}; see above why.")
+        name = signal.Signals(number).name
+        message = f"its process was killed by {name}; SIGKILL is what a full memory brings"
+        return Answer(self.task, Result(self.task.cell, "failed", message=message), 0.0)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def _serve(pipe: connection.Connection) -> None:
+    """Measures what comes through the pipe, for as long as there is someone at its other end."""
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    try:
+        task = pipe.recv()  # imports the suite, and with it every library that one_thread limits
+        with one_thread():
+            while True:
+                pipe.send(measure(task))
+                task = pipe.recv()
+    except (EOFError, BrokenPipeError):
+        return
+
+
+def _die_with_parent() -> None:
+    """A parent that is killed cannot stop its workers, and a cell may take minutes."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)

@@ -1,0 +1,1 @@
+"""The only writer of reports: figures and one self-contained page."""

@@ -1,0 +1,23 @@
+"""One file, one question: each module here holds one ``SUITE``, found by its file's name."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from resflow_bench.lab.cells import Suite
+
+NAMES = ("bias", "variance", "inverse", "lipschitz", "throughput")
+
+
+def load(name: str) -> Suite:
+    """The suite of that name; its module, and all that it needs, is imported only now.
+
+    Raises:
+        ValueError: if no suite has that name.
+    """
+    if name not in NAMES:
+        raise ValueError(f"no suite is called `{name}`; the suites are {', '.join(NAMES)}.")
+    suite: Suite = import_module(f"suites.{name}").SUITE
+    return suite

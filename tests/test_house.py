@@ -1,0 +1,283 @@
+"""What must stay true of the source itself: who imports whom, who draws numbers, what is pinned."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import sys
+import tomllib
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import suites
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(p for top in ("resflow_bench", "suites") for p in (ROOT / top).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").glob("*.py"))
+
+# Lowest first. What stands on one line may import its neighbours, but never in a circle.
+LAYERS = (
+    {"intervals", "theory", "logdet", "layers", "fixed_point"},
+    {"flows"},
+    {"data", "training", "models"},
+    {"lab"},
+    {"analysis"},
+    {"report"},
+    {"cli"},
+    {"__main__"},
+    {"suites"},
+)
+LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
+
+# Suites are looked up by name when a run starts, so that `--help` need not import them.
+MAY_LOAD_SUITES = {"cli", "lab"}
+
+# Longer than this and a file has more than one subject.
+MAX_LINES = 450
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def part_of(path: Path) -> str | None:
+    """``logdet`` for ``resflow_bench/logdet/probes.py``; None for ``resflow_bench/__init__.py``."""
+    top, *rest = path.relative_to(ROOT).with_suffix("").parts
+    if top == "suites":
+        return "suites"
+    return None if rest == ["__init__"] else rest[0]
+
+
+def imported_parts(tree: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
+    """Our own parts that a module imports, at its top or later, each with the statement."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            top, *rest = name.split(".")
+            if top == "suites":
+                yield "suites", node
+            elif top == "resflow_bench" and rest and not rest[0].startswith("__"):
+                yield rest[0], node
+
+
+def imported_packages(tree: ast.AST) -> Iterator[str]:
+    """The top-level package of every import in a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield node.module.split(".")[0]
+
+
+def upward_imports(part: str, tree: ast.Module) -> list[str]:
+    """The imports of a module of ``part`` that the layers forbid."""
+    return [
+        f"line {node.lineno}: {part} imports {other}"
+        for other, node in imported_parts(tree)
+        if LEVEL[other] > LEVEL[part]
+        and not (other == "suites" and part in MAY_LOAD_SUITES and node not in tree.body)
+    ]
+
+
+def test_imports_go_down() -> None:
+    found = [
+        f"{relative(path)}, {line}"
+        for path in MODULES
+        if (part := part_of(path)) is not None
+        for line in upward_imports(part, ast.parse(path.read_text("utf-8")))
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_the_import_check_sees_an_upward_import() -> None:
+    assert upward_imports("logdet", ast.parse("from resflow_bench.flows import ResidualFlow"))
+    assert upward_imports("logdet", ast.parse("def f():\n    from resflow_bench import lab"))
+    assert upward_imports("cli", ast.parse("import suites"))
+    assert not upward_imports("cli", ast.parse("def f():\n    import suites"))
+    assert not upward_imports("logdet", ast.parse("from resflow_bench import theory, __version__"))
+
+
+def test_parts_import_each_other_in_no_circle() -> None:
+    graph: dict[str, set[str]] = {part: set() for part in LEVEL}
+    for path in MODULES:
+        part = part_of(path)
+        if part is None or part == "suites":
+            continue
+        for other, _ in imported_parts(ast.parse(path.read_text("utf-8"))):
+            if other not in (part, "suites"):
+                graph[part].add(other)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"these parts import each other in a circle: {' -> '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("path", MODULES + TESTS, ids=relative)
+def test_a_module_says_what_it_is_for(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text("utf-8"))), "no docstring"
+
+
+@pytest.mark.parametrize("path", MODULES + TESTS, ids=relative)
+def test_a_file_is_one_subject(path: Path) -> None:
+    n_lines = len(path.read_text("utf-8").splitlines())
+    assert n_lines < MAX_LINES
+
+
+# Draw from a generator if they are given one, else from the global state.
+TORCH_DRAWS = {
+    "bernoulli",
+    "multinomial",
+    "normal",
+    "poisson",
+    "rand",
+    "randint",
+    "randn",
+    "randperm",
+}
+TENSOR_DRAWS = {
+    *("bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_", "normal_", "random_"),
+    *("uniform_", "kaiming_normal_", "kaiming_uniform_", "orthogonal_", "trunc_normal_"),
+    *("xavier_normal_", "xavier_uniform_"),
+}
+# Cannot be given a generator on every torch that we support.
+TORCH_GLOBAL = {"manual_seed", "rand_like", "randint_like", "randn_like", "seed", "set_rng_state"}
+MODULES_THAT_DRAW = {"Bilinear", "Conv1d", "Conv2d", "Conv3d", "Dropout", "Embedding", "Linear"}
+NUMPY_GENERATORS = {"BitGenerator", "Generator", "PCG64", "Philox", "SeedSequence", "default_rng"}
+
+
+def global_draws(tree: ast.AST) -> list[str]:
+    """The calls in a module that draw from a random state, or seed one, that nobody passed in."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            if "random" in [getattr(node, "module", None), *(alias.name for alias in node.names)]:
+                found.append(f"line {node.lineno}: {ast.unparse(node)}")
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner, name = ast.unparse(node.func.value), node.func.attr
+            given = {keyword.arg for keyword in node.keywords}
+            if (
+                (owner == "torch" and name in TORCH_DRAWS and "generator" not in given)
+                or (name in TENSOR_DRAWS and "generator" not in given)
+                or (owner.split(".")[0] == "torch" and "(" not in owner and name in TORCH_GLOBAL)
+                or (owner in ("nn", "torch.nn") and name in MODULES_THAT_DRAW)
+                or (owner in ("np.random", "numpy.random") and name not in NUMPY_GENERATORS)
+                or (name == "default_rng" and not node.args and not given)
+                or (name == "rvs" and "random_state" not in given)
+            ):
+                found.append(f"line {node.lineno}: {owner}.{name}")
+    return found
+
+
+def test_nothing_draws_from_a_global_generator() -> None:
+    found = [
+        f"{relative(path)}, {line}"
+        for path in MODULES
+        for line in global_draws(ast.parse(path.read_text("utf-8")))
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import random",
+        "from numpy import random",
+        "torch.manual_seed(0)",
+        "torch.cuda.manual_seed(0)",
+        "torch.randn(3)",
+        "torch.randn_like(x)",
+        "x.uniform_(0, 1)",
+        "nn.init.orthogonal_(w)",
+        "nn.Linear(2, 2)",
+        "np.random.normal(size=3)",
+        "np.random.default_rng()",
+        "law.rvs(3)",
+    ],
+)
+def test_the_draw_check_sees_a_global_draw(line: str) -> None:
+    assert global_draws(ast.parse(line))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.Generator().manual_seed(0)",
+        "generator.manual_seed(0)",
+        "torch.randn(3, generator=generator)",
+        "x.uniform_(0, 1, generator=generator)",
+        "np.random.default_rng(seed).normal(size=3)",
+        "law.rvs(3, random_state=rng)",
+    ],
+)
+def test_the_draw_check_leaves_a_given_generator_alone(line: str) -> None:
+    assert not global_draws(ast.parse(line))
+
+
+@pytest.mark.parametrize("name", suites.NAMES)
+def test_a_suite_has_a_time_and_a_tracked_accuracy_in_asv(name: str) -> None:
+    """`asv check` says "no problems" of a suite without a benchmark, so this is asked here."""
+    benchmarks = {
+        attribute: cls
+        for _, cls in inspect.getmembers(import_module(f"suites.{name}"), inspect.isclass)
+        for attribute in dir(cls)
+        if attribute.startswith(("time_", "track_", "peakmem_"))
+    }
+    assert any(attribute.startswith("time_") for attribute in benchmarks), sorted(benchmarks)
+    assert any(attribute.startswith("track_") for attribute in benchmarks), sorted(benchmarks)
+    for attribute, cls in benchmarks.items():
+        # Without it asv hashes the source, and a new comment ends the history.
+        assert isinstance(getattr(cls, "version", None), str), f"{cls.__name__}.{attribute}"
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    split = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(name): version for name, version in split}
+
+
+def test_every_dependency_is_pinned_within_its_range() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    extras = project["project"]["optional-dependencies"].values()
+    declared = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    for requirement in map(Requirement, [*declared, *(line for extra in extras for line in extra)]):
+        version = pins().get(canonicalize_name(requirement.name))
+        assert version is not None, f"{requirement.name} has no pin"
+        assert requirement.specifier.contains(version), f"{requirement}, but {version} is pinned"
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    declared = {
+        canonicalize_name(Requirement(line).name)
+        for line in [*project["dependencies"], *extras["peers"], *extras["baselines"]]
+    }
+    distributions = packages_distributions()
+    undeclared = {
+        f"{relative(path)} imports {name}"
+        for path in MODULES
+        for name in imported_packages(ast.parse(path.read_text("utf-8")))
+        if name not in sys.stdlib_module_names and name not in ("resflow_bench", "suites")
+        if declared.isdisjoint(canonicalize_name(d) for d in distributions.get(name, [name]))
+    }
+    assert not undeclared, "\n".join(sorted(undeclared))
+
+
+def test_asv_measures_the_pinned_torch() -> None:
+    text = (ROOT / "asv.conf.json").read_text("utf-8")
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("//")]
+    assert json.loads("\n".join(lines))["matrix"]["req"]["torch"] == [pins()["torch"]]

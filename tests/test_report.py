@@ -1,0 +1,347 @@
+"""The page and its figures, from made-up rows: plausible numbers, every suite and status."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from html.parser import HTMLParser
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from resflow_bench.analysis.findings import findings
+from resflow_bench.analysis.tables import wide
+from resflow_bench.report import figures
+from resflow_bench.report.page import SECTIONS, write_report
+
+DIM, K = 64, 0.9
+SIGNS = {"minus-identity": -K, "plus-identity": K, "triangular": 0.0, "trained": -0.45}
+DRAWS = ("bias", "variance", "bounds", "roulette", "inverse", "convergence", "lipschitz")
+MODEL = {"dim": DIM, "lipschitz": K, "dtype": "float64", "device": "cpu"}
+FIXED = {"truncation": "fixed", "probe": "gaussian", "n_probes": 1}
+ROULETTE = {"truncation": "roulette", "n_exact": 3, "probe": "gaussian", "n_probes": 1}
+
+Observed = Mapping[str, float | tuple[float, float]]
+
+
+def rows(suite: str, cells: Iterator[tuple[dict[str, Any], Observed]]) -> pd.DataFrame:
+    """A long frame; a metric is a number, or a measured number and the half-width at 99 %."""
+    lines = []
+    for index, (axes, metrics) in enumerate(cells):
+        for metric, observed in metrics.items():
+            value, half = observed if isinstance(observed, tuple) else (observed, 0.0)
+            fixed = {"suite": suite, "cell": f"{suite}{index}", "status": "ok", "message": ""}
+            number = {"metric": metric, "value": value, "unit": "nat", "n": 1000}
+            interval = {
+                "standard_error": half / 2.576,
+                "ci_low": value - half,
+                "ci_high": value + half,
+            }
+            lines.append(fixed | number | interval | axes)
+    return pd.DataFrame(lines)
+
+
+def bias_cells(draw: np.random.Generator) -> Iterator[tuple[dict[str, Any], Observed]]:
+    for (model, a), n in product(SIGNS.items(), (1, 2, 5, 10)):
+        k = np.arange(1, n + 1)
+        expected = DIM * (float(np.sum(-((-a) ** k) / k)) - math.log1p(a))
+        bound = DIM * (-math.log1p(-K) - float(np.sum(K**k / k)))
+        half = 0.02 if abs(a) < K else 0.0
+        measured = expected + 0.3 * half * draw.standard_normal()
+        yield (
+            MODEL | FIXED | {"model": model, "n_terms": n},
+            {
+                "bias": (measured, half),
+                "bias_expected": expected,
+                "bias_bound": bound,
+                "log_det_exact": DIM * math.log1p(a),
+            },
+        )
+    yield (
+        MODEL | ROULETTE | {"model": "trained", "roulette": "geometric(0.5)"},
+        {
+            "bias": (0.004, 0.02),
+            "bias_expected": 0.0,
+            "log_det_exact": -30.0,
+        },
+    )
+
+
+def variance_cells(draw: np.random.Generator) -> Iterator[tuple[dict[str, Any], Observed]]:
+    for (model, a), n in product(SIGNS.items(), (5, 10)):
+        k = np.arange(1, n + 1)
+        expected = 2 * DIM * float(np.sum(-((-a) ** k) / k)) ** 2
+        half = 0.03 * expected
+        yield (
+            MODEL | FIXED | {"model": model, "n_terms": n},
+            {
+                "variance": (expected + 0.3 * half * draw.standard_normal(), half),
+                "variance_expected": expected,
+                "variance_bound": 1.3 * expected,
+                "variance_bound_lipschitz": 2 * DIM * float(np.sum(K**k / k)) ** 2,
+                "variance_bound_printed": 2 * float(np.sum(1 / k)) * math.sqrt(DIM),
+                "variance_is_finite": 1.0,
+                "spectral_radius": abs(a),
+            },
+        )
+    for (model, a), law in product(SIGNS.items(), ("geometric(0.5)", "poisson(2)")):
+        finite = a == 0 or (law != "poisson(2)" and a**2 < 0.5)
+        yield (
+            MODEL | ROULETTE | {"model": model, "roulette": law},
+            {
+                "variance": (9.0, 0.5),
+                "variance_expected": 9.1 if finite else math.inf,
+                "variance_bound": 12.0 if finite else math.inf,
+                "variance_bound_lipschitz": math.inf,
+                "variance_is_finite": float(finite),
+                "spectral_radius": abs(a),
+            },
+        )
+
+
+def inverse_cells() -> Iterator[tuple[dict[str, Any], Observed]]:
+    for dtype, tolerance in product(("float32", "float64"), (1e-2, 1e-4)):
+        yield (
+            MODEL | {"model": "trained", "dtype": dtype, "tolerance": tolerance},
+            {
+                "inverse_error": tolerance / 2,
+                "inverse_error_bound": tolerance * 10,
+                "error_over_bound": 0.05,
+                "n_steps": 8.0,
+                "n_steps_bound": 90.0,
+                "outcome": 2.0 if (dtype, tolerance) == ("float32", 1e-4) else 0.0,
+            },
+        )
+    for dtype, steps in product(("float32", "float64"), (1, 10, 100)):
+        error = max(0.5**steps, 1e-7 if dtype == "float32" else 0.0)
+        yield (
+            MODEL | {"model": "trained", "dtype": dtype, "tolerance": 0.0, "max_steps": steps},
+            {
+                "inverse_error": error,
+                "inverse_error_bound": 10 * error,
+                "error_over_bound": 0.1,
+                "inverse_error_banach": 10 * K**steps,
+                "outcome": 1.0,
+            },
+        )
+
+
+def lipschitz_cells() -> Iterator[tuple[dict[str, Any], Observed]]:
+    for model, a in SIGNS.items():
+        yield (
+            MODEL | {"model": model},
+            {
+                "lipschitz_promised": K,
+                "lipschitz_certified": K,
+                "lipschitz_realised": K if abs(a) == K else 0.5,
+                "spectral_radius": abs(a),
+            },
+        )
+
+
+def throughput_cells() -> Iterator[tuple[dict[str, Any], Observed]]:
+    for operation, n in product(("log_prob", "train_step"), (5, 20)):
+        axes = {"model": "trained", "operation": operation, "n_terms": n, "batch_size": 256}
+        yield (
+            MODEL | FIXED | axes,
+            {
+                "examples_per_s": (12000.0 / n, 300.0 / n),
+                "flops_fraction": (0.41, 0.02),
+            },
+        )
+
+
+def make_frames() -> dict[str, pd.DataFrame]:
+    draw = np.random.default_rng(0)
+    frames = {
+        "bias": rows("bias", bias_cells(draw)),
+        "variance": rows("variance", variance_cells(draw)),
+        "inverse": rows("inverse", inverse_cells()),
+        "lipschitz": rows("lipschitz", lipschitz_cells()),
+        "throughput": rows("throughput", throughput_cells()),
+    }
+    failed = (
+        frames["inverse"]
+        .iloc[[0]]
+        .assign(cell="gone", status="failed", message="<b>no</b> & so", metric="", value=math.nan)
+    )
+    return frames | {"inverse": pd.concat([frames["inverse"], failed])}
+
+
+RUN = {
+    "run": "20260101-quick",
+    "preset": "quick",
+    "seed": 7,
+    "versions": {"python": "3.11", "torch": "2.13.0"},
+    "arguments": ["run", "--preset", "quick", "--set", "roulette=geometric(0.5)"],
+}
+
+
+@pytest.fixture(scope="module")
+def frames() -> dict[str, pd.DataFrame]:
+    return make_frames()
+
+
+@pytest.fixture(scope="module")
+def page(frames: dict[str, pd.DataFrame], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(frames, [RUN], tmp_path_factory.mktemp("report"))
+
+
+VOID = {"meta", "link", "br", "img", "hr"}
+
+
+class Outline(HTMLParser):
+    """What a page loads, what is open at its end, and its text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.open: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.ids += [given["id"]] if given.get("id") else []
+        if tag == "a":
+            self.links.append(given["href"] or "")
+        else:
+            self.loads += [v for k, v in attrs if k in ("src", "href", "xlink:href") and v]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def outline(page: Path) -> Outline:
+    parser = Outline()
+    parser.feed(page.read_text(encoding="utf-8"))
+    assert parser.open == []
+    return parser
+
+
+def test_the_page_loads_nothing(page: Path, outline: Outline) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert all(load.startswith("#") for load in outline.loads)
+    assert "<script" not in text
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+    assert len(text.encode()) < 2_000_000
+
+
+def test_every_link_leads_somewhere(page: Path, outline: Outline) -> None:
+    for link in outline.links:
+        here = link.startswith("#") and link[1:] in outline.ids
+        assert here or (page.parent / link).is_file(), link
+    assert len(outline.ids) == len(set(outline.ids))
+    assert {load[1:] for load in outline.loads} <= set(outline.ids)
+
+
+def test_the_page_says_what_was_found(
+    frames: dict[str, pd.DataFrame], outline: Outline, page: Path
+) -> None:
+    said = findings(frames)
+    assert len(said) == 3
+    for text in [*said, *(s.question for s in SECTIONS), "resflow-bench run --preset quick"]:
+        assert text in outline.text
+    assert "stagnated" in outline.text  # the one violation, named
+    assert "<b>no</b> & so" in outline.text  # a message is text, not markup
+    assert "infinite variance" in outline.text
+
+
+def test_the_tables_beside_it_are_the_rows(frames: dict[str, pd.DataFrame], page: Path) -> None:
+    for suite, frame in frames.items():
+        read = pd.read_csv(page.parent / "tables" / f"{suite}.csv", keep_default_na=False)
+        assert read["cell"].tolist() == frame["cell"].tolist()
+
+
+def test_figures_beside_the_page_stand_alone(page: Path) -> None:
+    for name in (*DRAWS, "throughput"):
+        text = (page.parent / "figures" / f"{name}.svg").read_text(encoding="utf-8")
+        assert text.startswith("<?xml")
+        assert "var(--" not in text
+
+
+def test_the_same_rows_give_the_same_figures(
+    frames: dict[str, pd.DataFrame], page: Path, tmp_path: Path
+) -> None:
+    again = write_report(frames, [RUN], tmp_path)
+    for figure in (page.parent / "figures").iterdir():
+        assert (again.parent / "figures" / figure.name).read_bytes() == figure.read_bytes()
+
+
+@pytest.mark.parametrize("suite", ["bias", "variance", "inverse", "lipschitz", "throughput"])
+def test_a_partial_run_has_a_page(
+    suite: str, frames: dict[str, pd.DataFrame], tmp_path: Path
+) -> None:
+    text = write_report({suite: frames[suite]}, [], tmp_path).read_text(encoding="utf-8")
+    assert f'id="{suite}"' in text
+
+
+def test_a_run_of_failures_has_a_page(frames: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    only = frames["inverse"].query("status == 'failed'")
+    text = write_report({"inverse": only, "bias": only.head(0)}, [RUN], tmp_path).read_text()
+    assert "1 of 1 cells gave no number" in text
+    assert "Nothing that a statement speaks of" in text
+
+
+def test_a_suite_that_the_page_does_not_know_is_a_table(tmp_path: Path) -> None:
+    frame = rows("later", iter([({"model": "init"}, {"novelty": (1.0, 0.1)})]))
+    text = write_report({"later": frame}, [], tmp_path).read_text(encoding="utf-8")
+    assert "novelty" in text
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("columns", [1, 3])
+def test_a_figure_keeps_its_text_inside(
+    name: str, columns: int, frames: dict[str, pd.DataFrame]
+) -> None:
+    suite = {"bounds": "variance", "roulette": "variance", "convergence": "inverse"}
+    figure = getattr(figures, name)(wide(frames[suite.get(name, name)]), columns)
+    figure.draw_without_rendering()
+    width, height = figure.get_size_inches()
+    inside = figure.get_tightbbox()
+    assert -0.02 <= inside.x0 < inside.x1 <= width + 0.02
+    assert -0.02 <= inside.y0 < inside.y1 <= height + 0.02
+
+
+def test_zero_is_drawn_on_a_logarithmic_axis(frames: dict[str, pd.DataFrame]) -> None:
+    """The triangular map has variance 0, which the chain of bounds must show on its edge."""
+    figure = figures.bounds(wide(frames["variance"]), 3)
+    assert figure is not None
+    (ax,) = figure.axes
+    edge = ax.get_xlim()[0]
+    marks = [x for line in ax.lines for x in np.asarray(line.get_xdata(), float)]
+    assert edge < min(marks) <= 1.5 * edge
+    assert all(np.isfinite(marks))
+
+
+def test_the_page_opens_in_a_browser(page: Path, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("no chromium here")
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"]
+    command += ["--no-first-run", "--disable-background-networking", "--disable-sync"]
+    command += ["--disable-component-update", f"--user-data-dir={tmp_path}/profile"]
+    command += ["--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom", page.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
+    assert dom.count("<svg") == 2 * len((*DRAWS, "throughput"))
+    assert "Residual flows, measured" in dom

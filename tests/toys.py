@@ -1,0 +1,95 @@
+"""Suites that cost nothing, and misbehave on request; run as a script, the real command on them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from math import nan
+from multiprocessing import parent_process
+from types import ModuleType
+
+import torch
+
+from resflow_bench.lab.cells import Cell, Context, Failure, Grid, Observation, Preset, Skip, Suite
+
+
+def measure_rows(cell: Cell, context: Context) -> Iterable[Observation]:
+    """A mean whose last bits show how many threads summed it, and who seeded it."""
+    generator = torch.Generator().manual_seed(context.generator_seed(cell))
+    x = torch.randn(200, 200, generator=generator)
+    yield Observation("threads", float(torch.get_num_threads()), "1")
+    y = (x @ x).flatten()
+    error = float(y.std()) / len(y) ** 0.5
+    value = float(y.mean())
+    yield Observation("mean", value, "nat", error, value - error, value + error, n=len(y))
+
+
+def measure_mixed(cell: Cell, context: Context) -> Iterable[Observation]:
+    """Numbers, or what the cell's number of terms stands for."""
+    yield Observation("dim", float(cell["dim"]), "1")
+    match cell.get("n_terms"):
+        case 2:
+            raise Skip("does not apply")
+        case 3:
+            raise Failure("did not converge")
+        case 4:
+            raise ValueError("two\nlines")
+        case 5:
+            yield Observation("nothing", nan, "1")
+        case 6 if parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        case 7:
+            raise KeyError("a mistake of ours")
+
+
+def measure_slow(cell: Cell, context: Context) -> Iterable[Observation]:
+    """The rows above, a tenth of a second later."""
+    time.sleep(0.1)
+    return measure_rows(cell, context)
+
+
+def measure_repaired(cell: Cell, context: Context) -> Iterable[Observation]:
+    """Fails for as long as the results folder holds a file `broken`."""
+    if (context.results / "broken").exists():
+        raise Failure("broken")
+    return measure_rows(cell, context)
+
+
+def prepare(cells: list[Cell], context: Context) -> None:
+    """Says so, and fails."""
+    context.say(f"preparing {len(cells)} cells")
+    raise ArithmeticError("loss is not finite")
+
+
+def toy(name: str, dims: int, n_terms: tuple[int, ...] = (1,), **options: object) -> Suite:
+    """A suite of `dims` times `n_terms` cells."""
+    grid = Grid({"dim": tuple(range(1, dims + 1)), "n_terms": n_terms, "device": ("cpu",)})
+    roulette = Grid({"n_exact": (3,)}, {"truncation": "roulette", "dim": 1})
+    presets = {"smoke": Preset((grid,)), "quick": Preset((grid, roulette))}
+    axes = ("dim", "n_terms", "n_exact", "truncation", "device")
+    measure = globals()[f"measure_{name}"]
+    return Suite(name, f"What of {name}?", axes, presets, measure, **options)  # type: ignore[arg-type]
+
+
+ROWS = toy("rows", 6, prepare=prepare)
+MIXED = toy("mixed", 1, (1, 2, 3, 4, 5))
+CRASH = toy("mixed", 2, (1, 6))
+MISTAKE = toy("mixed", 1, (1, 7))
+SLOW = toy("slow", 32)
+REPAIRED = toy("repaired", 3)
+ALONE = toy("rows", 2, exclusive=True)
+SUITES = {"rows": ROWS, "mixed": MIXED, "slow": SLOW, "repaired": REPAIRED}
+
+
+def install() -> None:
+    """Puts the toys where the command looks for suites."""
+    import suites
+
+    suites.NAMES = tuple(SUITES)
+    for name, suite in SUITES.items():
+        module = ModuleType(f"suites.{name}")
+        module.SUITE = suite  # type: ignore[attr-defined]
+        sys.modules[module.__name__] = module
