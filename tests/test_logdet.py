@@ -150,6 +150,16 @@ def test_exact_log_det_and_its_gradient(make) -> None:
             torch.testing.assert_close(ours, reference, rtol=0, atol=1e-10)
 
 
+def test_exact_takes_large_batches_in_slices(monkeypatch) -> None:
+    """Rows in chunks and examples in slices: the same numbers as all at once."""
+    branch, x = make_mlp()
+    whole, matrices = exact_log_det(branch, x), jacobian(branch, x)
+    monkeypatch.setattr("resflow_bench.logdet.products.CHUNK_NUMBERS", 50)
+    monkeypatch.setattr("resflow_bench.logdet.exact.CHUNK_NUMBERS", 50)
+    torch.testing.assert_close(exact_log_det(branch, x), whole, rtol=0, atol=1e-13)
+    torch.testing.assert_close(jacobian(branch, x), matrices, rtol=0, atol=1e-13)
+
+
 def test_exact_promotes_a_float32_module_and_leaves_it_alone() -> None:
     branch = mlp_branch(6, (12,), 0.9, generator=generator())
     x = torch.randn(3, 6, generator=generator(1))

@@ -15,15 +15,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import toys
 
 from resflow_bench.analysis.findings import findings
 from resflow_bench.analysis.tables import wide
-from resflow_bench.report import figures
-from resflow_bench.report.page import SECTIONS, write_report
+from resflow_bench.analysis.verdicts import judge
+from resflow_bench.lab.plan import Plan
+from resflow_bench.report.figures import SECTIONS
+from resflow_bench.report.figures.variance import bounds, over_closed_form, roulette
+from resflow_bench.report.page import REASONS, write_report
 
 DIM, K = 64, 0.9
 SIGNS = {"minus-identity": -K, "plus-identity": K, "triangular": 0.0, "trained": -0.45}
-DRAWS = ("bias", "variance", "bounds", "roulette", "inverse", "convergence", "lipschitz")
+PICTURES = {picture.name: (s.suite, picture.draw) for s in SECTIONS for picture in s.pictures}
 MODEL = {"dim": DIM, "lipschitz": K, "dtype": "float64", "device": "cpu"}
 FIXED = {"truncation": "fixed", "probe": "gaussian", "n_probes": 1}
 ROULETTE = {"truncation": "roulette", "n_exact": 3, "probe": "gaussian", "n_probes": 1}
@@ -140,6 +144,7 @@ def lipschitz_cells() -> Iterator[tuple[dict[str, Any], Observed]]:
             {
                 "lipschitz_promised": K,
                 "lipschitz_certified": K,
+                "lipschitz_power_iteration": 1.05 if model == "trained" else K,
                 "lipschitz_realised": K if abs(a) == K else 0.5,
                 "spectral_radius": abs(a),
             },
@@ -180,6 +185,7 @@ RUN = {
     "preset": "quick",
     "seed": 7,
     "versions": {"python": "3.11", "torch": "2.13.0"},
+    "questions": {section.suite: f"What of <{section.suite}>?" for section in SECTIONS},
     "arguments": ["run", "--preset", "quick", "--set", "roulette=geometric(0.5)"],
 }
 
@@ -260,11 +266,20 @@ def test_the_page_says_what_was_found(
 ) -> None:
     said = findings(frames)
     assert len(said) == 3
-    for text in [*said, *(s.question for s in SECTIONS), "resflow-bench run --preset quick"]:
+    for text in [*said, *RUN["questions"].values(), "resflow-bench run --preset quick"]:
         assert text in outline.text
     assert "stagnated" in outline.text  # the one violation, named
     assert "<b>no</b> & so" in outline.text  # a message is text, not markup
     assert "infinite variance" in outline.text
+    assert "power iteration" in outline.text
+    assert "open above" not in outline.text  # no interval here is
+
+
+def test_every_doubt_is_explained(frames: dict[str, pd.DataFrame], outline: Outline) -> None:
+    reasons = set(judge(frames)["reason"]) - {""}
+    assert reasons
+    for reason in reasons:
+        assert f"{reason}: {REASONS[reason]}" in " ".join(outline.text.split())
 
 
 def test_the_tables_beside_it_are_the_rows(frames: dict[str, pd.DataFrame], page: Path) -> None:
@@ -274,7 +289,7 @@ def test_the_tables_beside_it_are_the_rows(frames: dict[str, pd.DataFrame], page
 
 
 def test_figures_beside_the_page_stand_alone(page: Path) -> None:
-    for name in (*DRAWS, "throughput"):
+    for name in PICTURES:
         text = (page.parent / "figures" / f"{name}.svg").read_text(encoding="utf-8")
         assert text.startswith("<?xml")
         assert "var(--" not in text
@@ -303,19 +318,53 @@ def test_a_run_of_failures_has_a_page(frames: dict[str, pd.DataFrame], tmp_path:
     assert "Nothing that a statement speaks of" in text
 
 
-def test_a_suite_that_the_page_does_not_know_is_a_table(tmp_path: Path) -> None:
-    frame = rows("later", iter([({"model": "init"}, {"novelty": (1.0, 0.1)})]))
-    text = write_report({"later": frame}, [], tmp_path).read_text(encoding="utf-8")
-    assert "novelty" in text
+@pytest.mark.parametrize(
+    ("record", "question"),
+    [
+        (RUN | {"questions": {"later": "What is new & odd?"}}, "What is new &amp; odd?"),
+        (RUN, None),
+    ],
+    ids=["told", "of an older run"],
+)
+def test_a_suite_that_the_page_does_not_know_has_its_question_and_a_table(
+    record: dict[str, Any], question: str | None, tmp_path: Path
+) -> None:
+    cell = {"model": "init", "colour": "green"}, {"novelty": (1.0, 0.1), "oddity": 7.0}
+    text = write_report({"later": rows("later", iter([cell]))}, [record], tmp_path).read_text()
+    (section,) = re.findall(r"<section>.*?</section>", text, flags=re.DOTALL)
+    assert '<h2 id="later">later</h2>' in section
+    asked = re.findall(r'<p class="question">(.*?)</p>', section)
+    assert asked == ([question] if question else [])  # or its name alone, which heads it
+    assert "<details open>" in section
+    heads = re.findall(r"<th(?: [^>]*)?>(.*?)</th>", section)
+    values = re.findall(r"<td.*?>(.*?)</td>", section)
+    assert heads == ["model", "novelty (nat)", "oddity (nat)"]
+    assert values == ["init", "1.00 [0.90, 1.10]", "7.00"]
+    assert 'href="tables/later.csv"' in section
+    assert (tmp_path / "tables" / "later.csv").is_file()
 
 
-@pytest.mark.parametrize("name", DRAWS)
+def test_a_run_records_the_questions_that_it_asks() -> None:
+    record = Plan((toys.ROWS, toys.MIXED), "smoke").record()
+    assert record["questions"] == {"rows": "What of rows?", "mixed": "What of mixed?"}
+
+
+def test_the_newest_run_tells_the_question(frames: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    old = {key: value for key, value in RUN.items() if key != "questions"}
+    runs = [old, RUN, RUN | {"questions": {"bias": "And now?"}}]
+    text = write_report({"bias": frames["bias"]}, runs, tmp_path).read_text(encoding="utf-8")
+    assert '<p class="question">And now?</p>' in text
+    assert "What of" not in text
+
+
+@pytest.mark.parametrize("name", PICTURES)
 @pytest.mark.parametrize("columns", [1, 3])
 def test_a_figure_keeps_its_text_inside(
     name: str, columns: int, frames: dict[str, pd.DataFrame]
 ) -> None:
-    suite = {"bounds": "variance", "roulette": "variance", "convergence": "inverse"}
-    figure = getattr(figures, name)(wide(frames[suite.get(name, name)]), columns)
+    suite, draw = PICTURES[name]
+    figure = draw(wide(frames[suite]), columns)
+    assert figure is not None
     figure.draw_without_rendering()
     width, height = figure.get_size_inches()
     inside = figure.get_tightbbox()
@@ -325,13 +374,35 @@ def test_a_figure_keeps_its_text_inside(
 
 def test_zero_is_drawn_on_a_logarithmic_axis(frames: dict[str, pd.DataFrame]) -> None:
     """The triangular map has variance 0, which the chain of bounds must show on its edge."""
-    figure = figures.bounds(wide(frames["variance"]), 3)
+    figure = bounds(wide(frames["variance"]), 3)
     assert figure is not None
     (ax,) = figure.axes
     edge = ax.get_xlim()[0]
     marks = [x for line in ax.lines for x in np.asarray(line.get_xdata(), float)]
     assert edge < min(marks) <= 1.5 * edge
     assert all(np.isfinite(marks))
+
+
+def test_an_interval_without_an_upper_limit_is_marked(frames: dict[str, pd.DataFrame]) -> None:
+    """And none that has one leaves the frame."""
+    cells = wide(frames["variance"])
+    kept = cells["variance_expected"].between(1e-12, 1e12)
+    cells.loc[kept & (cells["model"] == "trained"), "variance_high"] = math.inf
+    figure = over_closed_form(cells, 3)
+    assert figure is not None
+    (ax,) = figure.axes
+    assert "open above" in [text.get_text() for text in figure.legends[0].get_texts()]
+    ratio = cells[kept]["variance_low"] / cells[kept]["variance_expected"]
+    low, high = ax.get_ylim()
+    assert low < ratio.min() < ratio.max() < high
+
+
+def test_a_roulette_is_drawn_where_it_is(frames: dict[str, pd.DataFrame]) -> None:
+    """On its stop probability, since beside the curve a step to the side is another verdict."""
+    figure = roulette(wide(frames["variance"]), 3)
+    assert figure is not None
+    marks = [line for line in figure.axes[0].lines if line.get_marker() in ("o", "X")]
+    assert {float(x) for line in marks for x in line.get_xdata()} == {0.5, 1.15}
 
 
 def test_the_page_opens_in_a_browser(page: Path, tmp_path: Path) -> None:
@@ -343,5 +414,5 @@ def test_the_page_opens_in_a_browser(page: Path, tmp_path: Path) -> None:
     command += ["--disable-component-update", f"--user-data-dir={tmp_path}/profile"]
     command += ["--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom", page.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
-    assert dom.count("<svg") == 2 * len((*DRAWS, "throughput"))
+    assert dom.count("<svg") == 2 * len(PICTURES)
     assert "Residual flows, measured" in dom

@@ -190,6 +190,7 @@ def test_throughput_counts(tmp_path, operation) -> None:
     assert 0 < wall.ci_low <= wall.value <= wall.ci_high
     assert seen["examples_per_s"].value == pytest.approx(32 / wall.value)
     assert seen["peak_bytes"].value > 0
+    assert 0 < seen["spectral_radius"].value <= seen["norm_realised"].value < 0.83
     assert 0 < seen["flops_fraction"].value < 1
 
 

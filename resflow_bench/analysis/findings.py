@@ -41,9 +41,9 @@ def _bias(cells: pd.DataFrame) -> str:
     n = int(c["n_terms"])
     return (
         f"Cut after {n} term{'s' * (n > 1)}, the log-det of {_name(c)} is biased by "
-        f"{_interval(c, 'bias')} nat, as measured; theory, without sampling, says "
-        f"{number(c['bias_expected'])}, and K = {c['lipschitz']:g} alone guarantees only "
-        f"{number(c['bias_bound'])}."
+        f"{number(c['bias_expected'])} nat, as its Jacobian says without sampling, and by "
+        f"{_interval(c, 'bias')} as measured; K = {c['lipschitz']:g} alone guarantees no better "
+        f"than {number(c['bias_bound'])}."
     )
 
 
@@ -59,8 +59,9 @@ def _variance(cells: pd.DataFrame) -> str:
     who = f"{m if m > 1 else 'One'} {c['probe'].capitalize()} probe{'s' * (m > 1)}"
     return (
         f"{who} on {_name(c)} give{'s' * (m == 1)} a variance of "
-        f"{_interval(c, 'variance')} nat², {c['variance'] / c['variance_bound']:.0%} of what Avron "
-        f"and Toledo allow; a standard deviation of {TARGET} nat takes about {probes:,.0f} probes."
+        f"{_interval(c, 'variance')} nat², {100 * c['variance'] / c['variance_bound']:.0f} % of "
+        f"what Avron and Toledo allow; a standard deviation of {TARGET} nat takes about "
+        f"{probes:,.0f} probes."
     )
 
 
@@ -70,9 +71,11 @@ def _inverse(cells: pd.DataFrame) -> str:
     if cells.empty:
         return ""
     c = _telling(cells).sort_values(["dtype", "tolerance"], kind="stable").iloc[0]
+    n = c["inverse_error_n"]
     return (
-        f"The inverse of {_name(c)}, asked for {c['tolerance']:g} in {c['dtype']}, is off by "
-        f"{number(c['inverse_error'])} at most; what its residual certifies without the truth is "
+        f"The inverse of {_name(c)}, asked for {number(c['tolerance'], 1)} in {c['dtype']}, is off "
+        f"by {number(c['inverse_error'])} at the worst of {n:,.0f} points; all that its residual "
+        f"and K = {c['lipschitz']:g} certify, without the truth, is "
         f"[0, {number(c['inverse_error_bound'])}]. It took {c['n_steps']:,.0f} steps where "
         f"Banach's theorem asks for {c['n_steps_bound']:,.0f}."
     )
@@ -89,8 +92,8 @@ def _roulette(cells: pd.DataFrame) -> str:
     laws = ", ".join(sorted(infinite["roulette"].unique()))
     return (
         f"{len(infinite)} of {len(cells)} roulettes measured have infinite variance ({laws}), at "
-        f"spectral radii in [{number(rho.min())}, {number(rho.max())}]: no number of draws "
-        f"helps them."
+        f"spectral radii in [{number(rho.min())}, {number(rho.max())}]: the mean of "
+        f"however many draws has it too."
     )
 
 
@@ -100,7 +103,9 @@ def _throughput(cells: pd.DataFrame) -> str:
         return ""
     c = _telling(cells[cells["operation"] == cells["operation"].iloc[0]]).iloc[0]
     share = c.get("flops_fraction", math.nan)
-    peak = "" if math.isnan(share) else f", {share:.0%} of the rate of a matrix product there"
+    peak = (
+        "" if math.isnan(share) else f", {100 * share:.0f} % of the rate of a matrix product there"
+    )
     return (
         f"{c['operation']} of {_name(c)} runs at {_interval(c, 'examples_per_s')} examples a "
         f"second on {c['device']}{peak}."

@@ -64,6 +64,7 @@ class Plan:
             "seed": self.seed,
             "preset": self.preset,
             "suites": suites,
+            "questions": {suite.name: suite.question for suite in self.suites},
             "set": chosen,
             "arguments": ["run", *suites, *options],
         }

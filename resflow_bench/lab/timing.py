@@ -16,14 +16,18 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from resflow_bench.intervals import median_interval
-from resflow_bench.lab.build import build_estimator, build_flow, build_points
+from resflow_bench.lab.build import build_estimator, build_flow, build_points, build_problem
 from resflow_bench.lab.cells import Cell, Context, Observation
+from resflow_bench.lab.measure import realised
 from resflow_bench.training import Trainer, Training
 
 Call = Callable[[], object]
 
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
 """Large enough that a square matrix product runs at the rate the hardware has."""
+
+N_POINTS = 4
+"""At which the realised constant is looked up: a timing needs no more."""
 
 MIN_TIMES = 10
 """With fewer than eight, no interval of the median reaches 99 %."""
@@ -49,6 +53,7 @@ def measure_throughput(cell: Cell, context: Context) -> Iterable[Observation]:
     yield Observation("peak_bytes", float(peak), "B")
     message = f"{flops:.4g} FLOP a call; a matrix product runs at {rate:.4g} FLOP/s"
     yield _inverted("flops_fraction", flops / rate, value, low, high, n, "1", message)
+    yield from realised(build_problem(cell, context.results, N_POINTS).jacobians)
 
 
 def build_call(cell: Cell, results: Path) -> Call:
