@@ -77,8 +77,9 @@ class Throughput(Face):
     calls: ClassVar[dict[Cell, Any]] = {}
 
     def measure(self, seed: int = 0) -> dict[str, float]:
-        """Build the operation; nothing is timed here."""
+        """Build the operation and do it once, for what is only done the first time."""
         self.calls[self.cell] = build_call(self.cell, Path("results"))
+        self.calls[self.cell]()
         return {}
 
     def time_operation(self, name: str) -> None:
