@@ -83,7 +83,9 @@ def variance_interval(draws: ArrayLike) -> Interval:
 
         h(T) = T + a T^2/3 + a^2 T^3/27 + a/6,
 
-    is monotone and takes that skewness out; h^{-1} of the quantiles of Student's t are the limits.
+    is monotone and takes that skewness out; h^{-1} of the quantiles of Student's t are the limits,
+    each moved out by the error of ybar, (ybar - E y)^2 = Var(y)/n times a chi-squared number, which
+    is all that is left where y takes two values and Z hardly varies.
 
     Args:
         draws: (n, P), or (n,) for one estimate; rows are independent, entries of a row need not be.
@@ -108,8 +110,9 @@ def variance_interval(draws: ArrayLike) -> Interval:
     value, error = float(z.mean()), float(z.std(ddof=1)) / math.sqrt(n)
     skewness = _skewness(z)
     quantile = float(stats.t.isf((1.0 - LEVEL) / 2.0, n - 1))
-    low = value - error * _untransform(quantile, skewness / math.sqrt(n))
-    high = value - error * _untransform(-quantile, skewness / math.sqrt(n))
+    second_order = float(stats.chi2.isf(1.0 - LEVEL, 1)) * value / n
+    low = value - error * _untransform(quantile, skewness / math.sqrt(n)) - second_order
+    high = value - error * _untransform(-quantile, skewness / math.sqrt(n)) + second_order
     return Interval(value, error, max(0.0, low), high, n)
 
 

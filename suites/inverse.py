@@ -22,10 +22,13 @@ def _grids(
     """To a tolerance, however many steps that takes; and after so many steps, whatever is left."""
     dtypes = ("float32", "float64")
     to_tolerance: Axes = {"tolerance": tolerances, "max_steps": (5000,), "dtype": dtypes}
-    after_steps: Axes = {"tolerance": (0.0,), "max_steps": steps, "dtype": dtypes}
+    after_steps: Axes = {"max_steps": steps, "dtype": dtypes}
     return (
         *model_grids(models, constants, trained, to_tolerance),
-        *model_grids(models, constants, trained, after_steps),
+        *(
+            Grid(grid.axes, {**grid.pinned, "tolerance": 0.0})
+            for grid in model_grids(models, constants, trained, after_steps)
+        ),
     )
 
 

@@ -341,6 +341,45 @@ def test_g_is_returned_and_differentiable() -> None:
         assert not LogDetEstimator(Gaussian(), Fixed(2))(g, x, generator()).g.requires_grad
 
 
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("products", [linearise, autograd, dense])
+def test_inference_mode_changes_nothing(make, products) -> None:
+    """Autograd is asked inside, whatever the caller has switched off."""
+    g, x = make()
+    estimator = LogDetEstimator(Rademacher(), Fixed(4), 2, products)
+    with torch.no_grad():
+        value, exact = estimator(g, x, generator()).value, exact_log_det(g, x)
+    with torch.inference_mode():
+        inside = x.clone()
+        torch.testing.assert_close(estimator(g, inside, generator()).value, value)
+        torch.testing.assert_close(exact_log_det(g, inside), exact)
+        assert not estimator(g, inside, generator()).value.requires_grad
+
+
+def test_any_event_shape_and_an_empty_batch() -> None:
+    """Scalars as events, and no example at all."""
+    for truncation in (Fixed(60), Roulette(Geometric(0.1), n_exact=50)):
+        for n_probes in (1, 3):
+            estimator = LogDetEstimator(Rademacher(), truncation, n_probes)
+            value = estimator(lambda x: 0.5 * x, torch.zeros(4, dtype=DTYPE), generator()).value
+            torch.testing.assert_close(value, torch.full((4,), np.log(1.5), dtype=DTYPE))
+            for shape in ((0, 3), (0,)):
+                assert estimator(torch.tanh, torch.zeros(shape), generator()).value.shape == (0,)
+    scalars = exact_log_det(lambda x: 0.5 * x, torch.zeros(4, dtype=DTYPE))
+    torch.testing.assert_close(scalars, torch.full((4,), np.log(1.5), dtype=DTYPE))
+    assert exact_log_det(torch.tanh, torch.zeros(0, 3)).shape == (0,)
+
+
+def test_a_g_that_works_in_place_leaves_x_alone() -> None:
+    g = nn.Sequential(nn.ELU(inplace=True), nn.Linear(3, 3).requires_grad_(False))
+    leaf = torch.randn(4, 3, generator=generator())
+    for x in (leaf, (leaf.clone().requires_grad_() * 1.0)):
+        before = x.detach().clone()
+        value = LogDetEstimator(Rademacher(), Fixed(3))(g, x, generator()).value
+        assert torch.isfinite(value).all()
+        assert torch.equal(x, before)
+
+
 def test_a_constant_g_has_log_det_zero() -> None:
     x = torch.randn(3, 2, generator=generator())
     constant = torch.ones(3, 2)

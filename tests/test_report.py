@@ -113,7 +113,7 @@ def variance_cells(draw: np.random.Generator) -> Iterator[tuple[dict[str, Any], 
 def inverse_cells() -> Iterator[tuple[dict[str, Any], Observed]]:
     for dtype, tolerance in product(("float32", "float64"), (1e-2, 1e-4)):
         yield (
-            MODEL | {"model": "trained", "dtype": dtype, "tolerance": tolerance},
+            MODEL | {"model": "trained", "dtype": dtype, "tolerance": tolerance, "max_steps": 5000},
             {
                 "inverse_error": tolerance / 2,
                 "inverse_error_bound": tolerance * 10,

@@ -50,6 +50,7 @@ def _bias(cells: pd.DataFrame) -> str:
 def _variance(cells: pd.DataFrame) -> str:
     cells = _measured(cells, "variance", "variance_expected", "variance_bound")
     cells = cells[(cells["variance_expected"] > 0) & np.isfinite(cells["variance_expected"])]
+    cells = cells[cells["truncation"] == "fixed"]  # more probes do nothing for a roulette's noise
     if cells.empty:
         return ""
     order = cells.assign(_terms=-cells["n_terms"].fillna(0).astype(float))

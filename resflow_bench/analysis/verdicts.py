@@ -27,6 +27,11 @@ FALSE_DISCOVERIES = 0.01
 ROUNDING = 1e-6  # relative, of a bound: eight units in the last place of float32
 Z = stats.norm.ppf((1 + LEVEL) / 2)
 OUTCOMES = {0: "converged", 1: "stopped at max_steps", 2: "stagnated", 3: "diverged"}
+# A tolerance that the dtype can tell from rounding, and steps enough to reach it.
+REACHABLE = (
+    "tolerance > 0 and n_steps_bound <= max_steps and "
+    "(dtype == 'float64' and tolerance >= 1e-14 or dtype == 'float32' and tolerance >= 1e-6)"
+)
 BIAS_RESOLUTION = 0.1  # nat: 0.002 bits per dimension at d = 64, below what models are told by
 VERDICTS = ("holds", "violated", "undecided")
 NO_INTERVAL, INFINITE = "no interval", "infinite variance"
@@ -233,6 +238,7 @@ STATEMENTS = (
         "no more steps than ln(ε (1 − K) / ‖g(y)‖) / ln K",
         "Banach's fixed-point theorem, a priori",
         Exactly("n_steps", "n_steps_bound"),
+        only=REACHABLE,
     ),
     Statement(
         "inverse",
@@ -240,7 +246,7 @@ STATEMENTS = (
         "every point met its tolerance",
         "K < 1 and a tolerance above the rounding floor u / (1 − K)",
         Exactly("outcome", 0.0),
-        only="tolerance > 0",
+        only=REACHABLE,
     ),
     Statement(
         "lipschitz",

@@ -88,7 +88,8 @@ class ResidualFlow(nn.Module):
                 in (0, 1).
             activation: phi.
             estimator: for the log-dets.
-            generator: for the initial weights; None is a fresh one with seed 0.
+            generator: for the initial weights; None is a fresh one with seed 0. The
+                flow is made on its device.
 
         Raises:
             ValueError: if `lipschitz` is outside (0, 1) or `n_blocks` is below 1.
@@ -101,7 +102,7 @@ class ResidualFlow(nn.Module):
         for _ in range(n_blocks):
             branch = mlp_branch(dim, hidden, lipschitz, activation, generator=generator)
             layers += [ActNorm(dim), ResidualBlock(branch)]
-        return cls(layers, dim, estimator)
+        return cls(layers, dim, estimator).to(generator.device)
 
     @property
     def bijections(self) -> list[Bijection]:

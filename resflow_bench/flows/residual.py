@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 from resflow_bench.fixed_point import Picard, Solution, Step, solve
 from resflow_bench.layers import Branch, LinearBranch
 from resflow_bench.logdet.estimator import Estimator
-from resflow_bench.logdet.exact import in_float64
 
 ROUNDING = 8.0
 """Units in the last place, relative to |x| + |z|, that the residual of an inverse is charged for
@@ -93,8 +93,8 @@ class ResidualBlock(nn.Module):
         solution = inversion(self.branch, z)
         if not certify:
             return solution
-        slack = 1.0 - self.branch.lipschitz_certified()
-        g, x = in_float64(self.branch, solution.value)
+        g, x = copy.deepcopy(self.branch).double(), solution.value.double()
+        slack = 1.0 - g.lipschitz_certified()
         eps = torch.finfo(x.dtype).eps
         residual = _norm(z.double() - x - g(x)) + ROUNDING * eps * (_norm(x) + _norm(z.double()))
         bound = (residual if error is None else residual + error) / slack

@@ -28,7 +28,7 @@ from resflow_bench.lab.build import (
     build_problem,
     dense_truth,
 )
-from resflow_bench.lab.cells import Cell, Context, Observation
+from resflow_bench.lab.cells import Cell, Context, Failure, Observation
 from resflow_bench.logdet import Fixed, LogDetEstimator, Roulette
 
 EXAMPLES_PER_CALL = 512
@@ -41,6 +41,10 @@ products a term, errors of random sign."""
 
 MIN_DRAWS = 256
 """Below this many draws neither a t interval nor a skewness correction can be trusted."""
+
+TAME = 8
+"""An estimate with a finite moment of this order has a variance whose own standard error has a
+variance: there, and only there, Student's interval is used for it and for its mean."""
 
 NORMAL_99 = 2.576
 CHEBYSHEV_99 = 10.0
@@ -66,10 +70,10 @@ def measure_bias(cell: Cell, context: Context) -> Iterable[Observation]:
 
     n_points = len(problem.x)
     variance = per_point.mean() / n_points  # of one draw's mean over the points
-    normal = estimator.truncation.moment_is_finite(problem.spectral_radius, 4)
+    normal = estimator.truncation.moment_is_finite(problem.spectral_radius, TAME)
     width = NORMAL_99 if normal else CHEBYSHEV_99
     budget = int(context.effort["max_draws"]) // n_points
-    wanted = width**2 * variance / context.effort["half_width"] ** 2
+    wanted = np.ceil(width**2 * variance / context.effort["half_width"] ** 2)
     n_draws = int(min(max(wanted, MIN_DRAWS), budget))
     estimates = draw(problem, estimator, n_draws, context.generator_seed(cell))
     errors = (estimates - problem.log_det).mean(1)  # (n_draws,)
@@ -101,7 +105,7 @@ def measure_variance(cell: Cell, context: Context) -> Iterable[Observation]:
 
     n_draws = max(MIN_DRAWS, int(context.effort["max_draws"]) // n_points)
     estimates = draw(problem, estimator, n_draws, context.generator_seed(cell))
-    if truncation.moment_is_finite(problem.spectral_radius, 8):
+    if truncation.moment_is_finite(problem.spectral_radius, TAME):
         interval, message = variance_interval(estimates), ""
     else:
         interval = lower_variance_interval(estimates)
@@ -110,7 +114,8 @@ def measure_variance(cell: Cell, context: Context) -> Iterable[Observation]:
             if finite
             else "infinite variance: the sample variance grows with the number of draws"
         )
-    interval = _widen(interval, _rounding(cell, problem) ** 2)
+    rounding = _rounding(cell, problem)
+    interval = _widen(interval, rounding * (2 * math.sqrt(interval.value) + rounding))
     low = max(0.0, interval.low)
     yield _observe(
         "variance", interval._replace(low=low), "nat^2", n=n_draws * n_points, message=message
@@ -143,6 +148,11 @@ def measure_inverse(cell: Cell, context: Context) -> Iterable[Observation]:
     error = (solution.value.double() - truth.value).norm(dim=1)
     # What is known of the truth itself is charged to the bound's side of the comparison.
     bound = _bound(solution) + _bound(truth)
+    if not bool(torch.isfinite(bound).all()):
+        raise Failure(
+            f"lipschitz={cell['lipschitz']} is 1 or more once rounded to {cell['dtype']}: nothing "
+            "can be certified; take a smaller constant or a finer dtype"
+        )
     banach, steps = _banach(flow, z, inversion, tolerance)
 
     n = len(z)
@@ -225,7 +235,9 @@ def _banach(
             first = layer.branch(z).double().norm(dim=1)
             size = z.double().norm(dim=1) + solution.value.double().norm(dim=1)
             error = (k**inversion.max_steps * first + error + ulps * size) / (1 - k)
+            # ||x_n|| >= ||x|| - ||x_n - x||, and the last is at most the residual over 1 - K.
             asked = tolerance * (1 + solution.value.double().norm(dim=1))
+            asked /= 1 + tolerance / (1 - k)
             steps += (torch.log(asked / first) / math.log(k)).ceil().clamp_min(0)
         else:
             error = _bound(layer.inverse(z, inversion, error))

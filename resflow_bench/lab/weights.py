@@ -35,7 +35,7 @@ def fingerprint(lipschitz: float) -> str:
     digest = hashlib.sha256()
     made_by = {
         "training": asdict(SETTINGS),
-        "estimator": repr(ESTIMATOR.truncation),
+        "estimator": [str(ESTIMATOR.probe), repr(ESTIMATOR.truncation), ESTIMATOR.n_probes],
         "lipschitz": lipschitz,
         "torch": torch.__version__.split("+")[0],
     }

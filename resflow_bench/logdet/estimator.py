@@ -107,4 +107,5 @@ class LogDetEstimator:
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
     """<a, b> over the event, averaged over probes: (m, B, *event) x2 -> (B,)."""
-    return (a * b).flatten(2).sum(-1).mean(0)
+    product = a * b
+    return (product.flatten(2).sum(-1) if product.ndim > 2 else product).mean(0)

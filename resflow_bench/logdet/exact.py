@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +40,7 @@ def exact_log_det(g: Map, x: Tensor) -> Tensor:
     ...     dtype=torch.float64).log().item()] * 2
     True
     """
-    dim = x[0].numel()
+    dim = math.prod(x.shape[1:])
     slices = x.split(max(1, CHUNK_NUMBERS // dim**2))
     return torch.cat([_log_det(jacobian(g, piece)) for piece in slices])
 
@@ -61,7 +62,7 @@ class Exact:
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
         """g(x), ln|det(I + J_g(x))| in x's dtype, and d."""
-        return Estimate(g(x), exact_log_det(g, x).to(x.dtype), x[0].numel())
+        return Estimate(g(x), exact_log_det(g, x).to(x.dtype), math.prod(x.shape[1:]))
 
 
 def in_float64(g: Map, x: Tensor) -> tuple[Map, Tensor]:

@@ -7,6 +7,7 @@ this signature, given to `LogDetEstimator` as `products`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -60,28 +61,34 @@ def cached(g: Map, x: Tensor) -> Linearisation:
 def autograd(g: Map, x: Tensor) -> Linearisation:
     """v^T J_g(x) by reverse-mode differentiation of g, all m probes in one vectorised pass.
 
+    A g that hides its dependence on x from autograd (`detach`, `no_grad` inside it) counts as
+    constant: nothing tells the two apart.
+
     Raises:
         ValueError: if g(x) is not shaped like x.
     """
     differentiate = torch.is_grad_enabled()
-    # A fresh node in the graph, so that only g's dependence on its argument counts, whatever x is.
-    source = x.view_as(x) if differentiate and x.requires_grad else x.detach().requires_grad_()
-    with torch.enable_grad():
-        value = _same_shape(g(source), x)
+    with torch.inference_mode(False), torch.enable_grad():
+        # A fresh node in the graph, so that only g's dependence on its argument counts, whatever x
+        # is; and a copy for g, which may work in place.
+        keep = differentiate and x.requires_grad
+        source = x.view_as(x) if keep else x.detach().clone().requires_grad_()
+        value = _same_shape(g(source.clone()), x)
 
     def vjp(v: Tensor) -> Tensor:
         if not value.requires_grad:  # g is constant
             return torch.zeros_like(v)
-        one = v.shape[0] == 1
-        (product,) = torch.autograd.grad(
-            value,
-            source,
-            v[0] if one else v,
-            is_grads_batched=not one,
-            retain_graph=True,
-            create_graph=torch.is_grad_enabled(),
-            allow_unused=True,
-        )
+        one, create_graph = v.shape[0] == 1, torch.is_grad_enabled()
+        with torch.inference_mode(False):
+            (product,) = torch.autograd.grad(
+                value,
+                source,
+                v[0] if one else v,
+                is_grads_batched=not one,
+                retain_graph=True,
+                create_graph=create_graph,
+                allow_unused=True,
+            )
         if product is None:  # of g's value, nothing depends on x
             return torch.zeros_like(v)  # type: ignore[unreachable]
         return product.unsqueeze(0) if one else product
@@ -95,7 +102,7 @@ def dense(g: Map, x: Tensor) -> Linearisation:
     matrix = dense_jacobian(vjp, x)
 
     def product(v: Tensor) -> Tensor:
-        flat = torch.einsum("mbi,bij->mbj", v.flatten(2), matrix)
+        flat = torch.einsum("mbi,bij->mbj", v.reshape(*v.shape[:2], matrix.shape[-1]), matrix)
         return flat.view_as(v)
 
     return Linearisation(value, product)
@@ -103,11 +110,12 @@ def dense(g: Map, x: Tensor) -> Linearisation:
 
 def dense_jacobian(vjp: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """J, (B, d, d), row i from v = e_i; in chunks of rows that bound the memory of one product."""
-    batch_size, dim = x.shape[0], x[0].numel()
+    batch_size, dim = x.shape[0], math.prod(x.shape[1:])
     rows = max(1, CHUNK_NUMBERS // max(1, batch_size * dim))
     identity = torch.eye(dim, dtype=x.dtype, device=x.device).view(dim, 1, *x.shape[1:])
     chunks = [
-        vjp(basis.expand(-1, *x.shape).contiguous()).flatten(2) for basis in identity.split(rows)
+        vjp(basis.expand(-1, *x.shape).contiguous()).reshape(-1, batch_size, dim)
+        for basis in identity.split(rows)
     ]
     return torch.cat(chunks).transpose(0, 1)  # (B, d, d)
 

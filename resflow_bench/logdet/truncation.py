@@ -252,14 +252,14 @@ class Roulette:
         n_draws = batch_size if self.per == "example" else 1
         uniform = torch.rand(n_draws, generator=generator, dtype=torch.float64, device=device)
         n_terms = self.n_exact + self._quantile(1.0 - uniform.cpu().numpy())  # (n_draws,)
-        k = np.arange(1, n_terms.max() + 1)[:, None]
+        k = np.arange(1, n_terms.max(initial=self.n_exact) + 1)[:, None]
         weights = torch.from_numpy((n_terms >= k) / self.survival(k))  # (max N, n_draws)
         return weights.to(like.device, like.dtype, non_blocking=True).expand(-1, batch_size)
 
     def _quantile(self, level: np.ndarray) -> np.ndarray:
         """The number of j >= 1 with P(M >= j) >= level, for level in (0, 1]."""
         n = 64
-        while (table := self.law.survival(np.arange(1, n + 1)))[-1] >= level.min():
+        while (table := self.law.survival(np.arange(1, n + 1)))[-1] >= level.min(initial=1.0):
             n *= 2
         return np.asarray(np.searchsorted(-table, -level, side="right"))
 
