@@ -114,7 +114,7 @@ def dense_jacobian(vjp: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     rows = max(1, CHUNK_NUMBERS // max(1, batch_size * dim))
     identity = torch.eye(dim, dtype=x.dtype, device=x.device).view(dim, 1, *x.shape[1:])
     chunks = [
-        vjp(basis.expand(-1, *x.shape).contiguous()).reshape(-1, batch_size, dim)
+        vjp(basis.expand(-1, *x.shape).contiguous()).reshape(len(basis), batch_size, dim)
         for basis in identity.split(rows)
     ]
     return torch.cat(chunks).transpose(0, 1)  # (B, d, d)
