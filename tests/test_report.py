@@ -63,6 +63,7 @@ def bias_cells(draw: np.random.Generator) -> Iterator[tuple[dict[str, Any], Obse
             MODEL | FIXED | {"model": model, "n_terms": n},
             {
                 "bias": (measured, half),
+                "bias_paired": (measured, half),
                 "bias_expected": expected,
                 "bias_bound": bound,
                 "log_det_exact": DIM * math.log1p(a),
@@ -72,6 +73,7 @@ def bias_cells(draw: np.random.Generator) -> Iterator[tuple[dict[str, Any], Obse
         MODEL | ROULETTE | {"model": "trained", "roulette": "geometric(0.5)"},
         {
             "bias": (0.004, 0.02),
+            "bias_paired": (0.001, 0.005),
             "bias_expected": 0.0,
             "log_det_exact": -30.0,
         },

@@ -33,7 +33,7 @@ def findings(frames: Mapping[str, pd.DataFrame]) -> list[str]:
 
 
 def _bias(cells: pd.DataFrame) -> str:
-    cells = _measured(cells, "bias", "bias_expected", "bias_bound", "n_terms")
+    cells = _measured(cells, "bias_paired", "bias_expected", "bias_bound", "n_terms")
     if cells.empty:
         return ""
     cells = _telling(cells).sort_values("n_terms", key=lambda n: (n - 10).abs(), kind="stable")
@@ -42,8 +42,8 @@ def _bias(cells: pd.DataFrame) -> str:
     return (
         f"Cut after {n} term{'s' * (n > 1)}, the log-det of {_name(c)} is biased by "
         f"{number(c['bias_expected'])} nat, as its Jacobian says without sampling, and by "
-        f"{_interval(c, 'bias')} as measured; K = {c['lipschitz']:g} alone guarantees no better "
-        f"than {number(c['bias_bound'])}."
+        f"{_interval(c, 'bias_paired')} as measured; K = {c['lipschitz']:g} alone guarantees no "
+        f"better than {number(c['bias_bound'])}."
     )
 
 

@@ -181,6 +181,13 @@ STATEMENTS = (
     ),
     Statement(
         "bias",
+        "bias as expected, paired",
+        "so is its mean distance from vᵀ log(I + J) v with the same probes, which has less noise",
+        "the same, E vᵀ log(I + J) v being the log-det itself",
+        Equals("bias_paired", "bias_expected", BIAS_RESOLUTION),
+    ),
+    Statement(
+        "bias",
         "bias within bound",
         "|bias| ≤ d τ_N(K), with τ_N(K) = Σ_{k>N} Kᵏ/k",
         "Behrmann et al. (2019), theorem 3",

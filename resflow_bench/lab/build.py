@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import linalg
 from torch import Tensor
 
 from resflow_bench.flows import ResidualBlock, ResidualFlow
@@ -93,6 +94,12 @@ class Problem:
     log_det: np.ndarray
     norm: float
     spectral_radius: float
+
+    @cached_property
+    def logarithms(self) -> np.ndarray:
+        """log(I + J) of every block, (P, n_blocks, d, d): real, since ||J||_2 < 1."""
+        matrices = np.eye(self.jacobians.shape[-1]) + self.jacobians
+        return np.asarray([[linalg.logm(m).real for m in row] for row in matrices])
 
 
 def build_problem(cell: Cell, results: Path, n_points: int) -> Problem:

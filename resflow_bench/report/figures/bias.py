@@ -37,7 +37,9 @@ DECADES = 7
 @themed
 def by_terms(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     """|bias| / d against the number of terms, a panel for each Lipschitz constant."""
-    cells = cells_with(cells, "bias", "bias_expected", "bias_bound", "n_terms", "dim", "lipschitz")
+    cells = cells_with(
+        cells, "bias_paired", "bias_expected", "bias_bound", "n_terms", "dim", "lipschitz"
+    )
     if cells.empty:
         return None
     constants = spread(sorted(cells["lipschitz"].unique()), MAX_PANELS)
@@ -48,9 +50,9 @@ def by_terms(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
         dim = here["dim"].astype(float)
         bounds = (here["bias_bound"] / dim).groupby([here["model"], here["n_terms"]]).max()
         expected = here["bias_expected"].abs() / dim
-        low, high = here["bias_low"] / dim, here["bias_high"] / dim
+        low, high = here["bias_paired_low"] / dim, here["bias_paired_high"] / dim
         unresolved = (low <= 0) & (high >= 0)
-        size = np.where(unresolved, np.maximum(-low, high), here["bias"].abs() / dim)
+        size = np.where(unresolved, np.maximum(-low, high), here["bias_paired"].abs() / dim)
         size = pd.Series(size, here.index)
         floor = log_axis(ax, "y", [expected, bounds, size], DECADES)
         for curve, owners in _shared(bounds).items():
@@ -109,15 +111,15 @@ SECTION = Section(
         Picture(
             "bias",
             by_terms,
-            "Bias per dimension of a series cut after N terms. A mark is measured, its bar the "
-            "99 % interval; it should lie on its line, which theory computes from the Jacobian "
-            "without sampling, and below the dashed bound, which knows only K and, for a flow "
-            "(in its colour), the number of blocks. How far the trained flow stays below it is "
-            "what its realised constant saves. An open triangle is the end of an interval that "
-            "holds zero: the bias is there or below, and the line says where. A triangular map "
-            "has no bias at any N, hence no line. Roulettes, which should have none either, are "
-            "in the table.",
+            "Bias per dimension of a series cut after N terms. A mark is measured (paired: "
+            "against vᵀ log(I + J) v with the same probes), its bar the 99 % interval; it should "
+            "lie on its line, which theory computes from the Jacobian without sampling, and below "
+            "the dashed bound, which knows only K and, for a flow (in its colour), the number of "
+            "blocks. How far the trained flow stays below it is what its realised constant saves. "
+            "An open triangle is the end of an interval that holds zero: the bias is there or "
+            "below, and the line says where. A triangular map has no bias at any N, hence no line. "
+            "Roulettes, which should have none either, are in the table.",
         ),
     ),
-    ("bias", "bias_expected", "bias_bound", "log_det_exact"),
+    ("bias", "bias_paired", "bias_expected", "bias_bound", "log_det_exact"),
 )
