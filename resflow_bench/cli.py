@@ -73,13 +73,13 @@ def _refusals(*kinds: type[Exception]) -> Iterator[None]:
 @click.version_option(__version__)
 @click.pass_context
 def cli(context: click.Context) -> None:
-    r"""Residual flows, measured: bias, variance, inverse, Lipschitz constant, throughput.
+    """Residual flows, measured: bias, variance, inverse, Lipschitz constant, throughput.
 
     \b
     resflow-bench list                      what can be asked
     resflow-bench run bias --preset smoke   ask
     resflow-bench report                    read the answer
-    """
+    """  # noqa: D301 (the b is meant: click keeps the lines)
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
@@ -99,7 +99,7 @@ def list_suites() -> None:
         click.echo(click.wrap_text(", ".join(suite.axes), 96, "  axes:  ", " " * 9) + "\n")
     click.secho("axes, set with `--set AXIS=V1,V2`", bold=True)
     for axis in AXES.values():
-        click.echo(f"  {axis.name:<11} {axis.meaning}; say {axis.name}={axis.example}")
+        click.echo(f"  {axis.name:<11} {axis.meaning}; it {axis.rule}")
 
 
 @cli.command()
@@ -217,7 +217,9 @@ def _conclude(measured: Run, tally: Tally, results: Path) -> int:
         click.echo(f"interrupted: {kept}; the rest:", err=True)
         click.echo(f"  resflow-bench run --resume {again}", err=True)
         return SIGNALLED + tally.signal
-    n_measured = tally.n_done - tally.n_kept
+    if tally.skipped:
+        click.echo(f"skipped: {tally.skipped[0].cell}: {tally.skipped[0].message}", err=True)
+    n_measured = tally.n_done - tally.n_kept - len(tally.skipped) - len(tally.failed)
     counts = [f"{n_measured} cells measured"]
     counts += [f"{tally.n_kept} kept"] * bool(tally.n_kept)
     counts += [f"{len(tally.skipped)} skipped"] * bool(tally.skipped)
@@ -262,7 +264,7 @@ def report(runs: tuple[str, ...], results: Path, out: Path) -> None:
         ) from error
     for finding in findings(frames):
         click.echo(f"- {finding}")
-    click.echo(f"report: {page}")
+    click.echo(f"report: {page}, of {', '.join(run.name for run in chosen)}")
 
 
 @cli.command()
@@ -324,7 +326,8 @@ def compare(base: str, new: str, results: Path) -> None:
     table = changes(before, after) if before and after else None
     if table is None or table.empty:
         raise click.ClickException(
-            f"runs `{base}` and `{new}` have no cell in common; measure the same suites in both."
+            f"runs `{base}` and `{new}` have no cell in common; measure the same suites, at "
+            "the same values of their axes, in both."
         )
     click.echo(_table(table.drop(columns="cell")))
 

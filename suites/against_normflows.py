@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,10 @@ BATCH_SIZE = 256
 
 def main() -> None:
     """Print the median of the paired ratios ours/theirs, with its 99 % interval."""
+    if find_spec("normflows") is None:
+        raise SystemExit(
+            "normflows is not installed; .venv/bin/pip install -e '.[peers]' brings it"
+        )
     cell = Cell(
         "throughput",
         {"model": "trained", "dim": 64, "lipschitz": 0.9, "dtype": "float32", "device": "cpu"},
@@ -125,10 +130,8 @@ class AgainstNormflows:
     timeout = 600
 
     def setup(self) -> None:
-        try:
-            import normflows  # noqa: F401
-        except ImportError as error:
-            raise NotImplementedError("needs the `peers` extra") from error
+        if find_spec("normflows") is None:
+            raise NotImplementedError("needs the `peers` extra")
         cell = Cell(
             "throughput",
             {"model": "init", "dim": 64, "lipschitz": 0.9, "dtype": "float32", "device": "cpu"},

@@ -218,7 +218,7 @@ def test_failed_cells_are_said_and_make_the_exit_code_1(call, tmp_path: Path) ->
     outcome = call("run mixed --preset smoke --jobs 1 --results", where)
     run = newest(Path(where))
     assert outcome.code == 1
-    assert f"run {run.name}: 5 cells measured, 1 skipped, 3 failed\n" in outcome.out
+    assert f"run {run.name}: 1 cells measured, 1 skipped, 3 failed\n" in outcome.out
     assert outcome.out.endswith(f"next: resflow-bench report {run.name} --results '{where}'\n")
     assert "failed: mixed dim=1 n_terms=3 device=cpu: did not converge\n" in outcome.err
     assert set(run.frame("mixed")["status"]) == {"ok", "failed", "skipped"}
@@ -275,7 +275,8 @@ def test_report_writes_the_page_and_says_where(call, tmp_path: Path) -> None:
     call("run rows --preset smoke --jobs 1")
     outcome = call("report --out page")
     assert outcome.code == 0, outcome.err
-    assert outcome.out.endswith("report: page/index.html\n")
+    name = newest(tmp_path / "results").name
+    assert outcome.out.endswith(f"report: page/index.html, of {name}\n")
     assert newest(tmp_path / "results").name in (tmp_path / "page" / "index.html").read_text()
     (tmp_path / "file").touch()
     refused = call("report --out file")
@@ -417,3 +418,21 @@ def test_a_second_ctrl_c_loses_nothing_either(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "Traceback" not in err
     assert newest(tmp_path).done()
+
+
+def test_help_keeps_its_lines(call) -> None:
+    assert "\n  resflow-bench list                      what can be asked\n" in call("--help").out
+
+
+def test_list_says_what_each_axis_takes(call) -> None:
+    said = call("list").out
+    for rule in ("must be one of gaussian, rademacher", "init, trained", "must be at least 1"):
+        assert rule in said
+
+
+@pytest.mark.parametrize("law", ["geometric", "geometric()", "zeta(2)", "geometric(x)"])
+def test_a_law_needs_a_name_and_a_number(call, law: str) -> None:
+    outcome = call(f"run bias --preset smoke --set roulette={law}")
+    assert outcome.code == 2
+    assert "one of geometric, poisson with a number in parentheses" in outcome.err
+    assert f"got `{law}`" in outcome.err

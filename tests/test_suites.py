@@ -306,3 +306,17 @@ def test_median_interval_is_what_throughput_reports() -> None:
     interval = median_interval(samples)
     assert interval.value == 51.0
     assert interval.low < 51.0 < interval.high
+
+
+def test_a_call_is_timed_on_one_thread_and_on_all() -> None:
+    """Each count is in force while its calls run, and the old one is back afterwards."""
+    before = torch.get_num_threads()
+    seen: set[int] = set()
+    try:
+        torch.set_num_threads(2)
+        times = timing.timings(lambda: seen.add(torch.get_num_threads()), "cpu", 0.01)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(times) == seen == {1, 2}
+    assert all(len(taken) >= timing.MIN_TIMES for taken in times.values())

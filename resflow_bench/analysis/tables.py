@@ -84,8 +84,9 @@ def plain(value: Any) -> str:
 
 def decay(law: str) -> float:
     """lim P(M >= j+1) / P(M >= j) of a roulette's law: 1 - stop if geometric, 0 if Poisson."""
-    name, parameter = re.fullmatch(r"\s*(\w+)\((.*)\)\s*", law).groups()  # type: ignore[union-attr]
-    return 1.0 - float(parameter) if name == "geometric" else 0.0
+    from resflow_bench.lab.build import build_law  # torch, which nothing else here needs
+
+    return build_law(law).decay
 
 
 def number(value: float, digits: int = 3) -> str:

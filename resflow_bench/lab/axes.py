@@ -27,6 +27,11 @@ class Axis:
     example: str
     check: Callable[[Any], str | None]
 
+    @property
+    def rule(self) -> str:
+        """What `check` says of a value that cannot be right."""
+        return self.check("" if self.kind is str else self.kind(-1)) or "may be anything"
+
     def parse(self, text: str) -> Value:
         """The value that a user wrote.
 
@@ -119,7 +124,7 @@ _AXES = (
     Axis("dim", int, "dimension d of the data", "64", _at_least(1)),
     Axis("lipschitz", float, "Lipschitz constant K promised for the branch", "0.9",
          _within(0.0, 1.0, "must lie strictly between 0 and 1, so that the block is invertible")),
-    Axis("truncation", str, "how the series is cut: fixed or roulette", "fixed",
+    Axis("truncation", str, "how the series is cut", "fixed",
          _one_of("fixed", "roulette")),
     Axis("n_terms", int, "terms N of the fixed truncation", "10", _at_least(1)),
     Axis("roulette", str, "law of the number of terms after the exact ones", "poisson(2)", _law),
@@ -132,7 +137,7 @@ _AXES = (
     Axis("tolerance", float, "rtol = atol of the inverse; 0 takes all of max_steps", "1e-6",
          _at_least(0)),
     Axis("max_steps", int, "steps after which the inverse gives up", "1000", _at_least(1)),
-    Axis("operation", str, "what is timed: log_prob, train_step or sample", "log_prob",
+    Axis("operation", str, "what is timed", "log_prob",
          _one_of("log_prob", "train_step", "sample")),
 )  # fmt: skip
 AXES: dict[str, Axis] = {axis.name: axis for axis in _AXES}

@@ -67,9 +67,17 @@ def build_law(text: str) -> Law:
         ValueError: if it is no law, or its number is refused.
     """
     name, _, number = text.removesuffix(")").partition("(")
-    if name not in LAWS:
+    if name not in LAWS or not _is_number(number):
         raise ValueError(f"a law is one of {', '.join(LAWS)} with a number in parentheses.")
     return LAWS[name](float(number))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def build_estimator(cell: Cell) -> LogDetEstimator:

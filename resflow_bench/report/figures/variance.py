@@ -161,7 +161,7 @@ def roulette(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
                 clip_on=False,
             )
     ax.set(xlim=(0, 1.24), ylim=(0, 1), xlabel="stop probability", ylabel="spectral radius ρ")
-    ax.set_xticks([0, 0.25, 0.5, 0.75, 1, 1.15], ["0", ".25", ".5", ".75", "1", "Poisson"])
+    ax.set_xticks([0, 0.25, 0.5, 0.75, 1, 1.15], ["0", ".25", ".5", ".75", "1", "Poisson-like"])
     handles = [
         Line2D([], [], color=BLUE, marker="o", ls="", label="finite"),
         Line2D([], [], color=ACCENT, marker="X", ls="", label="infinite"),
