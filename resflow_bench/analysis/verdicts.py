@@ -191,7 +191,7 @@ STATEMENTS = (
         "bias within bound",
         "|bias| ≤ d τ_N(K), with τ_N(K) = Σ_{k>N} Kᵏ/k",
         "Behrmann et al. (2019), theorem 3",
-        AtMost("bias", "bias_bound", absolute=True, theory="bias_expected"),
+        AtMost("bias_paired", "bias_bound", absolute=True, theory="bias_expected"),
         only="truncation == 'fixed'",
     ),
     Statement(
