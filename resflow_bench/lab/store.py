@@ -1,4 +1,4 @@
-"""The only writer of results/: runs, where they were measured, and their rows.
+"""The only writer of results/runs: runs, where they were measured, and their rows.
 
     results/runs/<run>/run.json                              provenance, status
     results/runs/<run>/<suite>/part-<time>-<digest>.parquet  rows of one or more whole cells
