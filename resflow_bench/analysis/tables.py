@@ -9,10 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-COLUMNS = (
-    *("suite", "cell", "status", "message", "metric", "value", "unit"),
-    *("standard_error", "ci_low", "ci_high", "n"),
-)
+from resflow_bench.lab.store import COLUMNS
+
 SUFFIXES = {
     "value": "",
     "ci_low": "_low",

@@ -14,8 +14,8 @@ from scipy import linalg
 from torch import Tensor
 
 from resflow_bench.flows import ResidualBlock, ResidualFlow
-from resflow_bench.lab.cells import Cell, Context, Skip
-from resflow_bench.lab.models import MODELS, Say, silent
+from resflow_bench.lab.cells import Cell, Context, Skip, silent
+from resflow_bench.lab.models import MODELS
 from resflow_bench.logdet import (
     LAWS,
     PROBES,
@@ -24,11 +24,12 @@ from resflow_bench.logdet import (
     LogDetEstimator,
     Roulette,
     Truncation,
+    dense_log_det,
     jacobian,
 )
 
 
-def build_flow(cell: Cell, results: Path, aligned: bool = True, say: Say = silent) -> ResidualFlow:
+def build_flow(cell: Cell, results: Path, aligned: bool = True) -> ResidualFlow:
     """The cell's model, in its dtype and on its device.
 
     Args:
@@ -36,12 +37,11 @@ def build_flow(cell: Cell, results: Path, aligned: bool = True, say: Say = silen
         results: where trained weights are kept.
         aligned: whether each layer's power iteration is at its limit, so that the promised
             constant holds; False leaves it as the training did.
-        say: hears how a training goes.
 
     Raises:
         Skip: where the model does not exist at this dim.
     """
-    flow = MODELS[cell["model"]].flow(cell["dim"], cell["lipschitz"], results, say)
+    flow = MODELS[cell["model"]].flow(cell["dim"], cell["lipschitz"], results, silent)
     if aligned:
         flow.align()
     return flow.to(cell["device"], getattr(torch, cell["dtype"])).requires_grad_(False)
@@ -123,15 +123,13 @@ def _problem(cell: Cell, results: Path, n_points: int) -> Problem:
     flow = build_flow(cell, results)
     x = build_points(cell, n_points)
     jacobians, log_det = dense_truth(flow, x)
-    eigenvalues = np.linalg.eigvals(jacobians)
-    return Problem(
-        flow=flow,
-        x=x,
-        jacobians=jacobians,
-        log_det=log_det,
-        norm=float(np.linalg.norm(jacobians, 2, axis=(-2, -1)).max()),
-        spectral_radius=float(np.abs(eigenvalues).max()),
-    )
+    return Problem(flow, x, jacobians, log_det, *sizes(jacobians))
+
+
+def sizes(jacobians: np.ndarray) -> tuple[float, float]:
+    """The largest ||J||_2 and the largest |eigenvalue| of a J: what the data meet of a promise."""
+    norm = np.linalg.norm(jacobians, 2, axis=(-2, -1)).max()
+    return float(norm), float(np.abs(np.linalg.eigvals(jacobians)).max())
 
 
 def dense_truth(flow: ResidualFlow, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -142,8 +140,7 @@ def dense_truth(flow: ResidualFlow, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
         for layer, inputs in promoted.inputs(x.double()):
             if isinstance(layer, ResidualBlock):
                 matrix = jacobian(layer.branch, inputs)
-                identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-                log_det += torch.linalg.slogdet(identity + matrix).logabsdet
+                log_det += dense_log_det(matrix)
                 jacobians.append(matrix)
             else:
                 log_det += layer.forward_and_log_det(inputs, flow.estimator)[1]

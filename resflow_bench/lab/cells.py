@@ -107,7 +107,7 @@ class Preset:
     effort: Mapping[str, int | float] = field(default_factory=dict)
 
 
-def _silent(message: str) -> None:
+def silent(message: str) -> None:
     """Nobody listens."""
 
 
@@ -118,7 +118,7 @@ class Context:
     seed: int
     effort: Mapping[str, int | float]
     results: Path
-    say: Callable[[str], None] = _silent
+    say: Callable[[str], None] = silent
 
     def generator_seed(self, cell: Cell, stream: str = "") -> int:
         """63 bits that depend on the run's seed, the cell and the stream's name, nothing else."""

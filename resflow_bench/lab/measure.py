@@ -28,6 +28,7 @@ from resflow_bench.lab.build import (
     build_points,
     build_problem,
     dense_truth,
+    sizes,
 )
 from resflow_bench.lab.cells import Cell, Context, Failure, Observation
 from resflow_bench.logdet import Fixed, LogDetEstimator, Probe, Roulette
@@ -103,7 +104,7 @@ def measure_bias(cell: Cell, context: Context) -> Iterable[Observation]:
     yield _exactly("bias_expected", expected.mean(), "nat")
     yield _exactly("bias_bound", bound, "nat")
     yield _exactly("log_det_exact", problem.log_det.mean(), "nat")
-    yield from realised(problem.jacobians)
+    yield from realised(problem.norm, problem.spectral_radius)
 
 
 def measure_variance(cell: Cell, context: Context) -> Iterable[Observation]:
@@ -143,7 +144,7 @@ def measure_variance(cell: Cell, context: Context) -> Iterable[Observation]:
     if isinstance(truncation, Fixed):
         printed = n_blocks * float(theory.printed_variance_bound(d, truncation.n_terms, m))
         yield _exactly("variance_bound_printed", printed, "nat^2")
-    yield from realised(problem.jacobians)
+    yield from realised(problem.norm, problem.spectral_radius)
 
 
 def measure_inverse(cell: Cell, context: Context) -> Iterable[Observation]:
@@ -180,7 +181,7 @@ def measure_inverse(cell: Cell, context: Context) -> Iterable[Observation]:
     worst = Outcome(int(solution.outcome.max()))
     yield Observation("outcome", float(worst), "1", n=n, message=worst.name.lower())
     jacobians, _ = dense_truth(flow, truth.value.to(z.dtype))
-    yield from realised(jacobians)
+    yield from realised(*sizes(jacobians))
 
 
 def measure_lipschitz(cell: Cell, context: Context) -> Iterable[Observation]:
@@ -291,7 +292,9 @@ def _banach(
     error = torch.zeros(len(z), dtype=torch.float64, device=z.device)
     steps = torch.zeros_like(error)
     for layer in reversed(flow.bijections):
-        solution = layer.inverse(z, inversion)
+        # A block's own certificate is not wanted: the bound before any step is derived here.
+        certify = not isinstance(layer, ResidualBlock)
+        solution = layer.inverse(z, inversion, error, certify)
         if isinstance(layer, ResidualBlock):
             k = layer.branch.lipschitz_certified()
             first = layer.branch(z).double().norm(dim=1)
@@ -302,7 +305,7 @@ def _banach(
             asked /= 1 + tolerance / (1 - k)
             steps += (torch.log(asked / first) / math.log(k)).ceil().clamp_min(0)
         else:
-            error = _bound(layer.inverse(z, inversion, error))
+            error = _bound(solution)
         z = solution.value
     return error, steps
 
@@ -332,7 +335,7 @@ def _exactly(metric: str, value: float, unit: str) -> Observation:
     return Observation(metric, value, unit, 0.0, value, value)
 
 
-def realised(jacobians: np.ndarray) -> Iterable[Observation]:
-    """What the data meet of the promise: the largest ||J||_2 and the largest |eigenvalue|."""
-    yield _exactly("norm_realised", np.linalg.norm(jacobians, 2, axis=(-2, -1)).max(), "1")
-    yield _exactly("spectral_radius", np.abs(np.linalg.eigvals(jacobians)).max(), "1")
+def realised(norm: float, spectral_radius: float) -> Iterable[Observation]:
+    """What the data meet of the promise, as every suite's rows say it."""
+    yield _exactly("norm_realised", norm, "1")
+    yield _exactly("spectral_radius", spectral_radius, "1")

@@ -19,10 +19,6 @@ from resflow_bench.models import LINEAR_FAMILIES, TRAINED_DIM, linear_flow, mlp_
 Say = Callable[[str], None]
 
 
-def silent(message: str) -> None:
-    """Nobody listens."""
-
-
 class Model(Protocol):
     """A flow for each dim and promised constant, and the inputs that it is measured at."""
 

@@ -58,7 +58,8 @@ def measure_throughput(cell: Cell, context: Context) -> Iterable[Observation]:
     yield Observation("peak_bytes", float(peak), "B")
     message = f"{flops:.4g} FLOP a call; a matrix product runs at {rate:.4g} FLOP/s"
     yield _inverted("flops_fraction", flops / rate, value, low, high, n, "1", message)
-    yield from realised(build_problem(cell, context.results, N_POINTS).jacobians)
+    problem = build_problem(cell, context.results, N_POINTS)
+    yield from realised(problem.norm, problem.spectral_radius)
 
 
 def build_call(cell: Cell, results: Path) -> Call:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from resflow_bench.logdet.estimator import Estimate, Estimator, LogDetEstimator
-from resflow_bench.logdet.exact import Exact, exact_log_det, jacobian
+from resflow_bench.logdet.exact import Exact, dense_log_det, exact_log_det, jacobian
 from resflow_bench.logdet.probes import Gaussian, Probe, Rademacher
 from resflow_bench.logdet.products import Linearisation, autograd, cached, dense, linearise
 from resflow_bench.logdet.truncation import Fixed, Geometric, Law, Poisson, Roulette, Truncation
@@ -36,6 +36,7 @@ __all__ = [
     "autograd",
     "cached",
     "dense",
+    "dense_log_det",
     "exact_log_det",
     "jacobian",
     "linearise",

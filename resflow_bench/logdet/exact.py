@@ -42,10 +42,11 @@ def exact_log_det(g: Map, x: Tensor) -> Tensor:
     """
     dim = math.prod(x.shape[1:])
     slices = x.split(max(1, CHUNK_NUMBERS // dim**2))
-    return torch.cat([_log_det(jacobian(g, piece)) for piece in slices])
+    return torch.cat([dense_log_det(jacobian(g, piece)) for piece in slices])
 
 
-def _log_det(matrix: Tensor) -> Tensor:
+def dense_log_det(matrix: Tensor) -> Tensor:
+    """ln|det(I + J)| of each matrix, (..., d, d) -> (...), nats, by LU."""
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     return torch.linalg.slogdet(identity + matrix).logabsdet
 
