@@ -1,4 +1,4 @@
-"""Elementwise activations with their true Lipschitz constants and derivatives.
+"""Activations with their true Lipschitz constants and derivatives.
 
 A branch multiplies the constants of its activations into its bound, and the slopes phi'(z) into
 its Jacobian, so both belong to the activation. The constant is sup |phi'|, not a convenient bound.
@@ -6,6 +6,7 @@ its Jacobian, so both belong to the activation. The constant is sup |phi'|, not 
 
 from __future__ import annotations
 
+import math
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -16,12 +17,21 @@ from torch.nn import functional
 # t tanh(t / 2) = 2; swish is t sigmoid(t) in units of its sharpness, so beta does not enter.
 SWISH_LIPSCHITZ = 1.0998393201288669
 
+# By what Residual Flows and i-DenseNets divide: the constants, rounded up.
+LIPSWISH_SCALE = 1.1
+CLIPSWISH_SCALE = 1.004
+
 
 @runtime_checkable
 class Activation(Protocol):
-    """phi, an elementwise module: its constant, and a derivative that autograd can go through."""
+    """phi, a module: its constant, and a derivative that autograd can go through.
+
+    Each input z_i makes `expansion` outputs: output j of (B, expansion h, ...) belongs to input
+    j mod h along axis 1. `derivative` is shaped like the output.
+    """
 
     lipschitz: float
+    expansion: int
 
     def __call__(self, z: Tensor) -> Tensor: ...
 
@@ -41,14 +51,15 @@ class LipSwish(nn.Module):
     the maximum slope of swish up to 1.1.
     """
 
-    lipschitz: float = SWISH_LIPSCHITZ / 1.1
+    lipschitz: float = SWISH_LIPSCHITZ / LIPSWISH_SCALE
+    expansion: int = 1
 
     def __init__(self) -> None:
         super().__init__()
         self.raw_beta = nn.Parameter(torch.tensor(0.5))
 
     def forward(self, z: Tensor) -> Tensor:
-        return z * torch.sigmoid(z * functional.softplus(self.raw_beta)) * (1 / 1.1)
+        return z * torch.sigmoid(z * functional.softplus(self.raw_beta)) * (1 / LIPSWISH_SCALE)
 
     def derivative(self, z: Tensor) -> Tensor:
         return self.value_and_derivative(z)[1]
@@ -58,13 +69,47 @@ class LipSwish(nn.Module):
         s = torch.sigmoid(t)
         # s + t s (1 - s) is s moved towards 1 by the fraction t s: one fused kernel.
         slope = torch.lerp(s, s.new_ones(()), t * s)
-        return z * s * (1 / 1.1), slope * (1 / 1.1)
+        return z * s * (1 / LIPSWISH_SCALE), slope * (1 / LIPSWISH_SCALE)
+
+
+class CLipSwish(nn.Module):
+    """Phi(z) = [phi(z), phi(-z)] / 1.004, phi the LipSwish: twice as many outputs as inputs.
+
+    The second half is phi(z) - z/1.1, because z sigmoid(t) + z sigmoid(-t) = z.
+
+    Properties: ||Phi'(z)||_2 = sqrt(a^2 + (1 - a)^2) / (1.1 * 1.004) with a the slope of swish, at
+    most 1.0039650... / 1.004 = 0.99997 where a is largest. The constant is for the Euclidean norm.
+    Source: Perugachi-Diaz, Tomczak and Bhulai (2021), Invertible DenseNets.
+    """
+
+    lipschitz: float = math.hypot(SWISH_LIPSCHITZ, SWISH_LIPSCHITZ - 1) / (
+        LIPSWISH_SCALE * CLIPSWISH_SCALE
+    )
+    expansion: int = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.swish = LipSwish()
+
+    def forward(self, z: Tensor) -> Tensor:
+        y = self.swish(z)
+        return torch.cat([y, y - z * (1 / LIPSWISH_SCALE)], dim=1) * (1 / CLIPSWISH_SCALE)
+
+    def derivative(self, z: Tensor) -> Tensor:
+        return self.value_and_derivative(z)[1]
+
+    def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        y, slope = self.swish.value_and_derivative(z)
+        both = torch.cat([y, y - z * (1 / LIPSWISH_SCALE)], dim=1)
+        slopes = torch.cat([slope, slope - 1 / LIPSWISH_SCALE], dim=1)
+        return both * (1 / CLIPSWISH_SCALE), slopes * (1 / CLIPSWISH_SCALE)
 
 
 class Tanh(nn.Module):
     """phi(z) = tanh z; phi'(z) = 1 - tanh(z)^2 in (0, 1]."""
 
     lipschitz: float = 1.0
+    expansion: int = 1
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.tanh(z)
@@ -81,6 +126,7 @@ class ELU(nn.Module):
     """phi(z) = z for z > 0, e^z - 1 otherwise; phi'(z) = e^min(z, 0) in (0, 1]."""
 
     lipschitz: float = 1.0
+    expansion: int = 1
 
     def forward(self, z: Tensor) -> Tensor:
         return functional.elu(z)
@@ -92,6 +138,38 @@ class ELU(nn.Module):
         return functional.elu(z), self.derivative(z)
 
 
+class Softplus(nn.Module):
+    """phi(z) = ln(1 + e^z); phi'(z) = sigmoid(z) in (0, 1), which comes near 1 and not to it."""
+
+    lipschitz: float = 1.0
+    expansion: int = 1
+
+    def forward(self, z: Tensor) -> Tensor:
+        return functional.softplus(z)
+
+    def derivative(self, z: Tensor) -> Tensor:
+        return torch.sigmoid(z)
+
+    def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return functional.softplus(z), torch.sigmoid(z)
+
+
+class Sine(nn.Module):
+    """phi(z) = sin z; phi'(z) = cos z in [-1, 1]."""
+
+    lipschitz: float = 1.0
+    expansion: int = 1
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.sin(z)
+
+    def derivative(self, z: Tensor) -> Tensor:
+        return torch.cos(z)
+
+    def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.sin(z), torch.cos(z)
+
+
 class ReLU(nn.Module):
     """phi(z) = max(z, 0); phi'(z) = 1 for z > 0, 0 otherwise (at the kink too, as in autograd).
 
@@ -99,6 +177,7 @@ class ReLU(nn.Module):
     """
 
     lipschitz: float = 1.0
+    expansion: int = 1
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.relu(z)

@@ -3,136 +3,148 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from itertools import pairwise, zip_longest
+from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from resflow_bench.layers.activations import Activation, LipSwish
-from resflow_bench.layers.spectral import SpectralLinear
+from resflow_bench.layers.activations import Activation
+from resflow_bench.layers.layer import Certificate, Layer
+from resflow_bench.layers.orders import Order, same_order
 
 # A promise is met up to the rounding of the product that checks it.
 _SLACK = 1e-6
 
+Vjp = Callable[[Tensor], Tensor]
+
 
 class Branch(nn.Module):
-    """g(x) = W_L phi(... phi(W_1 x + b_1) ...) + b_L, with Lip(g) <= prod_j c_j prod_j Lip(phi_j).
+    """g = s_L o ... o s_1, stages s that are layers or activations: Lip(g) <= prod_j Lip(s_j).
 
-    J_g(x) = W_L D_{L-1} W_{L-1} ... D_1 W_1 with D_j = diag(phi_j'(z_j)), where W are the
-    normalised weights and z_j what activation j sees.
+    For linear layers and activations between them J_g(x) = W_L D_{L-1} W_{L-1} ... D_1 W_1 with
+    D_j = diag(phi_j'(z_j)), where W are the normalised weights and z_j what activation j sees.
+
+    The constants multiply only if each layer's bound speaks of the norm that the next one takes,
+    and x + g(x) is invertible only if the last speaks of the norm that the first one takes.
 
     Args:
-        layers: linear, activation, linear, ..., linear.
-        lipschitz: the constant promised for the whole branch, in (0, 1).
+        stages: layers and activations in the order in which x meets them; the last is a layer.
+        lipschitz: the constant promised for the whole branch, in (0, 1), in the norm `order`.
 
     Raises:
-        ValueError: a promise outside (0, 1), layers that do not alternate or whose sizes do not
-            fit, or coefficients and activations whose product exceeds the promise.
+        TypeError: a stage that is neither a layer nor an activation.
+        ValueError: a promise outside (0, 1), no layer at the end, sizes or norms that do not fit,
+            or coefficients and activations whose product exceeds the promise.
     """
 
-    def __init__(self, *layers: SpectralLinear | Activation, lipschitz: float) -> None:
+    def __init__(self, *stages: Layer | Activation, lipschitz: float) -> None:
         super().__init__()
-        self.lipschitz = _contractive(lipschitz, "Branch")
-        linears = [layer for layer in layers[::2] if isinstance(layer, SpectralLinear)]
-        activations = [layer for layer in layers[1::2] if isinstance(layer, Activation)]
-        if len(layers) % 2 == 0 or len(linears) + len(activations) != len(layers):
-            names = ", ".join(type(layer).__name__ for layer in layers) or "none"
-            raise ValueError(
-                "Branch needs layers that alternate as SpectralLinear, activation, ..., "
-                f"SpectralLinear; got {names}."
-            )
-        for before, after in pairwise([*linears, linears[0]]):
-            if before.weight.shape[0] != after.weight.shape[1]:
-                raise ValueError(
-                    "Branch needs each layer to take what the one before it gives, and the first "
-                    f"what the last gives; got {before.weight.shape[0]} features into a layer of "
-                    f"{after.weight.shape[1]}."
+        self.lipschitz = contractive(lipschitz, "Branch")
+        for stage in stages:
+            if not isinstance(stage, Layer | Activation):
+                raise TypeError(
+                    "Branch is made of layers and activations; "
+                    f"{type(stage).__name__} has the members of neither."
                 )
-        constants = [linear.coefficient for linear in linears]
-        bound = math.prod(constants + [phi.lipschitz for phi in activations])
+        if not stages or not isinstance(stages[-1], Layer):
+            names = ", ".join(type(stage).__name__ for stage in stages) or "nothing"
+            raise ValueError(f"Branch needs a layer as its last stage; got {names}.")
+        _check_sizes(stages)
+        _check_norms([s for s in stages if isinstance(s, Layer)], stages)
+        bound = math.prod(_promised(stage) for stage in stages)
         if bound > lipschitz * (1 + _SLACK):
             raise ValueError(
                 "Branch needs coefficients and activation constants whose product keeps the "
                 f"promised lipschitz={lipschitz}; got {bound:.6g}. Lower `coefficient`."
             )
-        self.linears = nn.ModuleList(linears)
-        self.activations = nn.ModuleList(activations)  # type: ignore[arg-type]
+        self.stages = nn.ModuleList(stages)  # type: ignore[arg-type]
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The stages that are no activations."""
+        return [stage for stage in self.stages if isinstance(stage, Layer)]
+
+    @property
+    def activations(self) -> list[Activation]:
+        """The stages that are activations."""
+        return [stage for stage in self.stages if isinstance(stage, Activation)]
+
+    @property
+    def order(self) -> Order:
+        """The p of the norm ||.||_p in which g is a contraction."""
+        return self.layers[0].domain
 
     def forward(self, x: Tensor) -> Tensor:
-        """g(x), shapes (B, d) -> (B, d)."""
+        """g(x), shapes (B, *event) -> (B, *event)."""
         return self.normalised()(x)
 
     def normalised(self) -> Callable[[Tensor], Tensor]:
         """g with its weights normalised once, for many evaluations at the same parameters."""
-        weights = [linear.weight_normalised() for linear in self._linears()]
-        biases = [linear.bias for linear in self._linears()]
-        activations = self._activations()
+        stages: list[Callable[[Tensor], Tensor]] = [
+            stage.normalised() if isinstance(stage, Layer) else stage for stage in self.stages
+        ]
 
         def g(x: Tensor) -> Tensor:
-            for weight, bias, phi in zip(weights, biases, activations, strict=False):
-                x = phi(functional.linear(x, weight, bias))
-            return functional.linear(x, weights[-1], biases[-1])
+            for stage in stages:
+                x = stage(x)
+            return x
 
         return g
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def linearise(self, x: Tensor) -> tuple[Tensor, Vjp]:
         """g(x) and v -> v^T J_g(x), with the weights normalised and the slopes computed once.
 
         Args:
-            x: (B, d).
+            x: (B, *event).
 
         Returns:
-            y (B, d), and vjp: (..., B, d) -> (..., B, d), usually (m, B, d) for m probes.
+            y (B, *event), and vjp: (..., B, *event) -> (..., B, *event), usually with m probes in
+            front.
 
-        Properties: one vjp costs L matrix products and L-1 elementwise ones, no autograd. It
-        records a graph if and only if gradients are enabled when *it* is called; the weights and
-        slopes it uses stay attached to the parameters and to x, so that sum(vjp(s) * v) has the
-        gradient of s^T J v in weights, beta and x. Call linearise with gradients enabled for that.
+        Properties: one vjp costs L linear maps and elementwise products, no autograd. It records a
+        graph if and only if gradients are enabled when *it* is called; the weights and slopes it
+        uses stay attached to the parameters and to x, so that sum(vjp(s) * v) has the gradient of
+        s^T J v in weights, beta and x. Call linearise with gradients enabled for that.
         """
-        linears, activations = self._linears(), self._activations()
-        weights = [linear.weight_normalised() for linear in linears]
-        slopes = []
-        for weight, linear, phi in zip(weights, linears, activations, strict=False):
-            x, slope = phi.value_and_derivative(functional.linear(x, weight, linear.bias))
-            slopes.append(slope)  # (B, h)
-        y = functional.linear(x, weights[-1], linears[-1].bias)
+        pulls: list[Vjp] = []
+        for stage in self.stages:
+            if isinstance(stage, Layer):
+                x, pull = stage.linearise(x)
+            else:
+                x, pull = linearise_activation(stage, x)  # type: ignore[arg-type]
+            pulls.append(pull)
+        pulls.reverse()
 
         def vjp(v: Tensor) -> Tensor:
-            in_place = not torch.is_grad_enabled()
-            v = v @ weights[-1]
-            for weight, slope in zip(reversed(weights[:-1]), reversed(slopes), strict=True):
-                # v is a product made here, never the caller's, so it may be overwritten.
-                v = v.mul_(slope) if in_place else v * slope
-                v = v @ weight
+            for pull in pulls:
+                v = pull(v)
             return v
 
-        return y, vjp
+        return x, vjp
 
-    def update(self, n_steps: int = 5) -> None:
-        """Power iteration in every linear layer; call it after each optimiser step."""
-        for linear in self._linears():
-            linear.update(n_steps)
+    def update(self) -> None:
+        """Follow the weights after an optimiser step: then Lip(g) <= `lipschitz` again."""
+        for layer in self.layers:
+            layer.update()
 
     def align(self) -> None:
-        """Exact singular vectors in every linear layer; after it the promise is kept."""
-        for linear in self._linears():
-            linear.align()
+        """Follow the weights exactly; after it the promise is kept as tightly as can be."""
+        for layer in self.layers:
+            layer.align()
+
+    def certificates(self) -> list[Certificate]:
+        """What each layer's constant is at most, and how that is known."""
+        return [layer.certificate() for layer in self.layers]
 
     def lipschitz_certified(self) -> float:
-        """prod_j sigma_1(W_j) prod_j Lip(phi_j), the norms by SVD in float64: a true bound."""
-        norms = [linear.spectral_norm_certified() for linear in self._linears()]
-        return math.prod(norms + [phi.lipschitz for phi in self._activations()])
+        """The product of the certificates and of the activations' constants: a true bound."""
+        norms = [certificate.norm for certificate in self.certificates()]
+        return math.prod(norms + [phi.lipschitz for phi in self.activations])
 
     def extra_repr(self) -> str:
         return f"lipschitz={self.lipschitz:.6g}"
-
-    def _linears(self) -> list[SpectralLinear]:
-        return list(self.linears)  # type: ignore[arg-type]
-
-    def _activations(self) -> list[Activation]:
-        return list(self.activations)  # type: ignore[arg-type]
 
 
 class LinearBranch(nn.Module):
@@ -147,9 +159,11 @@ class LinearBranch(nn.Module):
             exceeds the promise by more than rounding.
     """
 
+    order: Order = 2.0
+
     def __init__(self, matrix: Tensor, lipschitz: float) -> None:
         super().__init__()
-        self.lipschitz = _contractive(lipschitz, "LinearBranch")
+        self.lipschitz = contractive(lipschitz, "LinearBranch")
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(
                 f"LinearBranch needs a square matrix (d, d); got shape {tuple(matrix.shape)}."
@@ -171,67 +185,94 @@ class LinearBranch(nn.Module):
         """g itself: there is nothing to normalise."""
         return self.forward
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def linearise(self, x: Tensor) -> tuple[Tensor, Vjp]:
         """g(x) and v -> v^T A; see `Branch.linearise`."""
         return self.forward(x), lambda v: v @ self.matrix
 
-    def update(self, n_steps: int = 5) -> None:
+    def update(self) -> None:
         """Nothing to do: the norm is exact."""
 
     def align(self) -> None:
         """Nothing to do: the norm is exact."""
 
+    def certificates(self) -> list[Certificate]:
+        """||A||_2 by an SVD in float64."""
+        matrix = self.matrix.cpu().double()
+        return [Certificate(float(torch.linalg.matrix_norm(matrix, ord=2)), "svd")]
+
     def lipschitz_certified(self) -> float:
         """||A||_2 by an SVD in float64."""
-        return float(torch.linalg.matrix_norm(self.matrix.cpu().double(), ord=2))
+        return self.certificates()[0].norm
 
     def extra_repr(self) -> str:
         return f"dim={self.matrix.shape[0]}, lipschitz={self.lipschitz:.6g}"
 
 
-def mlp_branch(
-    dim: int,
-    hidden: Sequence[int],
-    lipschitz: float,
-    activation: Callable[[], Activation] = LipSwish,
-    generator: torch.Generator | None = None,
-) -> Branch:
-    """W_L phi ... phi W_1 with every layer's c = (K / Lip(phi)^(L-1))^(1/L), so Lip(g) <= K.
+def linearise_activation(phi: Activation, z: Tensor) -> tuple[Tensor, Vjp]:
+    """phi(z) and v -> v^T diag(phi'(z)); v may be overwritten if gradients are disabled."""
+    y, slope = phi.value_and_derivative(z)
 
-    Args:
-        dim: d, the features that go in and come out.
-        hidden: widths between the linear layers; (128, 128) makes three layers, () one.
-        lipschitz: K, the constant promised for the branch (not for each layer), in (0, 1).
-        activation: makes one phi; called once per gap, so each has its own parameters.
-        generator: where the weights are drawn from; None is a fresh one with seed 0.
+    def pull(v: Tensor) -> Tensor:
+        v = v * slope if torch.is_grad_enabled() else v.mul_(slope)
+        if phi.expansion == 1:
+            return v
+        return v.unflatten(1 - z.ndim, (phi.expansion, z.shape[1])).sum(-z.ndim)
+
+    return y, pull
+
+
+def contractive(lipschitz: float, owner: str) -> float:
+    """`lipschitz`, if x + g(x) is invertible with it.
 
     Raises:
-        ValueError: K outside (0, 1), or a size below 1.
-
-    >>> g = mlp_branch(64, (128, 128), lipschitz=0.9)
-    >>> y, vjp = g.linearise(torch.zeros(5, 64))
-    >>> vjp(torch.ones(3, 5, 64)).shape, g.lipschitz_certified() <= g.lipschitz == 0.9
-    (torch.Size([3, 5, 64]), True)
+        ValueError: it is outside (0, 1).
     """
-    _contractive(lipschitz, "mlp_branch")
-    if generator is None:
-        generator = torch.Generator().manual_seed(0)
-    activations = [activation() for _ in hidden]
-    steepness = math.prod([phi.lipschitz for phi in activations])
-    coefficient = (lipschitz / steepness) ** (1 / (len(hidden) + 1))
-    sizes = [dim, *hidden, dim]
-    layers: list[SpectralLinear | Activation] = []
-    for (n_in, n_out), phi in zip_longest(pairwise(sizes), activations):
-        layers.append(SpectralLinear(n_in, n_out, coefficient, generator=generator))
-        if phi is not None:
-            layers.append(phi)
-    return Branch(*layers, lipschitz=lipschitz)
-
-
-def _contractive(lipschitz: float, owner: str) -> float:
     if not 0 < lipschitz < 1:
         raise ValueError(
             f"{owner} needs 0 < lipschitz < 1 for x + g(x) to be invertible; got {lipschitz}. "
             "Choose `lipschitz` for the whole branch, for example 0.9."
         )
     return float(lipschitz)
+
+
+def _promised(stage: Layer | Activation) -> float:
+    return stage.coefficient if isinstance(stage, Layer) else stage.lipschitz
+
+
+def _check_sizes(stages: tuple[Layer | Activation, ...]) -> None:
+    """Each stage takes what the one before gives, and the first what the last gives."""
+    last = stages[-1]
+    assert isinstance(last, Layer)  # asked by the caller
+    size = last.n_out
+    for stage in stages:
+        if isinstance(stage, Layer):
+            if stage.n_in != size:
+                raise ValueError(
+                    "Branch needs each layer to take what the one before it gives, and the first "
+                    f"what the last gives; got {size} features into a layer of {stage.n_in}."
+                )
+            size = stage.n_out
+        else:
+            size *= stage.expansion
+
+
+def _check_norms(layers: list[Layer], stages: tuple[Layer | Activation, ...]) -> None:
+    """The codomain of each layer is the domain of the next, that of the last of the first."""
+    for before, after in pairwise([*layers, layers[0]]):
+        if not same_order(before.codomain, after.domain):
+            raise ValueError(
+                "Branch needs each layer's norm to be the one that the next layer takes, and the "
+                "last one's the one that the first takes, or its bound is no contraction in any "
+                f"norm; got a codomain of order {before.codomain} into a domain of order "
+                f"{after.domain}. Give both the same order, the same object if it is learnable."
+            )
+    for phi in stages:
+        if (
+            not isinstance(phi, Layer)
+            and phi.expansion != 1
+            and not same_order(layers[0].domain, 2.0)
+        ):
+            raise ValueError(
+                f"{type(phi).__name__} has its constant in the Euclidean norm alone; got a branch "
+                f"of order {layers[0].domain}. Take an activation with one output per input."
+            )

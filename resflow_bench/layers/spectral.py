@@ -1,24 +1,58 @@
-"""Linear maps whose spectral norm is held below a coefficient by power iteration."""
+"""Linear maps whose spectral norm is at most a coefficient, by certificate."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from resflow_bench.layers.layer import Certificate
+from resflow_bench.layers.norms import Pair, SpectralNorm, leading, unit
+from resflow_bench.layers.orders import Order
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A(W) = W, (n_out, n_in): the operator of a linear layer and of a convolution with one tap."""
+
+    n_in: int
+    n_out: int
+
+    @property
+    def shape_in(self) -> tuple[int, ...]:
+        return (self.n_in,)
+
+    @property
+    def shape_out(self) -> tuple[int, ...]:
+        return (self.n_out,)
+
+    def apply(self, weight: Tensor, v: Tensor) -> Tensor:
+        return torch.mv(weight, v)
+
+    def follow(self, weight: Tensor, u: Tensor) -> Pair:
+        return self.solve(weight)
+
+    def solve(self, weight: Tensor) -> Pair:
+        """By the smaller Gram matrix; the vector of the other side follows from A or A^T."""
+        if self.n_out <= self.n_in:
+            u, norm = leading(weight @ weight.mT)
+            return Pair(u, unit(torch.mv(weight.mT, u)), norm)
+        v, norm = leading(weight.mT @ weight)
+        return Pair(unit(torch.mv(weight, v)), v, norm)
+
+    def certificate(self, weight: Tensor) -> Certificate:
+        return Certificate(float(self.solve(weight).bound), "svd")
+
 
 class SpectralLinear(nn.Module):
-    """y = x W_c^T + b with W_c = W min(1, c' / sigma_hat) and sigma_hat = u^T W v.
+    """y = x W_c^T + b with W_c = W / max(1, sigma_hat inflation / c') and ||W_c||_2 <= coefficient.
 
-    u and v are unit vectors carried from step to step. sigma_hat is at most sigma_1(W) for any
-    unit u, v, hence ||W_c||_2 = c' sigma_1 / sigma_hat can exceed the coefficient until u, v have
-    converged: the coefficient is a promise that `update` after each optimiser step approaches,
-    `align` restores, and `spectral_norm_certified` checks.
-
-    Only `update` and `align` change u and v; `forward` never does. Both replace the buffers rather
-    than write into them, so a graph recorded before still has the vectors it was recorded with.
+    The bound is a theorem right after `update` and `align`, see `SpectralNorm`. Between a step and
+    its update it is not: it was exceeded by up to 2 % at a learning rate of 1e-2.
 
     Args:
         in_features, out_features: sizes of x and y.
@@ -30,10 +64,17 @@ class SpectralLinear(nn.Module):
     Raises:
         ValueError: a coefficient that is not positive and finite, or a size below 1.
 
-    Source: Miyato et al. (2018), Spectral normalization; Gouk et al. (2018) for the minimum with 1.
-    Gradients go through sigma_hat with u, v constant, which at convergence is the gradient of
-    sigma_1 itself, d sigma_1 = u^T dW v.
+    Source: Miyato et al. (2018), Spectral normalization; Gouk et al. (2018) for the maximum with 1.
+    Neither certifies. Gradients go through sigma_hat with u, v constant, which at convergence is
+    the gradient of the norm itself, d sigma_1 = u^T dW v.
+
+    >>> layer = SpectralLinear(64, 128, coefficient=0.9)
+    >>> layer.certificate().norm <= 0.9
+    True
     """
+
+    domain: Order = 2.0
+    codomain: Order = 2.0
 
     def __init__(
         self,
@@ -50,94 +91,55 @@ class SpectralLinear(nn.Module):
                 "SpectralLinear needs sizes of at least 1; "
                 f"got in_features={in_features}, out_features={out_features}."
             )
-        if not 0 < coefficient < math.inf:
-            raise ValueError(
-                f"SpectralLinear needs a positive, finite `coefficient`; got {coefficient}."
-            )
-        self.coefficient = float(coefficient)
+        self.n_in, self.n_out = in_features, out_features
         if generator is None:
             generator = torch.Generator().manual_seed(0)
-        bound = 1 / math.sqrt(in_features)
-        weight = torch.empty(out_features, in_features, device=generator.device)
-        self.weight = nn.Parameter(weight.uniform_(-bound, bound, generator=generator))
-        self.bias: nn.Parameter | None
-        if bias:
-            offset = torch.empty(out_features, device=generator.device)
-            self.bias = nn.Parameter(offset.uniform_(-bound, bound, generator=generator))
-        else:
-            self.register_parameter("bias", None)
-        self.u: Tensor  # (out_features,)
-        self.v: Tensor  # (in_features,)
-        self.register_buffer("u", torch.zeros_like(self.weight[:, 0]))
-        self.register_buffer("v", torch.zeros_like(self.weight[0]))
-        self.align()
+        self.weight = uniform((out_features, in_features), in_features, generator)
+        self.bias = uniform((out_features,), in_features, generator) if bias else None
+        self.norm = SpectralNorm(Matrix(in_features, out_features), coefficient, self.weight)
+        self.coefficient = self.norm.coefficient
 
     def weight_normalised(self) -> Tensor:
-        """W min(1, c' / sigma_hat), shape (out_features, in_features), differentiable in W."""
-        sigma = torch.dot(self.u, torch.mv(self.weight, self.v))
-        # The coefficient is undercut by what rounding can add, so that a converged layer keeps its
-        # promise when checked in float64: float32 rounds each entry of W_c, sigma_hat and the
-        # scale by at most 6e-8 relative, together well below 1e-6; coarser types need their eps.
-        cushion = max(1e-6, 2 * torch.finfo(self.weight.dtype).eps)
-        return self.weight / (sigma / (self.coefficient * (1 - cushion))).clamp(min=1.0)
+        """W_c, shape (out_features, in_features), differentiable in W."""
+        return self.weight / self.norm(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.linear(x, self.weight_normalised(), self.bias)
 
-    @torch.no_grad()
-    def update(self, n_steps: int = 5) -> None:
-        """v <- W^T u / ||.||, u <- W v / ||.||, n_steps times: sigma_hat does not decrease.
+    def normalised(self) -> Callable[[Tensor], Tensor]:
+        """The map with its weight normalised once, (..., n_in) -> (..., n_out)."""
+        weight = self.weight_normalised()
+        return lambda x: functional.linear(x, weight, self.bias)
 
-        Properties: iterates on W^T W, so W may be of any shape and nilpotent; one step shrinks the
-        relative gap of sigma_hat by about (sigma_2 / sigma_1)^4.
+    def linearise(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """y, (..., n_out), and v -> v^T W_c, (..., n_out) -> (..., n_in), one product each."""
+        weight = self.weight_normalised()
+        return functional.linear(x, weight, self.bias), lambda v: v @ weight
 
-        Raises:
-            ValueError: n_steps below 0.
+    def update(self) -> None:
+        """The leading singular pair of W; afterwards ||W_c||_2 <= coefficient.
+
+        Properties: O(n^3) with n the smaller size; on one core 0.3 ms at 64 x 128, 0.7 ms at
+        128 x 128 and 45 ms at 784 x 1024. Two power steps take 0.06 ms at 128, but followed by an
+        exact bound they left the training loss of a flow of 24 such layers 15 nat higher after 300
+        steps: the vectors lag behind, and sigma_hat has the wrong gradient.
         """
-        if n_steps < 0:
-            raise ValueError(f"update needs n_steps of at least 0; got {n_steps}.")
-        weight, u, v = self.weight, self.u, self.v
-        for k in range(n_steps):
-            start = torch.mv(weight.mT, u)
-            if k == 0:
-                # u orthogonal to the range of W would stay there for ever, and the layer would go
-                # unbounded: restart from the longest row, which W does not map to zero.
-                longest = torch.linalg.vector_norm(weight, dim=1).argmax()
-                row = weight.index_select(0, longest[None])[0]
-                start = torch.where(torch.linalg.vector_norm(start) > 0, start, row)
-            v = _unit(start, otherwise=v)
-            u = _unit(torch.mv(weight, v), otherwise=u)
-        self.u, self.v = u, v
+        self.norm.update(self.weight)
 
-    @torch.no_grad()
     def align(self) -> None:
-        """Sets u, v to the leading singular pair of W, from an SVD in float64.
+        """As `update`: that is exact already."""
+        self.norm.align(self.weight)
 
-        After it ||W_c||_2 <= coefficient. Cost O(n^3): for construction, checkpoints and
-        certification, not for every step.
-
-        Raises:
-            torch.linalg.LinAlgError: W is not finite.
-        """
-        left, _, right = torch.linalg.svd(self.weight.cpu().double(), full_matrices=False)
-        self.u = left[:, 0].to(self.weight)
-        self.v = right[0].to(self.weight)
-
-    @torch.no_grad()
-    def spectral_norm_certified(self) -> float:
-        """sigma_1(W_c) by an SVD in float64 of the weight that `forward` multiplies with.
-
-        Raises:
-            torch.linalg.LinAlgError: W is not finite.
-        """
-        return float(torch.linalg.matrix_norm(self.weight_normalised().cpu().double(), ord=2))
+    def certificate(self) -> Certificate:
+        """sigma_1(W_c) of the weight that `forward` multiplies with, to rounding in float64."""
+        return self.norm.certificate(self.weight_normalised())
 
     def extra_repr(self) -> str:
-        n_out, n_in = self.weight.shape
-        return f"{n_in}, {n_out}, coefficient={self.coefficient:.6g}, bias={self.bias is not None}"
+        return f"{self.n_in}, {self.n_out}, bias={self.bias is not None}"
 
 
-def _unit(x: Tensor, otherwise: Tensor) -> Tensor:
-    """x / ||x||, or `otherwise` where x is zero (W = 0 keeps its vectors)."""
-    norm = torch.linalg.vector_norm(x)
-    return torch.where(norm > 0, x / norm, otherwise)
+def uniform(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> nn.Parameter:
+    """A parameter drawn from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), on the generator's device."""
+    bound = 1 / math.sqrt(fan_in)
+    empty = torch.empty(shape, device=generator.device)
+    return nn.Parameter(empty.uniform_(-bound, bound, generator=generator))

@@ -1,0 +1,98 @@
+"""Dense layers: what goes in is kept beside what is computed from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from resflow_bench.layers.activations import Activation
+from resflow_bench.layers.branches import linearise_activation
+from resflow_bench.layers.layer import Certificate, Layer
+from resflow_bench.layers.orders import Order
+
+
+class DenseLayer(nn.Module):
+    """h(x) = [a x, b phi(W x)] with learnable a, b > 0, a^2 + b^2 = 1.
+
+    ||h(x) - h(y)||^2 <= (a^2 + b^2 L^2) ||x - y||^2 with L = Lip(phi) ||W||_2, hence Lip(h) <= 1
+    for every a, b if L <= 1.
+
+    Args:
+        layer: W, with a coefficient of at most 1 / Lip(phi), in the Euclidean norm.
+        activation: phi.
+
+    Raises:
+        ValueError: L above 1, or a layer bounded in another norm.
+
+    Source: Perugachi-Diaz, Tomczak and Bhulai (2021), Invertible DenseNets: learnable
+        concatenation, (a, b) = softplus(raw) / ||softplus(raw)||.
+    """
+
+    coefficient: float = 1.0
+    domain: Order = 2.0
+    codomain: Order = 2.0
+
+    def __init__(self, layer: Layer, activation: Activation) -> None:
+        super().__init__()
+        steepness = layer.coefficient * activation.lipschitz
+        if steepness > 1 + 1e-6:
+            raise ValueError(
+                "DenseLayer needs a layer and an activation whose constants multiply to at most "
+                f"1; got {steepness:.6g}. Lower the layer's `coefficient`."
+            )
+        if layer.domain != 2.0 or layer.codomain != 2.0:
+            raise ValueError(
+                "DenseLayer needs a layer bounded in the Euclidean norm, in which concatenation "
+                f"adds squares; got orders {layer.domain} -> {layer.codomain}."
+            )
+        self.layer = layer
+        self.activation = activation
+        self.raw_mix = nn.Parameter(torch.zeros(2))
+        self.n_in = layer.n_in
+        self.n_out = layer.n_in + layer.n_out * activation.expansion
+
+    def mix(self) -> tuple[Tensor, Tensor]:
+        """a and b."""
+        weights = functional.softplus(self.raw_mix)
+        a, b = weights / torch.linalg.vector_norm(weights)
+        return a, b
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[a x, b phi(W x)], concatenated along axis 1."""
+        return self.normalised()(x)
+
+    def normalised(self) -> Callable[[Tensor], Tensor]:
+        a, b = self.mix()
+        layer = self.layer.normalised()
+        return lambda x: torch.cat([a * x, b * self.activation(layer(x))], dim=1)
+
+    def linearise(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        a, b = self.mix()
+        z, pull_layer = self.layer.linearise(x)
+        y, pull_activation = linearise_activation(self.activation, z)
+        axis = 1 - x.ndim
+
+        def pull(v: Tensor) -> Tensor:
+            kept, computed = v.split([self.n_in, v.shape[axis] - self.n_in], dim=axis)
+            # b * computed is new, so that the activation may overwrite it.
+            return torch.addcmul(pull_layer(pull_activation(b * computed)), a, kept)
+
+        return torch.cat([a * x, b * y], dim=1), pull
+
+    def update(self) -> None:
+        self.layer.update()
+
+    def align(self) -> None:
+        self.layer.align()
+
+    @torch.no_grad()
+    def certificate(self) -> Certificate:
+        """sqrt(a^2 + b^2 L^2), with the layer's certificate in L."""
+        inner = self.layer.certificate()
+        weights = functional.softplus(self.raw_mix.double())
+        a, b = (weights / torch.linalg.vector_norm(weights)).tolist()
+        return Certificate(math.hypot(a, b * inner.norm * self.activation.lipschitz), inner.method)
