@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from resflow_bench.flows import ResidualFlow
 
+JUMP = 1e3
+"""Nats per dimension above the best loss so far at which a training counts as diverged. A bad
+batch, or a heavy-tailed roulette, moves a loss by a few; nothing comes back from a thousand."""
+
 
 @dataclass(frozen=True)
 class Training:
-    """Adam on -mean log p(x), with the spectral norms updated after every step.
+    """Adam on -mean log p(x), with the norms updated after every step.
 
     n_steps: optimiser steps.
     batch_size: examples a step, drawn without replacement within an epoch.
     learning_rate: after a linear warm-up of `warm_up` steps; decays to a tenth by a cosine.
     clip_norm: the gradient's norm is clipped at this.
-    n_power_steps: power-iteration steps in each linear layer after each optimiser step.
-    seed: of batches, probes and roulette.
+    ema: d of the parameters' average, sum_i d^(t-i) theta_i / sum_i d^(t-i) over the steps i <= t;
+        0 keeps none.
+    seed: of batches, dequantisation, probes and roulette.
+
+    Raises:
+        ValueError: a number outside its range.
     """
 
     n_steps: int
@@ -28,12 +38,37 @@ class Training:
     learning_rate: float = 1e-3
     warm_up: int = 50
     clip_norm: float = 10.0
-    n_power_steps: int = 2
+    ema: float = 0.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, rule, kept in (
+            ("n_steps", "at least 1", self.n_steps >= 1),
+            ("batch_size", "at least 1", self.batch_size >= 1),
+            ("learning_rate", "above 0", self.learning_rate > 0),
+            ("warm_up", "at least 0", self.warm_up >= 0),
+            ("clip_norm", "above 0", self.clip_norm > 0),
+            ("ema", "in [0, 1)", 0 <= self.ema < 1),
+        ):
+            if not kept:
+                raise ValueError(f"Training needs {name} {rule}; got {getattr(self, name)}.")
+
+
+class Data(Protocol):
+    """What is learnt from: rows, and how a batch of them becomes the flow's x."""
+
+    @property
+    def train(self) -> Tensor:
+        """(n, *event), on the flow's device."""
+        ...
+
+    def prepare(self, batch: Tensor, generator: torch.Generator) -> Tensor:
+        """Rows of `train` -> x, (B, *event): noise is drawn afresh for each batch."""
+        ...
 
 
 class Diverged(ArithmeticError):
-    """The training loss is not a number."""
+    """A loss or gradient that is not finite, or a loss `JUMP` nats per dimension above the best."""
 
 
 class Trainer:
@@ -44,44 +79,59 @@ class Trainer:
 
     Args:
         flow: trained in place; its ActNorms are set from the first batch.
-        data: (n, d), on the flow's device.
+        data: what it is trained on, for example a `Dataset`.
         settings: see `Training`.
     """
 
-    def __init__(self, flow: ResidualFlow, data: Tensor, settings: Training) -> None:
+    def __init__(self, flow: ResidualFlow, data: Data, settings: Training) -> None:
         self.flow = flow
         self.data = data
         self.settings = settings
         self.n_steps_done = 0
-        self.generator = torch.Generator(data.device).manual_seed(settings.seed)
-        self.order = torch.empty(0, dtype=torch.long, device=data.device)
+        self.best_loss = math.inf
+        device = data.train.device
+        self.generator = torch.Generator(device).manual_seed(settings.seed)
+        self.order = torch.empty(0, dtype=torch.long, device=device)
         self.optimiser = torch.optim.Adam(flow.parameters(), lr=settings.learning_rate)
+        kept = flow.parameters() if settings.ema else ()
+        self.average = [torch.zeros_like(parameter) for parameter in kept]
+        self._before_update: dict[str, Tensor] = {}
 
     def step(self) -> float:
         """One step on the next batch; the loss, nats per example.
 
+        Properties: one host sync, for the loss and the gradient's norm, besides the layers' own.
+
         Raises:
-            Diverged: if the loss is not finite; the parameters are left as they were.
+            Diverged: see there. The parameters are left as they were before the step; the batch is
+                spent.
         """
-        batch = self._next_batch()
+        x = self._next_batch()
+        untouched = None
         if self.n_steps_done == 0:
-            self.flow.initialise(batch)
+            untouched = copy.deepcopy(self.flow.state_dict())
+            self.flow.initialise(x)
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate
         self.optimiser.zero_grad(set_to_none=True)
-        loss = -self.flow.log_prob(batch, self.generator).mean()
-        if not torch.isfinite(loss):
-            raise Diverged(
-                f"The training loss is {loss.item()} at step {self.n_steps_done + 1} (learning "
-                f"rate {self.learning_rate:.2g}). Lower `learning_rate`, or use an estimator whose "
-                "variance is finite at the spectral radius that the flow has reached."
-            )
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.flow.parameters(), self.settings.clip_norm)
+        objective = -self.flow.log_prob(x, self.generator).mean()
+        objective.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.flow.parameters(), self.settings.clip_norm)
+        loss, gradient_norm = torch.stack([objective.detach(), norm.to(objective)]).tolist()
+        limit = self.best_loss + JUMP * x[0].numel()
+        if not (math.isfinite(loss) and math.isfinite(gradient_norm) and loss <= limit):
+            self.optimiser.zero_grad(set_to_none=True)
+            if untouched is not None:
+                self.flow.load_state_dict(untouched)
+            raise Diverged(self._diagnosis(loss, gradient_norm))
         self.optimiser.step()
-        self.flow.update(self.settings.n_power_steps)
+        # `update` replaces the buffers, so these stay what the step was taken with.
+        self._before_update = dict(self.flow.named_buffers())
+        self.flow.update()
         self.n_steps_done += 1
-        return loss.item()
+        self.best_loss = min(self.best_loss, loss)
+        self._take_average()
+        return float(loss)
 
     @property
     def learning_rate(self) -> float:
@@ -91,29 +141,111 @@ class Trainer:
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done / settings.n_steps)))
         return settings.learning_rate * warm * (0.1 + 0.9 * cosine)
 
-    def state_dict(self) -> dict[str, object]:
-        """All that the next step depends on."""
-        return {
+    def averaged(self) -> ResidualFlow:
+        """A copy of the flow with the average of its parameters, aligned: its promises are kept.
+
+        Without `ema`, or before the first step, the parameters are the flow's own. The copy has
+        its own power iterations, and the trained flow keeps its: an average swapped into the
+        trained flow and out again would leave it singular vectors of other weights.
+        """
+        flow = copy.deepcopy(self.flow)
+        if self.average and self.n_steps_done:
+            with torch.no_grad():
+                for parameter, mean in zip(flow.parameters(), self.average, strict=True):
+                    parameter.copy_(mean)
+        flow.align()
+        return flow
+
+    def excess(self) -> float:
+        """max over blocks of certified / promised constant, after the last step, before its update.
+
+        What a flow whose norms are not updated has become after one step: above 1 it breaks its
+        promise. Computed when asked, on a copy, by `lipschitz_certified` of every block.
+
+        Raises:
+            ValueError: if this trainer has taken no step, or the flow has no residual block.
+        """
+        if not self._before_update or not self.flow.blocks:
+            raise ValueError(
+                "excess compares a flow of residual blocks before and after a step; got "
+                f"{len(self.flow.blocks)} blocks and no step of this trainer. Call `step` first."
+            )
+        flow = copy.deepcopy(self.flow)
+        before = self._before_update
+        flow.load_state_dict({k: before.get(k, v) for k, v in self.flow.state_dict().items()})
+        return max(block.branch.lipschitz_certified() / block.lipschitz for block in flow.blocks)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on: a copy, which later steps do not change."""
+        state = {
             "flow": self.flow.state_dict(),
             "optimiser": self.optimiser.state_dict(),
+            "average": self.average,
             "generator": self.generator.get_state(),
             "order": self.order,
             "n_steps_done": self.n_steps_done,
+            "best_loss": self.best_loss,
         }
+        return copy.deepcopy(state)
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        """Go on from what `state_dict` returned."""
-        self.flow.load_state_dict(state["flow"])  # type: ignore[arg-type]
-        self.optimiser.load_state_dict(state["optimiser"])  # type: ignore[arg-type]
-        self.generator.set_state(state["generator"])  # type: ignore[arg-type]
-        self.order = state["order"]  # type: ignore[assignment]
-        self.n_steps_done = state["n_steps_done"]  # type: ignore[assignment]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned.
+
+        Raises:
+            ValueError: if only one of the two, the state and this trainer, keeps an average.
+        """
+        if len(state["average"]) != len(self.average):
+            raise ValueError(
+                f"A state goes into a trainer with the same `ema`; got {len(state['average'])} "
+                f"averaged parameters for {len(self.average)}. Make the trainer as it was made."
+            )
+        self.flow.load_state_dict(state["flow"])
+        self.optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))
+        for ours, theirs in zip(self.average, state["average"], strict=True):
+            ours.copy_(theirs)
+        self.generator.set_state(state["generator"].cpu())
+        self.order = state["order"].to(self.order.device)
+        self.n_steps_done = state["n_steps_done"]
+        self.best_loss = state["best_loss"]
+        self._before_update = {}
 
     def _next_batch(self) -> Tensor:
-        size = min(self.settings.batch_size, len(self.data))
+        """x of the next rows, (B, *event)."""
+        rows = self.data.train
+        size = min(self.settings.batch_size, len(rows))
         if len(self.order) < size:
-            self.order = torch.randperm(
-                len(self.data), generator=self.generator, device=self.data.device
-            )
+            self.order = torch.randperm(len(rows), generator=self.generator, device=rows.device)
         batch, self.order = self.order[:size], self.order[size:]
-        return self.data[batch]
+        return self.data.prepare(rows[batch], self.generator)
+
+    @torch.no_grad()
+    def _take_average(self) -> None:
+        """a_t = a_(t-1) + (1 - d)/(1 - d^t) (theta_t - a_(t-1)): nothing is left of a_0 = 0."""
+        decay = self.settings.ema
+        weight = (1 - decay) / (1 - decay**self.n_steps_done)
+        for mean, parameter in zip(self.average, self.flow.parameters(), strict=False):
+            mean.lerp_(parameter, weight)
+
+    def _diagnosis(self, loss: float, gradient_norm: float) -> str:
+        """What failed, what is known of the flow before the step, and what to do."""
+        failed = f"loss is {loss:.6g}"
+        if math.isfinite(loss) and math.isfinite(gradient_norm):
+            failed += f", after {self.best_loss:.6g} at best,"
+        said = (
+            f"The training {failed} at step {self.n_steps_done + 1} (learning rate "
+            f"{self.learning_rate:.2g}, gradient norm {gradient_norm:.3g})."
+        )
+        remedy = "Lower `learning_rate`"
+        blocks, truncation = self.flow.blocks, getattr(self.flow.estimator, "truncation", None)
+        if not all(parameter.isfinite().all() for parameter in self.flow.parameters()):
+            said += " The parameters were not finite before it."
+        elif blocks:
+            largest = max(block.branch.lipschitz_certified() for block in blocks)
+            said += f" The largest certified constant of a block is {largest:.4g}"
+            if truncation is not None:
+                finite = truncation.moment_is_finite(largest, 2)
+                said += f"; there the variance of {truncation} is "
+                said += "finite" if finite else "infinite"
+                remedy += "" if finite else ", or use a roulette that stops later, or `Fixed`"
+            said += "."
+        return f"{said} {remedy}. The parameters are left as they were before this step."

@@ -1,9 +1,10 @@
-"""ln|det(I + J_g)|: probes x truncation x products, composed by one estimator, and the oracle."""
+"""ln|det(I + J_g)|: probes x truncation x products x gradient in one estimator, and the oracle."""
 
 from collections.abc import Callable
 
 from resflow_bench.logdet.estimator import Estimate, Estimator, LogDetEstimator
 from resflow_bench.logdet.exact import Exact, dense_log_det, exact_log_det, jacobian
+from resflow_bench.logdet.gradients import Gradient, Neumann, Series
 from resflow_bench.logdet.probes import Gaussian, Probe, Rademacher
 from resflow_bench.logdet.products import Linearisation, autograd, cached, dense, linearise
 from resflow_bench.logdet.truncation import Fixed, Geometric, Law, Poisson, Roulette, Truncation
@@ -25,13 +26,16 @@ __all__ = [
     "Fixed",
     "Gaussian",
     "Geometric",
+    "Gradient",
     "Law",
     "Linearisation",
     "LogDetEstimator",
+    "Neumann",
     "Poisson",
     "Probe",
     "Rademacher",
     "Roulette",
+    "Series",
     "Truncation",
     "autograd",
     "cached",

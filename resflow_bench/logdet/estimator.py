@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import reduce
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from resflow_bench.logdet.gradients import Gradient, Neumann, series_value
 from resflow_bench.logdet.probes import Probe
 from resflow_bench.logdet.products import Map, Products, linearise
 from resflow_bench.logdet.truncation import Truncation
@@ -18,7 +20,8 @@ class Estimate(NamedTuple):
 
     g: g(x), (B, *event).
     value: the estimate of ln|det(I + J_g(x))|, (B,), nats, differentiable in x and g's parameters.
-    n_products: vector-Jacobian products per example that the call evaluated.
+    n_products: vector-Jacobian products per example, those that the backward pass evaluates again
+        included if the value has a graph.
     """
 
     g: Tensor
@@ -38,23 +41,24 @@ class Estimator(Protocol):
 class LogDetEstimator:
     """(1/m) sum_j sum_k w_k (-1)^(k+1)/k v_j^T J^k v_j,  with w and N from the truncation.
 
-    The gradient is that of
-
-        (1/m) sum_j < s_j^T J , v_j >,    s_j^T = sum_k (-1)^(k-1) w_k v_j^T J^(k-1)  held constant,
-
-    whose mean is tr((I + J)^-1 dJ) = d ln|det(I + J)|, the Neumann series with the same weights.
-    The value and the gradient come from one chain of products, so value and gradient are each
-    unbiased if the truncation is, and each carries its truncation's bias if it is not.
+    Value and gradient come from the same draws; each is unbiased if the truncation is, and each
+    carries its truncation's bias if it is not.
 
     Args:
         probe: who draws v.
         truncation: how many terms, which weights.
         n_probes: m, at least 1, in one batched pass.
         products: how v^T J is formed; by default the fastest way that g admits.
+        gradient: what the backward pass returns; by default the Neumann series, whose graph holds
+            one product. The value does not depend on it.
 
-    Properties: per-example upstream gradients are honoured. The terms are computed without a
-        graph, so memory does not grow with their number: the graph holds one evaluation of g and
-        one product. Cost: m N products, and m more when a gradient is asked for.
+    Properties: per-example upstream gradients are honoured. Memory does not grow with the number
+        of terms. Cost: m N products, and what `gradient` adds when one is asked for. Autocast does
+        not reach it: the powers of J are formed in the dtype of x and of g's parameters, because
+        half a word's rounding, raised to the power N, is a bias and not a noise. A float16 or
+        bfloat16 x, as autocast leaves behind, is promoted to the dtype of g's own tensors if that
+        is wider. (Call `backward` outside autocast, as torch asks of everyone.) `torch.compile`
+        breaks its graph here and leaves the estimate as it is.
 
     Raises:
         ValueError: if `n_probes` is below 1.
@@ -73,6 +77,7 @@ class LogDetEstimator:
     truncation: Truncation
     n_probes: int = 1
     products: Products = linearise
+    gradient: Gradient = field(default_factory=Neumann)
 
     def __post_init__(self) -> None:
         if self.n_probes < 1:
@@ -83,29 +88,29 @@ class LogDetEstimator:
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
         """Estimate ln|det(I + J_g(x))| at x, (B, *event), with fresh probes and a fresh N."""
-        value, vjp = self.products(g, x)
-        with_gradient = torch.is_grad_enabled() and (value.requires_grad or x.requires_grad)
-        with torch.no_grad():
-            v = self.probe.sample(self.n_probes, x, generator)  # (m, B, *event)
-            weights = self.truncation.draw(x.shape[0], x, generator)  # (N, B)
-            weights = weights.view(*weights.shape, *[1] * (x.ndim - 1))  # (N, B, 1...)
-            power = v
-            series, neumann = torch.zeros_like(v), torch.zeros_like(v)
-            for k, weight in enumerate(weights, start=1):
-                sign = 1.0 if k % 2 else -1.0
-                if with_gradient:
-                    neumann.addcmul_(power, weight, value=sign)
-                power = vjp(power)  # v^T J^k
-                series.addcmul_(power, weight, value=sign / k)
-            log_det = _inner(series, v)
-        if with_gradient:
-            surrogate = _inner(vjp(neumann), v)
-            log_det = log_det + (surrogate - surrogate.detach())
-        n_products = self.n_probes * (len(weights) + with_gradient)
-        return Estimate(value, log_det, n_products)
+        estimate = self._estimate
+        if torch.compiler.is_compiling():
+            # Not traced: derivatives taken inside a traced function came out wrong or not at all.
+            estimate = torch.compiler.disable(estimate)
+        return estimate(g, x, generator)
+
+    def _estimate(self, g: Map, x: Tensor, generator: torch.Generator | None) -> Estimate:
+        with torch.autocast(x.device.type, enabled=False):
+            x = _promoted(x, g)
+            value, vjp = self.products(g, x)
+            with torch.no_grad():
+                v = self.probe.sample(self.n_probes, x, generator)  # (m, B, *event)
+                weights = self.truncation.draw(x.shape[0], x, generator)  # (N, B)
+                weights = weights.view(*weights.shape, *[1] * (x.ndim - 1))  # (N, B, 1...)
+            differentiate = torch.is_grad_enabled() and (value.requires_grad or x.requires_grad)
+            estimate = self.gradient.estimate if differentiate else series_value
+            log_det, n_products = estimate(vjp, v, weights)
+        return Estimate(value, log_det, self.n_probes * n_products)
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """<a, b> over the event, averaged over probes: (m, B, *event) x2 -> (B,)."""
-    product = a * b
-    return (product.flatten(2).sum(-1) if product.ndim > 2 else product).mean(0)
+def _promoted(x: Tensor, g: Map) -> Tensor:
+    """x, in the dtype of g's tensors if x is of two bytes and they are wider."""
+    if x.dtype not in (torch.float16, torch.bfloat16) or not isinstance(g, nn.Module):
+        return x
+    own = [t.dtype for t in (*g.parameters(), *g.buffers()) if t.is_floating_point()]
+    return x.to(reduce(torch.promote_types, own, x.dtype))
