@@ -1,0 +1,134 @@
+"""What a flow is trained and tested on, and how counts become densities."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NOISE_STEPS = 2**15
+"""u lies on the midpoints of this many steps: count + u then has at most 8 + 16 bits, which
+float32 holds exactly, so that no pixel is rounded up into the next count's bin."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """x = (count + u)/n_levels, u ~ U[0, 1): counts, as a sample from a density on the unit cube.
+
+    For any density p of x, with q the model of the counts that p implies,
+
+        q(count) = int p((count + u)/n_levels) du / n_levels^d
+        E_u[-log2 p(x)] + d log2 n_levels >= -log2 q(count)
+
+    by Jensen's inequality, so a flow's bits per dimension bound those of a model of the counts
+    from above. Data that are continuous already are handed on as they are.
+
+    name: by which `DATASETS` knows it.
+    train, test: (n, *event), one event shape; uint8 counts in 0..n_levels - 1 if `n_levels` is
+        given, else of floating point.
+    n_levels: how many counts there are, 2 to 256; None for continuous data.
+
+    Raises:
+        ValueError: if a part breaks these rules, is empty or is not finite.
+
+    Source: Theis, van den Oord and Bethge (2016), "A note on the evaluation of generative models".
+
+    >>> counts = torch.tensor([[0, 3], [1, 2]], dtype=torch.uint8)
+    >>> dataset = Dataset("toy", train=counts, test=counts, n_levels=4)
+    >>> x = dataset.prepare(counts, torch.Generator().manual_seed(0))
+    >>> (x * 4).floor().tolist()
+    [[0.0, 3.0], [1.0, 2.0]]
+    >>> dataset.bits_per_dim(torch.zeros(1))  # the uniform density
+    tensor([2.])
+    """
+
+    name: str
+    train: Tensor
+    test: Tensor
+    n_levels: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_levels is not None and not 2 <= self.n_levels <= 256:
+            raise ValueError(
+                f"{self.name} needs n_levels of 2 to 256, the counts of one byte; got "
+                f"{self.n_levels}. Leave `n_levels` out if the data are continuous."
+            )
+        for part, x in (("train", self.train), ("test", self.test)):
+            self._check(part, x)
+        if self.train.shape[1:] != self.test.shape[1:]:
+            raise ValueError(
+                f"{self.name} needs train and test of one event shape; got "
+                f"{tuple(self.train.shape[1:])} and {tuple(self.test.shape[1:])}."
+            )
+
+    def _check(self, part: str, x: Tensor) -> None:
+        where = f"{self.name}.{part}"
+        if x.ndim < 2 or x.numel() == 0:
+            raise ValueError(f"{where} needs shape (n, *event), none of them 0; got {(*x.shape,)}.")
+        if self.n_levels is None:
+            if not x.is_floating_point():
+                raise ValueError(
+                    f"{where} is continuous and must be floating; got {x.dtype}. Convert it, or "
+                    "give `n_levels` if it holds counts."
+                )
+            if not torch.isfinite(x).all():
+                raise ValueError(f"{where} must be finite; drop the examples with inf or nan.")
+            return
+        if x.dtype != torch.uint8:
+            raise ValueError(f"{where} holds counts and must be uint8; got {x.dtype}.")
+        if (largest := int(x.max())) >= self.n_levels:
+            raise ValueError(
+                f"{where} needs counts below n_levels={self.n_levels}; got {largest}. "
+                "Raise `n_levels`."
+            )
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        """The shape of one example."""
+        return tuple(self.train.shape[1:])
+
+    def prepare(self, batch: Tensor, generator: torch.Generator) -> Tensor:
+        """(count + u)/n_levels, or the batch itself if the data are continuous.
+
+        Args:
+            batch: (B, *event), rows of `train` or `test`.
+            generator: of u, on the batch's device.
+
+        Returns:
+            (B, *event); counts become float32 inside (0, 1), and `floor(x n_levels)` is the count
+            again.
+
+        Raises:
+            ValueError: if counts are due and the batch is not uint8.
+        """
+        if self.n_levels is None:
+            return batch
+        if batch.dtype != torch.uint8:
+            raise ValueError(
+                f"prepare takes the uint8 counts of {self.name}; got {batch.dtype}. Hand it rows "
+                "of `train` or `test`, once."
+            )
+        steps = torch.randint(
+            NOISE_STEPS,
+            batch.shape,
+            generator=generator,
+            device=batch.device,
+            dtype=torch.float32,
+        )
+        return (batch + (steps + 0.5) / NOISE_STEPS) / self.n_levels
+
+    def bits_per_dim(self, log_prob: Tensor) -> Tensor:
+        """-log_prob/(d ln 2) + log2 n_levels; continuous data have no second term.
+
+        Args:
+            log_prob: ln p(x) of prepared x, nats, any shape.
+
+        Returns:
+            Bits per dimension, the same shape. For counts: of the counts, at most `log2 n_levels`
+            for a model no worse than uniform. For continuous data: relative to Lebesgue measure,
+            so it may be negative.
+        """
+        bits = -log_prob / (math.log(2) * math.prod(self.event))
+        return bits if self.n_levels is None else bits + math.log2(self.n_levels)

@@ -1,0 +1,139 @@
+"""Image sets that the user has downloaded: MNIST, CIFAR-10 and ImageNet at 32 x 32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resflow_bench.data.dataset import Dataset
+from resflow_bench.data.formats import read_idx, read_npz, read_pickled_bytes
+
+RGB_32 = (3, 32, 32)
+RGB_32_BYTES = 3 * 32 * 32
+
+MNIST_TRAIN = "train-images-idx3-ubyte"
+MNIST_TEST = "t10k-images-idx3-ubyte"
+
+CIFAR10_FOLDER = "cifar-10-batches-py"
+CIFAR10_TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
+CIFAR10_TEST = "test_batch"
+
+IMAGENET32_TRAIN = tuple(f"train_data_batch_{i}.npz" for i in range(1, 11))
+IMAGENET32_TEST = "val_data.npz"
+IMAGENET32_PLAIN = "imagenet32.npz"
+
+
+def mnist(folder: Path | None) -> Dataset:
+    """70,000 handwritten digits, (n, 1, 28, 28), 256 levels, the authors' split.
+
+    Args:
+        folder: holds ``train-images-idx3-ubyte`` and ``t10k-images-idx3-ubyte``, with or
+            without ``.gz``.
+
+    Raises:
+        ValueError: if a file is not there or is damaged.
+
+    Source: LeCun, Bottou, Bengio and Haffner (1998), "Gradient-based learning applied to document
+    recognition".
+    """
+    wanted = f"{MNIST_TRAIN} and {MNIST_TEST}, each as it is or as .gz"
+    home = _home("mnist", folder, wanted)
+    files = [
+        plain
+        if (plain := home / name).is_file()
+        else _existing("mnist", home / f"{name}.gz", wanted)
+        for name in (MNIST_TRAIN, MNIST_TEST)
+    ]
+    train, test = (torch.from_numpy(read_idx(file, ndim=3).copy())[:, None] for file in files)
+    return Dataset("mnist", train, test, n_levels=256)
+
+
+def cifar10(folder: Path | None) -> Dataset:
+    """60,000 small photographs, (n, 3, 32, 32), 256 levels, the authors' split.
+
+    Args:
+        folder: holds ``data_batch_1`` to ``data_batch_5`` and ``test_batch`` of the Python version,
+            or the folder ``cifar-10-batches-py`` with them. They are pickles, and are read without
+            running what they say.
+
+    Raises:
+        ValueError: if a file is not there, is damaged, or asks for more than arrays.
+
+    Source: Krizhevsky (2009), "Learning multiple layers of features from tiny images".
+    """
+    wanted = f"data_batch_1 to data_batch_5 and test_batch, or {CIFAR10_FOLDER} with them"
+    home = _home("cifar10", folder, wanted)
+    if (home / CIFAR10_FOLDER).is_dir():
+        home = home / CIFAR10_FOLDER
+    arrays = [
+        read_pickled_bytes(_existing("cifar10", home / name, wanted), "data", RGB_32_BYTES)
+        for name in (*CIFAR10_TRAIN, CIFAR10_TEST)
+    ]
+    return _rgb_32("cifar10", arrays[:-1], arrays[-1])
+
+
+def imagenet32(folder: Path | None) -> Dataset:
+    """ImageNet at 32 x 32, (n, 3, 32, 32), 256 levels: the training and the validation images.
+
+    Two downsamplings of ImageNet to this size are about, by van den Oord et al. (2016) and by
+    Chrabaszcz et al. (2017); their bits per dimension do not compare. The batches are the latter's.
+    The whole set needs 8 GB of memory while it is put together, 4 GB after.
+
+    Args:
+        folder: holds ``train_data_batch_1.npz`` to ``train_data_batch_10.npz`` and
+            ``val_data.npz``, each with an array ``data``; or ``imagenet32.npz`` with the arrays
+            ``train`` and ``test``. An array is uint8, (n, 3072) or (n, 3, 32, 32), channels
+            before pixels.
+
+    Raises:
+        ValueError: if a file is not there, is damaged, or holds something else.
+
+    Source: Chrabaszcz, Loshchilov and Hutter (2017), "A downsampled variant of ImageNet as an
+    alternative to the CIFAR datasets".
+    """
+    wanted = (
+        f"train_data_batch_1.npz to train_data_batch_10.npz and {IMAGENET32_TEST}, "
+        f"or {IMAGENET32_PLAIN} with the arrays train and test"
+    )
+    home = _home("imagenet32", folder, wanted)
+    plain = home / IMAGENET32_PLAIN
+    if plain.is_file():
+        return _rgb_32("imagenet32", [read_npz(plain, "train")], read_npz(plain, "test"))
+    arrays = [
+        read_npz(_existing("imagenet32", home / name, wanted), "data")
+        for name in (*IMAGENET32_TRAIN, IMAGENET32_TEST)
+    ]
+    return _rgb_32("imagenet32", arrays[:-1], arrays[-1])
+
+
+def _rgb_32(name: str, train: list[np.ndarray], test: np.ndarray) -> Dataset:
+    for array in (*train, test):
+        if array.dtype != np.uint8 or array.shape[1:] not in (RGB_32, (RGB_32_BYTES,)):
+            raise ValueError(
+                f"{name} needs uint8 arrays (n, {RGB_32_BYTES}) or (n, 3, 32, 32); got "
+                f"{array.dtype}, {array.shape}."
+            )
+    return Dataset(name, _images(train), _images([test]), n_levels=256)
+
+
+def _images(arrays: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate([array.reshape(-1, *RGB_32) for array in arrays]))
+
+
+def _home(name: str, folder: Path | None, wanted: str) -> Path:
+    if folder is None:
+        raise ValueError(
+            f"{name} is read from a folder that you name; it must hold {wanted}. None was named."
+        )
+    if not folder.is_dir():
+        raise ValueError(f"{name} found no folder {folder}. Make it, and put {wanted} there.")
+    return folder
+
+
+def _existing(name: str, file: Path, wanted: str) -> Path:
+    if not file.is_file():
+        raise ValueError(f"{name} found no file {file}. Put {wanted} into {file.parent}.")
+    return file

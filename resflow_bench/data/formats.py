@@ -1,0 +1,142 @@
+"""Readers of the files that image sets come in; none of them runs anything that a file says."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import pickle
+import struct
+import zipfile
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+IDX_UINT8 = 0x08
+"""The third byte of an IDX file whose entries are unsigned bytes."""
+
+
+def read_idx(path: Path, ndim: int) -> np.ndarray:
+    """The uint8 array of an IDX file, gzipped if its name ends in ``.gz``.
+
+    Layout: two zero bytes, the type (8: unsigned byte), the number of axes, each axis' length as a
+    big-endian uint32, then the entries, last axis fastest.
+
+    Raises:
+        ValueError: if the file is not of that layout with `ndim` axes, or its length is wrong.
+
+    Source: LeCun, Cortes and Burges, "The MNIST database of handwritten digits".
+    """
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(_damaged(path, f"not a whole gzip file ({error})")) from error
+    start = 4 + 4 * ndim
+    if len(content) < start or content[:4] != bytes([0, 0, IDX_UINT8, ndim]):
+        raise ValueError(
+            _damaged(
+                path, f"not an IDX file of unsigned bytes with {ndim} axes, by its first bytes"
+            )
+        )
+    shape = struct.unpack_from(f">{ndim}I", content, offset=4)
+    if len(content) - start != math.prod(shape):
+        raise ValueError(
+            _damaged(
+                path,
+                f"its header promises {math.prod(shape)} entries, {shape}, and "
+                f"{len(content) - start} follow",
+            )
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def read_npz(path: Path, key: str) -> np.ndarray:
+    """One array of an npz file; an array of Python objects is refused, not unpickled.
+
+    Raises:
+        ValueError: if the file is no npz file, has no array `key`, or is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
+            return np.lib.format.read_array(member, allow_pickle=False)
+    except KeyError as error:
+        raise ValueError(_damaged(path, f"it holds no array {key!r}")) from error
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(_damaged(path, f"not a whole npz file ({error})")) from error
+
+
+def read_pickled_bytes(path: Path, key: str, width: int) -> np.ndarray:
+    """The uint8 array (n, width) at `key` of a pickled dict; no code of the pickle's is run.
+
+    The pickle may name three things: numpy's array, its dtype, and the function that rebuilds an
+    array. In their place it gets stand-ins that only remember what they were given, and the array
+    is read from the bytes so remembered, not by numpy's own unpickling, which trusts its input.
+
+    Raises:
+        ValueError: if the pickle names anything else, is damaged, or `key` is no such array.
+    """
+    try:
+        batch = _InertUnpickler(BytesIO(path.read_bytes()), encoding="bytes").load()
+    except _DAMAGE as error:
+        raise ValueError(_damaged(path, f"not a pickle to be read safely: {error}")) from error
+    found = batch.get(key.encode(), batch.get(key)) if isinstance(batch, dict) else None
+    match found:
+        case _StandIn(
+            state=(_, (int(n), columns), _StandIn(arguments=(code, *_)), by_column, bytes(raw))
+        ):
+            if columns == width and code in (b"u1", "u1") and len(raw) == n * width:
+                flat = np.frombuffer(raw, np.uint8)
+                return flat.reshape((n, width), order="F" if by_column else "C")
+    raise ValueError(_damaged(path, f"it holds no uint8 array (n, {width}) at {key!r}"))
+
+
+class _StandIn:
+    """What a pickle gets for an array or a dtype: keeps arguments and state, and does nothing."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.arguments = arguments
+        self.state: object = None
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+
+_REPLACED = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),  # as numpy 1 wrote it
+    ("numpy._core.multiarray", "_reconstruct"),  # as numpy 2 does
+}
+
+# What a damaged pickle makes the unpickler raise: the first three by design, the others because it
+# trusts that what it pops is there, of the right type, and no longer than memory.
+_DAMAGE = (
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    OverflowError,
+    TypeError,
+)
+
+
+class _InertUnpickler(pickle.Unpickler):
+    """Builds dicts, lists, tuples, bytes and numbers; all that a pickle may call is a stand-in."""
+
+    def find_class(self, module: str, name: str) -> type[_StandIn]:
+        if (module, name) not in _REPLACED:
+            raise pickle.UnpicklingError(
+                f"it asks for {module + '.' + name!r}, which no image batch needs; nothing was run"
+            )
+        return _StandIn
+
+
+def _damaged(path: Path, why: str) -> str:
+    # Python's own reasons may run over two lines and end in a full stop.
+    return f"{path} cannot be read: {' '.join(why.split()).rstrip('.')}. Download it again."

@@ -1,0 +1,111 @@
+"""Images that ship in a package: 8x8 digits, and patches of two photographs."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resflow_bench.data.dataset import Dataset
+
+DIGITS_LEVELS = 17
+"""The 8x8 digits are counts of 0 to 16 set pixels in a 4x4 cell of the scanned image."""
+
+N_TEST_DIGITS = 360
+"""The last ones in the order of the file."""
+
+LOGIT_MARGIN = 0.05
+"""How far the logit transform keeps from 0 and 1 (the residual-flow papers' alpha)."""
+
+PATCH_SIZE = 16
+
+TRAIN_COLUMNS = slice(0, 464)
+TEST_COLUMNS = slice(480, 640)
+"""Of the photographs' 640: 464 left for training, 160 right for testing, 16 between for neither."""
+
+
+def digits(seed: int = 0) -> Dataset:
+    """scikit-learn's 1,797 handwritten digits, d = 64, dequantised and in logit space.
+
+        x = logit(a + (1 - 2a) (count + u)/17),  u ~ U[0, 1),  a = 0.05
+
+    The last 360, in the order of the file, are the test set.
+
+    Args:
+        seed: of the dequantisation noise.
+
+    Source: Alpaydin and Kaynak (1998), "Optical Recognition of Handwritten Digits", UCI.
+
+    >>> digits().train.shape
+    torch.Size([1437, 64])
+    """
+    from sklearn.datasets import load_digits
+
+    counts = torch.from_numpy(load_digits().data).double()
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand(counts.shape, generator=generator, dtype=torch.float64)
+    unit = (counts + noise) / DIGITS_LEVELS
+    x = torch.logit(LOGIT_MARGIN + (1 - 2 * LOGIT_MARGIN) * unit).float()
+    return Dataset("digits-logit", train=x[:-N_TEST_DIGITS], test=x[-N_TEST_DIGITS:])
+
+
+def digits_images() -> Dataset:
+    """The same digits as counts: (n, 1, 8, 8), 17 levels, the same 360 for the test.
+
+    >>> digits_images().event
+    (1, 8, 8)
+    """
+    from sklearn.datasets import load_digits
+
+    counts = torch.from_numpy(load_digits().images).to(torch.uint8)[:, None]
+    return Dataset("digits", counts[:-N_TEST_DIGITS], counts[-N_TEST_DIGITS:], DIGITS_LEVELS)
+
+
+def patches(n_train: int = 20_000, n_test: int = 2_000, seed: int = 0) -> Dataset:
+    """RGB patches of scikit-learn's two photographs: (n, 3, 16, 16), 256 levels.
+
+    Training patches lie wholly in the left 464 columns of a photograph, test patches wholly in the
+    right 160, and the 16 columns between serve neither: no pixel, nor its neighbour across a
+    border, is in both. Each set takes its positions at random, both photographs together, no
+    position twice. Patches of one set overlap, so they are not independent: a standard error over
+    test patches is too small.
+
+    The pixels are what Pillow decodes from the JPEG files, which may differ by a count between its
+    versions.
+
+    Args:
+        n_train: patches for training, at most 369,976.
+        n_test: patches for the test, at most 119,480.
+        seed: of the positions.
+
+    Raises:
+        ValueError: if there are not as many positions, or a number is below 1.
+
+    Source: photographs by danielbuechele (china.jpg) and vultilion (flower.jpg), CC BY 2.0.
+
+    >>> patches(n_train=10, n_test=5).train.shape
+    torch.Size([10, 3, 16, 16])
+    """
+    from sklearn.datasets import load_sample_images
+
+    photographs = np.stack(load_sample_images().images)  # (2, 427, 640, 3)
+    generator = torch.Generator().manual_seed(seed)
+    return Dataset(
+        "patches",
+        _cut(photographs[:, :, TRAIN_COLUMNS], n_train, "n_train", generator),
+        _cut(photographs[:, :, TEST_COLUMNS], n_test, "n_test", generator),
+        n_levels=256,
+    )
+
+
+def _cut(region: np.ndarray, n: int, name: str, generator: torch.Generator) -> Tensor:
+    """n patches at distinct positions of (n_photographs, height, width, 3)."""
+    windows = np.lib.stride_tricks.sliding_window_view(region, (PATCH_SIZE, PATCH_SIZE), (1, 2))
+    positions = windows.shape[:3]  # before channels, rows and columns of the patch
+    n_positions = int(np.prod(positions))
+    if not 1 <= n <= n_positions:
+        raise ValueError(
+            f"patches needs {name} of 1 to {n_positions}, the positions there are; got {n}."
+        )
+    chosen = torch.randperm(n_positions, generator=generator)[:n].numpy()
+    return torch.from_numpy(windows[np.unravel_index(chosen, positions)])
