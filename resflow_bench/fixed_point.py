@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, Protocol
 
@@ -30,6 +30,7 @@ class Outcome(IntEnum):
     MAX_STEPS = 1
     STAGNATED = 2
     DIVERGED = 3
+    UNCERTIFIED = 4
 
 
 _CAUSES = {
@@ -41,6 +42,10 @@ _CAUSES = {
     Outcome.DIVERGED: (
         f"not finite or {BLOW_UP:g} times the first residual; f is not a contraction there: "
         "certify the Lipschitz constant"
+    ),
+    Outcome.UNCERTIFIED: (
+        "converged, but its error bound is not within what was asked; compute in float64 "
+        "(`flow.double()`), or take smaller Lipschitz constants or fewer blocks"
     ),
 }
 
@@ -58,6 +63,7 @@ class Solution:
         outcome: (B,) int8, an `Outcome` each.
         error_bound: (B,) bound on ||value - x*||_2, or None unless a caller who knows a Lipschitz
             constant certifies one.
+        error: what `demand` asked of the bound, or None.
     """
 
     value: Tensor
@@ -65,6 +71,7 @@ class Solution:
     n_steps: Tensor
     outcome: Tensor
     error_bound: Tensor | None = None
+    error: float | None = None
 
     @property
     def converged(self) -> Tensor:
@@ -81,14 +88,37 @@ class Solution:
         if not bool(failed.any()):
             return self
         causes = [
-            f"{int(here.sum())} {outcome.name} ({cause}; "
-            f"largest residual {float(self.residual[here].max()):.2e})"
+            f"{int(here.sum())} {outcome.name} ({cause}; {self._reached(outcome, here)})"
             for outcome, cause in _CAUSES.items()
             if bool((here := self.outcome == outcome).any())
         ]
         raise ArithmeticError(
             f"{int(failed.sum())} of {len(failed)} fixed points not found: {'; '.join(causes)}."
         )
+
+    def demand(self, error: float) -> Solution:
+        """This solution, UNCERTIFIED where it converged but `error_bound` is not within `error`.
+
+        What did not converge keeps its outcome, which says more.
+
+        Raises:
+            ValueError: there is no `error_bound`.
+        """
+        if self.error_bound is None:
+            raise ValueError(
+                f"Solution.demand({error}) needs an `error_bound`; got None. Solve with `certify`."
+            )
+        short = self.converged & ~(self.error_bound <= error)  # also where it is not a number
+        outcome = torch.where(short, Outcome.UNCERTIFIED, self.outcome)
+        return replace(self, outcome=outcome, error=error)
+
+    def _reached(self, outcome: Outcome, here: Tensor) -> str:
+        """The worst number among the examples `here`, of the kind that decided their outcome."""
+        if outcome != Outcome.UNCERTIFIED or self.error_bound is None or self.error is None:
+            return f"largest residual {float(self.residual[here].max()):.2e}"
+        dtype = str(self.value.dtype).removeprefix("torch.")
+        reached = float(self.error_bound[here].max())
+        return f"{dtype} reached {reached:.2e}, asked {self.error:g}"
 
 
 class Step(Protocol):

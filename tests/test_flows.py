@@ -27,8 +27,8 @@ def make_flow(lipschitz: float = 0.8, dtype: torch.dtype = DTYPE) -> ResidualFlo
     flow = ResidualFlow.mlp(4, (24, 24), 3, lipschitz, Tanh, Exact(), generator(1)).to(dtype)
     with torch.no_grad():
         for block in flow.blocks:
-            for linear in block.branch.linears:
-                linear.weight.mul_(8)
+            for layer in block.branch.layers:
+                layer.weight.mul_(8)
     flow.align()
     flow.initialise(2 * points(64, dtype) + 1)
     return flow
@@ -97,6 +97,21 @@ def test_bound_is_attained_by_minus_k() -> None:
     torch.testing.assert_close(solution.error_bound, error, rtol=1e-9, atol=0)
 
 
+def test_a_certificate_does_not_trust_its_reference(monkeypatch) -> None:
+    """Both the inverse and the float64 one that it is held to stop after two steps: they agree to
+    float32, and are off by 1,000 times as much. The bound knows.
+    """
+    monkeypatch.setattr("resflow_bench.flows.flow.POLISH_STEPS", 2)
+    flow = make_flow(0.8, torch.float32)
+    z = 2 * points(20, torch.float32)
+    solution = flow.inverse(z, Inversion(max_steps=2))
+    exact = copy.deepcopy(flow).double()
+    error = (solution.value - exact.inverse(z.double()).value).norm(dim=1)
+    reference = exact.inverse(z.double(), Inversion(max_steps=2)).value
+    assert bool((error <= solution.error_bound).all())
+    assert bool((error > 1e3 * (solution.value - reference).norm(dim=1)).all())
+
+
 def test_a_hostile_branch_has_no_bound() -> None:
     """A matrix grown past its promise after it was checked: the bound is infinite, not wrong."""
     branch = LinearBranch(0.5 * torch.eye(4, dtype=DTYPE), 0.5)
@@ -154,9 +169,9 @@ def test_state_dict_holds_all_state() -> None:
 
 def test_blocks_get_different_weights_and_seeds_reproduce_them() -> None:
     first, again = (ResidualFlow.mlp(4, (8,), 2, 0.5) for _ in range(2))
-    weights = [block.branch.linears[0].weight for block in first.blocks]
+    weights = [block.branch.layers[0].weight for block in first.blocks]
     assert not torch.equal(*weights)
-    assert torch.equal(weights[0], again.blocks[0].branch.linears[0].weight)
+    assert torch.equal(weights[0], again.blocks[0].branch.layers[0].weight)
 
 
 @pytest.mark.parametrize("name", LINEAR_FAMILIES)

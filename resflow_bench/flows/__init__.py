@@ -1,7 +1,28 @@
 """Flows: bijections in a chain, a base density, likelihood, sampling and a certified inverse."""
 
 from resflow_bench.flows.actnorm import ActNorm
-from resflow_bench.flows.flow import Bijection, ResidualFlow
+from resflow_bench.flows.bijection import Bijection
+from resflow_bench.flows.composition import Chain, FactorOut
+from resflow_bench.flows.flow import ResidualFlow
+from resflow_bench.flows.image import MultiScale, image_flow, sample_grid
+from resflow_bench.flows.logit import Logit
+from resflow_bench.flows.mixing import Mixing
 from resflow_bench.flows.residual import Inversion, ResidualBlock
+from resflow_bench.flows.squeeze import Flatten, Squeeze
 
-__all__ = ["ActNorm", "Bijection", "Inversion", "ResidualBlock", "ResidualFlow"]
+__all__ = [
+    "ActNorm",
+    "Bijection",
+    "Chain",
+    "FactorOut",
+    "Flatten",
+    "Inversion",
+    "Logit",
+    "Mixing",
+    "MultiScale",
+    "ResidualBlock",
+    "ResidualFlow",
+    "Squeeze",
+    "image_flow",
+    "sample_grid",
+]

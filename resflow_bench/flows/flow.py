@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, Self
+from dataclasses import replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from resflow_bench.fixed_point import Solution
 from resflow_bench.flows.actnorm import ActNorm
-from resflow_bench.flows.residual import Inversion, ResidualBlock
+from resflow_bench.flows.bijection import Bijection
+from resflow_bench.flows.composition import Chain
+from resflow_bench.flows.residual import Inversion, ResidualBlock, in_float64
 from resflow_bench.layers import Activation, LipSwish, mlp_branch
 from resflow_bench.logdet import Geometric, LogDetEstimator, Rademacher, Roulette
 from resflow_bench.logdet.estimator import Estimator
@@ -20,25 +23,8 @@ from resflow_bench.logdet.estimator import Estimator
 DEFAULT_ESTIMATOR = LogDetEstimator(Rademacher(), Roulette(Geometric(0.1), n_exact=3))
 """Unbiased, and of finite variance while the spectral radius stays below 0.94."""
 
-
-class Bijection(Protocol):
-    """A layer of a flow: x -> z with its log-det, and z -> x with its error bound."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """z, (B, *event)."""
-        ...
-
-    def forward_and_log_det(
-        self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(z, ln|det dz/dx|): (B, *event), (B,) nats."""
-        ...
-
-    def inverse(
-        self, z: Tensor, inversion: Inversion, error: Tensor | None = None, certify: bool = True
-    ) -> Solution:
-        """x, and a bound on its distance from the x of a z that is off by at most `error`."""
-        ...
+POLISH_STEPS = 20_000
+"""Cap on the float64 steps, a block, that a certificate may take: enough for K = 0.998."""
 
 
 class ResidualFlow(nn.Module):
@@ -47,9 +33,12 @@ class ResidualFlow(nn.Module):
     Data x go to latents z; each log-det is taken at that layer's own input.
 
     Args:
-        layers: bijections, from data to latent.
-        dim: d; x is (B, d).
+        layers: bijections, from data to latent; the last gives vectors, (B, d).
+        event: shape of one x; an int d is (d,). d is the product of the event's sizes.
         estimator: how each residual block's log-det is evaluated.
+
+    Raises:
+        ValueError: no layer, or a size below 1.
 
     Source: Chen et al. (2019), "Residual Flows for Invertible Generative Modeling".
 
@@ -60,11 +49,17 @@ class ResidualFlow(nn.Module):
     """
 
     def __init__(
-        self, layers: Sequence[nn.Module], dim: int, estimator: Estimator = DEFAULT_ESTIMATOR
+        self,
+        layers: Sequence[nn.Module],
+        event: int | Sequence[int],
+        estimator: Estimator = DEFAULT_ESTIMATOR,
     ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.dim = dim
+        self.event = (event,) if isinstance(event, int) else tuple(event)
+        self.dim = math.prod(self.event)
+        if not self.event or min(self.event) < 1:
+            raise ValueError(f"A flow needs an event of sizes of at least 1; got {self.event}.")
+        self.layers = Chain(*layers)
         self.estimator = estimator
 
     @classmethod
@@ -107,12 +102,12 @@ class ResidualFlow(nn.Module):
     @property
     def bijections(self) -> list[Bijection]:
         """The layers, from data to latent."""
-        return list(self.layers)  # type: ignore[arg-type]
+        return self.layers.bijections
 
     @property
     def blocks(self) -> list[ResidualBlock]:
-        """The residual blocks, from data to latent."""
-        return [layer for layer in self.layers if isinstance(layer, ResidualBlock)]
+        """The residual blocks, from data to latent, those inside other layers included."""
+        return [module for module in self.modules() if isinstance(module, ResidualBlock)]
 
     def with_estimator(self, estimator: Estimator) -> Self:
         """The same flow, parameters shared, whose log-dets come from `estimator`."""
@@ -121,52 +116,84 @@ class ResidualFlow(nn.Module):
         return view
 
     def forward(self, x: Tensor) -> Tensor:
-        """z = f(x), (B, d)."""
-        for layer in self.bijections:
-            x = layer(x)
-        return x
+        """z = f(x), (B, *event) -> (B, d)."""
+        z: Tensor = self.layers(x)
+        return z
 
     def forward_and_log_det(
         self, x: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """(z, ln|det df/dx|), (B, d) and (B,) nats, differentiable in x and in the parameters."""
-        log_det = x.new_zeros(x.shape[0])
-        for layer in self.bijections:
-            x, term = layer.forward_and_log_det(x, self.estimator, generator)
-            log_det = log_det + term
-        return x, log_det
+        return self.layers.forward_and_log_det(x, self.estimator, generator)
 
     def log_prob(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """log p(x), (B,), nats: unbiased if the estimator is."""
+        """log p(x), (B,), nats: unbiased if the estimator is.
+
+        Raises:
+            ValueError: the layers do not end in vectors, (B, d).
+        """
         z, log_det = self.forward_and_log_det(x, generator)
+        if z.shape[1:] != (self.dim,):
+            raise ValueError(
+                f"A flow needs latents of shape (B, {self.dim}) for its base density; got "
+                f"{tuple(z.shape)}. End its layers with Flatten or FactorOut."
+            )
         return -0.5 * (z.square().sum(-1) + self.dim * math.log(2 * math.pi)) + log_det
 
+    @torch.no_grad()
     def inverse(
         self, z: Tensor, inversion: Inversion = Inversion(), certify: bool = True
     ) -> Solution:
-        """x = f^-1(z), block by block, with a bound on ||x - x*|| for each example.
+        """x near x* = f^-1(z), layer by layer, with a bound on ||x - x*|| for each example.
+
+        Let x' be the inverse of the same z by the same parameters in float64, to rounding. Then
+
+            ||x - x*||  <=  ||x - x'|| + ||x' - x*||.
+
+        1. The first term is computed.
+        2. For the second, go from latent to data. Let e be a bound on the error in what a layer is
+           handed; at first e = 0. A block whose float64 residual is r leaves at most
+           (r + e) / (1 - K), since x' solves x + g(x) = z + r exactly, z is off by e, and
+           Lip(f^-1) <= 1 / (1 - K). Any other layer leaves its rounding and e times the
+           Lipschitz constant of its inverse.
+
+        Only float64's residuals are amplified, so the bound is near the true error as long as
+        1e-14 ||x|| (1 - K)^-L is below it, L blocks deep. z is taken as exact: what the forward
+        pass that made it rounded off is no error of the inverse.
+
+        Args:
+            z: (B, d).
+            inversion: how each block is inverted, and the error that is good enough.
+            certify: whether to compute the bound, which costs the float64 inverse. It does not
+                change the value.
 
         Returns:
-            `value` (B, d); `residual`, the largest over the blocks; `n_steps`, the sum over the
-            blocks; `outcome`, the worst over the blocks; `error_bound` (B,), None unless
-            `certify`. The errors of the later blocks are carried through the earlier ones, each
-            of which may stretch them by 1/(1 - K).
+            `value` (B, *event); `residual`, the largest over the blocks; `n_steps`, the sum over
+            the blocks; `outcome`, the worst over the blocks, or UNCERTIFIED where all converged
+            but the bound is above `inversion.error`; `error_bound` (B,), None unless `certify`.
 
-        Nothing is raised: ask `raise_if_failed()` of what is returned, or read its `outcome`.
+        Nothing is raised for what failed: ask `raise_if_failed()` of what is returned, or read its
+        `outcome`.
+
+        Raises:
+            ValueError: `inversion.error` is given and `certify` is not.
         """
-        error = None
-        solutions = []
-        for layer in reversed(self.bijections):
-            solution = layer.inverse(z, inversion, error, certify)
-            z, error = solution.value, solution.error_bound
-            solutions.append(solution)
-        return Solution(
-            value=z,
-            residual=torch.stack([s.residual for s in solutions]).amax(0),
-            n_steps=torch.stack([s.n_steps for s in solutions]).sum(0),
-            outcome=torch.stack([s.outcome for s in solutions]).amax(0),
-            error_bound=error,
-        )
+        if inversion.error is not None and not certify:
+            raise ValueError(
+                f"An inverse asked for error={inversion.error:g} needs a certificate; "
+                "got certify=False. Leave one of them out."
+            )
+        at_rounding = inversion.rtol is None and inversion.atol is None
+        is_polished = at_rounding and z.dtype == torch.float64
+        solution = self.layers.inverse(z, inversion, certify=certify and is_polished)
+        if certify and not is_polished:
+            polish = Inversion(inversion.step, max_steps=POLISH_STEPS)
+            polished = in_float64(self.layers).inverse(z.double(), polish)
+            bound = (solution.value.double() - polished.value).flatten(1).norm(dim=1)
+            bound = bound + polished.error_bound
+            bound = torch.where(bound < torch.inf, bound, torch.inf)  # also if it is not a number
+            solution = replace(solution, error_bound=bound)
+        return solution if inversion.error is None else solution.demand(inversion.error)
 
     @torch.no_grad()
     def sample(
@@ -175,37 +202,34 @@ class ResidualFlow(nn.Module):
         generator: torch.Generator | None = None,
         inversion: Inversion = Inversion(),
     ) -> Tensor:
-        """n draws x = f^-1(z), z ~ N(0, I): (n, d).
+        """n draws x = f^-1(z), z ~ N(0, I): (n, *event).
 
         Raises:
-            ArithmeticError: if an inverse diverged or met its cap on steps.
+            ArithmeticError: if an inverse diverged, met its cap on steps, or could not certify
+                `inversion.error`.
         """
-        like = next(iter(self.state_dict().values()))
+        like = next(t for t in self.state_dict().values() if t.is_floating_point())
         z = torch.randn(n, self.dim, generator=generator, dtype=like.dtype, device=like.device)
-        solution = self.inverse(z, inversion, certify=False)
-        solution.raise_if_failed()
-        return solution.value
+        solution = self.inverse(z, inversion, certify=inversion.error is not None)
+        return solution.raise_if_failed().value
 
     def inputs(self, x: Tensor) -> Iterator[tuple[Bijection, Tensor]]:
-        """(layer, that layer's input) from data to latent."""
-        for layer in self.bijections:
-            yield layer, x
-            x = layer(x)
+        """(layer, that layer's input) from data to latent, those inside other layers included."""
+        yield from self.layers.inputs(x)
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
-        """Set every ActNorm from the batch x, (B, d), each on what reaches it."""
-        for layer in self.bijections:
+        """Set every ActNorm from the batch x, (B, *event), each on what reaches it."""
+        for layer, inputs in self.inputs(x):
             if isinstance(layer, ActNorm):
-                layer.initialise(x)
-            x = layer(x)
+                layer.initialise(inputs)
 
-    def update(self, n_steps: int = 5) -> None:
-        """Power iteration in every linear layer; call it after each optimiser step."""
+    def update(self) -> None:
+        """Make every branch keep its promise again; call it after each optimiser step."""
         for block in self.blocks:
-            block.branch.update(n_steps)
+            block.branch.update()
 
     def align(self) -> None:
-        """Set every power iteration to its limit, by singular value decomposition."""
+        """Make every branch keep its promise as tightly as it can, by exact norms."""
         for block in self.blocks:
             block.branch.align()

@@ -1,0 +1,149 @@
+"""Bijections made of bijections: one after the other, or on a part of the channels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from resflow_bench.fixed_point import Solution
+from resflow_bench.flows.bijection import Bijection, carried
+from resflow_bench.flows.residual import Inversion
+from resflow_bench.logdet.estimator import Estimator
+
+Inputs = Generator[tuple[Bijection, Tensor], None, Tensor]
+"""Yields (bijection, its input) and returns the output of the last."""
+
+
+class Chain(nn.Sequential):
+    """z = f_L(... f_1(x)),  ln|det dz/dx| = sum_l ln|det df_l/dx_(l-1)|, each at its own input.
+
+    Args:
+        layers: bijections, at least one, from data to latent.
+
+    Raises:
+        ValueError: no layer.
+    """
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        if not layers:
+            raise ValueError("Chain needs at least one bijection; got none.")
+
+    @property
+    def bijections(self) -> list[Bijection]:
+        """The layers, from data to latent."""
+        return list(self)  # type: ignore[arg-type]
+
+    def forward_and_log_det(
+        self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(z, the sum of the layers' log-dets): (B, *event), (B,) nats."""
+        log_det = x.new_zeros(len(x))
+        for layer in self.bijections:
+            x, term = layer.forward_and_log_det(x, estimator, generator)
+            log_det = log_det + term
+        return x, log_det
+
+    @torch.no_grad()
+    def inverse(
+        self, z: Tensor, inversion: Inversion, error: Tensor | None = None, certify: bool = True
+    ) -> Solution:
+        """x, layer by layer from the last, each handed the error bound of what comes before it.
+
+        Returns:
+            `residual`, the largest over the layers; `n_steps`, their sum; `outcome`, the worst.
+        """
+        solutions = []
+        for layer in reversed(self.bijections):
+            solutions.append(layer.inverse(z, inversion, error, certify))
+            z, error = solutions[-1].value, solutions[-1].error_bound
+        return Solution(
+            value=z,
+            residual=torch.stack([s.residual for s in solutions]).amax(0),
+            n_steps=torch.stack([s.n_steps for s in solutions]).sum(0),
+            outcome=torch.stack([s.outcome for s in solutions]).amax(0),
+            error_bound=error,
+        )
+
+    def inputs(self, x: Tensor) -> Inputs:
+        """(bijection, its input) from data to latent, those inside other bijections included.
+
+        A layer is evaluated only after the caller has seen its input, and so may have changed it.
+        """
+        for layer in self.bijections:
+            if isinstance(layer, Chain | FactorOut):
+                x = yield from layer.inputs(x)
+            else:
+                yield layer, x
+                x = layer(x)
+        return x
+
+
+class FactorOut(nn.Module):
+    """x = (a, b) by channels  ->  z = (flatten(a), inner(b)): half of the channels are latents now.
+
+    ln|det dz/dx| = ln|det d inner/db|. A flow of several scales is a chain that ends with such a
+    layer, whose inner chain ends with the next.
+
+    Args:
+        inner: bijections of the channels from C // 2 on, the last of which gives vectors.
+        event: (C, H, W) of x, with C at least 2.
+
+    Raises:
+        ValueError: an event that is not (C, H, W) with two channels to divide.
+
+    Source: Dinh, Sohl-Dickstein and Bengio (2017), "Density estimation using Real NVP", 3.6.
+    """
+
+    def __init__(self, *inner: nn.Module, event: Sequence[int]) -> None:
+        super().__init__()
+        if len(event) != 3 or event[0] < 2:
+            raise ValueError(
+                f"FactorOut needs an event (C, H, W) with C of at least 2; got {tuple(event)}. "
+                "Squeeze the image first."
+            )
+        self.inner = Chain(*inner)
+        self.event = tuple(event)
+        self.n_kept = event[0] // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, d)."""
+        return self._join(x, self.inner(x[:, self.n_kept :]))
+
+    def forward_and_log_det(
+        self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(z, the inner chain's log-det)."""
+        inner = self.inner.forward_and_log_det(x[:, self.n_kept :], estimator, generator)
+        return self._join(x, inner[0]), inner[1]
+
+    @torch.no_grad()
+    def inverse(
+        self, z: Tensor, inversion: Inversion, error: Tensor | None = None, certify: bool = True
+    ) -> Solution:
+        """x = (a, inner^-1(rest)): of an error e in z at most e reaches each of the two.
+
+        The bound is therefore sqrt(e^2 + e_b^2), e_b the inner chain's bound for an error e.
+        """
+        n_latents = self.n_kept * math.prod(self.event[1:])
+        kept = z[:, :n_latents].unflatten(1, (self.n_kept, *self.event[1:]))
+        inner = self.inner.inverse(z[:, n_latents:], inversion, error, certify)
+        bound = inner.error_bound
+        if bound is not None:
+            bound = torch.hypot(carried(error, z), bound)
+        return replace(inner, value=torch.cat([kept, inner.value], dim=1), error_bound=bound)
+
+    def inputs(self, x: Tensor) -> Inputs:
+        """(bijection, its input) of the inner chain."""
+        z = yield from self.inner.inputs(x[:, self.n_kept :])
+        return self._join(x, z)
+
+    def extra_repr(self) -> str:
+        return f"event={self.event}"
+
+    def _join(self, x: Tensor, z: Tensor) -> Tensor:
+        return torch.cat([x[:, : self.n_kept].flatten(1), z], dim=1)

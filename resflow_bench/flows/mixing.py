@@ -1,0 +1,102 @@
+"""Mixing: an invertible linear map of the channels, the same at every position."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from resflow_bench.fixed_point import Solution
+from resflow_bench.flows.bijection import carried, closed_form
+from resflow_bench.flows.residual import ROUNDING, Inversion
+from resflow_bench.logdet.estimator import Estimator
+
+
+class Mixing(nn.Module):
+    """z_p = W x_p at every position p,  W = P L (U + diag(s)),  |s| = exp(log_scale).
+
+    ln|det dz/dx| = n_positions sum_c log_scale_c, exactly and without a determinant. P is a fixed
+    permutation and the signs of s are fixed; L is unit lower triangular and U strictly upper. W
+    starts as a random orthogonal matrix.
+
+    Args:
+        n_channels: C; x is (B, C, *grid).
+        generator: where the first W is drawn from; None is a fresh one with seed 0.
+
+    Source: Kingma and Dhariwal (2018), "Glow", section 3.2.
+    """
+
+    def __init__(self, n_channels: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        if generator is None:
+            generator = torch.Generator().manual_seed(0)
+        normal = torch.randn(
+            n_channels, n_channels, generator=generator, device=generator.device
+        ).double()
+        permutation, lower, upper = torch.linalg.lu(torch.linalg.qr(normal).Q)
+        scale = upper.diagonal()
+        self.lower = nn.Parameter(lower.tril(-1).float())
+        self.upper = nn.Parameter(upper.triu(1).float())
+        self.log_scale = nn.Parameter(scale.abs().log().float())
+        self.sign: Tensor  # (C,), of s
+        self.rows: Tensor  # (C,) int64: row i of W is row rows[i] of L (U + diag(s))
+        self.register_buffer("sign", scale.sign().float())
+        self.register_buffer("rows", permutation.argmax(1))
+
+    def weight(self, dtype: torch.dtype | None = None) -> Tensor:
+        """W, (C, C), differentiable; computed in `dtype`, by default the parameters'."""
+        lower, upper = self._factors(dtype)
+        return (lower @ upper)[self.rows]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """W x at every position, (B, C, *grid)."""
+        return _apply(self.weight(), x)
+
+    def forward_and_log_det(
+        self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(z, ln|det dz/dx|), exact: the estimator is not asked."""
+        n_positions = math.prod(x.shape[2:])
+        return self(x), (n_positions * self.log_scale.sum()).expand(len(x))
+
+    @torch.no_grad()
+    def inverse(
+        self, z: Tensor, inversion: Inversion, error: Tensor | None = None, certify: bool = True
+    ) -> Solution:
+        """x = W^-1 z by two triangular systems, ||x - x*|| <= ||W^-1||_2 (||z - W x|| + error).
+
+        The residual is evaluated in float64, with its own rounding charged.
+        """
+        lower, upper = self._factors()
+        x = z.reshape(*z.shape[:2], -1)[:, self.rows.argsort()]  # (B, C, n_positions)
+        x = torch.linalg.solve_triangular(lower, x, upper=False, unitriangular=True)
+        x = torch.linalg.solve_triangular(upper, x, upper=True).view_as(z)
+        if not certify:
+            return closed_form(x, None)
+        weight = self.weight(torch.float64)
+        singular = torch.linalg.svdvals(weight)
+        given, found = z.double(), x.double()
+        sizes = _norm(given) + singular[0] * _norm(found)
+        residual = _norm(given - _apply(weight, found))
+        residual += ROUNDING * torch.finfo(torch.float64).eps * sizes
+        return closed_form(x, (residual + carried(error, z)) / singular[-1])
+
+    def extra_repr(self) -> str:
+        return f"{len(self.log_scale)}"
+
+    def _factors(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """L and U + diag(s), (C, C) each."""
+        dtype = dtype or self.lower.dtype
+        identity = torch.eye(len(self.sign), dtype=dtype, device=self.lower.device)
+        scale = self.sign.to(dtype) * self.log_scale.to(dtype).exp()
+        lower = self.lower.to(dtype).tril(-1) + identity
+        return lower, self.upper.to(dtype).triu(1) + torch.diag(scale)
+
+
+def _apply(weight: Tensor, x: Tensor) -> Tensor:
+    return (weight @ x.reshape(*x.shape[:2], -1)).view_as(x)
+
+
+def _norm(x: Tensor) -> Tensor:
+    return x.flatten(1).norm(dim=1)

@@ -1,0 +1,86 @@
+"""Rearrangements of an image: space to depth, and image to vector. Isometries of volume 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from resflow_bench.fixed_point import Solution
+from resflow_bench.flows.bijection import carried, closed_form
+from resflow_bench.flows.residual import Inversion
+from resflow_bench.logdet.estimator import Estimator
+
+
+class Squeeze(nn.Module):
+    """(B, C, H, W) -> (B, C r^2, H/r, W/r): each r x r square of pixels becomes r^2 channels.
+
+    The log-det is 0 and distances are kept, since entries are only moved.
+
+    Args:
+        factor: r, at least 1; it has to divide H and W.
+
+    Raises:
+        ValueError: a factor below 1.
+
+    Source: Dinh, Sohl-Dickstein and Bengio (2017), "Density estimation using Real NVP", 3.6.
+    """
+
+    def __init__(self, factor: int = 2) -> None:
+        super().__init__()
+        if factor < 1:
+            raise ValueError(f"Squeeze needs a factor of at least 1; got {factor}.")
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.pixel_unshuffle(x, self.factor)
+
+    def forward_and_log_det(
+        self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(z, 0)."""
+        return self(x), x.new_zeros(len(x))
+
+    @torch.no_grad()
+    def inverse(
+        self, z: Tensor, inversion: Inversion, error: Tensor | None = None, certify: bool = True
+    ) -> Solution:
+        """Depth to space; an error in z is kept."""
+        x = functional.pixel_shuffle(z, self.factor)
+        return closed_form(x, carried(error, z) if certify else None)
+
+    def extra_repr(self) -> str:
+        return f"{self.factor}"
+
+
+class Flatten(nn.Module):
+    """(B, *event) -> (B, d); the log-det is 0 and distances are kept.
+
+    Args:
+        event: the shape that `inverse` restores.
+    """
+
+    def __init__(self, event: Sequence[int]) -> None:
+        super().__init__()
+        self.event = tuple(event)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+    def forward_and_log_det(
+        self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(z, 0)."""
+        return self(x), x.new_zeros(len(x))
+
+    @torch.no_grad()
+    def inverse(
+        self, z: Tensor, inversion: Inversion, error: Tensor | None = None, certify: bool = True
+    ) -> Solution:
+        """(B, d) -> (B, *event); an error in z is kept."""
+        return closed_form(z.unflatten(1, self.event), carried(error, z) if certify else None)
+
+    def extra_repr(self) -> str:
+        return f"{self.event}"
