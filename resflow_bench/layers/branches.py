@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,16 +61,18 @@ class Branch(nn.Module):
                 f"promised lipschitz={lipschitz}; got {bound:.6g}. Lower `coefficient`."
             )
         self.stages = nn.ModuleList(stages)  # type: ignore[arg-type]
+        # Asked once: to look for a Protocol's members takes as long as a small product.
+        self._is_layer = [isinstance(stage, Layer) for stage in stages]
 
     @property
     def layers(self) -> list[Layer]:
         """The stages that are no activations."""
-        return [stage for stage in self.stages if isinstance(stage, Layer)]
+        return [stage for stage, is_layer in self._kinds() if is_layer]
 
     @property
     def activations(self) -> list[Activation]:
         """The stages that are activations."""
-        return [stage for stage in self.stages if isinstance(stage, Activation)]
+        return [stage for stage, is_layer in self._kinds() if not is_layer]
 
     @property
     def order(self) -> Order:
@@ -83,7 +86,7 @@ class Branch(nn.Module):
     def normalised(self) -> Callable[[Tensor], Tensor]:
         """g with its weights normalised once, for many evaluations at the same parameters."""
         stages: list[Callable[[Tensor], Tensor]] = [
-            stage.normalised() if isinstance(stage, Layer) else stage for stage in self.stages
+            stage.normalised() if is_layer else stage for stage, is_layer in self._kinds()
         ]
 
         def g(x: Tensor) -> Tensor:
@@ -109,11 +112,8 @@ class Branch(nn.Module):
         s^T J v in weights, beta and x. Call linearise with gradients enabled for that.
         """
         pulls: list[Vjp] = []
-        for stage in self.stages:
-            if isinstance(stage, Layer):
-                x, pull = stage.linearise(x)
-            else:
-                x, pull = linearise_activation(stage, x)  # type: ignore[arg-type]
+        for stage, is_layer in self._kinds():
+            x, pull = stage.linearise(x) if is_layer else linearise_activation(stage, x)
             pulls.append(pull)
         pulls.reverse()
 
@@ -145,6 +145,10 @@ class Branch(nn.Module):
 
     def extra_repr(self) -> str:
         return f"lipschitz={self.lipschitz:.6g}"
+
+    def _kinds(self) -> Iterator[tuple[Any, bool]]:
+        """(stage, whether it is a layer)."""
+        return zip(self.stages, self._is_layer, strict=True)
 
 
 class LinearBranch(nn.Module):

@@ -51,8 +51,9 @@ class Neumann:
     estimate: of tr(J^k dJ)'s k + 1 places for the probe, all equal in the mean, it takes one.
 
     Properties: unbiased if the truncation is; the weight of J^(k-1) is that of term k, whose
-    survival P(N >= k) it therefore shares. The chain of N products leaves no graph: the graph
-    holds one product, whatever N. Cost: N + 1 products a probe, and the backward pass of one.
+    survival P(N >= k) it therefore shares. The chain of N products leaves no graph, and the last
+    product none but s: it is evaluated again in the backward pass. Memory: s, v and what g keeps
+    for its linearisation, whatever N. Cost: N + 2 products a probe, and the backward pass of one.
 
     Source: Chen et al. (2019), "Residual Flows for Invertible Generative Modeling", Theorem 2.
 
@@ -77,8 +78,8 @@ class Neumann:
                 power = vjp(power)  # v^T J^k
                 series.addcmul_(power, weight, value=_sign(k) / k)
             value = _inner(series, v)
-        surrogate = _inner(vjp(neumann), v)
-        return Attached(value + (surrogate - surrogate.detach()), len(weights) + 1)
+        surrogate = _again(lambda s: _inner(vjp(s), v), neumann)
+        return Attached(value + (surrogate - surrogate.detach()), len(weights) + 2)
 
 
 @dataclass(frozen=True)
