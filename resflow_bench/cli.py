@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from resflow_bench.lab.course import Course
     from resflow_bench.lab.plan import Plan
     from resflow_bench.lab.store import Run, Store
     from resflow_bench.lab.sweep import Tally
@@ -79,6 +80,7 @@ def cli(context: click.Context) -> None:
     resflow-bench list                      what can be asked
     resflow-bench run bias --preset smoke   ask
     resflow-bench report                    read the answer
+    resflow-bench train checkerboard        train a flow, and keep it
     """  # noqa: D301 (the b is meant: click keeps the lines)
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
@@ -188,8 +190,11 @@ def _begin(asked: Mapping[str, Any], store: Store) -> tuple[Plan, Run]:
 def _go_on(given: Mapping[str, Any], measured: Run) -> tuple[Plan, Run]:
     """A run's own plan; whatever was given beside its name must not differ from it."""
     import suites
-    from resflow_bench.lab.plan import Plan, go_on
+    from resflow_bench.lab.plan import Plan
 
+    if "training" in measured.about:
+        resumption = _resumption(measured, measured.path.parents[1])
+        raise ValueError(f"run `{measured.name}` is a training; go on with `{resumption}`.")
     plan = Plan.recorded(measured.about, suites.load)
     recorded = plan.record()
     for name, value in given.items():
@@ -199,10 +204,17 @@ def _go_on(given: Mapping[str, Any], measured: Run) -> tuple[Plan, Run]:
                 f"{json.dumps(value)}. Give --resume without it, or begin another run."
             )
     measured.done()  # what cannot be read is refused before anything is written
+    _note_changes(measured)
+    return plan, measured
+
+
+def _note_changes(measured: Run) -> None:
+    """The run goes on; what is not as it was when it began is said."""
+    from resflow_bench.lab.plan import go_on
+
     if changed := go_on(measured):
         what = ", ".join(changed)
         click.echo(f"note: {what} changed since this run began; run.json holds both", err=True)
-    return plan, measured
 
 
 def _conclude(measured: Run, tally: Tally, results: Path) -> int:
@@ -215,7 +227,7 @@ def _conclude(measured: Run, tally: Tally, results: Path) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # impatience changes nothing any more
         kept = f"{tally.n_done} of {tally.n_total} cells are kept"
         click.echo(f"interrupted: {kept}; the rest:", err=True)
-        click.echo(f"  resflow-bench run --resume {again}", err=True)
+        click.echo(f"  {_resumption(measured, results)}", err=True)
         return SIGNALLED + tally.signal
     if tally.skipped:
         click.echo(f"skipped: {tally.skipped[0].cell}: {tally.skipped[0].message}", err=True)
@@ -234,6 +246,97 @@ def _again(run: Run, results: Path) -> str:
     return run.name if str(results) == "results" else f"{run.name} --results {quote(str(results))}"
 
 
+def _resumption(run: Run, results: Path) -> str:
+    """The command that goes on with it."""
+    command = "train" if "training" in run.about else "run"
+    return f"resflow-bench {command} --resume {_again(run, results)}"
+
+
+@cli.command()
+@click.argument("dataset", required=False)
+@click.option("--preset", type=click.Choice(["smoke", "quick", "full"]),
+              help="Seconds, about a minute, a paper's scale.  [default: quick]")  # fmt: skip
+@click.option("--architecture", metavar="NAME", help="mlp, dense, conv or multiscale.  "
+              "[default: multiscale for images, else mlp]")  # fmt: skip
+@click.option("--lipschitz", type=float, help="Promised for each branch.  [default: 0.9]")
+@click.option("--steps", type=int, help="Optimiser steps.")
+@click.option("--batch-size", type=int, help="Examples a step.")
+@click.option("--learning-rate", type=float, help="After a warm-up; it decays to a tenth.")
+@click.option("--ema", type=float, help="Decay of the weights' moving average; 0 keeps none.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of batches and noise.  [default: 0]")
+@click.option("--device", help="[default: cpu]")
+@click.option("--data", type=_folder, envvar="RESFLOW_DATA", default="data", show_default=True,
+              help="Where the files of mnist, cifar10 and imagenet32 lie.")  # fmt: skip
+@_results
+@click.option("--resume", metavar="RUN", help="Go on with a training that was stopped.")
+def train(data: Path, results: Path, resume: str | None, **asked: Any) -> int:
+    """Train a flow on DATASET by maximum likelihood; keep its log and its weights.
+
+    What is not given is the preset's. Ctrl-C, or worse, costs a few seconds; --resume goes on from
+    there, to the same numbers.
+    """
+    from resflow_bench.data import DATASETS, dataset_named
+    from resflow_bench.lab.course import Course, begin
+    from resflow_bench.lab.store import Store
+    from resflow_bench.lab.train import train as carry_out
+    from resflow_bench.lab.watch import watching
+
+    with _refusals(ValueError), watching() as listen:
+        store = Store(results)
+        if resume is None:
+            if asked["dataset"] is None:
+                raise ValueError(f"name a DATASET ({', '.join(DATASETS)}), or --resume RUN.")
+            examples = dataset_named(asked["dataset"], data)
+            course = Course.of(examples, asked)
+            trained = begin(course, store)
+        else:
+            trained = store.open(resume)
+            course = Course.recorded(trained, asked)
+            examples = dataset_named(course.recipe.dataset, data)
+            if trained.about["status"] != "finished":
+                _note_changes(trained)
+        ending = carry_out(course, examples, trained, listen)
+    again = _again(trained, results)
+    steps = f"{ending.n_done} of {course.options['steps']} steps"
+    if ending.signal is not None:
+        files = f" --data {quote(str(data))}" * (str(data) != "data")
+        click.echo(f"interrupted: {steps} are kept; the rest:", err=True)
+        click.echo(f"  {_resumption(trained, results)}{files}", err=True)
+        return SIGNALLED + ending.signal
+    if ending.failure:
+        click.echo(f"failed: {ending.failure}", err=True)
+    click.echo(f"run {trained.name}: {course.recipe}, {steps}")
+    for line in _learnt(trained, course):
+        click.echo(line)
+    click.echo(f"next: resflow-bench report {again}")
+    return CELLS_FAILED if ending.failure else 0
+
+
+def _learnt(trained: Run, course: Course) -> Iterator[str]:
+    """The last held-out log-likelihood, where the weights are, and how to load them."""
+    from resflow_bench.analysis.tables import wide, with_interval
+    from resflow_bench.lab.course import TRAINING
+    from resflow_bench.lab.train import Files
+
+    rows = wide(trained.frame(TRAINING.name))
+    if "log_prob_test" in rows and len(rows := rows.dropna(subset=["log_prob_test"])):
+        last = rows.iloc[-1]
+        nats, bits = (
+            with_interval(*(last[f"{name}{end}"] for end in ("", "_low", "_high")))
+            for name in ("log_prob_test", "bits_per_dim")
+        )
+        n, step = last["log_prob_test_n"], last["step"]
+        yield f"held-out log-likelihood: {nats} nat, {bits} bits/dim"
+        yield f"  of {n:,.0f} examples by the averaged weights at step {step}, 99 % intervals"
+    if (file := Files(trained).weights).exists():
+        architecture, lipschitz = course.recipe.architecture, course.recipe.lipschitz
+        yield f"weights: {file}"
+        yield "  import torch, resflow_bench.models as models"
+        yield f'  flow = models.architecture_named("{architecture}")({course.event}, {lipschitz})'
+        quoted = json.dumps(str(file))
+        yield f"  flow.load_state_dict(torch.load({quoted}, weights_only=True))"
+
+
 @cli.command()
 @click.argument("runs", metavar="[RUN]...", nargs=-1)
 @_results
@@ -250,7 +353,7 @@ def report(runs: tuple[str, ...], results: Path, out: Path) -> None:
     if not frames:
         raise click.ClickException(
             f"run `{chosen[-1].name}` has no finished cell; go on with "
-            f"`resflow-bench run --resume {_again(chosen[-1], results)}`."
+            f"`{_resumption(chosen[-1], results)}`."
         )
     from resflow_bench.analysis.findings import findings
     from resflow_bench.report.page import write_report
@@ -277,11 +380,12 @@ def show(name: str, suite: str | None, layout: str, results: Path) -> None:
     """The rows of RUN, in the terminal or for a pipe."""
     import pandas as pd
 
-    from resflow_bench.lab.store import Store
+    from resflow_bench.lab.store import PICTURE, Store
 
     with _refusals():
         run = Store(results).open(name)
         frames = run.frames() if suite is None else {suite: run.frame(suite)}
+    frames = {s: frame.drop(columns=PICTURE, errors="ignore") for s, frame in frames.items()}
     if layout == "table":
         for frame in frames.values():
             click.echo(f"{_table(frame.drop(columns=['suite', 'cell']))}\n")

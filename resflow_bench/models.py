@@ -1,4 +1,4 @@
-"""The models that a suite can be run on: linear maps whose Jacobian is known, and MLP flows.
+"""The models that a suite can be run on: linear maps whose Jacobian is known, and flows.
 
 The linear families attain their promised constant: ||J||_2 = K exactly. Between them they hold the
 worst case of every bound (-K I), its best case for Rademacher probes (K I, -K I), eigenvalues on a
@@ -8,11 +8,22 @@ circle (orthogonal), real ones (symmetric), a generic spectrum (gaussian) and no
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
+from collections.abc import Callable
 
-from resflow_bench.flows import ResidualBlock, ResidualFlow
-from resflow_bench.layers import LinearBranch
+import torch
+from torch import Tensor, nn
+
+from resflow_bench.flows import (
+    ActNorm,
+    Flatten,
+    Logit,
+    MultiScale,
+    ResidualBlock,
+    ResidualFlow,
+    image_flow,
+)
+from resflow_bench.layers import Branch, LinearBranch, dense_branch, mlp_branch
 
 LINEAR_FAMILIES = (
     "minus-identity",
@@ -24,8 +35,8 @@ LINEAR_FAMILIES = (
 )
 
 MLP_BLOCKS = 8
-TRAINED_DIM = 64
-"""Of the 8x8 digits that the trained flow is trained on."""
+MIN_WIDTH = 64
+"""Of a hidden layer, for data of few dimensions: a density in the plane wants more than 4 units."""
 
 
 def family_matrix(name: str, dim: int, lipschitz: float, seed: int = 0) -> Tensor:
@@ -86,6 +97,80 @@ def mlp_flow(dim: int, lipschitz: float, seed: int = 0) -> ResidualFlow:
         lipschitz=lipschitz,
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+Event = tuple[int, ...]
+Architecture = Callable[[Event, float], ResidualFlow]
+"""(shape of one example, promised constant) -> a flow before training, always the same."""
+
+
+def mlp_architecture(event: Event, lipschitz: float) -> ResidualFlow:
+    """Eight blocks of two hidden layers of max(2d, 64) LipSwish units."""
+    width = max(2 * math.prod(event), MIN_WIDTH)
+    generator = torch.Generator().manual_seed(0)
+    return _fully_connected(
+        event,
+        lambda dim: mlp_branch(dim, (width, width), lipschitz, generator=generator),
+    )
+
+
+def dense_architecture(event: Event, lipschitz: float) -> ResidualFlow:
+    """Eight blocks of three dense layers, each adding max(d, 32) CLipSwish units."""
+    growth = max(math.prod(event) // 2, 16)
+    generator = torch.Generator().manual_seed(0)
+    return _fully_connected(
+        event, lambda dim: dense_branch(dim, growth, 3, lipschitz, generator=generator)
+    )
+
+
+def conv_architecture(event: Event, lipschitz: float) -> ResidualFlow:
+    """Four blocks of convolutions 3-1-3 with 16 channels between, on one scale.
+
+    Raises:
+        ValueError: if the event is no image.
+    """
+    return image_flow(event, MultiScale(1, 4, (16, 16), n_tail=0, lipschitz=lipschitz))
+
+
+def multiscale_architecture(event: Event, lipschitz: float) -> ResidualFlow:
+    """Two blocks 3-1-3 of 16 channels a scale, two scales (three from 16 x 16 on), two MLP blocks.
+
+    Raises:
+        ValueError: if the event is no image.
+    """
+    n_scales = 3 if min(event[-2:]) >= 16 else 2
+    return image_flow(
+        event, MultiScale(n_scales, 2, (16, 16), n_tail=2, lipschitz=lipschitz, mixing=True)
+    )
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "mlp": mlp_architecture,
+    "dense": dense_architecture,
+    "conv": conv_architecture,
+    "multiscale": multiscale_architecture,
+}
+"""What can be trained, by name."""
+
+
+def architecture_named(name: str) -> Architecture:
+    """One of `ARCHITECTURES`.
+
+    Raises:
+        ValueError: if `name` is not one of them.
+    """
+    if name not in ARCHITECTURES:
+        raise ValueError(f"An architecture is one of {', '.join(ARCHITECTURES)}; got {name!r}.")
+    return ARCHITECTURES[name]
+
+
+def _fully_connected(event: Event, branch: Callable[[int], Branch]) -> ResidualFlow:
+    """Eight times ActNorm and a block; images go through the logit and are flattened first."""
+    dim = math.prod(event)
+    layers: list[nn.Module] = [Logit(), Flatten(event)] if len(event) > 1 else []
+    for _ in range(MLP_BLOCKS):
+        layers += [ActNorm(dim), ResidualBlock(branch(dim))]
+    return ResidualFlow(layers, event)
 
 
 def _orthogonal(normal: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from resflow_bench.lab.cells import Suite
 
-NAMES = ("bias", "variance", "inverse", "lipschitz", "throughput")
+NAMES = ("bias", "variance", "inverse", "lipschitz", "throughput", "training_gap", "density")
 
 
 def load(name: str) -> Suite:

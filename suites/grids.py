@@ -9,17 +9,24 @@ from resflow_bench.lab.cells import Grid
 
 MODEL_AXES = ("model", "dim", "lipschitz", "dtype", "device")
 ESTIMATOR_AXES = ("truncation", "n_terms", "roulette", "n_exact", "probe", "n_probes")
+IMAGE_FLOWS = ("conv", "multiscale")
+TRAINED_FLOWS = ("trained", *IMAGE_FLOWS)
 
 Axes = Mapping[str, tuple[Value, ...]]
 
 
 def model_grids(
-    models: tuple[str, ...], constants: tuple[float, ...], trained: tuple[float, ...], axes: Axes
+    models: tuple[str, ...],
+    constants: tuple[float, ...],
+    trained: tuple[float, ...],
+    axes: Axes,
+    flows: tuple[str, ...] = ("trained",),
 ) -> tuple[Grid, ...]:
-    """`models` at d = 64 and each promised constant, and the digits flow at those in `trained`."""
+    """`models` at d = 64 and each promised constant; the digits `flows` at those in `trained`."""
+    free: Axes = {"device": ("cpu",), **axes}
     return (
-        Grid({"model": models, "dim": (64,), "lipschitz": constants, "device": ("cpu",), **axes}),
-        Grid({"lipschitz": trained, "device": ("cpu",), **axes}, {"model": "trained", "dim": 64}),
+        Grid({"model": models, "dim": (64,), "lipschitz": constants, **free}),
+        *(Grid({"lipschitz": trained, **free}, {"model": name, "dim": 64}) for name in flows),
     )
 
 
@@ -30,10 +37,11 @@ def estimator_grids(
     fixed: Axes,
     roulette: Axes,
     common: Axes,
+    flows: tuple[str, ...] = ("trained",),
 ) -> tuple[Grid, ...]:
     """The same with fixed truncation (`n_terms`) and with roulette (`roulette`, `n_exact`)."""
     return tuple(
         Grid(grid.axes, {**grid.pinned, "truncation": truncation})
         for truncation, axes in (("fixed", fixed), ("roulette", roulette))
-        for grid in model_grids(models, constants, trained, {**axes, **common})
+        for grid in model_grids(models, constants, trained, {**axes, **common}, flows)
     )

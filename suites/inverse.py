@@ -9,7 +9,7 @@ from resflow_bench.lab.cells import Grid, Preset, Suite
 from resflow_bench.lab.face import Face
 from resflow_bench.lab.measure import measure_inverse
 from resflow_bench.models import LINEAR_FAMILIES
-from suites.grids import MODEL_AXES, Axes, model_grids
+from suites.grids import IMAGE_FLOWS, MODEL_AXES, TRAINED_FLOWS, Axes, model_grids
 
 
 def _grids(
@@ -18,16 +18,17 @@ def _grids(
     trained: tuple[float, ...],
     tolerances: tuple[float, ...],
     steps: tuple[int, ...],
+    flows: tuple[str, ...] = ("trained",),
 ) -> tuple[Grid, ...]:
     """To a tolerance, however many steps that takes; and after so many steps, whatever is left."""
     dtypes = ("float32", "float64")
     to_tolerance: Axes = {"tolerance": tolerances, "max_steps": (5000,), "dtype": dtypes}
     after_steps: Axes = {"max_steps": steps, "dtype": dtypes}
     return (
-        *model_grids(models, constants, trained, to_tolerance),
+        *model_grids(models, constants, trained, to_tolerance, flows),
         *(
             Grid(grid.axes, {**grid.pinned, "tolerance": 0.0})
-            for grid in model_grids(models, constants, trained, after_steps)
+            for grid in model_grids(models, constants, trained, after_steps, flows)
         ),
     )
 
@@ -47,7 +48,8 @@ SUITE = Suite(
                 (0.9,),
                 (1e-2, 1e-4, 1e-6),
                 (1, 2, 5, 10, 20, 50, 100, 200),
-            ),
+            )
+            + _grids((), (), (0.9,), (1e-4,), (5, 20, 100), IMAGE_FLOWS),
             {"n_points": 64},
         ),
         "full": Preset(
@@ -57,6 +59,7 @@ SUITE = Suite(
                 (0.7, 0.9, 0.97),
                 (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-9),
                 (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000),
+                TRAINED_FLOWS,
             ),
             {"n_points": 256},
         ),

@@ -9,7 +9,7 @@ from resflow_bench.lab.cells import Preset, Suite
 from resflow_bench.lab.face import Face
 from resflow_bench.lab.measure import measure_lipschitz
 from resflow_bench.models import LINEAR_FAMILIES
-from suites.grids import MODEL_AXES, model_grids
+from suites.grids import MODEL_AXES, TRAINED_FLOWS, model_grids
 
 DTYPES = {"dtype": ("float32",)}
 
@@ -20,7 +20,8 @@ SUITE = Suite(
     presets={
         "smoke": Preset(model_grids(("gaussian", "init"), (0.5,), (), DTYPES), {"n_points": 16}),
         "quick": Preset(
-            model_grids((*LINEAR_FAMILIES, "init"), (0.5, 0.9), (0.9,), DTYPES), {"n_points": 32}
+            model_grids((*LINEAR_FAMILIES, "init"), (0.5, 0.9), (0.9,), DTYPES, TRAINED_FLOWS),
+            {"n_points": 32},
         ),
         "full": Preset(
             model_grids(
@@ -28,6 +29,7 @@ SUITE = Suite(
                 (0.3, 0.5, 0.7, 0.9, 0.97, 0.99),
                 (0.7, 0.9, 0.97),
                 {"dtype": ("float32", "float64")},
+                TRAINED_FLOWS,
             ),
             {"n_points": 128},
         ),

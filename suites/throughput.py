@@ -9,7 +9,14 @@ from resflow_bench.lab.build import prepare_models
 from resflow_bench.lab.cells import Cell, Preset, Suite
 from resflow_bench.lab.face import Face
 from resflow_bench.lab.timing import build_call, measure_throughput, peak_bytes
-from suites.grids import ESTIMATOR_AXES, MODEL_AXES, Axes, estimator_grids
+from suites.grids import (
+    ESTIMATOR_AXES,
+    IMAGE_FLOWS,
+    MODEL_AXES,
+    TRAINED_FLOWS,
+    Axes,
+    estimator_grids,
+)
 
 OPERATIONS = ("log_prob", "train_step", "sample")
 COMMON: Axes = {"operation": OPERATIONS, "probe": ("rademacher",), "dtype": ("float32",)}
@@ -38,6 +45,15 @@ SUITE = Suite(
                 fixed={"n_terms": (5, 20)},
                 roulette={"roulette": ("geometric(0.5)",), "n_exact": (3,)},
                 common={**COMMON, "n_probes": (1,), "batch_size": (256,)},
+            )
+            + estimator_grids(
+                models=(),
+                constants=(),
+                trained=(0.9,),
+                fixed={"n_terms": (5,)},
+                roulette={"roulette": (), "n_exact": ()},
+                common={**COMMON, "n_probes": (1,), "batch_size": (64,)},
+                flows=IMAGE_FLOWS,
             ),
             {"seconds": 2.0},
         ),
@@ -49,6 +65,7 @@ SUITE = Suite(
                 fixed={"n_terms": (5, 10, 20, 50)},
                 roulette={"roulette": ("geometric(0.5)", "geometric(0.1)"), "n_exact": (3,)},
                 common={**COMMON, "n_probes": (1, 4), "batch_size": (64, 256, 1024)},
+                flows=TRAINED_FLOWS,
             ),
             {"seconds": 5.0},
         ),

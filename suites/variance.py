@@ -9,7 +9,14 @@ from resflow_bench.lab.cells import Preset, Suite
 from resflow_bench.lab.face import Face
 from resflow_bench.lab.measure import measure_variance
 from resflow_bench.models import LINEAR_FAMILIES
-from suites.grids import ESTIMATOR_AXES, MODEL_AXES, Axes, estimator_grids
+from suites.grids import (
+    ESTIMATOR_AXES,
+    IMAGE_FLOWS,
+    MODEL_AXES,
+    TRAINED_FLOWS,
+    Axes,
+    estimator_grids,
+)
 
 COMMON: Axes = {"probe": ("gaussian", "rademacher"), "n_probes": (1, 4), "dtype": ("float64",)}
 
@@ -40,6 +47,15 @@ SUITE = Suite(
                     "n_exact": (3,),
                 },
                 common=COMMON,
+            )
+            + estimator_grids(
+                models=(),
+                constants=(),
+                trained=(0.9,),
+                fixed={"n_terms": (10,)},
+                roulette={"roulette": ("geometric(0.1)",), "n_exact": (3,)},
+                common={**COMMON, "n_probes": (1,)},
+                flows=IMAGE_FLOWS,
             ),
             {"n_points": 8, "max_draws": 8_000},
         ),
@@ -54,6 +70,7 @@ SUITE = Suite(
                     "n_exact": (0, 3, 10),
                 },
                 common={**COMMON, "n_probes": (1, 4, 16)},
+                flows=TRAINED_FLOWS,
             ),
             {"n_points": 16, "max_draws": 200_000},
         ),

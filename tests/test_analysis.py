@@ -12,10 +12,12 @@ import pytest
 from scipy import stats
 
 from resflow_bench import analysis
-from resflow_bench.analysis import verdicts
+from resflow_bench.analysis import rules
 from resflow_bench.analysis.findings import findings
+from resflow_bench.analysis.rules import AtMost, Equals, Exactly, Statement
+from resflow_bench.analysis.statements import CLAIMS, STATEMENTS
 from resflow_bench.analysis.tables import axes, decay, label, number, units, wide, with_interval
-from resflow_bench.analysis.verdicts import AtMost, Equals, Exactly, Statement, judge, summary
+from resflow_bench.analysis.verdicts import judge, summary
 
 NAN, INF = math.nan, math.inf
 FIXED = "truncation == 'fixed'"
@@ -88,7 +90,7 @@ def test_decay_of_a_law() -> None:
     assert decay("poisson(2)") == 0.0
 
 
-def lines(rule: verdicts.Rule, cells: str) -> list[tuple[str, str]]:
+def lines(rule: rules.Rule, cells: str) -> list[tuple[str, str]]:
     """Verdict and reason of each cell, by that rule alone."""
     statement = Statement("s", "it", "says", "source", rule)
     tested = statement.test(table(cells).assign(status="ok"))
@@ -108,10 +110,10 @@ def test_equality_is_shown_by_a_narrow_interval_around_the_reference() -> None:
     assert lines(Equals("y", "x"), cells) == [
         (True, ""),
         (False, "interval too wide"),
-        (False, verdicts.CHANCE),
+        (False, rules.CHANCE),
         (True, ""),
-        (False, verdicts.NO_INTERVAL),
-        (False, verdicts.INFINITE),
+        (False, rules.NO_INTERVAL),
+        (False, rules.INFINITE),
     ]
 
 
@@ -131,9 +133,9 @@ def test_a_bound_is_shown_by_an_interval_inside() -> None:
         (True, ""),
         (False, "the bound is attained"),
         (False, "interval across the bound"),
-        (False, verdicts.CHANCE),
+        (False, rules.CHANCE),
         (True, ""),
-        (False, verdicts.CHANCE),
+        (False, rules.CHANCE),
         (True, ""),  # and the cell without a bound is left out
     ]
 
@@ -211,7 +213,7 @@ def test_infinite_variance_is_said_and_not_averaged() -> None:
         no    9.0  8.99   9.01    0.01  1.0  0                   ok
     """)
     tested = Statement("s", "it", "says", "source", Equals("y", "x")).test(cells)
-    assert tested["reason"].tolist() == ["", verdicts.INFINITE]
+    assert tested["reason"].tolist() == ["", rules.INFINITE]
     assert tested["p"].isna().tolist() == [False, True]
 
 
@@ -256,7 +258,7 @@ def test_findings_of_nothing_are_none() -> None:
 
 
 def test_statements_have_names_of_their_own() -> None:
-    named = [(s.suite, s.name) for s in (*verdicts.STATEMENTS, *verdicts.CLAIMS)]
+    named = [(s.suite, s.name) for s in (*STATEMENTS, *CLAIMS)]
     assert len(named) == len(set(named))
 
 

@@ -14,6 +14,8 @@ HOW_MANY = 3
 TARGET = 0.01  # nat: the standard deviation that a model comparison needs
 NAMES = {
     "trained": "the trained flow",
+    "conv": "the trained convolutional flow",
+    "multiscale": "the trained multi-scale flow",
     "init": "the untrained flow",
     "minus-identity": "g(x) = −Kx",
     "plus-identity": "g(x) = +Kx",
@@ -23,9 +25,9 @@ NAMES = {
 def findings(frames: Mapping[str, pd.DataFrame]) -> list[str]:
     """At most three sentences, the most consequential first; fewer where a run measured less.
 
-    In order: the bias of truncation, the variance of a probe, the inverse, the roulettes of
-    infinite variance, the speed. Each speaks of the trained flow where it was measured, at its
-    largest Lipschitz constant, and of the worst linear map otherwise.
+    In order: the bias of truncation, what it hid in a training, the variance of a probe, the
+    inverse, the roulettes of infinite variance, the speed. Each speaks of the trained flow where it
+    was measured, at its largest Lipschitz constant, and of the worst linear map otherwise.
     """
     cells = {suite: wide(frame) for suite, frame in frames.items() if len(frame)}
     said = (find(cells[suite]) for suite, find in _FINDERS if suite in cells)
@@ -113,8 +115,24 @@ def _throughput(cells: pd.DataFrame) -> str:
     )
 
 
+def _training_gap(cells: pd.DataFrame) -> str:
+    cells = _measured(cells, "gap", "log_prob_objective", "log_prob_exact", "n_terms", "step")
+    if cells.empty:
+        return ""
+    cells = cells[cells["lipschitz"] == cells["lipschitz"].max()]
+    c = cells.sort_values(["step", "n_terms"], ascending=[False, True], kind="stable").iloc[0]
+    n = int(c["n_terms"])
+    return (
+        f"Trained for {c['step']:,} steps on {c['dataset']} at K = {c['lipschitz']:g} with {n} "
+        f"term{'s' * (n > 1)}, a flow's objective is off by {_interval(c, 'gap')} bit/dim: it "
+        f"claims a held-out log-likelihood of {number(c['log_prob_objective'])}, and has "
+        f"{number(c['log_prob_exact'])}."
+    )
+
+
 _FINDERS: tuple[tuple[str, Callable[[pd.DataFrame], str]], ...] = (
     ("bias", _bias),
+    ("training_gap", _training_gap),
     ("variance", _variance),
     ("inverse", _inverse),
     ("variance", _roulette),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from resflow_bench.lab.store import COLUMNS
+from resflow_bench.lab.store import PICTURE, axis_columns
 
 SUFFIXES = {
     "value": "",
@@ -32,10 +32,10 @@ SYMBOLS = {
 
 
 def axes(frame: pd.DataFrame) -> list[str]:
-    """The axis columns of a long frame (all but the fixed eleven), or of a `wide` one."""
+    """The axis columns of a long frame (all but the fixed ones), or of a `wide` one."""
     names = list(frame.columns)
     if "metric" in names:
-        return [name for name in names if name not in COLUMNS]
+        return axis_columns(names)
     return names[names.index("status") + 1 : names.index("message")]
 
 
@@ -44,11 +44,13 @@ def wide(frame: pd.DataFrame) -> pd.DataFrame:
 
     A metric ``bias`` becomes ``bias``, ``bias_low``, ``bias_high``, ``bias_se`` and ``bias_n``.
     Failed and skipped cells stay, their metrics NaN. Where a cell was measured twice (two runs
-    side by side), its last rows count.
+    side by side), its last rows count. Where the rows have pictures, so have the cells.
     """
     last = frame.drop_duplicates("cell", keep="last").set_index("cell")
     notes = frame.groupby("cell", sort=False)["message"].agg(_distinct)
     head = last[["status", *axes(frame)]].assign(message=notes)
+    if PICTURE in frame:
+        head[PICTURE] = frame.groupby("cell")[PICTURE].last()
     ok = frame[frame["status"] == "ok"].drop_duplicates(["cell", "metric"], keep="last")
     metrics = ok.pivot(index="cell", columns="metric", values=list(SUFFIXES))
     metrics.columns = [metric + SUFFIXES[column] for column, metric in metrics.columns]

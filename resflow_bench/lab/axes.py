@@ -76,6 +76,18 @@ def _model(value: str) -> str | None:
     return _one_of(*MODELS)(value)
 
 
+def _dataset(value: str) -> str | None:
+    from resflow_bench.data import DATASETS
+
+    return _one_of(*DATASETS)(value)
+
+
+def _architecture(value: str) -> str | None:
+    from resflow_bench.models import ARCHITECTURES
+
+    return _one_of(*ARCHITECTURES)(value)
+
+
 def _probe(value: str) -> str | None:
     from resflow_bench.logdet import PROBES
 
@@ -139,6 +151,9 @@ _AXES = (
     Axis("max_steps", int, "steps after which the inverse gives up", "1000", _at_least(1)),
     Axis("operation", str, "what is timed", "log_prob",
          _one_of("log_prob", "train_step", "sample")),
+    Axis("dataset", str, "what a flow is trained on", "digits-logit", _dataset),
+    Axis("architecture", str, "what a trained flow is built of", "mlp", _architecture),
+    Axis("step", int, "optimiser steps that a flow was trained for", "300", _at_least(1)),
 )  # fmt: skip
 AXES: dict[str, Axis] = {axis.name: axis for axis in _AXES}
 

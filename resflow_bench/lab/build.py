@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -48,7 +49,7 @@ def build_flow(cell: Cell, results: Path, aligned: bool = True) -> ResidualFlow:
 
 
 def build_points(cell: Cell, n: int) -> Tensor:
-    """The model's n inputs, (n, d), in the cell's dtype and on its device."""
+    """The model's n inputs, (n, *event), in the cell's dtype and on its device."""
     points = MODELS[cell["model"]].points(n, cell["dim"])
     return points.to(cell["device"], getattr(torch, cell["dtype"]))
 
@@ -89,8 +90,9 @@ def build_estimator(cell: Cell) -> LogDetEstimator:
 class Problem:
     """A flow, P points, and what is true of it there, in float64.
 
-    flow, x: as the cell asks, (P, d).
-    jacobians: J of every block at its own input, (P, n_blocks, d, d).
+    flow, x: as the cell asks, (P, *event).
+    jacobians: J of every block at its own input, (P, d, d) each; d is the block's, which is less
+        than the data's behind a scale.
     log_det: the exact ln|det df/dx|, (P,), nats.
     norm: the largest ||J||_2.
     spectral_radius: the largest |eigenvalue| of a J.
@@ -98,16 +100,26 @@ class Problem:
 
     flow: ResidualFlow
     x: Tensor
-    jacobians: np.ndarray
+    jacobians: tuple[np.ndarray, ...]
     log_det: np.ndarray
     norm: float
     spectral_radius: float
 
     @cached_property
-    def logarithms(self) -> np.ndarray:
-        """log(I + J) of every block, (P, n_blocks, d, d): real, since ||J||_2 < 1."""
-        matrices = np.eye(self.jacobians.shape[-1]) + self.jacobians
-        return np.asarray([[linalg.logm(m).real for m in row] for row in matrices])
+    def logarithms(self) -> tuple[np.ndarray, ...]:
+        """log(I + J) of every block, (P, d, d) each: real, since the spectral radius is below 1."""
+        return tuple(
+            np.asarray([linalg.logm(np.eye(len(m)) + m).real for m in matrices])
+            for matrices in self.jacobians
+        )
+
+    def over_blocks(self, per_block: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """The sum over blocks of what comes of a block's J, (P, d, d) -> (P,)."""
+        return np.sum([per_block(matrices) for matrices in self.jacobians], axis=0)
+
+    def over_dims(self, per_dim: Callable[[int], float]) -> float:
+        """The sum over blocks of a bound that knows only the block's dimension."""
+        return sum(per_dim(matrices.shape[-1]) for matrices in self.jacobians)
 
 
 def build_problem(cell: Cell, results: Path, n_points: int) -> Problem:
@@ -126,14 +138,15 @@ def _problem(cell: Cell, results: Path, n_points: int) -> Problem:
     return Problem(flow, x, jacobians, log_det, *sizes(jacobians))
 
 
-def sizes(jacobians: np.ndarray) -> tuple[float, float]:
+def sizes(jacobians: tuple[np.ndarray, ...]) -> tuple[float, float]:
     """The largest ||J||_2 and the largest |eigenvalue| of a J: what the data meet of a promise."""
-    norm = np.linalg.norm(jacobians, 2, axis=(-2, -1)).max()
-    return float(norm), float(np.abs(np.linalg.eigvals(jacobians)).max())
+    norm = max(np.linalg.norm(matrices, 2, axis=(-2, -1)).max() for matrices in jacobians)
+    radius = max(np.abs(np.linalg.eigvals(matrices)).max() for matrices in jacobians)
+    return float(norm), float(radius)
 
 
-def dense_truth(flow: ResidualFlow, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """(J of every block at its own input, exact log-det): (P, n_blocks, d, d), (P,), float64."""
+def dense_truth(flow: ResidualFlow, x: Tensor) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """(J of every block at its own input, exact log-det): (P, d, d) each, (P,), float64."""
     promoted = copy.deepcopy(flow).double()
     jacobians, log_det = [], torch.zeros(len(x), dtype=torch.float64, device=x.device)
     with torch.no_grad():
@@ -141,10 +154,10 @@ def dense_truth(flow: ResidualFlow, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
             if isinstance(layer, ResidualBlock):
                 matrix = jacobian(layer.branch, inputs)
                 log_det += dense_log_det(matrix)
-                jacobians.append(matrix)
+                jacobians.append(matrix.cpu().numpy())
             else:
                 log_det += layer.forward_and_log_det(inputs, flow.estimator)[1]
-    return torch.stack(jacobians, dim=1).cpu().numpy(), log_det.cpu().numpy()
+    return tuple(jacobians), log_det.cpu().numpy()
 
 
 def prepare_models(cells: list[Cell], context: Context) -> None:

@@ -130,7 +130,9 @@ class Context:
 class Observation:
     """One metric of one cell: a value with its unit and, where it is random, its 99 % interval.
 
-    Infinite is a value (a variance may be), NaN is the lack of one.
+    Infinite is a value (a variance may be), NaN is the lack of one. `picture` is what a figure of
+    the cell needs besides numbers: a few small arrays as the bytes of an .npz file, one picture a
+    cell, of a suite that says it `has_pictures`.
 
     Raises:
         ValueError: if the value is NaN; a measure that finds none raises `Failure` or leaves the
@@ -145,6 +147,7 @@ class Observation:
     ci_high: float = nan
     n: int = 1
     message: str = ""
+    picture: bytes | None = None
 
     def __post_init__(self) -> None:
         if isnan(self.value):
@@ -171,6 +174,7 @@ class Suite:
     `measure` must be a module's function, since workers import it. An `exclusive` suite runs alone,
     in the main process, on all threads (it times). `prepare` does once what many cells share, such
     as training a model and caching its weights; it is an economy: every cell can do without it.
+    Only the rows of a suite that `has_pictures` have a column for them.
 
     Raises:
         ValueError: if an axis does not exist, or a grid uses one that the suite does not name.
@@ -183,6 +187,7 @@ class Suite:
     measure: Measure
     exclusive: bool = False
     prepare: Callable[[list[Cell], Context], None] | None = None
+    has_pictures: bool = False
 
     def __post_init__(self) -> None:
         for axis in self.axes:

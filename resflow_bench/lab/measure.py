@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +37,9 @@ from resflow_bench.logdet import Fixed, LogDetEstimator, Probe, Roulette
 EXAMPLES_PER_CALL = 512
 """Probes x points x repeats in one call: large enough to hide overhead, small enough that the
 longest N of a batch is not far from the mean."""
+
+IMAGES_PER_CALL = 64
+"""A convolution's hidden layers hold many times as many numbers, which should stay in a cache."""
 
 ROUNDING = 16.0
 """Units in the last place, relative to |log-det|, that an interval allows for rounding: d = 64
@@ -68,43 +72,74 @@ def measure_bias(cell: Cell, context: Context) -> Iterable[Observation]:
     """
     problem = build_problem(cell, context.results, int(context.effort["n_points"]))
     estimator = build_estimator(cell)
-    per_point = _total_variance(problem, estimator)
-    expected = estimator.truncation.bias(problem.jacobians).sum(-1)  # (P,)
-    bound = len(problem.flow.blocks) * estimator.truncation.bias_bound(
-        cell["lipschitz"], cell["dim"]
+    sampled = sample_errors(
+        problem,
+        estimator,
+        max_draws=int(context.effort["max_draws"]),
+        half_width=context.effort["half_width"],
+        seed=context.generator_seed(cell),
     )
+    expected = problem.over_blocks(estimator.truncation.bias)  # (P,)
+    bound = problem.over_dims(lambda dim: estimator.truncation.bias_bound(cell["lipschitz"], dim))
+    for metric, interval in (("bias", sampled.plain), ("bias_paired", sampled.paired)):
+        yield observe(metric, interval, "nat", n=sampled.n, message=sampled.message)
+    yield exactly("bias_expected", expected.mean(), "nat")
+    yield exactly("bias_bound", bound, "nat")
+    yield exactly("log_det_exact", problem.log_det.mean(), "nat")
+    yield from realised(problem.norm, problem.spectral_radius)
 
+
+class Errors(NamedTuple):
+    """Intervals for the mean over points of E[estimate] - exact, nats, from the same draws.
+
+    plain: of estimate - ln|det df/dx|.
+    paired: of estimate - sum_blocks (1/m) sum_j v_j^T log(I + J) v_j, with the estimate's probes.
+    n: examples that were drawn.
+    message: why the draws ended, and which interval it is.
+    """
+
+    plain: Interval
+    paired: Interval
+    n: int
+    message: str
+
+
+def sample_errors(
+    problem: Problem, estimator: LogDetEstimator, max_draws: int, half_width: float, seed: int
+) -> Errors:
+    """Draws as `measure_bias` says, until `half_width` nat or `max_draws` examples are reached."""
     n_points = len(problem.x)
-    variance = per_point.mean() / n_points  # of one draw's mean over the points
+    variance = _total_variance(problem, estimator).mean() / n_points  # of a draw's mean over points
     normal = estimator.truncation.moment_is_finite(problem.spectral_radius, TAME)
     width = NORMAL_99 if normal else CHEBYSHEV_99
-    budget = int(context.effort["max_draws"]) // n_points
-    wanted = np.ceil(width**2 * variance / context.effort["half_width"] ** 2)
-    n_draws = int(min(max(wanted, MIN_DRAWS), budget))
-    estimates, forms = draw_pairs(problem, estimator, n_draws, context.generator_seed(cell))
-    traces = np.trace(problem.logarithms, axis1=-2, axis2=-1).sum(-1)  # (P,)
+    wanted = np.ceil(width**2 * variance / half_width**2)
+    n_draws = int(min(max(wanted, MIN_DRAWS), max_draws // n_points))
+    estimates, forms = draw_pairs(problem, estimator, n_draws, seed)
+    traces = sum(np.trace(m, axis1=-2, axis2=-1) for m in problem.logarithms)  # (P,)
+    errors = estimates - problem.log_det
+    paired = errors - (forms - traces)
     probe_noise = _probe_noise(problem, estimator).mean() / n_points
     reached = "as narrow as asked" if wanted <= n_draws else "budget spent"
     kind = "t" if normal else "Chebyshev's, for heavy tails"
-    for metric, errors, theirs in (
-        ("bias", estimates - problem.log_det, variance),
-        ("bias_paired", estimates - problem.log_det - (forms - traces), variance - probe_noise),
-    ):
-        means = errors.mean(1)  # (n_draws,)
+    message = f"{reached}: {n_draws} draws at {n_points} points; interval: {kind}"
+    if not np.isfinite(variance):
+        message = "infinite variance: no interval for the mean exists"
+
+    def interval(samples: np.ndarray, of_variance: float) -> Interval:
+        means = samples.mean(1)  # (n_draws,)
         if not np.isfinite(variance):
-            interval = Interval(float(means.mean()), math.nan, -math.inf, math.inf, n_draws)
-            message = "infinite variance: no interval for the mean exists"
-        else:
-            interval = (
-                mean_interval(means) if normal else chebyshev_mean_interval(means, max(theirs, 0.0))
-            )
-            interval = _widen(interval, _rounding(cell, problem))
-            message = f"{reached}: {n_draws} draws at {n_points} points; interval: {kind}"
-        yield _observe(metric, interval, "nat", n=n_draws * n_points, message=message)
-    yield _exactly("bias_expected", expected.mean(), "nat")
-    yield _exactly("bias_bound", bound, "nat")
-    yield _exactly("log_det_exact", problem.log_det.mean(), "nat")
-    yield from realised(problem.norm, problem.spectral_radius)
+            return Interval(float(means.mean()), math.nan, -math.inf, math.inf, n_draws)
+        found = (
+            mean_interval(means) if normal else chebyshev_mean_interval(means, max(of_variance, 0))
+        )
+        return _widen(found, _rounding(problem))
+
+    return Errors(
+        interval(errors, variance),
+        interval(paired, variance - probe_noise),
+        n_draws * n_points,
+        message,
+    )
 
 
 def measure_variance(cell: Cell, context: Context) -> Iterable[Observation]:
@@ -112,7 +147,7 @@ def measure_variance(cell: Cell, context: Context) -> Iterable[Observation]:
     problem = build_problem(cell, context.results, int(context.effort["n_points"]))
     estimator = build_estimator(cell)
     truncation, m = estimator.truncation, estimator.n_probes
-    n_points, n_blocks = len(problem.x), len(problem.flow.blocks)
+    n_points = len(problem.x)
     expected = _total_variance(problem, estimator).mean()
     finite = bool(np.isfinite(expected))
 
@@ -127,23 +162,24 @@ def measure_variance(cell: Cell, context: Context) -> Iterable[Observation]:
             if finite
             else "infinite variance: the sample variance grows with the number of draws"
         )
-    rounding = _rounding(cell, problem)
+    rounding = _rounding(problem)
     interval = _widen(interval, rounding * (2 * math.sqrt(interval.value) + rounding))
     low = max(0.0, interval.low)
-    yield _observe(
+    yield observe(
         "variance", interval._replace(low=low), "nat^2", n=n_draws * n_points, message=message
     )
-    yield _exactly("variance_expected", expected, "nat^2")
-    yield _exactly("variance_is_finite", float(finite), "1")
-    yield _exactly("variance_reachable", _reachable(problem, estimator).mean(), "nat^2")
-    bound = truncation.variance_bound(problem.jacobians, m).sum(-1).mean()
-    yield _exactly("variance_bound", bound, "nat^2")
-    k, d = cell["lipschitz"], cell["dim"]
-    uniform = n_blocks * truncation.variance_bound_lipschitz(k, d, m)
-    yield _exactly("variance_bound_lipschitz", uniform, "nat^2")
+    yield exactly("variance_expected", expected, "nat^2")
+    yield exactly("variance_is_finite", float(finite), "1")
+    yield exactly("variance_reachable", _reachable(problem, estimator).mean(), "nat^2")
+    bound = problem.over_blocks(lambda matrices: truncation.variance_bound(matrices, m)).mean()
+    yield exactly("variance_bound", bound, "nat^2")
+    k = cell["lipschitz"]
+    uniform = problem.over_dims(lambda d: truncation.variance_bound_lipschitz(k, d, m))
+    yield exactly("variance_bound_lipschitz", uniform, "nat^2")
     if isinstance(truncation, Fixed):
-        printed = n_blocks * float(theory.printed_variance_bound(d, truncation.n_terms, m))
-        yield _exactly("variance_bound_printed", printed, "nat^2")
+        n_terms = truncation.n_terms
+        printed = problem.over_dims(lambda d: float(theory.printed_variance_bound(d, n_terms, m)))
+        yield exactly("variance_bound_printed", printed, "nat^2")
     yield from realised(problem.norm, problem.spectral_radius)
 
 
@@ -158,7 +194,7 @@ def measure_inverse(cell: Cell, context: Context) -> Iterable[Observation]:
     inversion = Inversion(rtol=tolerance, atol=tolerance, max_steps=cell["max_steps"])
     solution = flow.inverse(z, inversion)
     truth = copy.deepcopy(flow).double().inverse(z.double(), Inversion(max_steps=100_000))
-    error = (solution.value.double() - truth.value).norm(dim=1)
+    error = (solution.value.double() - truth.value).flatten(1).norm(dim=1)
     # What is known of the truth itself is charged to the bound's side of the comparison.
     bound = _bound(solution) + _bound(truth)
     if not bool(torch.isfinite(bound).all()):
@@ -166,7 +202,7 @@ def measure_inverse(cell: Cell, context: Context) -> Iterable[Observation]:
             f"lipschitz={cell['lipschitz']} is 1 or more once rounded to {cell['dtype']}: nothing "
             "can be certified; take a smaller constant or a finer dtype"
         )
-    banach, steps = _banach(flow, z, inversion, tolerance)
+    banach, steps = _banach(flow, truth.value.to(z.dtype), inversion, tolerance)
 
     n = len(z)
     yield Observation("inverse_error", float(error.max()), "1", n=n)
@@ -190,11 +226,11 @@ def measure_lipschitz(cell: Cell, context: Context) -> Iterable[Observation]:
     certified = max(block.branch.lipschitz_certified() for block in problem.flow.blocks)
     as_left = build_flow(cell, context.results, aligned=False)
     unaligned = max(block.branch.lipschitz_certified() for block in as_left.blocks)
-    yield _exactly("lipschitz_promised", cell["lipschitz"], "1")
-    yield _exactly("lipschitz_certified", certified, "1")
-    yield _exactly("lipschitz_power_iteration", unaligned, "1")
-    yield _exactly("lipschitz_realised", problem.norm, "1")
-    yield _exactly("spectral_radius", problem.spectral_radius, "1")
+    yield exactly("lipschitz_promised", cell["lipschitz"], "1")
+    yield exactly("lipschitz_certified", certified, "1")
+    yield exactly("lipschitz_power_iteration", unaligned, "1")
+    yield exactly("lipschitz_realised", problem.norm, "1")
+    yield exactly("spectral_radius", problem.spectral_radius, "1")
 
 
 def draw(problem: Problem, estimator: LogDetEstimator, n_draws: int, seed: int) -> np.ndarray:
@@ -207,13 +243,13 @@ def draw_pairs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same estimates, and sum_blocks (1/m) sum_j v_j^T log(I + J) v_j with their probes."""
     probe = _Remembering(estimator.probe)
-    logarithms = torch.from_numpy(problem.logarithms).to(problem.x.device)
+    logarithms = [torch.from_numpy(m).to(problem.x.device) for m in problem.logarithms]
     estimates, forms = [], []
     for batch in _draws(problem, replace(estimator, probe=probe), n_draws, seed):
         form = torch.zeros(batch.shape, dtype=torch.float64, device=problem.x.device)
-        for block, probes in enumerate(probe.drawn):
+        for logarithm, probes in zip(logarithms, probe.drawn, strict=True):
             v = probes.double().view(len(probes), *batch.shape, -1)  # (m, n, P, d)
-            form += torch.einsum("mnpi,pij,mnpj->np", v, logarithms[:, block], v) / len(v)
+            form += torch.einsum("mnpi,pij,mnpj->np", v, logarithm, v) / len(v)
         probe.drawn.clear()
         estimates.append(batch)
         forms.append(form.cpu().numpy())
@@ -227,11 +263,13 @@ def _draws(
     flow = problem.flow.with_estimator(estimator)
     generator = torch.Generator(problem.x.device).manual_seed(seed)
     n_points = len(problem.x)
-    per_call = max(1, EXAMPLES_PER_CALL // (n_points * estimator.n_probes))
+    examples = EXAMPLES_PER_CALL if problem.x.ndim == 2 else IMAGES_PER_CALL
+    per_call = max(1, examples // (n_points * estimator.n_probes))
     for start in range(0, n_draws, per_call):
         n = min(per_call, n_draws - start)
         with torch.no_grad():
-            _, log_det = flow.forward_and_log_det(problem.x.repeat(n, 1), generator)
+            x = problem.x.repeat(n, *[1] * (problem.x.ndim - 1))
+            _, log_det = flow.forward_and_log_det(x, generator)
         yield log_det.double().view(n, n_points).cpu().numpy()
 
 
@@ -253,9 +291,10 @@ class _Remembering:
 
 def _total_variance(problem: Problem, estimator: LogDetEstimator) -> np.ndarray:
     """Of the flow's log-det, (P,): the blocks draw independently, so their variances add."""
-    return estimator.truncation.variance(
-        problem.jacobians, estimator.probe, estimator.n_probes
-    ).sum(-1)
+    truncation = estimator.truncation
+    return problem.over_blocks(
+        lambda matrices: truncation.variance(matrices, estimator.probe, estimator.n_probes)
+    )
 
 
 def _probe_noise(problem: Problem, estimator: LogDetEstimator) -> np.ndarray:
@@ -264,9 +303,8 @@ def _probe_noise(problem: Problem, estimator: LogDetEstimator) -> np.ndarray:
     A roulette's estimate has this and its own noise, uncorrelated; a truncated one's distance from
     the form is tame, so that its own variance is never asked for.
     """
-    return theory.hutchinson_variance(problem.logarithms, estimator.probe, estimator.n_probes).sum(
-        -1
-    )
+    probe, m = estimator.probe, estimator.n_probes
+    return np.sum([theory.hutchinson_variance(x, probe, m) for x in problem.logarithms], axis=0)
 
 
 def _reachable(problem: Problem, estimator: LogDetEstimator) -> np.ndarray:
@@ -274,40 +312,45 @@ def _reachable(problem: Problem, estimator: LogDetEstimator) -> np.ndarray:
     truncation = estimator.truncation
     if not isinstance(truncation, Roulette):
         return _total_variance(problem, estimator)
-    return theory.roulette_variance(
-        problem.jacobians, truncation, estimator.probe, estimator.n_probes, REACHABLE
-    ).sum(-1)
+    return problem.over_blocks(
+        lambda matrices: theory.roulette_variance(
+            matrices, truncation, estimator.probe, estimator.n_probes, REACHABLE
+        )
+    )
 
 
 def _banach(
-    flow: ResidualFlow, z: Tensor, inversion: Inversion, tolerance: float
+    flow: ResidualFlow, x: Tensor, inversion: Inversion, tolerance: float
 ) -> tuple[Tensor, Tensor]:
     """Before any step: Banach's bound on the error after `max_steps`, and the steps that suffice.
 
     Block by block, ||x_n - x*|| <= (K^n ||g(z)|| + error in z + rounding) / (1 - K), where the
     working dtype charges `flows.residual.ROUNDING` units in the last place of the numbers' size;
-    and the residual falls below the tolerance once K^n ||g(z)|| does. (B,), (B,).
+    and the residual falls below the tolerance once K^n ||g(z)|| does. A block whose z is off by e
+    begins at ||g(z)|| + K e. Latents of an earlier scale have no error, so that one number carries
+    the error of the rest through all scales. x (B, *event), what is to be found; (B,), (B,).
     """
-    ulps = residual.ROUNDING * torch.finfo(z.dtype).eps
-    error = torch.zeros(len(z), dtype=torch.float64, device=z.device)
+    ulps = residual.ROUNDING * torch.finfo(x.dtype).eps
+    error = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     steps = torch.zeros_like(error)
-    for layer in reversed(flow.bijections):
-        # A block's own certificate is not wanted: the bound before any step is derived here.
-        certify = not isinstance(layer, ResidualBlock)
-        solution = layer.inverse(z, inversion, error, certify)
+    for layer, inputs in reversed(list(flow.inputs(x))):
+        z = layer(inputs)
         if isinstance(layer, ResidualBlock):
             k = layer.branch.lipschitz_certified()
-            first = layer.branch(z).double().norm(dim=1)
-            size = z.double().norm(dim=1) + solution.value.double().norm(dim=1)
-            error = (k**inversion.max_steps * first + error + ulps * size) / (1 - k)
+            first = _norm(layer.branch(z)) + k * error
+            found = _norm(inputs)
+            error = (k**inversion.max_steps * first + error + ulps * (_norm(z) + found)) / (1 - k)
             # ||x_n|| >= ||x|| - ||x_n - x||, and the last is at most the residual over 1 - K.
-            asked = tolerance * (1 + solution.value.double().norm(dim=1))
-            asked /= 1 + tolerance / (1 - k)
+            asked = tolerance * (1 + found) / (1 + tolerance / (1 - k))
             steps += (torch.log(asked / first) / math.log(k)).ceil().clamp_min(0)
         else:
-            error = _bound(solution)
-        z = solution.value
+            error = _bound(layer.inverse(z, inversion, error))
     return error, steps
+
+
+def _norm(x: Tensor) -> Tensor:
+    """||x||_2 over the event, float64, (B,)."""
+    return x.double().flatten(1).norm(dim=1)
 
 
 def _bound(solution: Solution) -> Tensor:
@@ -315,8 +358,8 @@ def _bound(solution: Solution) -> Tensor:
     return solution.error_bound
 
 
-def _rounding(cell: Cell, problem: Problem) -> float:
-    eps = torch.finfo(getattr(torch, cell["dtype"])).eps
+def _rounding(problem: Problem) -> float:
+    eps = torch.finfo(problem.x.dtype).eps
     return ROUNDING * eps * max(1.0, float(np.abs(problem.log_det).max()))
 
 
@@ -324,12 +367,20 @@ def _widen(interval: Interval, by: float) -> Interval:
     return interval._replace(low=interval.low - by, high=interval.high + by)
 
 
-def _observe(metric: str, interval: Interval, unit: str, n: int, message: str = "") -> Observation:
+def observe(
+    metric: str,
+    interval: Interval,
+    unit: str,
+    n: int,
+    message: str = "",
+    picture: bytes | None = None,
+) -> Observation:
+    """Something sampled, with its interval."""
     value, standard_error, low, high, _ = interval
-    return Observation(metric, value, unit, standard_error, low, high, n, message)
+    return Observation(metric, value, unit, standard_error, low, high, n, message, picture)
 
 
-def _exactly(metric: str, value: float, unit: str) -> Observation:
+def exactly(metric: str, value: float, unit: str) -> Observation:
     """Something computed, not sampled."""
     value = float(value)
     return Observation(metric, value, unit, 0.0, value, value)
@@ -337,5 +388,5 @@ def _exactly(metric: str, value: float, unit: str) -> Observation:
 
 def realised(norm: float, spectral_radius: float) -> Iterable[Observation]:
     """What the data meet of the promise, as every suite's rows say it."""
-    yield _exactly("norm_realised", norm, "1")
-    yield _exactly("spectral_radius", spectral_radius, "1")
+    yield exactly("norm_realised", norm, "1")
+    yield exactly("spectral_radius", spectral_radius, "1")

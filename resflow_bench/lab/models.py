@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from resflow_bench.data import digits
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab.cells import Skip
-from resflow_bench.lab.weights import trained_digits
-from resflow_bench.models import LINEAR_FAMILIES, TRAINED_DIM, linear_flow, mlp_flow
+from resflow_bench.lab.weights import Recipe, dataset, trained
+from resflow_bench.models import LINEAR_FAMILIES, linear_flow, mlp_flow
+from resflow_bench.training import Training
 
 Say = Callable[[str], None]
 
@@ -41,7 +42,7 @@ class Model(Protocol):
         ...
 
     def points(self, n: int, dim: int) -> Tensor:
-        """n inputs, (n, d)."""
+        """n inputs, (n, *event)."""
         ...
 
 
@@ -79,22 +80,31 @@ class Untrained:
 
 @dataclass(frozen=True)
 class Trained:
-    """The same architecture at d = 64 after maximum likelihood, at held-out digits."""
+    """A flow after maximum likelihood, at held-out examples."""
 
-    name = "trained"
+    name: str
+    architecture: str
+    dataset: str
+    training: Training
     n_distinct_points = None
 
     def flow(self, dim: int, lipschitz: float, results: Path, say: Say) -> ResidualFlow:
-        if dim != TRAINED_DIM:
-            raise Skip(f"the trained flow is the digits', at dim={TRAINED_DIM}; got dim={dim}")
-        return trained_digits(lipschitz, results, say)
+        if dim != (needed := math.prod(dataset(self.dataset).event)):
+            raise Skip(f"the {self.name} flow is the digits', at dim={needed}; got dim={dim}")
+        recipe = Recipe(self.architecture, self.dataset, lipschitz, self.training)
+        return trained(recipe, results, say)
 
     def points(self, n: int, dim: int) -> Tensor:
-        test = digits().test
-        return test[torch.arange(n) % len(test)]
+        return held_out(self.dataset, n)
 
 
-_MODELS: tuple[Model, ...] = (*map(Linear, LINEAR_FAMILIES), Untrained(), Trained())
+_MODELS: tuple[Model, ...] = (
+    *map(Linear, LINEAR_FAMILIES),
+    Untrained(),
+    Trained("trained", "mlp", "digits-logit", Training(1200, learning_rate=2e-3)),
+    Trained("conv", "conv", "digits", Training(400, batch_size=64, learning_rate=5e-3)),
+    Trained("multiscale", "multiscale", "digits", Training(400, batch_size=64, learning_rate=5e-3)),
+)
 MODELS = {model.name: model for model in _MODELS}
 """What the axis `model` offers, by name."""
 
@@ -102,3 +112,10 @@ MODELS = {model.name: model for model in _MODELS}
 def normal_points(n: int, dim: int) -> Tensor:
     """n standard normal points, (n, d), always the same."""
     return torch.randn(n, dim, generator=torch.Generator().manual_seed(0))
+
+
+def held_out(name: str, n: int) -> Tensor:
+    """n test examples of a dataset, prepared, always the same; over and over if it has fewer."""
+    data = dataset(name)
+    batch = data.test[torch.arange(n) % len(data.test)]
+    return data.prepare(batch, torch.Generator().manual_seed(0))

@@ -50,6 +50,9 @@ COLUMNS = {
 }
 """The columns that every suite has, before one for each of its axes."""
 
+PICTURE = "picture"
+"""The last column, where a suite has pictures: the bytes of an .npz file, null in most rows."""
+
 _MARK = b"resflow_bench"
 _AXIS_TYPES = {int: "Int64", float: "float64", str: "string"}
 SECONDS_BUFFERED = 1.0
@@ -60,10 +63,17 @@ class StoreError(Exception):
     """What was asked of the results folder cannot be had; the message says why, and the remedy."""
 
 
-def _schema(axes: tuple[str, ...]) -> pa.Schema:
-    types = COLUMNS | {axis: _AXIS_TYPES[axis_named(axis).kind] for axis in axes}
+def axis_columns(columns: Iterable[str]) -> list[str]:
+    """Those of a frame's columns that are axes."""
+    return [column for column in columns if column not in COLUMNS and column != PICTURE]
+
+
+def _schema(suite: Suite) -> pa.Schema:
+    types = COLUMNS | {axis: _AXIS_TYPES[axis_named(axis).kind] for axis in suite.axes}
     empty = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in types.items()})
     schema = pa.Schema.from_pandas(empty, preserve_index=False)
+    if suite.has_pictures:
+        schema = schema.append(pa.field(PICTURE, pa.binary()))
     return schema.with_metadata({**schema.metadata, _MARK: __version__.encode()})
 
 
@@ -156,7 +166,7 @@ class Run:
     def append(self, suite: Suite, result: Result) -> None:
         """Adds a cell's rows; all of them reach the disk in one part."""
         if suite.name not in self._buffer:
-            self._buffer[suite.name] = (_schema(suite.axes), [])
+            self._buffer[suite.name] = (_schema(suite), [])
         self._buffer[suite.name][1].extend(_rows(result))
         if time.monotonic() - self._flushed > SECONDS_BUFFERED:
             self.flush()
@@ -201,7 +211,7 @@ class Run:
         frame = pa.concat_tables(tables, promote_options="default").to_pandas()
         part = pd.Series(np.repeat(np.arange(len(tables)), [len(table) for table in tables]))
         frame = frame[part == part.groupby(frame["cell"]).transform("max")]
-        axes = [column for column in frame.columns if column not in COLUMNS]
+        axes = axis_columns(frame.columns)
         return frame.sort_values([*axes, "cell"], kind="stable", ignore_index=True)
 
     def frames(self) -> dict[str, pd.DataFrame]:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
+from resflow_bench.data import Dataset
 from resflow_bench.intervals import median_interval
 from resflow_bench.lab.build import build_estimator, build_flow, build_points, build_problem
 from resflow_bench.lab.cells import Cell, Context, Observation
@@ -75,10 +76,9 @@ def build_call(cell: Cell, results: Path) -> Call:
         return torch.no_grad()(lambda: flow.log_prob(x, generator))
     if cell["operation"] == "sample":
         return lambda: flow.sample(len(x), generator)
-    trainer = Trainer(
-        copy.deepcopy(flow).requires_grad_(True), x, Training(10**6, batch_size=len(x))
-    )
-    return trainer.step
+    data = Dataset("points", train=x, test=x)
+    trained = copy.deepcopy(flow).requires_grad_(True)
+    return Trainer(trained, data, Training(10**6, batch_size=len(x))).step
 
 
 def timings(call: Call, device: str, min_run_time: float) -> dict[int, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The trained flow's weights: made once, cached under results/models by what produced them."""
+"""Trained weights: made once, cached under results/models by all that they depend on."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from resflow_bench.data import digits
+from resflow_bench.data import Dataset, dataset_named
 from resflow_bench.flows import ResidualFlow
+from resflow_bench.lab.workers import one_thread
 from resflow_bench.logdet import Geometric, LogDetEstimator, Rademacher, Roulette
-from resflow_bench.models import TRAINED_DIM, mlp_flow
+from resflow_bench.models import architecture_named
 from resflow_bench.training import Trainer, Training
 
-SETTINGS = Training(n_steps=1200, batch_size=256, learning_rate=2e-3, n_power_steps=2)
-ESTIMATOR = LogDetEstimator(Rademacher(), Roulette(Geometric(0.3), n_exact=4))
-"""Unbiased, with finite variance while the spectral radius stays below 0.83."""
+UNBIASED = LogDetEstimator(Rademacher(), Roulette(Geometric(0.3), n_exact=4))
+"""An objective with finite variance while the spectral radius stays below 0.83."""
 
 MAKERS = ("data", "fixed_point", "flows", "layers", "logdet", "models", "training")
 """What the weights depend on: a change in any of these files makes new weights."""
@@ -30,76 +32,134 @@ MAKERS = ("data", "fixed_point", "flows", "layers", "logdet", "models", "trainin
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
 
 
-def fingerprint(lipschitz: float) -> str:
-    """16 hex digits of the SHA-256 of the settings, code and torch that make the weights."""
-    digest = hashlib.sha256()
-    made_by = {
-        "training": asdict(SETTINGS),
-        "estimator": [str(ESTIMATOR.probe), repr(ESTIMATOR.truncation), ESTIMATOR.n_probes],
-        "lipschitz": lipschitz,
-        "torch": torch.__version__.split("+")[0],
-    }
-    digest.update(json.dumps(made_by, sort_keys=True).encode())
-    for name in MAKERS:
-        origin = Path(inspect.getfile(importlib.import_module(f"resflow_bench.{name}")))
-        files = sorted(origin.parent.glob("*.py")) if origin.name == "__init__.py" else [origin]
-        for file in files:
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+@dataclass(frozen=True)
+class Recipe:
+    """What makes a flow's weights, besides the code.
+
+    architecture: of `models.ARCHITECTURES`.
+    dataset: of `data.DATASETS`.
+    lipschitz: promised for each branch.
+    training: how.
+    objective: the estimator whose log-likelihood is maximised.
+    """
+
+    architecture: str
+    dataset: str
+    lipschitz: float
+    training: Training
+    objective: LogDetEstimator = UNBIASED
+
+    def flow(self) -> ResidualFlow:
+        """The flow before any training."""
+        event = dataset(self.dataset).event
+        return architecture_named(self.architecture)(event, self.lipschitz)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of the SHA-256 of the settings, the code and the torch that count."""
+        estimator = self.objective
+        made_by = {
+            "architecture": self.architecture,
+            "dataset": self.dataset,
+            "lipschitz": self.lipschitz,
+            "training": asdict(self.training),
+            "objective": [
+                str(estimator.probe),
+                repr(estimator.truncation),
+                estimator.n_probes,
+                str(estimator.gradient),
+            ],
+            "torch": torch.__version__.split("+")[0],
+        }
+        text = json.dumps(made_by, sort_keys=True) + _code()
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        return f"{self.dataset}-{self.architecture}-K{self.lipschitz:g}"
 
 
-def trained_digits(lipschitz: float, results: Path, say: Callable[[str], None]) -> ResidualFlow:
-    """The flow of `mlp_flow(64, lipschitz)` after maximum likelihood on the digits; float32.
+@lru_cache(maxsize=4)
+def dataset(name: str) -> Dataset:
+    """`data.dataset_named`, once a process; what needs files is looked for where the user says.
 
-    The norms are as training left them: their power iterations are a little behind the weights.
-    `align()` makes each promise true.
+    That is the folder in the environment variable RESFLOW_DATA, `data` if there is none.
+    """
+    return dataset_named(name, Path(os.environ.get("RESFLOW_DATA", "data")))
+
+
+def trained(
+    recipe: Recipe, results: Path, say: Callable[[str], None], step: int | None = None
+) -> ResidualFlow:
+    """The recipe's flow after so many optimiser steps, on the CPU, its norms as training left them.
 
     Args:
-        lipschitz: promised for each branch.
-        results: the folder whose `models/` holds the weights. A training that is killed goes on
-            from its last checkpoint, to the same numbers.
+        recipe: what to train.
+        results: the folder whose `models/` holds the weights. What a training that is killed, or
+            asked for fewer steps, has left there is where the next one goes on, to the same
+            numbers.
         say: hears how far the training is, every few seconds.
+        step: at most the recipe's `n_steps`, which is what None stands for.
     """
-    flow = mlp_flow(TRAINED_DIM, lipschitz)
-    file = results / "models" / f"digits-K{lipschitz:g}-{fingerprint(lipschitz)}.pt"
-    if file.exists():
-        flow.load_state_dict(torch.load(file, weights_only=True))
-        return flow
-    file.parent.mkdir(parents=True, exist_ok=True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the weights must not depend on how many cores this machine has
-    try:
-        _train(flow, lipschitz, file, say)
-    finally:
-        torch.set_num_threads(threads)
-    return flow
+    step = recipe.training.n_steps if step is None else step
+    trainer = Trainer(
+        recipe.flow().with_estimator(recipe.objective), dataset(recipe.dataset), recipe.training
+    )
+    files = _Files(results / "models", f"{recipe}-{recipe.fingerprint}")
+    if (state := files.nearest(step)) is not None:
+        trainer.load_state_dict(state)
+    if trainer.n_steps_done < step:
+        files.folder.mkdir(parents=True, exist_ok=True)
+        with one_thread():  # the weights must not depend on how many cores this machine has
+            _train(trainer, step, files, f"training {recipe}", say)
+    return trainer.flow
 
 
-def _train(flow: ResidualFlow, lipschitz: float, file: Path, say: Callable[[str], None]) -> None:
-    trainer = Trainer(flow.with_estimator(ESTIMATOR), digits().train, SETTINGS)
-    checkpoint = file.with_suffix(".checkpoint")
-    if checkpoint.exists():
-        trainer.load_state_dict(torch.load(checkpoint, weights_only=True))
+@dataclass(frozen=True)
+class _Files:
+    """A recipe's snapshots, at steps that were asked for, and the checkpoint of a training."""
+
+    folder: Path
+    stem: str
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / f"{self.stem}.checkpoint"
+
+    def snapshot(self, step: int) -> Path:
+        return self.folder / f"{self.stem}-step{step}.pt"
+
+    def nearest(self, step: int) -> dict[str, Any] | None:
+        """The state with the most steps done, `step` at most."""
+        snapshots = self.folder.glob(f"{self.stem}-step*.pt")
+        reached = [int(file.stem.rpartition("-step")[2]) for file in snapshots]
+        best = max([s for s in reached if s <= step], default=None)
+        if best != step and self.checkpoint.exists():
+            state = torch.load(self.checkpoint, weights_only=True)
+            if (best or 0) < state["n_steps_done"] <= step:
+                return dict(state)
+        return None if best is None else dict(torch.load(self.snapshot(best), weights_only=True))
+
+
+def _train(
+    trainer: Trainer, step: int, files: _Files, what: str, say: Callable[[str], None]
+) -> None:
+    """Up to `step`, with a checkpoint now and then for the one who is killed."""
     first, start = trainer.n_steps_done, time.monotonic()
     saved = start
-    loss = float("nan")
-    while trainer.n_steps_done < SETTINGS.n_steps:
+    while trainer.n_steps_done < step:
         loss = trainer.step()
         now = time.monotonic()
         if now - saved > SECONDS_BETWEEN_CHECKPOINTS:
-            _save(trainer.state_dict(), checkpoint)
+            save_whole(trainer.state_dict(), files.checkpoint)
             saved = now
             rate = (now - start) / (trainer.n_steps_done - first)
-            left = rate * (SETTINGS.n_steps - trainer.n_steps_done)
-            say(
-                f"training the digits flow at K={lipschitz:g}: step {trainer.n_steps_done}"
-                f"/{SETTINGS.n_steps}, loss {loss:.1f} nat, {left:.0f} s left"
-            )
-    _save(flow.state_dict(), file)
-    checkpoint.unlink(missing_ok=True)
+            left = rate * (step - trainer.n_steps_done)
+            say(f"{what}: step {trainer.n_steps_done}/{step}, {loss:.1f} nat, {left:.0f} s left")
+    save_whole(trainer.state_dict(), files.snapshot(step))
+    files.checkpoint.unlink(missing_ok=True)
 
 
-def _save(state: object, file: Path) -> None:
+def save_whole(state: object, file: Path) -> None:
     """Whole or not at all: two processes that make the same weights may both write them."""
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
     with temporary.open("wb") as stream:
@@ -107,3 +167,15 @@ def _save(state: object, file: Path) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(file)
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """A digest of the files that the weights depend on."""
+    digest = hashlib.sha256()
+    for name in MAKERS:
+        origin = Path(inspect.getfile(importlib.import_module(f"resflow_bench.{name}")))
+        files = sorted(origin.parent.glob("*.py")) if origin.name == "__init__.py" else [origin]
+        for file in files:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()

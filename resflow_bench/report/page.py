@@ -18,8 +18,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from resflow_bench import __version__
-from resflow_bench.analysis import verdicts
+from resflow_bench.analysis import rules, verdicts
 from resflow_bench.analysis.findings import findings
+from resflow_bench.analysis.statements import CLAIMS, STATEMENTS
 from resflow_bench.analysis.tables import (
     axes,
     label,
@@ -30,6 +31,7 @@ from resflow_bench.analysis.tables import (
     wide,
     with_interval,
 )
+from resflow_bench.lab.store import PICTURE
 from resflow_bench.report.figures import SECTIONS, look
 from resflow_bench.report.figures.section import Picture, Section
 
@@ -40,9 +42,9 @@ LAPTOP = 3
 
 
 REASONS = {
-    verdicts.INFINITE: "the roulette has no variance there, so no interval can be trusted.",
-    verdicts.NO_INTERVAL: "too few draws for one.",
-    verdicts.CHANCE: "a near miss, too small to reject among so many comparisons.",
+    rules.INFINITE: "the roulette has no variance there, so no interval can be trusted.",
+    rules.NO_INTERVAL: "too few draws for one.",
+    rules.CHANCE: "a near miss, too small to reject among so many comparisons.",
     "the bound is attained": "theory puts the mean on the bound itself, so its interval straddles "
     "the bound however many draws are made.",
     "interval too wide": "it holds the expected value but reaches further than 10 % of it and than "
@@ -68,14 +70,14 @@ def write_report(
     """
     out = Path(out)
     frames = {suite: frame for suite, frame in frames.items() if len(frame)}
-    judged, claimed = verdicts.judge(frames), verdicts.judge(frames, verdicts.CLAIMS)
+    judged, claimed = verdicts.judge(frames), verdicts.judge(frames, CLAIMS)
     questions = _questions(provenance)
     page = _ENVIRONMENT.get_template("page.html.j2").render(
         version=__version__,
         written=datetime.now(UTC),
         findings=findings(frames),
-        summary=_summary(judged, verdicts.STATEMENTS),
-        claims=_summary(claimed, verdicts.CLAIMS),
+        summary=_summary(judged, STATEMENTS),
+        claims=_summary(claimed, CLAIMS),
         totals=judged["verdict"].value_counts().reindex(verdicts.VERDICTS, fill_value=0).to_dict(),
         violated=_violated(judged, frames),
         refuted=_violated(claimed, frames),
@@ -157,7 +159,8 @@ def _section(
     section: Section, frame: pd.DataFrame, questions: Mapping[str, str], out: Path
 ) -> dict[str, Any]:
     cells = wide(frame)
-    write(out / "tables" / f"{section.suite}.csv", frame.to_csv(index=False))
+    rows = frame.drop(columns=PICTURE, errors="ignore")
+    write(out / "tables" / f"{section.suite}.csv", rows.to_csv(index=False))
     pictures = (_render(picture, cells, out / "figures") for picture in section.pictures)
     broken = cells[cells["status"] != "ok"]
     shown = varying(cells, axes(frame))
@@ -199,13 +202,11 @@ def _head(metric: str, unit: str) -> str:
 def _measured(cell: pd.Series, metric: str) -> str:
     """With its interval, unless that is rounding alone."""
     value, low, high = (cell[f"{metric}{end}"] for end in ("", "_low", "_high"))
-    rounding = high - low <= 2 * verdicts.ROUNDING * abs(value)
+    rounding = high - low <= 2 * rules.ROUNDING * abs(value)
     return number(value) if rounding else with_interval(value, low, high)
 
 
-def _summary(
-    judged: pd.DataFrame, statements: Iterable[verdicts.Statement]
-) -> list[dict[str, Any]]:
+def _summary(judged: pd.DataFrame, statements: Iterable[rules.Statement]) -> list[dict[str, Any]]:
     by_name = {(s.suite, s.name): s for s in statements}
     lines = verdicts.summary(judged).to_dict("records")
     return [line | vars(by_name[line["suite"], line["statement"]]) for line in lines]

@@ -4,7 +4,19 @@ A figure is one function: cells in (`tables.wide`), a figure `columns` panels wi
 where there is nothing to draw.
 """
 
-from resflow_bench.report.figures import bias, inverse, lipschitz, throughput, variance
+from resflow_bench.report.figures import (
+    bias,
+    density,
+    inverse,
+    lipschitz,
+    throughput,
+    training,
+    training_gap,
+    variance,
+)
 
-SECTIONS = tuple(m.SECTION for m in (bias, variance, inverse, lipschitz, throughput))
+SECTIONS = tuple(
+    m.SECTION
+    for m in (bias, variance, inverse, lipschitz, throughput, training, training_gap, density)
+)
 """In the order of the page."""

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from resflow_bench.report.figures.look import (
-    ACCENT,
     DASHES,
+    FLOWS,
     GREY,
     INK,
     MAX_PANELS,
@@ -56,7 +56,7 @@ def by_terms(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
         size = pd.Series(size, here.index)
         floor = log_axis(ax, "y", [expected, bounds, size], DECADES)
         for curve, owners in _shared(bounds).items():
-            color = ACCENT if owners <= {"trained", "init"} else INK
+            color = MODELS[max(owners)][0] if owners <= FLOWS else INK
             terms, heights = zip(*curve, strict=True)
             ax.plot(terms, heights, color=color, lw=1.1, ls=DASHES)
         for place, name in enumerate(names):

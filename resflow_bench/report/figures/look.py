@@ -32,6 +32,8 @@ INK, MUTED, LINE, PAPER = "#1f2328", "#6a737d", "#d7dbe0", "#fefefe"
 BLUE, ORANGE, GREEN, ACCENT, PINK, BROWN, _, GREY, _, SKY = sns.color_palette("colorblind").as_hex()
 MODELS = {
     "trained": (ACCENT, "o"),
+    "conv": ("#8a5a00", "p"),
+    "multiscale": ("#5b2a86", "d"),
     "init": (ORANGE, "h"),
     "minus-identity": (BLUE, "s"),
     "plus-identity": (SKY, "^"),
@@ -40,11 +42,10 @@ MODELS = {
     "gaussian": (BROWN, "X"),
     "triangular": (GREY, ">"),
 }
+FLOWS = {"trained", "conv", "multiscale", "init"}
 PANEL, PANEL_HEIGHT, ROW = 3.5, 2.7, 0.26  # inches; at 96 pixels each, text of 9 pt is 12 pixels
 DASHES = (0, (4, 2))
 MAX_PANELS, MAX_ROWS = 6, 24
-
-"""nat^2: below this a sample variance is rounding, and its ratio to a closed form is noise."""
 THEME = {
     **sns.axes_style("ticks"),
     "font.family": "sans-serif",

@@ -1,0 +1,92 @@
+"""Trained weights: made once, by what made them; a training that is killed goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from resflow_bench.flows import ResidualFlow
+from resflow_bench.lab import weights
+from resflow_bench.lab.cells import silent
+from resflow_bench.lab.weights import Recipe, trained
+from resflow_bench.logdet import Fixed, LogDetEstimator, Rademacher
+from resflow_bench.training import Training
+
+RECIPE = Recipe("mlp", "digits-logit", 0.8, Training(n_steps=4, batch_size=32))
+
+
+@pytest.fixture(autouse=True)
+def checkpoints_at_every_step(monkeypatch):
+    monkeypatch.setattr(weights, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+
+
+def equal(a: ResidualFlow, b: ResidualFlow) -> bool:
+    theirs = b.state_dict()
+    return all(torch.equal(value, theirs[name]) for name, value in a.state_dict().items())
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "models").iterdir())
+
+
+def test_weights_are_made_once_and_read_back(tmp_path):
+    said: list[str] = []
+    made = trained(RECIPE, tmp_path, said.append)
+    assert "training digits-logit-mlp-K0.8: step 2/4" in said[1]
+    (file,) = files(tmp_path)
+    assert file == f"digits-logit-mlp-K0.8-{RECIPE.fingerprint}-step4.pt"
+    said.clear()
+    assert equal(made, trained(RECIPE, tmp_path, said.append))
+    assert not said
+    assert not equal(made, RECIPE.flow())
+
+
+def test_a_killed_training_goes_on_to_the_same_numbers(tmp_path):
+    made = trained(RECIPE, tmp_path / "through", silent)
+
+    def kill(message: str) -> None:
+        if "step 2/" in message:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(RECIPE, tmp_path / "killed", kill)
+    assert files(tmp_path / "killed") == [f"{RECIPE}-{RECIPE.fingerprint}.checkpoint"]
+    said: list[str] = []
+    resumed = trained(RECIPE, tmp_path / "killed", said.append)
+    assert "step 3/4" in said[0]
+    assert equal(made, resumed)
+    assert files(tmp_path / "killed") == files(tmp_path / "through")
+
+
+def test_fewer_steps_are_a_snapshot_that_more_steps_go_on_from(tmp_path):
+    trained(RECIPE, tmp_path, silent, step=1)
+    said: list[str] = []
+    late = trained(RECIPE, tmp_path, said.append, step=3)
+    assert "step 2/3" in said[0]
+    assert len(files(tmp_path)) == 2
+    assert equal(late, trained(RECIPE, tmp_path / "at once", silent, step=3))
+    early = trained(RECIPE, tmp_path, said.append, step=2)  # between two snapshots, after both
+    assert equal(early, trained(RECIPE, tmp_path / "early", silent, step=2))
+
+
+def test_other_settings_are_other_weights():
+    other = LogDetEstimator(Rademacher(), Fixed(5))
+    changed = [
+        replace(RECIPE, architecture="dense"),
+        replace(RECIPE, dataset="digits"),
+        replace(RECIPE, lipschitz=0.7),
+        replace(RECIPE, training=replace(RECIPE.training, seed=1)),
+        replace(RECIPE, objective=other),
+        replace(RECIPE, objective=replace(other, n_probes=2)),
+    ]
+    assert len({RECIPE.fingerprint, *(recipe.fingerprint for recipe in changed)}) == 7
+    assert replace(RECIPE).fingerprint == RECIPE.fingerprint
+
+
+def test_files_of_the_user_are_looked_for_where_the_user_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESFLOW_DATA", str(tmp_path / "mine"))
+    with pytest.raises(ValueError, match=str(tmp_path / "mine")):
+        weights.dataset("mnist")
