@@ -53,7 +53,7 @@ SUITE = Suite(
                 constants=(),
                 trained=(0.9,),
                 fixed={"n_terms": (2, 10)},
-                roulette={"roulette": ("geometric(0.1)",), "n_exact": (3,)},
+                roulette={"roulette": ("geometric(0.3)",), "n_exact": (3,)},
                 common=COMMON,
                 flows=IMAGE_FLOWS,
             ),

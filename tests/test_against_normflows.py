@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from scipy import stats
 
-from resflow_bench.data import Dataset
+from resflow_bench.data import Dataset, digits_images
 from resflow_bench.flows import Logit, MultiScale, ResidualFlow, image_flow
 from resflow_bench.logdet import Exact, Fixed, Gaussian, Geometric, LogDetEstimator, Roulette
 from suites import against_normflows, density_against_normflows, training_against_normflows
@@ -228,11 +228,26 @@ def test_both_begin_with_the_same_density_and_see_the_same_batches(toy, monkeypa
 
 def test_batches_are_drawn_without_replacement(monkeypatch) -> None:
     monkeypatch.setattr(density_against_normflows, "BATCH_SIZE", 4)
-    x = torch.arange(10)
-    drawn = list(density_against_normflows.batches(x, 5, torch.Generator().manual_seed(0)))
+    x = torch.arange(10.0)[:, None]
+    data = Dataset("ten", x, x)
+    drawn = list(density_against_normflows.batches(data, 5, torch.Generator().manual_seed(0)))
     assert [len(batch) for batch in drawn] == [4] * 5
     for first, second in islice(zip(drawn[::2], drawn[1::2], strict=False), 2):
-        assert len({*first.tolist(), *second.tolist()}) == 8
+        assert len({*first.flatten().tolist(), *second.flatten().tolist()}) == 8
+
+
+def test_digits_are_dequantised_afresh_in_every_batch() -> None:
+    """And land in logit space, from where the counts can be read again."""
+    data = digits_images()
+    generator = torch.Generator().manual_seed(0)
+    first, second = (
+        density_against_normflows.vectors(data, data.train[:4], generator) for _ in range(2)
+    )
+    assert first.shape == (4, 64)
+    assert not torch.equal(first, second)
+    for x in (first, second):
+        counts = ((x.double().sigmoid() - 0.05) / 0.9 * 17).floor()
+        assert torch.equal(counts.view(4, 1, 8, 8), data.train[:4].double())
 
 
 def test_a_verdict_is_ours_minus_theirs() -> None:

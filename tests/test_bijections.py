@@ -236,6 +236,9 @@ class MaxNormBranch(nn.Module):
     def normalised(self) -> Callable[[Tensor], Tensor]:
         return self.forward
 
+    def magnitude(self, x: Tensor) -> Tensor:
+        return 2 * self.lipschitz * x[:, 0].abs()
+
     def lipschitz_certified(self) -> float:
         return self.lipschitz
 

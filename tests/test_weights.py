@@ -11,11 +11,13 @@ import torch
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab import weights
 from resflow_bench.lab.cells import silent
-from resflow_bench.lab.weights import Recipe, trained
+from resflow_bench.lab.weights import Recipe, tame, trained
 from resflow_bench.logdet import Fixed, LogDetEstimator, Rademacher
 from resflow_bench.training import Training
 
-RECIPE = Recipe("mlp", "digits-logit", 0.8, Training(n_steps=4, batch_size=32))
+RECIPE = Recipe(
+    "mlp", "digits-logit", 0.8, Training(n_steps=4, batch_size=32), tame(0.8, per="batch")
+)
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +86,28 @@ def test_other_settings_are_other_weights():
     ]
     assert len({RECIPE.fingerprint, *(recipe.fingerprint for recipe in changed)}) == 7
     assert replace(RECIPE).fingerprint == RECIPE.fingerprint
+
+
+def test_other_data_under_the_same_name_are_other_weights(monkeypatch):
+    before = RECIPE.fingerprint
+    ours = weights.dataset("digits-logit")
+    other = replace(ours, train=ours.train + 1)
+    monkeypatch.setattr(weights, "dataset", lambda name: other)
+    assert replace(RECIPE).fingerprint != before
+
+
+def test_a_checkpoint_that_is_further_on_stays(tmp_path):
+    def kill(message: str) -> None:
+        if "step 3/" in message:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(RECIPE, tmp_path, kill)
+    early = trained(RECIPE, tmp_path, silent, step=2)
+    assert equal(early, trained(RECIPE, tmp_path / "early", silent, step=2))
+    said: list[str] = []
+    trained(RECIPE, tmp_path, said.append)
+    assert "step 4/4" in said[0]
 
 
 def test_files_of_the_user_are_looked_for_where_the_user_says(tmp_path, monkeypatch):

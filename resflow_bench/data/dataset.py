@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -83,6 +85,14 @@ class Dataset:
                 f"{where} needs counts below n_levels={self.n_levels}; got {largest}. "
                 "Raise `n_levels`."
             )
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits of the SHA-256 of the examples, their shapes and `n_levels`."""
+        digest = hashlib.sha256(f"{self.train.shape} {self.test.shape} {self.n_levels}".encode())
+        for x in (self.train, self.test):
+            digest.update(x.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def event(self) -> tuple[int, ...]:

@@ -41,8 +41,9 @@ class ActNorm(nn.Module):
     def initialise(self, x: Tensor) -> None:
         """Normalise the batch x, (B, C, *grid)."""
         channels = x.transpose(0, 1).flatten(1)  # (C, B n_positions)
+        std = channels.std(1, correction=min(1, channels.shape[1] - 1))  # of one example: 0
         self.shift.copy_(-channels.mean(1))
-        self.log_scale.copy_(-channels.std(1).clamp_min(STD_FLOOR).log())
+        self.log_scale.copy_(-std.clamp_min(STD_FLOOR).log())
 
     def forward(self, x: Tensor) -> Tensor:
         """exp(log_scale) (x + shift), (B, C, *grid)."""

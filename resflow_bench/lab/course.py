@@ -11,7 +11,7 @@ from resflow_bench.lab.axes import axis_named
 from resflow_bench.lab.cells import Cell, Observation, Skip, Suite
 from resflow_bench.lab.plan import now
 from resflow_bench.lab.provenance import provenance
-from resflow_bench.lab.weights import Recipe
+from resflow_bench.lab.weights import Recipe, tame
 from resflow_bench.models import architecture_named
 from resflow_bench.training import Training
 
@@ -74,6 +74,7 @@ class Course:
 
     recipe: what is trained, on what, and how.
     event: the shape of one example.
+    digest: of the data, which may be other files at another time.
     preset: where the settings began.
     n_test: held-out points of each row, at most.
     device: a torch device.
@@ -81,6 +82,7 @@ class Course:
 
     recipe: Recipe
     event: tuple[int, ...]
+    digest: str
     preset: str
     n_test: int
     device: str = "cpu"
@@ -110,8 +112,10 @@ class Course:
         changed = {name: told[option] for option, name in _SETTINGS.items() if option in told}
         settings = replace(settings, **changed)
         settings = replace(settings, warm_up=min(settings.warm_up, settings.n_steps // 10))
-        recipe = Recipe(told["architecture"], data.name, told["lipschitz"], settings)
-        course = cls(recipe, data.event, told["preset"], N_TEST[told["preset"]], told["device"])
+        objective = tame(told["lipschitz"], per="batch")
+        recipe = Recipe(told["architecture"], data.name, told["lipschitz"], settings, objective)
+        n_test = N_TEST[told["preset"]]
+        course = cls(recipe, data.event, data.digest, told["preset"], n_test, told["device"])
         course.flow()  # what cannot be made is refused before a run begins
         return course
 
@@ -126,9 +130,13 @@ class Course:
         try:
             told = about["training"]
             names = ("architecture", "dataset", "lipschitz")
-            recipe = Recipe(**{n: told[n] for n in names}, training=Training(**told["settings"]))
+            recipe = Recipe(
+                **{n: told[n] for n in names},
+                training=Training(**told["settings"]),
+                objective=tame(told["lipschitz"], per="batch"),
+            )
             event, n_test, device = tuple(told["event"]), told["n_test"], told["device"]
-            course = cls(recipe, event, about["preset"], n_test, device)
+            course = cls(recipe, event, told["digest"], about["preset"], n_test, device)
         except (KeyError, TypeError):
             raise ValueError(
                 f"run `{run.name}` is no training; go on with `resflow-bench run --resume`."
@@ -168,9 +176,11 @@ class Course:
             "training": {
                 "dataset": recipe.dataset,
                 "event": list(self.event),
+                "digest": self.digest,
                 "architecture": recipe.architecture,
                 "lipschitz": recipe.lipschitz,
                 "settings": asdict(recipe.training),
+                "objective": repr(recipe.objective.truncation),
                 "n_test": self.n_test,
                 "device": self.device,
             },

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -27,8 +26,8 @@ from resflow_bench.lab.measure import (
 )
 from resflow_bench.lab.models import held_out
 from resflow_bench.lab.pictures import pack
-from resflow_bench.lab.weights import Recipe, dataset, trained
-from resflow_bench.logdet import Exact, Geometric, LogDetEstimator, Rademacher, Roulette
+from resflow_bench.lab.weights import Recipe, dataset, tame, trained
+from resflow_bench.logdet import Exact, LogDetEstimator
 from resflow_bench.training import Diverged, Training
 
 GAP_TRAINING = Training(n_steps=2000, batch_size=64, learning_rate=2e-3)
@@ -151,16 +150,6 @@ def prepare_densities(cells: list[Cell], context: Context) -> None:
     _train(cells, context, density_recipe)
 
 
-def tame(spectral_radius: float, per: Literal["example", "batch"] = "example") -> LogDetEstimator:
-    """An unbiased estimator all of whose moments are finite at this spectral radius or below.
-
-    The p-th is if rho^p < (1 - stop)^(p-1); stop = 1 - rho leaves rho^p < rho^(p-1). An N for the
-    whole batch costs its mean and not its maximum, which is what a training can use.
-    """
-    stop = min(max(1 - spectral_radius, 0.01), 0.9)
-    return LogDetEstimator(Rademacher(), Roulette(Geometric(stop), n_exact=4, per=per))
-
-
 def exact_log_prob(flow: ResidualFlow, x: Tensor) -> np.ndarray:
     """ln p(x) in float64 with the exact log-det, (P,), nats."""
     promoted = copy.deepcopy(flow).double().with_estimator(Exact())
@@ -244,7 +233,7 @@ def _picture(
     flow: ResidualFlow, data: Dataset, effort: Mapping[str, int | float], seed: int
 ) -> bytes | None:
     """What there is to see of the flow: a density in the plane, or images."""
-    like = next(flow.parameters())
+    like = next(iter(flow.state_dict().values()))
     generator = torch.Generator(like.device).manual_seed(seed)
     if flow.event == (2,):
         return _plane(flow, data, effort, generator)
@@ -281,8 +270,7 @@ def _images(flow: ResidualFlow, data: Dataset, generator: torch.Generator) -> by
 
     tiles: (N_ROWS, N_COLUMNS).
     """
-    shown = data.test[: N_ROWS * N_COLUMNS]
-    shown = data.prepare(shown, torch.Generator().manual_seed(0))
+    shown = held_out(data.name, N_ROWS * N_COLUMNS)
     grids = {
         "samples": sample_grid(flow, N_ROWS, N_COLUMNS, generator),
         "data": _side_by_side(shown),

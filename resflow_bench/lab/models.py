@@ -13,7 +13,7 @@ from torch import Tensor
 
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab.cells import Skip
-from resflow_bench.lab.weights import Recipe, dataset, trained
+from resflow_bench.lab.weights import Recipe, dataset, tame, trained
 from resflow_bench.models import LINEAR_FAMILIES, linear_flow, mlp_flow
 from resflow_bench.training import Training
 
@@ -91,7 +91,8 @@ class Trained:
     def flow(self, dim: int, lipschitz: float, results: Path, say: Say) -> ResidualFlow:
         if dim != (needed := math.prod(dataset(self.dataset).event)):
             raise Skip(f"the {self.name} flow is the digits', at dim={needed}; got dim={dim}")
-        recipe = Recipe(self.architecture, self.dataset, lipschitz, self.training)
+        objective = tame(lipschitz, per="batch")
+        recipe = Recipe(self.architecture, self.dataset, lipschitz, self.training, objective)
         return trained(recipe, results, say)
 
     def points(self, n: int, dim: int) -> Tensor:
@@ -101,7 +102,7 @@ class Trained:
 _MODELS: tuple[Model, ...] = (
     *map(Linear, LINEAR_FAMILIES),
     Untrained(),
-    Trained("trained", "mlp", "digits-logit", Training(1200, learning_rate=2e-3)),
+    Trained("trained", "mlp", "digits-logit", Training(600, learning_rate=2e-3)),
     Trained("conv", "conv", "digits", Training(400, batch_size=64, learning_rate=5e-3)),
     Trained("multiscale", "multiscale", "digits", Training(400, batch_size=64, learning_rate=5e-3)),
 )
@@ -115,7 +116,10 @@ def normal_points(n: int, dim: int) -> Tensor:
 
 
 def held_out(name: str, n: int) -> Tensor:
-    """n test examples of a dataset, prepared, always the same; over and over if it has fewer."""
-    data = dataset(name)
-    batch = data.test[torch.arange(n) % len(data.test)]
-    return data.prepare(batch, torch.Generator().manual_seed(0))
+    """n test examples of a dataset, prepared, always the same; over and over if it has fewer.
+
+    In an order of their own: the first ones of a file may differ from the rest, as MNIST's do.
+    """
+    data, generator = dataset(name), torch.Generator().manual_seed(0)
+    order = torch.randperm(len(data.test), generator=generator)
+    return data.prepare(data.test[order[torch.arange(n) % len(order)]], generator)

@@ -22,7 +22,7 @@ from resflow_bench.lab.interrupt import Interrupted, Interrupts
 from resflow_bench.lab.measure import exactly, observe
 from resflow_bench.lab.plan import now
 from resflow_bench.lab.store import Run, StoreError
-from resflow_bench.lab.weights import SECONDS_BETWEEN_CHECKPOINTS, save_whole
+from resflow_bench.lab.weights import SECONDS_BETWEEN_CHECKPOINTS, save_whole, tame
 from resflow_bench.lab.workers import FAILURES, explain, one_thread
 from resflow_bench.training import Diverged, Trainer
 
@@ -102,8 +102,14 @@ def train(course: Course, data: Dataset, run: Run, listen: Listener = _nobody) -
 
     Raises:
         StoreError: if the run or its checkpoint cannot be read or written.
-        ValueError: if there is no room for the flow or the data.
+        ValueError: if the data are not those that the course began with, or there is no room for
+            them or the flow.
     """
+    if data.digest != course.digest:
+        raise ValueError(
+            f"run `{run.name}` was begun on other {data.name} (digest {course.digest}; got "
+            f"{data.digest}). Name the folder of those with --data."
+        )
     files, n_steps = Files(run), course.recipe.training.n_steps
     if run.about["status"] == "finished" and files.weights.exists():
         return Ending(n_done=n_steps)
@@ -251,7 +257,8 @@ class _Session:
         """log p of the test points by the averaged weights, if all are finite; else how many."""
         generator = torch.Generator(self.course.device)
         generator.manual_seed(self.context.generator_seed(cell, "test"))
-        log_prob = _log_prob(self.trainer.averaged(), self.data, generator)
+        flow = self.trainer.averaged().with_estimator(tame(self.course.recipe.lipschitz))
+        log_prob = _log_prob(flow, self.data, generator)
         n, n_lost = len(log_prob), sum(not math.isfinite(value) for value in log_prob)
         if n_lost:
             why = "held-out points without a finite log p, so that log_prob_test is left out"

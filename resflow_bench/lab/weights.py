@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -22,9 +22,6 @@ from resflow_bench.lab.workers import one_thread
 from resflow_bench.logdet import Geometric, LogDetEstimator, Rademacher, Roulette
 from resflow_bench.models import architecture_named
 from resflow_bench.training import Trainer, Training
-
-UNBIASED = LogDetEstimator(Rademacher(), Roulette(Geometric(0.3), n_exact=4))
-"""An objective with finite variance while the spectral radius stays below 0.83."""
 
 MAKERS = ("data", "fixed_point", "flows", "layers", "logdet", "models", "training")
 """What the weights depend on: a change in any of these files makes new weights."""
@@ -41,13 +38,15 @@ class Recipe:
     lipschitz: promised for each branch.
     training: how.
     objective: the estimator whose log-likelihood is maximised.
+
+    The data count with all their bytes: other files under the same name are other weights.
     """
 
     architecture: str
     dataset: str
     lipschitz: float
     training: Training
-    objective: LogDetEstimator = UNBIASED
+    objective: LogDetEstimator
 
     def flow(self) -> ResidualFlow:
         """The flow before any training."""
@@ -60,7 +59,7 @@ class Recipe:
         estimator = self.objective
         made_by = {
             "architecture": self.architecture,
-            "dataset": self.dataset,
+            "dataset": [self.dataset, dataset(self.dataset).digest],
             "lipschitz": self.lipschitz,
             "training": asdict(self.training),
             "objective": [
@@ -78,13 +77,25 @@ class Recipe:
         return f"{self.dataset}-{self.architecture}-K{self.lipschitz:g}"
 
 
-@lru_cache(maxsize=4)
+def tame(spectral_radius: float, per: Literal["example", "batch"] = "example") -> LogDetEstimator:
+    """An unbiased estimator all of whose moments are finite at this spectral radius or below.
+
+    The p-th is if rho^p < (1 - stop)^(p-1); stop = 1 - rho leaves rho^p < rho^(p-1). An N for the
+    whole batch costs its mean and not its maximum, which is what a training can use.
+    """
+    stop = min(max(1 - spectral_radius, 0.01), 0.9)
+    return LogDetEstimator(Rademacher(), Roulette(Geometric(stop), n_exact=4, per=per))
+
+
 def dataset(name: str) -> Dataset:
-    """`data.dataset_named`, once a process; what needs files is looked for where the user says.
+    """`data.dataset_named`, read once; what needs files is looked for where the user says.
 
     That is the folder in the environment variable RESFLOW_DATA, `data` if there is none.
     """
-    return dataset_named(name, Path(os.environ.get("RESFLOW_DATA", "data")))
+    return _dataset(name, Path(os.environ.get("RESFLOW_DATA", "data")))
+
+
+_dataset = lru_cache(maxsize=4)(dataset_named)
 
 
 def trained(
@@ -128,35 +139,45 @@ class _Files:
     def snapshot(self, step: int) -> Path:
         return self.folder / f"{self.stem}-step{step}.pt"
 
+    def checkpoint_step(self) -> int:
+        """How far the checkpoint is, 0 where there is none."""
+        if not self.checkpoint.exists():
+            return 0
+        return int(torch.load(self.checkpoint, weights_only=True)["n_steps_done"])
+
     def nearest(self, step: int) -> dict[str, Any] | None:
         """The state with the most steps done, `step` at most."""
         snapshots = self.folder.glob(f"{self.stem}-step*.pt")
         reached = [int(file.stem.rpartition("-step")[2]) for file in snapshots]
         best = max([s for s in reached if s <= step], default=None)
-        if best != step and self.checkpoint.exists():
-            state = torch.load(self.checkpoint, weights_only=True)
-            if (best or 0) < state["n_steps_done"] <= step:
-                return dict(state)
+        if (best or 0) < self.checkpoint_step() <= step:
+            return dict(torch.load(self.checkpoint, weights_only=True))
         return None if best is None else dict(torch.load(self.snapshot(best), weights_only=True))
 
 
 def _train(
     trainer: Trainer, step: int, files: _Files, what: str, say: Callable[[str], None]
 ) -> None:
-    """Up to `step`, with a checkpoint now and then for the one who is killed."""
+    """Up to `step`, with a checkpoint now and then for the one who is killed.
+
+    A checkpoint that is further on is of a training that was asked for more steps, and stays.
+    """
+    ahead = files.checkpoint_step() > step
     first, start = trainer.n_steps_done, time.monotonic()
     saved = start
     while trainer.n_steps_done < step:
         loss = trainer.step()
         now = time.monotonic()
         if now - saved > SECONDS_BETWEEN_CHECKPOINTS:
-            save_whole(trainer.state_dict(), files.checkpoint)
+            if not ahead:
+                save_whole(trainer.state_dict(), files.checkpoint)
             saved = now
             rate = (now - start) / (trainer.n_steps_done - first)
             left = rate * (step - trainer.n_steps_done)
             say(f"{what}: step {trainer.n_steps_done}/{step}, {loss:.1f} nat, {left:.0f} s left")
     save_whole(trainer.state_dict(), files.snapshot(step))
-    files.checkpoint.unlink(missing_ok=True)
+    if not ahead:
+        files.checkpoint.unlink(missing_ok=True)
 
 
 def save_whole(state: object, file: Path) -> None:

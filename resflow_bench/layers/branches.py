@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from resflow_bench.layers.activations import Activation
 from resflow_bench.layers.layer import Certificate, Layer
-from resflow_bench.layers.orders import Order, same_order
+from resflow_bench.layers.orders import Order, norm, same_order
 
 # A promise is met up to the rounding of the product that checks it.
 _SLACK = 1e-6
@@ -134,6 +134,21 @@ class Branch(nn.Module):
         for layer in self.layers:
             layer.align()
 
+    def magnitude(self, x: Tensor) -> Tensor:
+        """sum_j c_L ... c_(j+1) (||z_j|| + c_j ||z_(j-1)||), z_j what stage j gives, z_0 = x: (B,).
+
+        Times a few units in the last place, what rounding in the stages may have become at the end:
+        that of large biases that cancel is not seen in ||g(x)||.
+        """
+        total = x.new_zeros(len(x))
+        size = norm(x.flatten(1), self.order)
+        for stage, is_layer in self._kinds():
+            x = stage.normalised()(x) if is_layer else stage(x)
+            constant = _promised(stage)
+            before, size = size, norm(x.flatten(1), self.order)
+            total = constant * total + size + constant * before
+        return total
+
     def certificates(self) -> list[Certificate]:
         """What each layer's constant is at most, and how that is known."""
         return [layer.certificate() for layer in self.layers]
@@ -198,6 +213,11 @@ class LinearBranch(nn.Module):
 
     def align(self) -> None:
         """Nothing to do: the norm is exact."""
+
+    def magnitude(self, x: Tensor) -> Tensor:
+        """||x A^T|| + K ||x||, see `Branch.magnitude`."""
+        size = torch.linalg.vector_norm(x, dim=1)
+        return torch.linalg.vector_norm(self.forward(x), dim=1) + self.lipschitz * size
 
     def certificates(self) -> list[Certificate]:
         """||A||_2 by an SVD in float64."""

@@ -179,7 +179,7 @@ class SpectralConv2d(nn.Module):
 
     def weight_normalised(self) -> Tensor:
         """W_c, shape (C_out, C_in, kh, kw), differentiable in W."""
-        return self.weight / self.norm(self._reached(self.weight))
+        return self.weight / self.norm.divisor(self._reached(self.weight))
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes (B, C_in, H, W) -> (B, C_out, H, W)."""

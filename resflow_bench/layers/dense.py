@@ -56,9 +56,11 @@ class DenseLayer(nn.Module):
         self.n_out = layer.n_in + layer.n_out * activation.expansion
 
     def mix(self) -> tuple[Tensor, Tensor]:
-        """a and b."""
-        weights = functional.softplus(self.raw_mix)
-        a, b = weights / torch.linalg.vector_norm(weights)
+        """a and b, less what rounding them to the parameters' type could add."""
+        dtype = self.raw_mix.dtype
+        weights = functional.softplus(self.raw_mix.to(torch.promote_types(dtype, torch.float32)))
+        cushion = 1 - 2 * torch.finfo(dtype).eps
+        a, b = (weights / torch.linalg.vector_norm(weights) * cushion).to(dtype)
         return a, b
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,6 +95,5 @@ class DenseLayer(nn.Module):
     def certificate(self) -> Certificate:
         """sqrt(a^2 + b^2 L^2), with the layer's certificate in L."""
         inner = self.layer.certificate()
-        weights = functional.softplus(self.raw_mix.double())
-        a, b = (weights / torch.linalg.vector_norm(weights)).tolist()
+        a, b = (float(part) for part in self.mix())
         return Certificate(math.hypot(a, b * inner.norm * self.activation.lipschitz), inner.method)

@@ -22,7 +22,7 @@ from resflow_bench.layers.mixed_norms import (
     simple_starts,
     upper_bounds,
 )
-from resflow_bench.layers.norms import finite
+from resflow_bench.layers.norms import cushion, finite
 from resflow_bench.layers.orders import LearnableOrder, Order, checked_order, value
 from resflow_bench.layers.spectral import uniform
 
@@ -108,10 +108,9 @@ class InducedNorm(nn.Module):
             operator: A(W).
             dtype: W's.
         """
-        eps = torch.finfo(dtype).eps
-        cushion = max(1e-6, 2 * eps) + eps / 2 * math.sqrt(self._cushion_side)
+        target = self.coefficient * (1 - cushion(dtype, self._cushion_side))
         sigma = self.sigma_hat(operator)
-        return (sigma * self.inflation.to(sigma) / (self.coefficient * (1 - cushion))).clamp(min=1)
+        return (sigma * self.inflation.to(sigma) / target).clamp(min=1)
 
     def sigma_hat(self, operator: Operator) -> Tensor:
         """||A v||_q / ||v||_p, or the norm itself where it is easy, ()."""
@@ -125,6 +124,8 @@ class InducedNorm(nn.Module):
                 return operator.row_norms(dual(p)).amax()
             return ratio(operator, self.v.to(dtype), p, q)
 
+    # Buffers made in inference mode could not take part in a gradient later.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def update(self, operator: Operator) -> None:
         """A few power iterations, and the bound at the weights and the orders as they are now."""
@@ -136,6 +137,7 @@ class InducedNorm(nn.Module):
             v = climb(exactly, starts, p, q, UPDATE_STEPS)[0]
             self._adopt(v, operator, exactly)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def align(self, operator: Operator) -> None:
         """Many power iterations from the last vector, large columns and rows, Gaussian vectors."""

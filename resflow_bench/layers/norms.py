@@ -67,7 +67,10 @@ class SpectralNorm(nn.Module):
 
     c' = c (1 - cushion) leaves room for rounding. The scalars are rounded a few times: 1e-6 in
     float32, more in coarser types. Rounding the entries of W_c adds a matrix E with
-    ||E|| <= ||E||_F <= (eps / 2) ||A||_F <= (eps / 2) sqrt(n) ||A||, n the smaller side of A.
+    ||E|| <= (eps / 2) sqrt(n) ||A||. For a matrix n is its smaller side, as ||A||_F is at most
+    sqrt(n) ||A||. For a convolution n = min(C_in, C_out) kh kw: ||E|| <= sqrt(kh kw) ||K_E||_F, K_E
+    its kernel, and a pixel that all taps reach has a column, or row, of A for each channel, of norm
+    ||A|| at most. (On a grid smaller than the kernel it takes four pixels to reach all taps: 4 n.)
 
     Between an optimiser step and the next update the promise is off by what the step did. In 1,000
     steps of Adam at 1e-2 against random targets, ||A|| was at most c after every update and 1.02 c
@@ -84,7 +87,8 @@ class SpectralNorm(nn.Module):
         weight: W; its device and dtype are the buffers'.
 
     Raises:
-        ValueError: a coefficient that is not positive and finite.
+        ValueError: a coefficient that is not positive and finite, or a type so coarse that rounding
+            takes half of it.
     """
 
     def __init__(self, operator: Operator, coefficient: float, weight: Tensor) -> None:
@@ -104,7 +108,7 @@ class SpectralNorm(nn.Module):
         self.register_buffer("inflation", weight.new_ones(()))
         self.align(weight)
 
-    def forward(self, weight: Tensor) -> Tensor:
+    def divisor(self, weight: Tensor) -> Tensor:
         """max(1, sigma_hat inflation / c'), shape (), differentiable in W with u, v constant."""
         sigma = self.sigma_hat(weight)
         return (sigma * (self.inflation.to(sigma) / self._target(weight))).clamp(min=1.0)
@@ -116,6 +120,8 @@ class SpectralNorm(nn.Module):
             image = self.operator.apply(weight.to(dtype), self.v.to(dtype))
             return (self.u.to(dtype) * image).sum()
 
+    # Buffers made in inference mode could not take part in a gradient later.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def update(self, weight: Tensor) -> None:
         """Follows W after an optimiser step; afterwards ||A|| <= c.
@@ -126,6 +132,7 @@ class SpectralNorm(nn.Module):
         with torch.autocast(weight.device.type, enabled=False):
             self._adopt(weight, self.operator.follow(weight.double(), self.u.double()))
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def align(self, weight: Tensor) -> None:
         """The exact pair where it is affordable; afterwards ||A|| <= c, and close to it.
@@ -133,7 +140,11 @@ class SpectralNorm(nn.Module):
         Raises:
             torch.linalg.LinAlgError: W is not finite.
         """
-        with torch.autocast(weight.device.type, enabled=False):
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast(weight.device.type, enabled=False),
+        ):
             self._adopt(weight, self.operator.solve(weight.double()))
 
     @torch.no_grad()
@@ -150,13 +161,30 @@ class SpectralNorm(nn.Module):
         self.inflation = ratio.clamp(min=1.0).to(self.inflation)
 
     def _target(self, weight: Tensor) -> float:
-        eps = torch.finfo(weight.dtype).eps
-        n = min(math.prod(self.operator.shape_in), math.prod(self.operator.shape_out))
-        cushion = max(1e-6, 2 * eps) + eps / 2 * math.sqrt(n)
-        return self.coefficient * (1 - cushion)
+        taps, grid = weight.shape[2:], self.operator.shape_in[1:]
+        n = min(weight.shape[:2]) * math.prod(taps)
+        if any(size < reach for size, reach in zip(grid, taps, strict=True)):
+            n *= 4
+        return self.coefficient * (1 - cushion(weight.dtype, n))
 
     def extra_repr(self) -> str:
         return f"coefficient={self.coefficient:.6g}"
+
+
+def cushion(dtype: torch.dtype, n: int) -> float:
+    """The share of a norm that rounding to a type may add, max(1e-6, 2 eps) + (eps / 2) sqrt(n).
+
+    Raises:
+        ValueError: if that is half of the norm or more.
+    """
+    eps = torch.finfo(dtype).eps
+    share = max(1e-6, 2 * eps) + eps / 2 * math.sqrt(n)
+    if share >= 0.5:
+        raise ValueError(
+            f"A norm cannot be promised in {dtype} for weights of this size (n={n}): rounding may "
+            f"add {share:.0%} to it. Keep the weights in float32."
+        )
+    return share
 
 
 def leading(gram: Tensor) -> tuple[Tensor, Tensor]:

@@ -91,9 +91,9 @@ def checked_order(order: Order, name: str) -> Order:
 def norm(x: Tensor, p: Order | Tensor) -> Tensor:
     """||x||_p = (sum_i |x_i|^p)^(1/p) along the last dimension, (..., d) -> (...).
 
-    Properties: computed as M (sum_i (|x_i| / M)^p)^(1/p) with M = max_i |x_i|, so no order
-    overflows; differentiable in x and, if p is a tensor, in p, with zero gradients (never NaN)
-    where x_i = 0 and where x = 0.
+    Properties: computed as M (sum_i (|x_i| / M)^p)^(1/p) with M = max_i |x_i|, so that no
+    order overflows but 2, which is torch's own; differentiable in x and, if p is a tensor, in p,
+    with zero gradients (never NaN) where x_i = 0 and where x = 0.
 
     >>> norm(torch.tensor([[3.0, -4.0]]), 2.0), norm(torch.tensor([[3.0, -4.0]]), math.inf)
     (tensor([5.]), tensor([4.]))

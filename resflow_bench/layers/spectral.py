@@ -101,7 +101,7 @@ class SpectralLinear(nn.Module):
 
     def weight_normalised(self) -> Tensor:
         """W_c, shape (out_features, in_features), differentiable in W."""
-        return self.weight / self.norm(self.weight)
+        return self.weight / self.norm.divisor(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.linear(x, self.weight_normalised(), self.bias)
