@@ -104,8 +104,9 @@ class Trainer:
         Properties: one host sync, for the loss and the gradient's norm, besides the layers' own.
 
         Raises:
-            Diverged: see there. The parameters are left as they were before the step; the batch is
-                spent.
+            Diverged: see there. The parameters are left as they were before the step (the first
+                step's ActNorms too); the batch is spent. Only where the step itself made them
+                infinite, which the update of the norms finds, are they lost.
         """
         x = self._next_batch()
         untouched = None
@@ -128,7 +129,14 @@ class Trainer:
         self.optimiser.step()
         # `update` replaces the buffers, so these stay what the step was taken with.
         self._before_update = dict(self.flow.named_buffers())
-        self.flow.update()
+        try:
+            self.flow.update()
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise Diverged(
+                f"Step {self.n_steps_done + 1} (learning rate {self.learning_rate:.2g}, gradient "
+                f"norm {gradient_norm:.3g}) left parameters that are not finite. Lower "
+                "`learning_rate`, and go on from a checkpoint."
+            ) from error
         self.n_steps_done += 1
         self.best_loss = min(self.best_loss, loss)
         self._take_average()

@@ -22,7 +22,15 @@ from resflow_bench.flows import (
     ResidualBlock,
     Squeeze,
 )
-from resflow_bench.layers import Branch, InducedLinear, LearnableOrder, Order, Tanh, mlp_branch
+from resflow_bench.layers import (
+    Branch,
+    InducedLinear,
+    LearnableOrder,
+    Order,
+    ReLU,
+    Tanh,
+    mlp_branch,
+)
 from resflow_bench.logdet import Exact
 
 DTYPE = torch.float64
@@ -241,6 +249,29 @@ class MaxNormBranch(nn.Module):
 
     def lipschitz_certified(self) -> float:
         return self.lipschitz
+
+
+def test_rounding_inside_a_branch_is_charged() -> None:
+    """Biases of 1e4 that cancel: g is small, its rounding is not. The twin charges |x| + |z| alone.
+
+    With every unit open the branch is linear, so that the truth is one solve without the biases.
+    """
+    branch = mlp_branch(2, (16,), 0.9, ReLU, generator()).double()
+    first, last = branch.layers
+    with torch.no_grad():
+        first.weight.mul_(8)
+        last.weight.mul_(8)
+        branch.align()
+        first.bias.fill_(1e4)
+        last.bias.copy_(-(last.weight_normalised() @ first.bias))
+        matrix = last.weight_normalised() @ first.weight_normalised()
+        z = 1e-3 * normal(200, 2)
+        truth = torch.linalg.solve(torch.eye(2, dtype=DTYPE) + matrix, z.mT).mT
+        solution = ResidualBlock(branch).inverse(z, Inversion(max_steps=5000))
+    error = (solution.value - truth).norm(dim=1)
+    assert bool((error <= solution.error_bound).all())
+    twin = 8 * 2.2e-16 * (z.norm(dim=1) + truth.norm(dim=1)) / (1 - 0.9)
+    assert bool((error > 10 * twin).any())
 
 
 def test_a_contraction_in_another_norm_is_certified_in_ours() -> None:

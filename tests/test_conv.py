@@ -19,6 +19,7 @@ from torch.nn import functional
 from resflow_bench.layers import conv
 from resflow_bench.layers.conv import SpectralConv2d, operator_gram, symbol_norm
 from resflow_bench.layers.layer import Layer
+from resflow_bench.layers.norms import cushion
 from resflow_bench.layers.spectral import Matrix
 
 # C_in, C_out, kernel, grid: among them kernels that reach over the edge from everywhere.
@@ -277,6 +278,32 @@ def test_bfloat16_weights_keep_the_promise():
     layer.update()
     assert layer(torch.ones(1, 3, 6, 6, dtype=torch.bfloat16)).dtype == torch.bfloat16
     assert 0.9 * 0.93 < norm_after(layer) <= 0.9
+
+
+def test_bfloat16_promises_by_the_channels_and_taps_and_not_by_the_grid():
+    """64 channels on 32 x 32: the smaller side of the operator, 65,536, has nothing to do with it.
+
+    A cushion by that side was negative there: the layer took its weights as they were, ten times
+    what was promised, and said nothing.
+    """
+    layer = SpectralConv2d(64, 64, 3, (32, 32), 0.9)
+    with torch.no_grad():
+        layer.weight.mul_(8)
+    layer.bfloat16().update()
+    assert 0.5 < layer.certificate().norm <= 0.9
+
+
+def test_a_type_too_coarse_to_promise_in_is_refused():
+    with pytest.raises(ValueError, match=r"bfloat16 .*n=16384.*rounding may add 52%.*float32"):
+        cushion(torch.bfloat16, 16384)
+
+
+def test_an_update_in_inference_mode_leaves_buffers_that_a_gradient_can_use():
+    layer = SpectralConv2d(2, 3, 3, (4, 4), 0.9)
+    with torch.inference_mode():
+        layer.update()
+    layer(torch.ones(1, 2, 4, 4)).sum().backward()
+    assert layer.weight.grad is not None
 
 
 # Training

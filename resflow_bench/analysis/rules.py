@@ -19,7 +19,13 @@ from resflow_bench.intervals import LEVEL
 
 ROUNDING = 1e-6  # relative, of a bound: eight units in the last place of float32
 Z = stats.norm.ppf((1 + LEVEL) / 2)
-OUTCOMES = {0: "converged", 1: "stopped at max_steps", 2: "stagnated", 3: "diverged"}
+OUTCOMES = {
+    0: "converged",
+    1: "stopped at max_steps",
+    2: "stagnated",
+    3: "diverged",
+    4: "uncertified",
+}
 NO_INTERVAL, INFINITE = "no interval", "infinite variance"
 CHANCE = "outside its interval, as one in a hundred is by chance"
 

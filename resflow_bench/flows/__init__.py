@@ -4,7 +4,7 @@ from resflow_bench.flows.actnorm import ActNorm
 from resflow_bench.flows.bijection import Bijection
 from resflow_bench.flows.composition import Chain, FactorOut
 from resflow_bench.flows.flow import ResidualFlow
-from resflow_bench.flows.image import MultiScale, image_flow, sample_grid
+from resflow_bench.flows.image import MultiScale, image_flow, sample_grid, tiled
 from resflow_bench.flows.logit import Logit
 from resflow_bench.flows.mixing import Mixing
 from resflow_bench.flows.residual import Inversion, ResidualBlock
@@ -25,4 +25,5 @@ __all__ = [
     "Squeeze",
     "image_flow",
     "sample_grid",
+    "tiled",
 ]

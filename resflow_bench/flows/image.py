@@ -115,10 +115,13 @@ def sample_grid(
     """
     if len(flow.event) != 3:
         raise ValueError(f"sample_grid needs a flow of images (C, H, W); got event {flow.event}.")
-    samples = flow.sample(n_rows * n_columns, generator).clamp(0, 1)
-    channels, height, width = flow.event
-    grid = samples.unflatten(0, (n_rows, n_columns)).permute(2, 0, 3, 1, 4)  # (C, rows, H, cols, W)
-    return grid.reshape(channels, n_rows * height, n_columns * width)
+    return tiled(flow.sample(n_rows * n_columns, generator).clamp(0, 1), n_columns)
+
+
+def tiled(images: Tensor, n_columns: int) -> Tensor:
+    """(n_rows n_columns, C, H, W), row by row -> (C, n_rows H, n_columns W)."""
+    grid = images.unflatten(0, (-1, n_columns)).permute(2, 0, 3, 1, 4)  # (C, rows, H, columns, W)
+    return grid.flatten(3, 4).flatten(1, 2)
 
 
 def _scale(

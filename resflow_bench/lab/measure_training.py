@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from resflow_bench.data import DENSITIES, Dataset, density_named
-from resflow_bench.flows import ResidualFlow, sample_grid
+from resflow_bench.flows import ResidualFlow, sample_grid, tiled
 from resflow_bench.intervals import Interval, mean_interval
 from resflow_bench.lab.build import Problem, build_estimator, dense_truth, sizes
 from resflow_bench.lab.cells import Cell, Context, Observation, Skip, silent
@@ -273,13 +273,7 @@ def _images(flow: ResidualFlow, data: Dataset, generator: torch.Generator) -> by
     shown = held_out(data.name, N_ROWS * N_COLUMNS)
     grids = {
         "samples": sample_grid(flow, N_ROWS, N_COLUMNS, generator),
-        "data": _side_by_side(shown),
+        "data": tiled(shown, N_COLUMNS),
     }
     pixels = {k: (255 * v).round().byte().cpu().numpy() for k, v in grids.items()}
     return pack(tiles=np.array([N_ROWS, N_COLUMNS]), **pixels)
-
-
-def _side_by_side(images: Tensor) -> Tensor:
-    """(n, C, H, W) -> (C, N_ROWS H, N_COLUMNS W)."""
-    grid = images.unflatten(0, (N_ROWS, N_COLUMNS)).permute(2, 0, 3, 1, 4)
-    return grid.flatten(3, 4).flatten(1, 2)

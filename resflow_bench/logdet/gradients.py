@@ -55,6 +55,9 @@ class Neumann:
     product none but s: it is evaluated again in the backward pass. Memory: s, v and what g keeps
     for its linearisation, whatever N. Cost: N + 2 products a probe, and the backward pass of one.
 
+    Its own derivative (`create_graph=True`) is that of the surrogate, not of the log-det: for
+    second derivatives take the exact log-det.
+
     Source: Chen et al. (2019), "Residual Flows for Invertible Generative Modeling", Theorem 2.
 
     >>> from resflow_bench.logdet import Fixed, LogDetEstimator, Rademacher
