@@ -9,7 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from resflow_bench.lab.sweep import Listener, Tally
 
@@ -22,32 +22,33 @@ def progress() -> Iterator[Listener]:
     if not sys.stderr.isatty():
         yield _Lines()
         return
+    with bar(20, "starting") as show:
+        yield lambda tally, message: show(tally.n_done, tally.n_total, _left(tally), message)
+
+
+@contextmanager
+def bar(width: int, doing: str) -> Iterator[Callable[[int, int, str, str], None]]:
+    """A bar in the terminal; what comes is told (how many are done, of how many, left, doing)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
     from rich.table import Column
 
     with Progress(
         SpinnerColumn(),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=width),
         MofNCompleteColumn(),
         TextColumn("{task.fields[left]}", markup=False),
         TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
         console=Console(stderr=True),
         transient=True,
         expand=True,
-    ) as bar:
-        task = bar.add_task("starting", total=None, left="")
+    ) as shown:
+        task = shown.add_task(doing, total=None, left="")
 
-        def listen(tally: Tally, message: str) -> None:
-            bar.update(
-                task,
-                description=message,
-                total=tally.n_total,
-                completed=tally.n_done,
-                left=_left(tally),
-            )
+        def show(n_done: int, n_total: int, left: str, doing: str) -> None:
+            shown.update(task, description=doing, total=n_total, completed=n_done, left=left)
 
-        yield listen
+        yield show
 
 
 class _Lines:

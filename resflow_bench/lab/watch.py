@@ -8,7 +8,7 @@ from math import isnan
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from resflow_bench.lab.progress import SECONDS_BETWEEN_LINES
+from resflow_bench.lab.progress import SECONDS_BETWEEN_LINES, bar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,32 +22,10 @@ def watching() -> Iterator[Listener]:
     if not sys.stderr.isatty():
         yield _Lines()
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-    from rich.table import Column
-
-    with Progress(
-        SpinnerColumn(),
-        BarColumn(bar_width=10),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[left]}", markup=False),
-        TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
-        console=Console(stderr=True),
-        transient=True,
-        expand=True,
-    ) as bar:
-        task = bar.add_task("reading the data", total=None, left="")
-
-        def listen(standing: Standing) -> None:
-            bar.update(
-                task,
-                description=_said(standing),
-                total=standing.n_steps,
-                completed=standing.n_done,
-                left=_left(standing),
-            )
-
-        yield listen
+    with bar(10, "reading the data") as show:
+        yield lambda standing: show(
+            standing.n_done, standing.n_steps, _left(standing), _said(standing)
+        )
 
 
 class _Lines:
