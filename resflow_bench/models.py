@@ -129,6 +129,7 @@ def conv_architecture(event: Event, lipschitz: float) -> ResidualFlow:
     Raises:
         ValueError: if the event is no image.
     """
+    _require_images(event, "conv")
     return image_flow(event, MultiScale(1, 4, (16, 16), n_tail=0, lipschitz=lipschitz))
 
 
@@ -138,6 +139,7 @@ def multiscale_architecture(event: Event, lipschitz: float) -> ResidualFlow:
     Raises:
         ValueError: if the event is no image.
     """
+    _require_images(event, "multiscale")
     n_scales = 3 if min(event[-2:]) >= 16 else 2
     return image_flow(
         event, MultiScale(n_scales, 2, (16, 16), n_tail=2, lipschitz=lipschitz, mixing=True)
@@ -162,6 +164,14 @@ def architecture_named(name: str) -> Architecture:
     if name not in ARCHITECTURES:
         raise ValueError(f"An architecture is one of {', '.join(ARCHITECTURES)}; got {name!r}.")
     return ARCHITECTURES[name]
+
+
+def _require_images(event: Event, name: str) -> None:
+    if len(event) != 3:
+        raise ValueError(
+            f"The architecture {name} is for images (C, H, W); got examples of shape {event}. "
+            "Take mlp or dense."
+        )
 
 
 def _fully_connected(event: Event, branch: Callable[[int], Branch]) -> ResidualFlow:

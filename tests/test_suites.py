@@ -14,10 +14,10 @@ import torch
 import suites
 import suites.bias
 from resflow_bench.intervals import median_interval
-from resflow_bench.lab import timing
+from resflow_bench.lab import models, timing
 from resflow_bench.lab.build import build_flow, build_problem
 from resflow_bench.lab.cells import Cell, Context, Failure, Skip
-from resflow_bench.models import LINEAR_FAMILIES, family_matrix
+from resflow_bench.models import LINEAR_FAMILIES, architecture_named, family_matrix
 
 EFFORT = {"n_points": 4, "max_draws": 6000, "half_width": 0.02, "seconds": 0.05}
 
@@ -321,3 +321,51 @@ def test_a_call_is_timed_on_one_thread_and_on_all() -> None:
         torch.set_num_threads(before)
     assert set(times) == seen == {1, 2}
     assert all(len(taken) >= timing.MIN_TIMES for taken in times.values())
+
+
+def test_architectures_of_images_say_so() -> None:
+    for name in ("conv", "multiscale"):
+        with pytest.raises(ValueError, match=rf"{name} is for images .* shape \(2,\). Take mlp"):
+            architecture_named(name)((2,), 0.9)
+
+
+@pytest.mark.parametrize("model", ["conv", "multiscale"])
+def test_the_suites_take_flows_on_images(tmp_path, monkeypatch, model) -> None:
+    """Positive weights, at their promise, in the place of trained ones; blocks of two sizes.
+
+    What the blocks' Jacobians say is held to the Jacobian of the whole flow, and every suite to its
+    own truth.
+    """
+
+    def strong(recipe, results, say):
+        flow = recipe.flow()
+        flow.initialise(models.held_out("digits", 64))
+        for block in flow.blocks:
+            for layer in block.branch.layers:
+                layer.weight.data.abs_().mul_(8)
+        return flow
+
+    monkeypatch.setattr(models, "trained", strong)
+    axes = {"model": model, "dim": 64, "lipschitz": 0.9}
+    cell = Cell("bias", {**axes, "dtype": "float64", "device": "cpu"})
+    problem = build_problem(cell, tmp_path, 2)
+    x = problem.x[:1]
+    whole = torch.autograd.functional.jacobian(problem.flow, x).reshape(64, 64)
+    assert problem.log_det[0] == pytest.approx(torch.linalg.slogdet(whole).logabsdet.item())
+    assert {matrices.shape[-1] for matrices in problem.jacobians} == (
+        {64} if model == "conv" else {64, 32}
+    )
+    bias = observe("bias", tmp_path, **axes, **fixed(2, 1))
+    assert bias["bias_paired"].ci_high < 0  # told from zero
+    assert bias["bias_paired"].ci_low <= bias["bias_expected"].value <= bias["bias_paired"].ci_high
+    assert abs(bias["bias_expected"].value) <= bias["bias_bound"].value
+    variance = observe("variance", tmp_path, **axes, **fixed(2, 1))
+    low, high = variance["variance"].ci_low, variance["variance"].ci_high
+    assert low <= variance["variance_expected"].value <= high
+    steps = {"tolerance": 0.0, "max_steps": 6, "dtype": "float64"}
+    inverse = observe("inverse", tmp_path, **axes, **steps)
+    error = inverse["inverse_error"].value
+    assert 1e-6 < error <= inverse["inverse_error_banach"].value
+    assert error <= inverse["inverse_error_bound"].value
+    lipschitz = observe("lipschitz", tmp_path, **axes)
+    assert lipschitz["lipschitz_realised"].value <= lipschitz["lipschitz_certified"].value <= 0.9
