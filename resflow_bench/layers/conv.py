@@ -53,7 +53,7 @@ class Convolution:
         return (self.n_out, *self.grid)
 
     def apply(self, weight: Tensor, v: Tensor) -> Tensor:
-        return functional.conv2d(v[None], weight, padding=_padding(weight))[0]
+        return functional.conv2d(v[None], weight, padding=padding(weight))[0]
 
     def follow(self, weight: Tensor, u: Tensor) -> Pair:
         """Exact up to `SIDE_IN_UPDATE`; beyond, two power steps and the symbol's bound."""
@@ -80,7 +80,7 @@ class Convolution:
         return min(self.n_in, self.n_out) * math.prod(self.grid)
 
     def _transpose(self, weight: Tensor, u: Tensor) -> Tensor:
-        return functional.conv_transpose2d(u[None], weight, padding=_padding(weight))[0]
+        return functional.conv_transpose2d(u[None], weight, padding=padding(weight))[0]
 
     def _solve_by_gram(self, weight: Tensor) -> Pair:
         x, norm = leading(operator_gram(weight, self.grid))
@@ -192,14 +192,7 @@ class SpectralConv2d(nn.Module):
     def linearise(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """y, (B, C_out, H, W), and v -> v^T J, (..., B, C_out, H, W) -> (..., B, C_in, H, W)."""
         weight = self.weight_normalised().to(memory_format=FAST)
-
-        def vjp(v: Tensor) -> Tensor:
-            # One batch of all probes and examples.
-            flat = v.flatten(0, -4).to(memory_format=FAST)  # (m B, C_out, H, W)
-            image = functional.conv_transpose2d(flat, weight, padding=_padding(weight))
-            return image.reshape(*v.shape[:-3], self.n_in, *self.grid)
-
-        return self._with(weight)(x), vjp
+        return self._with(weight)(x), pullback(weight)
 
     def update(self) -> None:
         """Follows W after an optimiser step; afterwards the operator's norm is <= coefficient."""
@@ -229,7 +222,7 @@ class SpectralConv2d(nn.Module):
                     f"{tuple(x.shape)}. Build the layer with the `grid` of its input."
                 )
             x = x.to(memory_format=FAST)
-            return functional.conv2d(x, weight, self.bias, padding=_padding(weight))
+            return functional.conv2d(x, weight, self.bias, padding=padding(weight))
 
         return convolve
 
@@ -250,6 +243,18 @@ class SpectralConv2d(nn.Module):
         for axis, reach in zip((2, 3), self._reach(), strict=True):
             weight = weight.narrow(axis, weight.shape[axis] // 2 - reach, 2 * reach + 1)
         return weight[:, :, 0, 0] if self._reach() == (0, 0) else weight
+
+
+def pullback(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """v -> v^T A(W), (..., B, C_out, H, W) -> (..., B, C_in, H, W), W with the channels last."""
+
+    def vjp(v: Tensor) -> Tensor:
+        # One batch of all probes and examples.
+        flat = v.flatten(0, -4).to(memory_format=FAST)  # (m B, C_out, H, W)
+        image = functional.conv_transpose2d(flat, weight, padding=padding(weight))
+        return image.reshape(*v.shape[:-3], *image.shape[1:])
+
+    return vjp
 
 
 def operator_gram(weight: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -330,5 +335,6 @@ def symbol_norm(weight: Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.stack(largest).amax().clamp(min=0).sqrt()
 
 
-def _padding(weight: Tensor) -> tuple[int, int]:
+def padding(weight: Tensor) -> tuple[int, int]:
+    """Zeros on each side that keep the grid as it is."""
     return weight.shape[2] // 2, weight.shape[3] // 2

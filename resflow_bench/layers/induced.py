@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from resflow_bench.layers.conv import FAST, padding, pullback
 from resflow_bench.layers.layer import Certificate
 from resflow_bench.layers.mixed_norms import (
     Convolution,
@@ -383,24 +384,17 @@ class InducedConv2d(nn.Module):
         Raises:
             ValueError: images of another size than the promise is for.
         """
-        return self._convolve(x, self.weight_normalised())
+        return self.normalised()(x)
 
     def normalised(self) -> Callable[[Tensor], Tensor]:
         """The map with its kernel normalised once, (B, n_in, H, W) -> (B, n_out, H, W)."""
-        kernel = self.weight_normalised()
+        kernel = self.weight_normalised().to(memory_format=FAST)
         return lambda x: self._convolve(x, kernel)
 
     def linearise(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """y, and v -> v^T J, (..., B, n_out, H, W) -> (..., B, n_in, H, W)."""
-        kernel = self.weight_normalised()
-        y = self._convolve(x, kernel)
-
-        def vjp(v: Tensor) -> Tensor:
-            images = v.reshape(-1, *v.shape[-3:])
-            back = functional.conv_transpose2d(images, kernel, padding=_halves(kernel))
-            return back.reshape(*v.shape[:-3], *back.shape[1:])
-
-        return y, vjp
+        kernel = self.weight_normalised().to(memory_format=FAST)
+        return self._convolve(x, kernel), pullback(kernel)
 
     def update(self) -> None:
         """See `InducedLinear.update`; beyond `DENSE` features one Gram matrix a frequency.
@@ -435,8 +429,5 @@ class InducedConv2d(nn.Module):
                 f"InducedConv2d promises its constant on the grid {self.grid}; got images of shape "
                 f"{tuple(x.shape)}. Build the layer for their `grid`."
             )
-        return functional.conv2d(x, kernel, self.bias, padding=_halves(kernel))
-
-
-def _halves(kernel: Tensor) -> tuple[int, int]:
-    return kernel.shape[2] // 2, kernel.shape[3] // 2
+        x = x.to(memory_format=FAST)
+        return functional.conv2d(x, kernel, self.bias, padding=padding(kernel))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from resflow_bench.layers.conv import symbol_norm
 from resflow_bench.layers.orders import norm
 
 # The interpolation computes column and row norms at the ends of so many intervals, and searches
@@ -158,19 +159,12 @@ class Convolution:
         return _row_norms(self.kernel, self.grid, q)
 
     def spectral(self) -> Tensor:
-        """max over frequencies of sigma_1 of the C_out x C_in symbol, on a grid grown by k // 2.
-
-        Zero padding is a compression of the periodic convolution on a grid so large that nothing
-        that leaves on one side comes back on the other, so its norm is at most the periodic one.
-        """
+        """The bound of `symbol_norm`."""
         # Offsets that no two pixels of the grid have between them are not part of the operator.
         reach = [min(k, side - 1) for k, side in zip(self.padding, self.grid, strict=True)]
         (top, left), (high, wide) = [k - r for k, r in zip(self.padding, reach, strict=True)], reach
         kernel = self.kernel[:, :, top : top + 2 * high + 1, left : left + 2 * wide + 1]
-        periodic = [side + r for side, r in zip(self.grid, reach, strict=True)]
-        symbol = _periodic_symbol(kernel, periodic)
-        symbol = symbol if symbol.shape[-2] <= symbol.shape[-1] else symbol.mH
-        return torch.linalg.eigvalsh(symbol @ symbol.mH).amax().clamp(min=0).sqrt()
+        return symbol_norm(kernel, self.grid)
 
     def absolute(self) -> Convolution:
         return Convolution(self.kernel.abs(), self.grid)
@@ -191,16 +185,6 @@ def _row_norms(kernel: Tensor, grid: tuple[int, int], q: float | Tensor) -> Tens
     taps = kernel.reshape(n_out, n_in, -1).transpose(1, 2)  # (C_out, kh kw, C_in)
     per_tap = norm(taps, q)  # (C_out, kh kw)
     return norm(per_tap[:, None, :] * inside.mT, q).flatten()  # (C_out, H W, kh kw) -> (C_out H W,)
-
-
-def _periodic_symbol(kernel: Tensor, grid: list[int]) -> Tensor:
-    """The Fourier transform over the taps at half of the frequencies, (F, C_out, C_in) complex.
-
-    A real kernel has the conjugate symbols, of the same norms, at the other half. Where the taps
-    begin on the grid changes a phase, no norm; a kernel larger than the grid does not occur, as it
-    reaches 2 r + 1 <= (r + 1) + r taps.
-    """
-    return torch.fft.rfft2(kernel, s=grid).flatten(2).permute(2, 0, 1)
 
 
 def ratio(operator: Operator, x: Tensor, p: float | Tensor, q: float | Tensor) -> Tensor:

@@ -132,8 +132,9 @@ SECTION = Section(
         Picture(
             "inverse",
             against_bounds,
-            "Left: the true error of the inverse against its certificate, ‖r‖ / (1 − K) carried "
-            "through the blocks, which needs no truth. Right: the steps taken, over all blocks, "
+            "Left: the true error of the inverse against its certificate: how far it is from an "
+            "inverse in float64, and what that one's residuals, ‖r‖ / (1 − K) a block, may have "
+            "become. Right: the steps taken, over all blocks, "
             "against the number that Banach's theorem asks for beforehand. Each mark belongs on "
             "or under the diagonal; how far under is how cautious the theory is.",
         ),

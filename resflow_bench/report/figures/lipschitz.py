@@ -83,9 +83,8 @@ SECTION = Section(
             "From right to left: the promise, the product of the layers' norms by SVD, the "
             "largest ‖J(x)‖₂ met at the points, and the spectral radius, which alone decides how "
             "fast the series converges in the end. Of a flow, the worst block is shown. A "
-            "triangle beyond the promise is the certified constant as training's power iteration "
-            "left it, before the singular vectors were aligned by SVD, as they are in every "
-            "other number here.",
+            "triangle beyond the promise would be a certified constant as the training's last "
+            "update left it; every other number here is of norms aligned by SVD.",
         ),
     ),
     (
