@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab.timing import peak_bytes
 from resflow_bench.layers import Branch, CLipSwish, conv_branch, dense_branch, mlp_branch
 from resflow_bench.logdet import (
+    Expansion,
     Fixed,
     Geometric,
     Linearisation,
@@ -22,11 +24,13 @@ from resflow_bench.logdet import (
     Rademacher,
     Roulette,
     Series,
+    Terms,
     autograd,
     exact_log_det,
     linearise,
 )
 from resflow_bench.logdet.gradients import Attached
+from resflow_bench.logdet.products import Vjp
 
 DTYPE = torch.float64
 GRADIENTS = [Neumann(), Series()]
@@ -99,11 +103,11 @@ class OneTooFar:
 
     truncation: Roulette
 
-    def draw(self, batch_size: int, like: Tensor, source: torch.Generator | None) -> Tensor:
-        weights = self.truncation.draw(batch_size, like, source)
+    def draw(self, batch_size: int, like: Tensor, source: torch.Generator | None) -> Terms:
+        weights, n_terms = self.truncation.draw(batch_size, like, source)
         k = torch.arange(1, len(weights) + 1).numpy()
         ratio = self.truncation.survival(k) / self.truncation.survival(k + 1)
-        return weights * torch.from_numpy(ratio).to(like)[:, None]
+        return Terms(weights * torch.from_numpy(ratio).to(like)[:, None], n_terms)
 
 
 class FirstOnly(torch.autograd.Function):
@@ -196,11 +200,15 @@ def test_biased_twins_are_rejected(gradient, twin) -> None:
 class Plain:
     """The series differentiated by autograd, term by term: exact, and its graph holds them all."""
 
-    def estimate(self, vjp: Callable[[Tensor], Tensor], v: Tensor, weights: Tensor) -> Attached:
+    def estimate(
+        self, expansion: Expansion, vjp: Vjp, v: Tensor, terms: Terms, n_traced: int
+    ) -> Attached:
         power, value = v, torch.zeros_like(v)
+        weights = terms.weights.view(*terms.weights.shape, *[1] * (v.ndim - 2))
         for k, weight in enumerate(weights, start=1):
             power = vjp(power)
-            value = value + (-1) ** (k + 1) / k * weight * power
+            if k > n_traced:
+                value = value + (-1) ** (k + 1) / k * weight * power
         return Attached((value * v).flatten(2).sum(-1).mean(0), len(weights))
 
 
@@ -270,8 +278,8 @@ def test_no_term_has_gradient_zero(gradient) -> None:
     """A roulette may draw N = 0 for the whole batch; the loss still has a graph."""
 
     class Nothing:
-        def draw(self, batch_size: int, like: Tensor, source: object) -> Tensor:
-            return like.new_zeros(0, batch_size)
+        def draw(self, batch_size: int, like: Tensor, source: object) -> Terms:
+            return Terms(like.new_zeros(0, batch_size), np.zeros(batch_size, dtype=int))
 
     g, x = make_mlp()
     x.requires_grad_()

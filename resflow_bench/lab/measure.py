@@ -285,8 +285,8 @@ class _Remembering:
         self.drawn.append(v)
         return v
 
-    def variance(self, moments: theory.Moments) -> np.ndarray:
-        return self.probe.variance(moments)
+    def variance(self, moments: theory.Moments, n_probes: int) -> np.ndarray:
+        return self.probe.variance(moments, n_probes)
 
 
 def _total_variance(problem: Problem, estimator: LogDetEstimator) -> np.ndarray:

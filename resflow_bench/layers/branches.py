@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from resflow_bench.layers.activations import Activation
+from resflow_bench.layers.chain import Chain
 from resflow_bench.layers.layer import Certificate, Layer
 from resflow_bench.layers.orders import Order, norm, same_order
+from resflow_bench.layers.pulls import ByMatrix, BySlope, Pull
 
 # A promise is met up to the rounding of the product that checks it.
 _SLACK = 1e-6
-
-Vjp = Callable[[Tensor], Tensor]
 
 
 class Branch(nn.Module):
@@ -96,7 +96,7 @@ class Branch(nn.Module):
 
         return g
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, Vjp]:
+    def linearise(self, x: Tensor) -> tuple[Tensor, Chain]:
         """g(x) and v -> v^T J_g(x), with the weights normalised and the slopes computed once.
 
         Args:
@@ -104,25 +104,19 @@ class Branch(nn.Module):
 
         Returns:
             y (B, *event), and vjp: (..., B, *event) -> (..., B, *event), usually with m probes in
-            front.
+            front. It is a `Chain`, which also multiplies from the other side (`push`) and has
+            exact traces where the branch admits them.
 
         Properties: one vjp costs L linear maps and elementwise products, no autograd. It records a
         graph if and only if gradients are enabled when *it* is called; the weights and slopes it
         uses stay attached to the parameters and to x, so that sum(vjp(s) * v) has the gradient of
         s^T J v in weights, beta and x. Call linearise with gradients enabled for that.
         """
-        pulls: list[Vjp] = []
+        pulls: list[Pull] = []
         for stage, is_layer in self._kinds():
             x, pull = stage.linearise(x) if is_layer else linearise_activation(stage, x)
             pulls.append(pull)
-        pulls.reverse()
-
-        def vjp(v: Tensor) -> Tensor:
-            for pull in pulls:
-                v = pull(v)
-            return v
-
-        return x, vjp
+        return x, Chain(pulls)
 
     def update(self) -> None:
         """Follow the weights after an optimiser step: then Lip(g) <= `lipschitz` again."""
@@ -204,9 +198,9 @@ class LinearBranch(nn.Module):
         """g itself: there is nothing to normalise."""
         return self.forward
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, Vjp]:
+    def linearise(self, x: Tensor) -> tuple[Tensor, Chain]:
         """g(x) and v -> v^T A; see `Branch.linearise`."""
-        return self.forward(x), lambda v: v @ self.matrix
+        return self.forward(x), Chain([ByMatrix(self.matrix)])
 
     def update(self) -> None:
         """Nothing to do: the norm is exact."""
@@ -232,17 +226,10 @@ class LinearBranch(nn.Module):
         return f"dim={self.matrix.shape[0]}, lipschitz={self.lipschitz:.6g}"
 
 
-def linearise_activation(phi: Activation, z: Tensor) -> tuple[Tensor, Vjp]:
+def linearise_activation(phi: Activation, z: Tensor) -> tuple[Tensor, BySlope]:
     """phi(z) and v -> v^T diag(phi'(z)); v may be overwritten if gradients are disabled."""
     y, slope = phi.value_and_derivative(z)
-
-    def pull(v: Tensor) -> Tensor:
-        v = v * slope if torch.is_grad_enabled() else v.mul_(slope)
-        if phi.expansion == 1:
-            return v
-        return v.unflatten(1 - z.ndim, (phi.expansion, z.shape[1])).sum(-z.ndim)
-
-    return y, pull
+    return y, BySlope(slope, phi.expansion)
 
 
 def contractive(lipschitz: float, owner: str) -> float:

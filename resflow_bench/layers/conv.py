@@ -13,6 +13,7 @@ from torch.nn import functional
 from resflow_bench.layers.layer import Certificate
 from resflow_bench.layers.norms import Operator, Pair, SpectralNorm, finite, leading, unit
 from resflow_bench.layers.orders import Order
+from resflow_bench.layers.pulls import FAST, ByKernel, padding
 from resflow_bench.layers.spectral import Matrix, uniform
 
 # Smaller sides of an operator up to which its leading pair is exact: in every update (2 ms on one
@@ -25,11 +26,6 @@ STEPS_FROM_SCRATCH = 30
 
 # Complex entries of the symbol held at once; 2^24 are 256 MiB.
 MAX_ENTRIES = 2**24
-
-
-# With the channels last in memory a branch's product takes two thirds of the time on a CPU (3-1-3
-# kernels, 32 channels on 8 x 8 or 64 on 16 x 16): a 1 x 1 kernel becomes a matrix product.
-FAST = torch.channels_last
 
 
 @dataclass(frozen=True)
@@ -189,10 +185,10 @@ class SpectralConv2d(nn.Module):
         """The map with its weight normalised once, for many evaluations."""
         return self._with(self.weight_normalised().to(memory_format=FAST))
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def linearise(self, x: Tensor) -> tuple[Tensor, ByKernel]:
         """y, (B, C_out, H, W), and v -> v^T J, (..., B, C_out, H, W) -> (..., B, C_in, H, W)."""
         weight = self.weight_normalised().to(memory_format=FAST)
-        return self._with(weight)(x), pullback(weight)
+        return self._with(weight)(x), ByKernel(weight)
 
     def update(self) -> None:
         """Follows W after an optimiser step; afterwards the operator's norm is <= coefficient."""
@@ -243,18 +239,6 @@ class SpectralConv2d(nn.Module):
         for axis, reach in zip((2, 3), self._reach(), strict=True):
             weight = weight.narrow(axis, weight.shape[axis] // 2 - reach, 2 * reach + 1)
         return weight[:, :, 0, 0] if self._reach() == (0, 0) else weight
-
-
-def pullback(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """v -> v^T A(W), (..., B, C_out, H, W) -> (..., B, C_in, H, W), W with the channels last."""
-
-    def vjp(v: Tensor) -> Tensor:
-        # One batch of all probes and examples.
-        flat = v.flatten(0, -4).to(memory_format=FAST)  # (m B, C_out, H, W)
-        image = functional.conv_transpose2d(flat, weight, padding=padding(weight))
-        return image.reshape(*v.shape[:-3], *image.shape[1:])
-
-    return vjp
 
 
 def operator_gram(weight: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -333,8 +317,3 @@ def symbol_norm(weight: Tensor, grid: tuple[int, int]) -> Tensor:
         symbol = (some @ flat).reshape(-1, n_narrow, n_wide)
         largest.append(torch.linalg.eigvalsh(symbol @ symbol.mH)[:, -1].amax())
     return torch.stack(largest).amax().clamp(min=0).sqrt()
-
-
-def padding(weight: Tensor) -> tuple[int, int]:
-    """Zeros on each side that keep the grid as it is."""
-    return weight.shape[2] // 2, weight.shape[3] // 2

@@ -11,8 +11,10 @@ from torch.nn import functional
 
 from resflow_bench.layers.activations import Activation
 from resflow_bench.layers.branches import linearise_activation
+from resflow_bench.layers.chain import Chain
 from resflow_bench.layers.layer import Certificate, Layer
 from resflow_bench.layers.orders import Order
+from resflow_bench.layers.pulls import ByConcatenation
 
 
 class DenseLayer(nn.Module):
@@ -72,17 +74,11 @@ class DenseLayer(nn.Module):
         layer = self.layer.normalised()
         return lambda x: torch.cat([a * x, b * self.activation(layer(x))], dim=1)
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def linearise(self, x: Tensor) -> tuple[Tensor, ByConcatenation]:
         a, b = self.mix()
-        z, pull_layer = self.layer.linearise(x)
-        y, pull_activation = linearise_activation(self.activation, z)
-        axis = 1 - x.ndim
-
-        def pull(v: Tensor) -> Tensor:
-            kept, computed = v.split([self.n_in, v.shape[axis] - self.n_in], dim=axis)
-            # b * computed is new, so that the activation may overwrite it.
-            return torch.addcmul(pull_layer(pull_activation(b * computed)), a, kept)
-
+        z, by_layer = self.layer.linearise(x)
+        y, by_activation = linearise_activation(self.activation, z)
+        pull = ByConcatenation(a, b, self.n_in, x.ndim, Chain([by_layer, by_activation]))
         return torch.cat([a * x, b * y], dim=1), pull
 
     def update(self) -> None:

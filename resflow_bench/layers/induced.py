@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from resflow_bench.layers.conv import FAST, padding, pullback
 from resflow_bench.layers.layer import Certificate
 from resflow_bench.layers.mixed_norms import (
     Convolution,
@@ -25,6 +24,7 @@ from resflow_bench.layers.mixed_norms import (
 )
 from resflow_bench.layers.norms import cushion, finite
 from resflow_bench.layers.orders import LearnableOrder, Order, checked_order, value
+from resflow_bench.layers.pulls import FAST, ByKernel, ByMatrix, padding
 from resflow_bench.layers.spectral import uniform
 
 # Power iterations of an update, from the last best vector and two that are made anew.
@@ -278,10 +278,10 @@ class InducedLinear(nn.Module):
         weight = self.weight_normalised()
         return lambda x: functional.linear(x, weight, self.bias)
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def linearise(self, x: Tensor) -> tuple[Tensor, ByMatrix]:
         """y, (..., n_out), and v -> v^T W_c, (..., n_out) -> (..., n_in), one product each."""
         weight = self.weight_normalised()
-        return functional.linear(x, weight, self.bias), lambda v: v @ weight
+        return functional.linear(x, weight, self.bias), ByMatrix(weight)
 
     def update(self) -> None:
         """A few power iterations and an upper bound, after which the promise is kept.
@@ -391,10 +391,10 @@ class InducedConv2d(nn.Module):
         kernel = self.weight_normalised().to(memory_format=FAST)
         return lambda x: self._convolve(x, kernel)
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def linearise(self, x: Tensor) -> tuple[Tensor, ByKernel]:
         """y, and v -> v^T J, (..., B, n_out, H, W) -> (..., B, n_in, H, W)."""
         kernel = self.weight_normalised().to(memory_format=FAST)
-        return self._convolve(x, kernel), pullback(kernel)
+        return self._convolve(x, kernel), ByKernel(kernel)
 
     def update(self) -> None:
         """See `InducedLinear.update`; beyond `DENSE` features one Gram matrix a frequency.

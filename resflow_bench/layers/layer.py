@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from torch import Tensor
 
 from resflow_bench.layers.orders import Order
+from resflow_bench.layers.pulls import Pull
 
 
 class Certificate(NamedTuple):
@@ -39,8 +40,8 @@ class Layer(Protocol):
         """The map with its weights normalised once, for many evaluations."""
         ...
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """y and v -> v^T J, (..., B, *event_out) -> (..., B, *event_in), which is a new tensor."""
+    def linearise(self, x: Tensor) -> tuple[Tensor, Pull]:
+        """y and v -> v^T J, (..., B, *event_out) -> (..., B, *event_in), which is `fresh`."""
         ...
 
     def update(self) -> None:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from resflow_bench.layers.layer import Certificate
 from resflow_bench.layers.norms import Pair, SpectralNorm, leading, unit
 from resflow_bench.layers.orders import Order
+from resflow_bench.layers.pulls import ByMatrix
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,10 @@ class SpectralLinear(nn.Module):
         weight = self.weight_normalised()
         return lambda x: functional.linear(x, weight, self.bias)
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def linearise(self, x: Tensor) -> tuple[Tensor, ByMatrix]:
         """y, (..., n_out), and v -> v^T W_c, (..., n_out) -> (..., n_in), one product each."""
         weight = self.weight_normalised()
-        return functional.linear(x, weight, self.bias), lambda v: v @ weight
+        return functional.linear(x, weight, self.bias), ByMatrix(weight)
 
     def update(self) -> None:
         """The leading singular pair of W; afterwards ||W_c||_2 <= coefficient.

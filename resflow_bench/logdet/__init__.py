@@ -4,10 +4,19 @@ from collections.abc import Callable
 
 from resflow_bench.logdet.estimator import Estimate, Estimator, LogDetEstimator
 from resflow_bench.logdet.exact import Exact, dense_log_det, exact_log_det, jacobian
+from resflow_bench.logdet.expansions import Expansion, Taylor
 from resflow_bench.logdet.gradients import Gradient, Neumann, Series
 from resflow_bench.logdet.probes import Gaussian, Probe, Rademacher
 from resflow_bench.logdet.products import Linearisation, autograd, cached, dense, linearise
-from resflow_bench.logdet.truncation import Fixed, Geometric, Law, Poisson, Roulette, Truncation
+from resflow_bench.logdet.truncation import (
+    Fixed,
+    Geometric,
+    Law,
+    Poisson,
+    Roulette,
+    Terms,
+    Truncation,
+)
 
 PROBES: dict[str, Probe] = {str(probe): probe for probe in (Gaussian(), Rademacher())}
 """What the axis `probe` offers, by name."""
@@ -23,6 +32,7 @@ __all__ = [
     "Estimate",
     "Estimator",
     "Exact",
+    "Expansion",
     "Fixed",
     "Gaussian",
     "Geometric",
@@ -36,6 +46,8 @@ __all__ = [
     "Rademacher",
     "Roulette",
     "Series",
+    "Taylor",
+    "Terms",
     "Truncation",
     "autograd",
     "cached",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import NamedTuple, Protocol
@@ -9,10 +10,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.logdet.gradients import Gradient, Neumann, series_value
+from resflow_bench.logdet.expansions import Expansion, Taylor
+from resflow_bench.logdet.gradients import Gradient, Neumann, constant
 from resflow_bench.logdet.probes import Probe
-from resflow_bench.logdet.products import Map, Products, linearise
-from resflow_bench.logdet.truncation import Truncation
+from resflow_bench.logdet.products import Map, Products, Vjp, linearise
+from resflow_bench.logdet.truncation import Fixed, Truncation
 
 
 class Estimate(NamedTuple):
@@ -21,12 +23,12 @@ class Estimate(NamedTuple):
     g: g(x), (B, *event).
     value: the estimate of ln|det(I + J_g(x))|, (B,), nats, differentiable in x and g's parameters.
     n_products: vector-Jacobian products per example, those that the backward pass evaluates again
-        included if the value has a graph.
+        included if the value has a graph; the mean over the batch where examples differ.
     """
 
     g: Tensor
     value: Tensor
-    n_products: int
+    n_products: float
 
 
 class Estimator(Protocol):
@@ -40,6 +42,8 @@ class Estimator(Protocol):
 @dataclass(frozen=True)
 class LogDetEstimator:
     """(1/m) sum_j sum_k w_k (-1)^(k+1)/k v_j^T J^k v_j,  with w and N from the truncation.
+
+    The traces of the first `n_traced` powers are taken exactly instead, where g admits it.
 
     Value and gradient come from the same draws; each is unbiased if the truncation is, and each
     carries its truncation's bias if it is not.
@@ -61,7 +65,8 @@ class LogDetEstimator:
         breaks its graph here and leaves the estimate as it is.
 
     Raises:
-        ValueError: if `n_probes` is below 1.
+        ValueError: if `n_probes` is below 1, `n_traced` below 0 or above the terms of a `Fixed`
+            truncation; when called, if g does not admit so many exact traces.
 
     Source: Chen et al. (2019), Theorems 1 (value) and 2 (gradient, by the Neumann series). They
         return as the value the Neumann sum, whose mean is tr(J (I + J)^-1); here the value is the
@@ -78,12 +83,20 @@ class LogDetEstimator:
     n_probes: int = 1
     products: Products = linearise
     gradient: Gradient = field(default_factory=Neumann)
+    n_traced: int = 0
+    expansion: Expansion = field(default_factory=Taylor)
 
     def __post_init__(self) -> None:
         if self.n_probes < 1:
             raise ValueError(
                 f"LogDetEstimator needs n_probes of at least 1; got {self.n_probes}. "
                 "Raise `n_probes`."
+            )
+        most = self.truncation.n_terms if isinstance(self.truncation, Fixed) else math.inf
+        if not 0 <= self.n_traced <= most:
+            raise ValueError(
+                "LogDetEstimator needs 0 <= n_traced <= the terms of a fixed truncation; got "
+                f"n_traced={self.n_traced} with {self.truncation}. Lower `n_traced`."
             )
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
@@ -98,14 +111,30 @@ class LogDetEstimator:
         with torch.autocast(x.device.type, enabled=False):
             x = _promoted(x, g)
             value, vjp = self.products(g, x)
+            traced = _traced(vjp, self.n_traced)
             with torch.no_grad():
                 v = self.probe.sample(self.n_probes, x, generator)  # (m, B, *event)
-                weights = self.truncation.draw(x.shape[0], x, generator)  # (N, B)
-                weights = weights.view(*weights.shape, *[1] * (x.ndim - 1))  # (N, B, 1...)
+                terms = self.truncation.draw(x.shape[0], x, generator)
             differentiate = torch.is_grad_enabled() and (value.requires_grad or x.requires_grad)
-            estimate = self.gradient.estimate if differentiate else series_value
-            log_det, n_products = estimate(vjp, v, weights)
-        return Estimate(value, log_det, self.n_probes * n_products)
+            estimate = self.gradient.estimate if differentiate else constant
+            log_det, n_products = estimate(self.expansion, vjp, v, terms, self.n_traced)
+        return Estimate(value, log_det + traced, self.n_probes * n_products)
+
+
+def _traced(vjp: Vjp, n_traced: int) -> Tensor | float:
+    """sum_{k<=L} (-1)^(k+1) tr J^k/k, (B,)."""
+    if n_traced == 0:
+        return 0.0
+    if not hasattr(vjp, "traces"):
+        raise ValueError(
+            f"n_traced={n_traced} needs products with exact traces, which a residual branch of "
+            "this package has (`cached`), and J as a matrix (`dense`); got "
+            f"{type(vjp).__name__}. Set `n_traced=0` or `products=dense`."
+        )
+    total = 0.0
+    for k, trace in enumerate(vjp.traces(n_traced), start=1):
+        total = total + (trace if k % 2 else -trace) / k
+    return total
 
 
 def _promoted(x: Tensor, g: Map) -> Tensor:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-Vjp = Callable[[Tensor], Tensor]
-"""v -> v^T J, (m, B, *event) to the same; it records a graph iff gradients are enabled."""
+from resflow_bench.logdet.expansions import Expansion, Taylor, inner
+from resflow_bench.logdet.products import Vjp
+from resflow_bench.logdet.truncation import Terms
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,29 +27,34 @@ class Attached(NamedTuple):
     """value: (B,), nats, differentiable; n_products: vector-Jacobian products a probe."""
 
     value: Tensor
-    n_products: int
+    n_products: float
 
 
 class Gradient(Protocol):
-    """How the estimate is differentiated. The value is `series_value`'s, to the last bit."""
+    """How the estimate is differentiated. The value is the expansion's, to the last bit."""
 
-    def estimate(self, vjp: Vjp, v: Tensor, weights: Tensor) -> Attached:
-        """(1/m) sum_j sum_k w_k (-1)^(k+1)/k v_j^T J^k v_j, with a graph behind it.
+    def estimate(
+        self, expansion: Expansion, vjp: Vjp, v: Tensor, terms: Terms, n_traced: int
+    ) -> Attached:
+        """The expansion's value, with a graph behind it.
 
         Args:
+            expansion: of log(I + J).
             vjp: v -> v^T J, its graph attached to x and to g's parameters.
             v: (m, B, *event), constant.
-            weights: w_k of term k = 1..N, (N, B, 1...), constant.
+            terms: w_k and N, constant.
+            n_traced: how many powers of J are dealt with elsewhere.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Neumann:
-    """(1/m) sum_j < s_j^T dJ , v_j >,    s_j^T = sum_k (-1)^(k-1) w_k v_j^T J^(k-1)  held constant.
+    """(1/m) sum_j < s_j^T dJ , v_j >,    s_j the expansion's adjoint, held constant.
 
-    Its mean is tr((I + J)^-1 dJ) = d ln|det(I + J)| if E w_k = 1. It is *not* the derivative of the
-    estimate: of tr(J^k dJ)'s k + 1 places for the probe, all equal in the mean, it takes one.
+    For Taylor's expansion s_j^T = sum_k (-1)^(k-1) w_k v_j^T J^(k-1), whose mean gives
+    tr((I + J)^-1 dJ) = d ln|det(I + J)| if E w_k = 1. It is *not* the derivative of the estimate:
+    of tr(J^k dJ)'s k + 1 places for the probe, all equal in the mean, it takes one.
 
     Properties: unbiased if the truncation is; the weight of J^(k-1) is that of term k, whose
     survival P(N >= k) it therefore shares. The chain of N products leaves no graph, and the last
@@ -71,18 +77,14 @@ class Neumann:
     def __str__(self) -> str:
         return "neumann"
 
-    def estimate(self, vjp: Vjp, v: Tensor, weights: Tensor) -> Attached:
+    def estimate(
+        self, expansion: Expansion, vjp: Vjp, v: Tensor, terms: Terms, n_traced: int
+    ) -> Attached:
         """The value, and one more product for the gradient."""
-        with torch.no_grad():
-            power = v
-            series, neumann = torch.zeros_like(v), torch.zeros_like(v)
-            for k, weight in enumerate(weights, start=1):
-                neumann.addcmul_(power, weight, value=_sign(k))
-                power = vjp(power)  # v^T J^k
-                series.addcmul_(power, weight, value=_sign(k) / k)
-            value = _inner(series, v)
-        surrogate = _again(lambda s: _inner(vjp(s), v), neumann)
-        return Attached(value + (surrogate - surrogate.detach()), len(weights) + 2)
+        value, adjoint, n_products = expansion.expand(vjp, v, terms, n_traced, adjoint=True)
+        assert adjoint is not None  # asked for
+        surrogate = _again(lambda s: inner(vjp(s), v), adjoint)
+        return Attached(value + (surrogate - surrogate.detach()), n_products + 2)
 
 
 @dataclass(frozen=True)
@@ -114,19 +116,29 @@ class Series:
     def __str__(self) -> str:
         return "series"
 
-    def estimate(self, vjp: Vjp, v: Tensor, weights: Tensor) -> Attached:
+    def estimate(
+        self, expansion: Expansion, vjp: Vjp, v: Tensor, terms: Terms, n_traced: int
+    ) -> Attached:
         """The value, its graph to be made again in the backward pass."""
-        n_terms = len(weights)
-        value, _ = series_value(vjp, v, weights)
-        if n_terms == 0:
-            return Neumann().estimate(vjp, v, weights)  # zero, but with a graph
+        if not isinstance(expansion, Taylor):
+            raise TypeError(
+                f"the gradient `Series` is that of Taylor's series; got {expansion}. Take "
+                "`gradient=Neumann()`, which differentiates any expansion."
+            )
+        n_terms = len(terms.weights)
+        if n_terms <= n_traced:  # zero, but with a graph
+            return Neumann().estimate(expansion, vjp, v, terms, n_traced)
+        value, _, n_products = expansion.expand(vjp, v, terms, n_traced, adjoint=False)
+        weights = terms.weights.view(*terms.weights.shape, *[1] * (v.ndim - 2))  # (N, B, 1...)
         length = math.isqrt(n_terms - 1) + 1  # ceil(sqrt(N))
         starts = range(n_terms, 0, -length)
 
         # Horner's rule, so that one vector is all that goes from term to term:
         # r <- (r + c_k v)^T J for k = N..1, from r = 0, ends as (sum_k c_k v^T J^k)^T.
         def term(r: Tensor, k: int) -> Tensor:
-            return vjp(r.addcmul(v, weights[k - 1], value=_sign(k) / k))
+            if k > n_traced:
+                r = r.addcmul(v, weights[k - 1], value=_sign(k) / k)
+            return vjp(r)
 
         def segment(r: Tensor, last: int) -> Tensor:
             for k in range(last, max(last - length, 0), -1):
@@ -136,20 +148,17 @@ class Series:
         def chain(r: Tensor) -> Tensor:
             for last in starts:
                 r = _again(segment, r, last)
-            return _inner(r, v)
+            return inner(r, v)
 
         surrogate = _again(chain, torch.zeros_like(v))
-        return Attached(value + (surrogate - surrogate.detach()), 5 * n_terms - len(starts))
+        n_products += 4 * n_terms - len(starts)
+        return Attached(value + (surrogate - surrogate.detach()), n_products)
 
 
-@torch.no_grad()
-def series_value(vjp: Vjp, v: Tensor, weights: Tensor) -> Attached:
-    """The estimate as a constant, for those who differentiate nothing: N products a probe."""
-    power, series = v, torch.zeros_like(v)
-    for k, weight in enumerate(weights, start=1):
-        power = vjp(power)  # v^T J^k
-        series.addcmul_(power, weight, value=_sign(k) / k)
-    return Attached(_inner(series, v), len(weights))
+def constant(expansion: Expansion, vjp: Vjp, v: Tensor, terms: Terms, n_traced: int) -> Attached:
+    """The expansion's value as a constant, for those who differentiate nothing."""
+    value, _, n_products = expansion.expand(vjp, v, terms, n_traced, adjoint=False)
+    return Attached(value, n_products)
 
 
 def _again(function: Callable[P, R], *arguments: P.args, **_: P.kwargs) -> R:
@@ -163,9 +172,3 @@ def _again(function: Callable[P, R], *arguments: P.args, **_: P.kwargs) -> R:
 def _sign(k: int) -> float:
     """(-1)^(k+1)."""
     return 1.0 if k % 2 else -1.0
-
-
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """<a, b> over the event, averaged over probes: (m, B, *event) x2 -> (B,)."""
-    product = a * b
-    return (product.flatten(2).sum(-1) if product.ndim > 2 else product).mean(0)

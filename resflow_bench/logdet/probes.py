@@ -13,14 +13,14 @@ from resflow_bench import theory
 
 
 class Probe(Protocol):
-    """A law of v with E v = 0 and E v v^T = I, for which E[v^T A v] = tr A."""
+    """A law of m vectors v_j, each with E v = 0 and E v v^T = I, for which E[v^T A v] = tr A."""
 
     def sample(self, n_probes: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Draw independent probes shaped like x: (m, B, *event), in x's dtype and device."""
+        """Draw probes shaped like x: (m, B, *event), in x's dtype and device."""
         ...
 
-    def variance(self, moments: theory.Moments) -> np.ndarray:
-        """Var(v^T A v) of one probe, from the moments of A."""
+    def variance(self, moments: theory.Moments, n_probes: int) -> np.ndarray:
+        """Var((1/m) sum_j v_j^T A v_j), from the moments of A."""
         ...
 
 
@@ -48,9 +48,9 @@ class Gaussian:
         shape = (n_probes, *x.shape)
         return torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)
 
-    def variance(self, moments: theory.Moments) -> np.ndarray:
-        """2 ||sym A||_F^2."""
-        return theory.iid_variance(moments, self.fourth_moment)
+    def variance(self, moments: theory.Moments, n_probes: int) -> np.ndarray:
+        """(2/m) ||sym A||_F^2."""
+        return theory.iid_variance(moments, self.fourth_moment) / n_probes
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,6 @@ class Rademacher:
         bits = torch.empty(shape, dtype=x.dtype, device=x.device)
         return bits.bernoulli_(0.5, generator=generator).mul_(2.0).sub_(1.0)
 
-    def variance(self, moments: theory.Moments) -> np.ndarray:
-        """2 (||sym A||_F^2 - sum_i A_ii^2)."""
-        return theory.iid_variance(moments, self.fourth_moment)
+    def variance(self, moments: theory.Moments, n_probes: int) -> np.ndarray:
+        """(2/m) (||sym A||_F^2 - sum_i A_ii^2)."""
+        return theory.iid_variance(moments, self.fourth_moment) / n_probes

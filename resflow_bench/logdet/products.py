@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,14 @@ CHUNK_NUMBERS = 2**24
 laptop's memory, and far more than a call needs to hide its overhead."""
 
 
+Vjp = Callable[[Tensor], Tensor]
+"""v -> v^T J, (m, B, *event) to the same; it records a graph iff gradients are enabled.
+
+It may also offer, as `layers.Chain` does, `select` (J at some of the points), `to` (J in another
+type), `push` (J v) and `traces` (tr J, tr J^2, ...); who needs one of these says so.
+"""
+
+
 class Linearisation(NamedTuple):
     """g near x: its value, and v -> v^T J_g(x).
 
@@ -31,7 +40,7 @@ class Linearisation(NamedTuple):
     """
 
     value: Tensor
-    vjp: Callable[[Tensor], Tensor]
+    vjp: Vjp
 
 
 Products = Callable[[Map, Tensor], Linearisation]
@@ -99,13 +108,41 @@ def autograd(g: Map, x: Tensor) -> Linearisation:
 def dense(g: Map, x: Tensor) -> Linearisation:
     """v^T J with J formed once: d products, then matrix products of O(d^2) per probe and term."""
     value, vjp = linearise(g, x)
-    matrix = dense_jacobian(vjp, x)
+    return Linearisation(value, DenseJacobian(dense_jacobian(vjp, x)))
 
-    def product(v: Tensor) -> Tensor:
-        flat = torch.einsum("mbi,bij->mbj", v.reshape(*v.shape[:2], matrix.shape[-1]), matrix)
-        return flat.view_as(v)
 
-    return Linearisation(value, product)
+@dataclass(frozen=True, eq=False)
+class DenseJacobian:
+    """v -> v^T J with J (B, d, d) at hand; see `Vjp` for what else it does."""
+
+    matrix: Tensor
+
+    def __call__(self, v: Tensor) -> Tensor:
+        return self._flat("mbi,bij->mbj", v)
+
+    def push(self, v: Tensor) -> Tensor:
+        """J v."""
+        return self._flat("mbj,bij->mbi", v)
+
+    def select(self, examples: slice | Tensor) -> DenseJacobian:
+        """J at some of the points."""
+        return DenseJacobian(self.matrix[examples])
+
+    def to(self, dtype: torch.dtype) -> DenseJacobian:
+        """J in another type."""
+        return DenseJacobian(self.matrix.to(dtype))
+
+    def traces(self, n: int) -> list[Tensor]:
+        """tr J, ..., tr J^n, (B,) each."""
+        power, found = self.matrix, [self.matrix.diagonal(dim1=1, dim2=2).sum(1)]
+        for _ in range(n - 1):
+            found.append((power * self.matrix.mT).sum((1, 2)))  # tr(J^k J)
+            power = power @ self.matrix
+        return found
+
+    def _flat(self, formula: str, v: Tensor) -> Tensor:
+        flat = v.reshape(*v.shape[:2], self.matrix.shape[-1])
+        return torch.einsum(formula, flat, self.matrix).view_as(v)
 
 
 def dense_jacobian(vjp: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

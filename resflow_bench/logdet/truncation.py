@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,15 +14,28 @@ from resflow_bench import theory
 from resflow_bench.logdet.probes import Probe
 
 
+class Terms(NamedTuple):
+    """Which terms of the series are evaluated, with which weights.
+
+    weights: w_k of terms k = 1..max N for each example, (max N, B), 0 beyond its own N.
+    n_terms: N of each example, (B,), int64 and on the host: how much work there is must be known
+        there.
+    """
+
+    weights: Tensor
+    n_terms: np.ndarray
+
+
 class Truncation(Protocol):
     """Draws N and says what that does to the mean and to the variance of the estimate.
 
-    `variance` and `variance_bound` are for m independent probes shared by all terms; `jacobian` is
-    a float64 array (..., d, d), and one number comes back for each matrix.
+    `variance` and `variance_bound` are for m probes shared by all terms after the first `n_traced`,
+    whose traces are exact; `jacobian` is a float64 array (..., d, d), and one number comes back for
+    each matrix.
     """
 
-    def draw(self, batch_size: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Weights w_k of terms k = 1..max N for each example: (max N, B), 0 beyond its own N."""
+    def draw(self, batch_size: int, like: Tensor, generator: torch.Generator | None) -> Terms:
+        """Weights on `like`'s device, in its dtype."""
         ...
 
     def bias(self, jacobian: np.ndarray) -> np.ndarray:
@@ -33,15 +46,19 @@ class Truncation(Protocol):
         """The largest |bias| over all J with ||J||_2 <= lipschitz, in nats."""
         ...
 
-    def variance(self, jacobian: np.ndarray, probe: Probe, n_probes: int) -> np.ndarray:
+    def variance(
+        self, jacobian: np.ndarray, probe: Probe, n_probes: int, n_traced: int = 0
+    ) -> np.ndarray:
         """Var(estimate), in nats^2; inf where it is infinite."""
         ...
 
-    def variance_bound(self, jacobian: np.ndarray, n_probes: int) -> np.ndarray:
+    def variance_bound(self, jacobian: np.ndarray, n_probes: int, n_traced: int = 0) -> np.ndarray:
         """The variance with each Var(v^T A v) replaced by Avron and Toledo's 2 ||A||_F^2."""
         ...
 
-    def variance_bound_lipschitz(self, lipschitz: float, dim: int, n_probes: int) -> float:
+    def variance_bound_lipschitz(
+        self, lipschitz: float, dim: int, n_probes: int, n_traced: int = 0
+    ) -> float:
         """The largest variance over all J with ||J||_2 <= lipschitz and Gaussian probes."""
         ...
 
@@ -77,11 +94,11 @@ class Fixed:
     def __str__(self) -> str:
         return f"fixed({self.n_terms})"
 
-    def draw(self, batch_size: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    def draw(self, batch_size: int, like: Tensor, generator: torch.Generator | None) -> Terms:
         """Ones, (n_terms, B); the generator is not used."""
-        return torch.ones(1, 1, dtype=like.dtype, device=like.device).expand(
-            self.n_terms, batch_size
-        )
+        one = torch.ones(1, 1, dtype=like.dtype, device=like.device)
+        n_terms = np.full(batch_size, self.n_terms)
+        return Terms(one.expand(self.n_terms, batch_size), n_terms)
 
     def bias(self, jacobian: np.ndarray) -> np.ndarray:
         """tr S_N - ln|det(I + J)|."""
@@ -91,17 +108,23 @@ class Fixed:
         """d sum_{k>N} K^k/k."""
         return float(theory.truncation_bias_bound(lipschitz, dim, self.n_terms))
 
-    def variance(self, jacobian: np.ndarray, probe: Probe, n_probes: int) -> np.ndarray:
-        """Var(v^T S_N v) / m."""
-        return theory.hutchinson_variance(theory.series(jacobian, self.n_terms), probe, n_probes)
+    def variance(
+        self, jacobian: np.ndarray, probe: Probe, n_probes: int, n_traced: int = 0
+    ) -> np.ndarray:
+        """Var((1/m) sum_j v_j^T (S_N - S_L) v_j), L = `n_traced`."""
+        probed = theory.series(jacobian, self.n_terms, n_traced)
+        return theory.hutchinson_variance(probed, probe, n_probes)
 
-    def variance_bound(self, jacobian: np.ndarray, n_probes: int) -> np.ndarray:
-        """(2/m) ||S_N||_F^2."""
-        return theory.avron_toledo_bound(theory.series(jacobian, self.n_terms), n_probes)
+    def variance_bound(self, jacobian: np.ndarray, n_probes: int, n_traced: int = 0) -> np.ndarray:
+        """(2/m) ||S_N - S_L||_F^2."""
+        probed = theory.series(jacobian, self.n_terms, n_traced)
+        return theory.avron_toledo_bound(probed, n_probes)
 
-    def variance_bound_lipschitz(self, lipschitz: float, dim: int, n_probes: int) -> float:
-        """(2d/m) (sum_{k<=N} K^k/k)^2."""
-        return float(theory.series_variance_bound(lipschitz, dim, self.n_terms, n_probes))
+    def variance_bound_lipschitz(
+        self, lipschitz: float, dim: int, n_probes: int, n_traced: int = 0
+    ) -> float:
+        """(2d/m) (sum_{L<k<=N} K^k/k)^2."""
+        return float(theory.series_variance_bound(lipschitz, dim, self.n_terms, n_probes, n_traced))
 
     def moment_is_finite(self, spectral_radius: float, order: int) -> bool:
         """Always."""
@@ -209,11 +232,15 @@ class Roulette:
         law: of M.
         n_exact: terms that are always evaluated, at least 0.
         per: draw N for each "example" (independent errors, so a batch mean's variance falls as
-            1/B) or once for the "batch" (as the public implementations do: the roulette part of
-            the error is then common to the batch, and its mean does not improve with B).
+            1/B), once for the "batch" (as the public implementations do: the roulette part of
+            the error is then common to the batch, and its mean does not improve with B), or
+            "stratified": one uniform number in common, each example in a stratum of its own, dealt
+            out at random. Each example's N has the same law; the work of a batch hardly varies,
+            and the roulette's error of its mean all but cancels.
 
     Properties: unbiased for every J with rho(J) < 1 (only the mean: whether the variance is finite
-    is `moment_is_finite`). A batch costs its largest N in products.
+    is `moment_is_finite`). A batch costs the sum of its N in products where g can be evaluated on
+    parts of the batch, and B times the largest where it cannot.
 
     Raises:
         ValueError: if `n_exact` is negative or `per` is another word.
@@ -226,35 +253,42 @@ class Roulette:
 
     law: Law
     n_exact: int
-    per: Literal["example", "batch"] = "example"
+    per: Literal["example", "batch", "stratified"] = "example"
 
     def __post_init__(self) -> None:
         if self.n_exact < 0:
             raise ValueError(
                 f"Roulette needs n_exact of at least 0; got {self.n_exact}. Raise `n_exact`."
             )
-        if self.per not in ("example", "batch"):
+        if self.per not in ("example", "batch", "stratified"):
             raise ValueError(
-                f"Roulette draws N per 'example' or per 'batch'; got {self.per!r}. Use one of them."
+                "Roulette draws N per 'example', per 'batch' or 'stratified'; "
+                f"got {self.per!r}. Use one of them."
             )
 
     def __str__(self) -> str:
-        shared = ", per batch" if self.per == "batch" else ""
+        shared = {"example": "", "batch": ", per batch", "stratified": ", stratified"}[self.per]
         return f"{self.law}, n_exact={self.n_exact}{shared}"
 
     def survival(self, k: np.ndarray) -> np.ndarray:
         """P(N >= k)."""
         return self.law.survival(np.maximum(np.asarray(k) - self.n_exact, 0))
 
-    def draw(self, batch_size: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
-        """1[N_b >= k] / P(N >= k), (max N, B); one device-to-host copy of the batch's uniforms."""
+    def draw(self, batch_size: int, like: Tensor, generator: torch.Generator | None) -> Terms:
+        """1[N_b >= k] / P(N >= k); one device-to-host copy of the batch's uniforms."""
         device = generator.device if generator is not None else like.device
         n_draws = batch_size if self.per == "example" else 1
         uniform = torch.rand(n_draws, generator=generator, dtype=torch.float64, device=device)
-        n_terms = self.n_exact + self._quantile(1.0 - uniform.cpu().numpy())  # (n_draws,)
+        level = 1.0 - uniform.cpu().numpy()
+        if self.per == "stratified":
+            n_strata = batch_size
+            shuffled = torch.randperm(n_strata, generator=generator, device=device).cpu().numpy()
+            level = (shuffled + level) / n_strata
+        n_terms = self.n_exact + self._quantile(level)  # (n_draws,) or (B,)
         k = np.arange(1, n_terms.max(initial=self.n_exact) + 1)[:, None]
-        weights = torch.from_numpy((n_terms >= k) / self.survival(k))  # (max N, n_draws)
-        return weights.to(like.device, like.dtype, non_blocking=True).expand(-1, batch_size)
+        weights = torch.from_numpy((n_terms >= k) / self.survival(k))
+        weights = weights.to(like.device, like.dtype, non_blocking=True).expand(-1, batch_size)
+        return Terms(weights, np.broadcast_to(n_terms, batch_size))
 
     def _quantile(self, level: np.ndarray) -> np.ndarray:
         """The number of j >= 1 with P(M >= j) >= level, for level in (0, 1]."""
@@ -271,17 +305,21 @@ class Roulette:
         """Zero."""
         return 0.0
 
-    def variance(self, jacobian: np.ndarray, probe: Probe, n_probes: int) -> np.ndarray:
-        """V(M_1)/m + sum_k [(tr M_k)^2 + V(M_k)/m] (1/P_k - 1/P_(k-1)), M_k the tail from k."""
-        return theory.roulette_variance(jacobian, self, probe, n_probes)
+    def variance(
+        self, jacobian: np.ndarray, probe: Probe, n_probes: int, n_traced: int = 0
+    ) -> np.ndarray:
+        """V_m(M_1) + sum_k [(tr M_k)^2 + V_m(M_k)] (1/P_k - 1/P_(k-1)), M_k the tail from k."""
+        return theory.roulette_variance(jacobian, self, probe, n_probes, n_traced=n_traced)
 
-    def variance_bound(self, jacobian: np.ndarray, n_probes: int) -> np.ndarray:
-        """The same sum with 2 ||M_k||_F^2 in place of V(M_k)."""
-        return theory.roulette_variance_bound(jacobian, self, n_probes)
+    def variance_bound(self, jacobian: np.ndarray, n_probes: int, n_traced: int = 0) -> np.ndarray:
+        """The same sum with (2/m) ||M_k||_F^2 in place of V_m(M_k)."""
+        return theory.roulette_variance_bound(jacobian, self, n_probes, n_traced)
 
-    def variance_bound_lipschitz(self, lipschitz: float, dim: int, n_probes: int) -> float:
+    def variance_bound_lipschitz(
+        self, lipschitz: float, dim: int, n_probes: int, n_traced: int = 0
+    ) -> float:
         """The same sum for J = -K I, which attains it with Gaussian probes."""
-        return float(theory.roulette_variance_bound_lipschitz(lipschitz, dim, self, n_probes))
+        return theory.roulette_variance_bound_lipschitz(lipschitz, dim, self, n_probes, n_traced)
 
     def moment_is_finite(self, spectral_radius: float, order: int) -> bool:
         """rho^order < decay^(order - 1), or J nilpotent."""

@@ -48,20 +48,26 @@ def truncation_bias_bound(lipschitz: ArrayLike, dim: int, n_terms: ArrayLike) ->
     return at_least("truncation_bias_bound", "dim", dim, 1) * log_tail(lipschitz, n_terms)
 
 
-def series(jacobian: ArrayLike, n_terms: int) -> Floats:
-    """S_N = sum_{k=1}^N (-1)^(k+1) J^k/k, (..., d, d); N matrix products, by Horner's rule.
+def series(jacobian: ArrayLike, n_terms: int, n_traced: int = 0) -> Floats:
+    """sum_{k=L+1}^N (-1)^(k+1) J^k/k, (..., d, d); N matrix products, by Horner's rule.
+
+    S_N at L = `n_traced` = 0, which is what a probe sees of a truncated series; S_N - S_L, without
+    the cancellation, if the first L traces are taken exactly. Zero if N <= L.
 
     Raises:
-        ValueError: if `jacobian` is not a finite (..., d, d) array or `n_terms` is negative.
+        ValueError: if `jacobian` is not a finite (..., d, d) array, or `n_terms` or `n_traced` is
+            negative.
 
     Source: Behrmann et al. (2019), section 3.
     """
     j = square("series", jacobian)
     at_least("series", "n_terms", n_terms, 0)
+    at_least("series", "n_traced", n_traced, 0)
     total = np.zeros_like(j)
     diagonal = np.einsum("...ii->...i", total)  # a view, writeable
     for k in range(n_terms, 0, -1):
-        diagonal += (-1.0) ** (k + 1) / k
+        if k > n_traced:
+            diagonal += (-1.0) ** (k + 1) / k
         total[...] = j @ total
     return total
 

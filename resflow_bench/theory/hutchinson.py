@@ -13,10 +13,10 @@ from resflow_bench.theory.checks import Floats, at_least, contraction, probe_cou
 
 
 class Probe(Protocol):
-    """A law of v with E v = 0 and E v v^T = I."""
+    """A law of m vectors v_j, each with E v = 0 and E v v^T = I."""
 
-    def variance(self, moments: Moments) -> np.ndarray:
-        """Var(v^T A v), from the moments of A."""
+    def variance(self, moments: Moments, n_probes: int) -> np.ndarray:
+        """Var((1/m) sum_j v_j^T A v_j), from the moments of A."""
         ...
 
 
@@ -73,14 +73,15 @@ def iid_variance(moments: Moments, fourth_moment: float) -> Floats:
 
 
 def hutchinson_variance(a: ArrayLike, probe: Probe, n_probes: int = 1) -> Floats:
-    """Var((1/m) sum_j v_j^T A v_j) = Var(v^T A v)/m, exactly; shape (...).
+    """Var((1/m) sum_j v_j^T A v_j), exactly; shape (...). For independent v_j, Var(v^T A v)/m.
 
     Raises:
         ValueError: if `a` is not a finite (..., d, d) array or `n_probes` is below 1.
 
     Source: Hutchinson (1990).
     """
-    return np.asarray(probe.variance(moments(a)) / probe_count("hutchinson_variance", n_probes))
+    m = probe_count("hutchinson_variance", n_probes)
+    return np.asarray(probe.variance(moments(a), m))
 
 
 def avron_toledo_bound(a: ArrayLike, n_probes: int = 1) -> Floats:
@@ -97,17 +98,23 @@ def avron_toledo_bound(a: ArrayLike, n_probes: int = 1) -> Floats:
 
 
 def series_variance_bound(
-    lipschitz: ArrayLike, dim: int, n_terms: int | None = None, n_probes: int = 1
+    lipschitz: ArrayLike,
+    dim: int,
+    n_terms: int | None = None,
+    n_probes: int = 1,
+    n_traced: int = 0,
 ) -> Floats:
-    """(2d/m) s_N(K)^2, s_N(K) = sum_{k=1}^N K^k/k >= the variance of m probes of S_N, ||J||_2 <= K.
+    """(2d/m) s^2, s = sum_{k=L+1}^N K^k/k >= the variance of m probes of S_N - S_L, ||J||_2 <= K.
 
-    N = None is the infinite series, s = -log(1 - K). Attained by J = -K I with Gaussian probes.
+    N = None is the infinite series, s = -log(1 - K) at L = `n_traced` = 0. Attained by J = -K I
+    with Gaussian probes.
 
-    Derivation: ||S_N||_F <= sum_k ||J^k||_F/k and ||J^k||_F <= sqrt(d) K^k, into
+    Derivation: ||S_N - S_L||_F <= sum_k ||J^k||_F/k and ||J^k||_F <= sqrt(d) K^k, into
     `avron_toledo_bound`.
 
     Raises:
-        ValueError: if K is outside [0, 1), or `dim`, `n_terms` or `n_probes` below 1.
+        ValueError: if K is outside [0, 1), `dim`, `n_terms` or `n_probes` below 1, or `n_traced`
+            below 0.
 
     Source: Avron and Toledo (2011), Table 1, with the triangle inequality.
 
@@ -116,9 +123,11 @@ def series_variance_bound(
     """
     k = contraction("series_variance_bound", lipschitz)
     d = at_least("series_variance_bound", "dim", dim, 1)
-    norm = -np.log1p(-k)
+    first = at_least("series_variance_bound", "n_traced", n_traced, 0)
+    norm = tail(k, first)
     if n_terms is not None:
-        norm = norm - tail(k, at_least("series_variance_bound", "n_terms", n_terms, 1))
+        last = at_least("series_variance_bound", "n_terms", n_terms, 1)
+        norm = norm - tail(k, np.maximum(last, first))
     return 2.0 * d * norm**2 / probe_count("series_variance_bound", n_probes)
 
 

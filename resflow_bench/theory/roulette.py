@@ -18,7 +18,8 @@ from resflow_bench.theory.tails import scaled_tails, spectral_radius
 _MAX_TERMS = 2**13  # enough unless rho^2 is within 0.2 % of decay; 0.25 s at d = 64
 _RTOL = 1e-12
 
-Quadratic = Callable[[Moments], np.ndarray]
+Quadratic = Callable[[Moments, int], np.ndarray]
+"""(moments of A, m) -> V_m(A), of m probes."""
 
 
 class Law(Protocol):
@@ -91,21 +92,23 @@ def roulette_variance(
     probe: Probe,
     n_probes: int = 1,
     min_survival: float = 0.0,
+    n_traced: int = 0,
 ) -> Floats:
-    """V(M_1)/m + sum_{k>=1} [(tr M_k)^2 + V(M_k)/m] (1/P_k - 1/P_(k-1)), P_0 = 1; shape (...).
+    """V_m(M_1) + sum_{k>=1} [(tr M_k)^2 + V_m(M_k)] (1/P_k - 1/P_(k-1)), P_0 = 1; shape (...).
 
-    The exact variance, with V(A) = Var(v^T A v), of
+    The exact variance, with V_m(A) = Var((1/m) sum_j v_j^T A v_j), of
 
         Y = sum_{k<=N} a_k/P_k,  a_k = (-1)^(k+1)/k (1/m) sum_j v_j^T J^k v_j,
 
     N independent of the v_j. The first part is the probes' noise, the second the roulette's, to
-    which a k with P_k = P_(k-1) adds nothing.
+    which a k with P_k = P_(k-1) adds nothing. If the first L traces are taken exactly, a_k = 0 for
+    k <= L and M_(L+1) stands for M_1, ..., M_L.
 
     Derivation, with T_k = sum_{l>=k} a_l = (1/m) sum_j v_j^T M_k v_j:
 
     1. For fixed probes E[Y^2] = sum_{k,l} a_k a_l/P_min(k,l) = sum_k (T_k^2 - T_(k+1)^2)/P_k.
     2. By parts, less E[Y]^2 = T_1^2: sum_k T_k^2 (1/P_k - 1/P_(k-1)).
-    3. Over the probes E[T_k^2] = (tr M_k)^2 + V(M_k)/m, and Var(T_1) = V(M_1)/m adds to it.
+    3. Over the probes E[T_k^2] = (tr M_k)^2 + V_m(M_k), and Var(T_1) = V_m(M_1) adds to it.
 
     Args:
         jacobian: (..., d, d).
@@ -114,6 +117,7 @@ def roulette_variance(
         n_probes: m.
         min_survival: q. If positive, only terms with P_k >= q are summed: the variance that about
             1/q draws can show, which is what remains to be said of a J whose variance is infinite.
+        n_traced: L.
 
     Returns:
         To a relative 1e-8 or better: the sum ends where a bound on its rest is 1e-12 of it, or
@@ -122,61 +126,67 @@ def roulette_variance(
         lighter than geometric lose the terms with P_k < 1e-290.
 
     Raises:
-        ValueError: if `jacobian` is not a finite (..., d, d) array, `n_probes` is below 1, or
-            `min_survival` is outside [0, 1].
+        ValueError: if `jacobian` is not a finite (..., d, d) array, `n_probes` is below 1,
+            `n_traced` below 0, or `min_survival` is outside [0, 1].
         ArithmeticError: if `min_survival` asks for more than 8192 terms of a divergent sum.
 
     Source: Chen et al. (2019), Theorem 1, for the estimator; the variance by the derivation above.
     """
-    return _roulette_sum(jacobian, roulette, probe.variance, n_probes, min_survival)
+    return _roulette_sum(jacobian, roulette, probe.variance, n_probes, min_survival, n_traced)
 
 
-def roulette_variance_bound(jacobian: ArrayLike, roulette: Roulette, n_probes: int = 1) -> Floats:
-    """`roulette_variance` with 2 ||M_k||_F^2, which bounds V(M_k) for both probes, in its place.
+def roulette_variance_bound(
+    jacobian: ArrayLike, roulette: Roulette, n_probes: int = 1, n_traced: int = 0
+) -> Floats:
+    """`roulette_variance` with (2/m) ||M_k||_F^2, which bounds V_m(M_k), in its place.
 
     The same as E[(2/m) ||A_N||_F^2] + Var(tr A_N), A_N the weighted sum of N terms; shape (...),
     inf where the variance is.
 
     Raises:
-        ValueError: if `jacobian` is not a finite (..., d, d) array or `n_probes` is below 1.
+        ValueError: if `jacobian` is not a finite (..., d, d) array, `n_probes` is below 1 or
+            `n_traced` below 0.
 
     Source: Avron and Toledo (2011), Table 1, given N.
     """
-    return _roulette_sum(jacobian, roulette, _avron_toledo, n_probes, 0.0)
+    return _roulette_sum(jacobian, roulette, _avron_toledo, n_probes, 0.0, n_traced)
 
 
 def roulette_variance_bound_lipschitz(
-    lipschitz: float, dim: int, roulette: Roulette, n_probes: int = 1
+    lipschitz: float, dim: int, roulette: Roulette, n_probes: int = 1, n_traced: int = 0
 ) -> float:
     """(2d/m) t_1^2 + (d^2 + 2d/m) sum_{k>=1} t_k^2 (1/P_k - 1/P_(k-1)), t_k = sum_{l>=k} K^l/l.
+
+    With `n_traced` = L the t_(L+1) stands for t_1, ..., t_L.
 
     Bounds `roulette_variance` for every J with ||J||_2 <= K; attained by J = -K I with Gaussian
     probes. The d^2: the roulette's noise is common to all dimensions, the probes' is not. inf where
     K^2 >= decay.
 
     Raises:
-        ValueError: if K is outside [0, 1), or `dim` or `n_probes` is below 1.
+        ValueError: if K is outside [0, 1), `dim` or `n_probes` is below 1, or `n_traced` below 0.
 
     Source: `roulette_variance` with |tr M_k| <= d t_k and ||M_k||_F^2 <= d t_k^2.
     """
     k = float(contraction("roulette_variance_bound_lipschitz", lipschitz))
     d = float(at_least("roulette_variance_bound_lipschitz", "dim", dim, 1))
     m = probe_count("roulette_variance_bound_lipschitz", n_probes)
+    n_traced = int(at_least("roulette_variance_bound_lipschitz", "n_traced", n_traced, 0))
     if not roulette_variance_is_finite(k, roulette):
         return math.inf
     if k == 0.0:
         return 0.0
 
     def squares(n: int) -> tuple[float, Floats, Floats]:
-        log_t = log_of_tail(np.array(k), np.arange(n))
+        log_t = log_of_tail(np.array(k), np.maximum(np.arange(n), n_traced))
         log_square = math.log(d**2 + 2.0 * d / m) + 2.0 * log_t
         return 2.0 * d / m * math.exp(2.0 * log_t[0]), log_square, log_square
 
     return _weighted_sum(squares, k**2 / roulette.law.decay, roulette, 0.0, 1)
 
 
-def _avron_toledo(moments: Moments) -> Floats:
-    return 2.0 * moments.frobenius_sq
+def _avron_toledo(moments: Moments, n_probes: int) -> Floats:
+    return np.asarray(2.0 * moments.frobenius_sq / n_probes)
 
 
 def _roulette_sum(
@@ -185,10 +195,12 @@ def _roulette_sum(
     quadratic: Quadratic,
     n_probes: int,
     min_survival: float,
+    n_traced: int,
 ) -> Floats:
-    """V(M_1)/m + sum_k [(tr M_k)^2 + V(M_k)/m] (1/P_k - 1/P_(k-1)) with V = `quadratic`."""
+    """V(M_1) + sum_k [(tr M_k)^2 + V(M_k)] (1/P_k - 1/P_(k-1)) with V = `quadratic` of m."""
     j = square("roulette_variance", jacobian)
     m = probe_count("roulette_variance", n_probes)
+    n_traced = int(at_least("roulette_variance", "n_traced", n_traced, 0))
     if not 0.0 <= min_survival <= 1.0:
         raise ValueError(
             f"roulette_variance needs 0 <= min_survival <= 1; got {min_survival}. It is the "
@@ -197,21 +209,29 @@ def _roulette_sum(
     rho = spectral_radius(j)
     flat = j.reshape(-1, *j.shape[-2:])
     each = [
-        _roulette_sum_of(a, r, roulette, quadratic, m, min_survival)
+        _roulette_sum_of(a, r, roulette, quadratic, m, min_survival, n_traced)
         for a, r in zip(flat, rho.ravel(), strict=True)
     ]
     return np.array(each).reshape(rho.shape)
 
 
 def _roulette_sum_of(
-    j: np.ndarray, rho: float, roulette: Roulette, quadratic: Quadratic, m: int, min_survival: float
+    j: np.ndarray,
+    rho: float,
+    roulette: Roulette,
+    quadratic: Quadratic,
+    m: int,
+    min_survival: float,
+    n_traced: int,
 ) -> float:
     if rho >= 1.0 or not (min_survival > 0.0 or roulette_variance_is_finite(rho, roulette)):
         return math.inf
 
     def squares(n: int) -> tuple[float, Floats, Floats]:
-        scaled, log_scale = scaled_tails(j, rho, n)
-        noise = quadratic(scaled) / m
+        scaled, log_scale = scaled_tails(j, rho, n + n_traced)
+        seen = np.maximum(np.arange(n), n_traced)  # M_(L+1) in the place of M_1 ... M_L
+        scaled, log_scale = Moments(scaled.dim, *(f[seen] for f in scaled[1:])), log_scale[seen]
+        noise = quadratic(scaled, m)
         with np.errstate(divide="ignore"):  # M_k = 0
             log_square = np.log(scaled.trace**2 + noise) + 2.0 * log_scale
             log_envelope = np.log((len(j) + 2.0 / m) * scaled.frobenius_sq) + 2.0 * log_scale

@@ -1,0 +1,130 @@
+"""The series in J whose terms a probe evaluates, and the vector that its gradient is taken with.
+
+An expansion is handed the draws (v, w) and v -> v^T J. A new one is a new class with this verb,
+given to `LogDetEstimator` as `expansion`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resflow_bench.logdet.products import Vjp
+from resflow_bench.logdet.truncation import Terms
+
+COMPACT_AT = 0.8
+"""Examples that have all their terms leave the batch once they are a fifth of it: to cut a batch
+takes about as long as a small product."""
+
+
+class Expanded(NamedTuple):
+    """value: (B,), nats, constant. n_products: vector-Jacobian products a probe, per example.
+
+    adjoint: s_j, (m, B, *event), constant, for which d value = (1/m) sum_j s_j^T dJ v_j in the
+        mean over probes; None unless it was asked for.
+    """
+
+    value: Tensor
+    adjoint: Tensor | None
+    n_products: float
+
+
+class Expansion(Protocol):
+    """sum_k w_k Delta_k, where Delta_1 + Delta_2 + ... = (1/m) sum_j v_j^T log(I + J) v_j."""
+
+    def expand(self, vjp: Vjp, v: Tensor, terms: Terms, n_traced: int, adjoint: bool) -> Expanded:
+        """The weighted sum, without the parts of degree 1 to `n_traced` in J.
+
+        Args:
+            vjp: v -> v^T J.
+            v: (m, B, *event).
+            terms: w_k and N.
+            n_traced: how many powers of J are dealt with elsewhere.
+            adjoint: whether to compute it.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Taylor:
+    """Delta_k = (-1)^(k+1)/k v^T J^k v,    s^T = sum_k w_k (-1)^(k-1) v^T J^(k-1).
+
+    The adjoint's mean is that of sum_k w_k (-J)^(k-1) -> (I + J)^-1: the Neumann series.
+
+    Args:
+        tail: the type of the products that make J^2 v and on; None is that of v. Sums are kept in
+            v's type. Half the bits make a product several times cheaper, on hardware that has
+            units for it, and what they round is small once the first trace is taken exactly: a
+            bias, small and not zero, to be measured.
+
+    Properties: unbiased if E w_k = 1, but for what `tail` rounds. Cost: a product a term; the work
+        of a batch is the sum of its N if `vjp` can `select`, since examples that have had all
+        their terms leave it, and B max N if not. Memory: four vectors shaped like v.
+
+    Source: Chen et al. (2019), "Residual Flows for Invertible Generative Modeling", Theorems 1, 2.
+
+    >>> str(Taylor()), str(Taylor(torch.bfloat16))
+    ('taylor', 'taylor(bfloat16)')
+    """
+
+    tail: torch.dtype | None = None
+
+    def __str__(self) -> str:
+        return f"taylor({str(self.tail).removeprefix('torch.')})" if self.tail else "taylor"
+
+    @torch.no_grad()
+    def expand(self, vjp: Vjp, v: Tensor, terms: Terms, n_traced: int, adjoint: bool) -> Expanded:
+        n_active = (terms.n_terms >= np.arange(1, len(terms.weights) + 1)[:, None]).sum(1)  # (N,)
+        select, weights, order = getattr(vjp, "select", None), terms.weights, None
+        if select is not None and (n_active <= COMPACT_AT * v.shape[1]).any():
+            order = torch.from_numpy(np.argsort(-terms.n_terms, kind="stable")).to(v.device)
+            vjp, v, weights = select(order), v.index_select(1, order), weights[:, order]
+        weights = weights.view(*weights.shape, *[1] * (v.ndim - 2))  # (N, B, 1...)
+        series = torch.zeros_like(v)
+        neumann = torch.zeros_like(v) if adjoint else None
+        power, n, n_products = v, v.shape[1], 0
+        for k, weight in enumerate(weights, start=1):
+            if order is not None and n_active[k - 1] <= COMPACT_AT * n:
+                n = int(n_active[k - 1])
+                vjp = vjp.select(slice(n))  # type: ignore[attr-defined]
+                power = power[:, :n].contiguous()
+            if neumann is not None and k > n_traced:
+                neumann[:, :n].addcmul_(power, weight[:n], value=_sign(k))
+            if self.tail is not None and k == (2 if n_traced == 0 else 1):
+                vjp, power = _lowered(vjp, self.tail), power.to(self.tail)
+            power = vjp(power)  # v^T J^k
+            if k > n_traced:
+                series[:, :n].addcmul_(power, weight[:n], value=_sign(k) / k)
+            n_products += n
+        value = inner(series, v)
+        if order is not None:
+            back = torch.argsort(order)
+            value = value[back]
+            neumann = neumann if neumann is None else neumann.index_select(1, back)
+            return Expanded(value, neumann, n_products / v.shape[1])
+        return Expanded(value, neumann, len(weights))
+
+
+def _lowered(vjp: Vjp, dtype: torch.dtype) -> Vjp:
+    if not hasattr(vjp, "to"):
+        raise ValueError(
+            f"Taylor(tail={dtype}) needs products that can be rounded, which a residual branch of "
+            f"this package has (`cached`); got {type(vjp).__name__}. Set `tail=None`."
+        )
+    lowered: Vjp = vjp.to(dtype)
+    return lowered
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """<a, b> over the event, averaged over probes: (m, B, *event) x2 -> (B,)."""
+    product = a * b
+    return (product.flatten(2).sum(-1) if product.ndim > 2 else product).mean(0)
+
+
+def _sign(k: int) -> float:
+    """(-1)^(k+1)."""
+    return 1.0 if k % 2 else -1.0
