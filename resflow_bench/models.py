@@ -114,6 +114,15 @@ def mlp_architecture(event: Event, lipschitz: float) -> ResidualFlow:
     )
 
 
+def shallow_architecture(event: Event, lipschitz: float) -> ResidualFlow:
+    """Eight blocks of one hidden layer of max(2d, 64) LipSwish units: two exact leading traces."""
+    width = max(2 * math.prod(event), MIN_WIDTH)
+    generator = torch.Generator().manual_seed(0)
+    return _fully_connected(
+        event, lambda dim: mlp_branch(dim, (width,), lipschitz, generator=generator)
+    )
+
+
 def dense_architecture(event: Event, lipschitz: float) -> ResidualFlow:
     """Eight blocks of three dense layers, each adding max(d, 32) CLipSwish units."""
     growth = max(math.prod(event) // 2, 16)
@@ -148,6 +157,7 @@ def multiscale_architecture(event: Event, lipschitz: float) -> ResidualFlow:
 
 ARCHITECTURES: dict[str, Architecture] = {
     "mlp": mlp_architecture,
+    "shallow": shallow_architecture,
     "dense": dense_architecture,
     "conv": conv_architecture,
     "multiscale": multiscale_architecture,

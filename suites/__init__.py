@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from resflow_bench.lab.cells import Suite
 
-NAMES = ("bias", "variance", "inverse", "lipschitz", "throughput", "training_gap", "density")
+NAMES = (
+    "bias",
+    "variance",
+    "inverse",
+    "lipschitz",
+    "throughput",
+    "training_gap",
+    "density",
+    "peers",
+    "efficiency",
+)
 
 
 def load(name: str) -> Suite:

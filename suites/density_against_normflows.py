@@ -37,9 +37,10 @@ import torch
 from resflow_bench.data import DENSITIES, dataset_named
 from resflow_bench.flows import Logit, ResidualFlow
 from resflow_bench.intervals import mean_interval
+from resflow_bench.lab.peers.normflows import normflows_nets, normflows_seeded
 from resflow_bench.layers import LipSwish
 from resflow_bench.logdet import Exact, LogDetEstimator, Rademacher, exact_log_det
-from suites.against_normflows import need_normflows, normflows_nets, normflows_seeded
+from suites.against_normflows import need_normflows
 from suites.training_against_normflows import THEIR_ROULETTE, Learner, ours, say, theirs
 
 if TYPE_CHECKING:

@@ -30,17 +30,15 @@ import torch
 
 from resflow_bench.flows import MultiScale, ResidualFlow, image_flow
 from resflow_bench.intervals import median_interval
-from resflow_bench.lab.timing import peak_bytes
-from resflow_bench.logdet import Fixed, Gaussian, Geometric, LogDetEstimator, Roulette, Truncation
-from suites.against_normflows import (
-    N_TERMS,
-    flow_and_points,
-    need_normflows,
+from resflow_bench.lab.peers.normflows import (
     normflows_flow,
     normflows_nets,
     normflows_seeded,
     normflows_update,
 )
+from resflow_bench.lab.timing import peak_bytes
+from resflow_bench.logdet import Fixed, Gaussian, Geometric, LogDetEstimator, Roulette, Truncation
+from suites.against_normflows import N_TERMS, flow_and_points, need_normflows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -206,6 +206,23 @@ def training_cells() -> Iterator[tuple[dict[str, Any], Observed]]:
         )
 
 
+def peers_cells() -> Iterator[tuple[dict[str, Any], Observed]]:
+    for implementation, mode in product(("ours", "normflows"), ("roulette", "evaluation")):
+        off = -9.0 if implementation == "normflows" and mode == "roulette" else 0.0
+        error = {"gradient_error": (0.6, 0.01)} if off else {"gradient_error": (0.0, 0.1)}
+        inverse = {"inverse_error": 1e-3 if implementation == "normflows" else 1e-9}
+        yield (
+            MODEL | {"model": "trained", "implementation": implementation, "mode": mode},
+            {
+                "bias": (off, 0.1),
+                "bias_expected": off,
+                "time_over_ours": (2.0, 0.1),
+                "peak_over_ours": 3.0,
+                **(inverse | {"inverse_asked": 1e-5} if mode == "evaluation" else error),
+            },
+        )
+
+
 def make_frames() -> dict[str, pd.DataFrame]:
     draw = np.random.default_rng(0)
     frames = {
@@ -216,6 +233,7 @@ def make_frames() -> dict[str, pd.DataFrame]:
         "throughput": rows("throughput", throughput_cells()),
         "training_gap": rows("training_gap", training_gap_cells()),
         "density": density_frame(),
+        "peers": rows("peers", peers_cells()),
         "training": rows("training", training_cells()),
     }
     failed = (

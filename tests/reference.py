@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import integrate, linalg, stats
+from scipy import integrate, linalg, spatial, stats
 
 Array = NDArray[np.float64]
 
@@ -125,6 +125,48 @@ def fourth_order_variance(a: Array, fourth_moment: float) -> float:
     )
     moment[(np.arange(d),) * 4] = fourth_moment
     return float(np.einsum("ij,kl,ijkl->", a, a, moment) - np.trace(a) ** 2)
+
+
+def probe_blocks(name: str, dim: int, n: int) -> tuple[Array, Array]:
+    """All values of n vectors that know of each other, (N, n, d), and their probabilities.
+
+    "orthogonal": sqrt(d) times the first rows of a rotation, d = 2 or 3, by a quadrature that is
+    exact for polynomials of degree 4 in its entries: equidistant angles, and Gauss's points in the
+    cosine of the middle one of Euler's. "hadamard": all signs and all choices of n columns.
+    """
+    if name == "orthogonal":
+        angles = np.arange(6) * np.pi / 3
+        if dim == 2:
+            turns = spatial.transform.Rotation.from_euler("z", angles[:, None]).as_matrix()[
+                :, :2, :2
+            ]
+            weights = np.ones(len(turns))
+        else:
+            nodes, gauss = np.polynomial.legendre.leggauss(5)
+            euler = np.array(list(itertools.product(angles, np.arccos(nodes), angles)))
+            turns = spatial.transform.Rotation.from_euler("zyz", euler).as_matrix()
+            weights = np.array([w for _, w, _ in itertools.product(angles, gauss, angles)])
+        return np.sqrt(dim) * turns[:, :n], weights / weights.sum()
+    columns = linalg.hadamard(1 << (dim - 1).bit_length())[:, :dim].astype(float)
+    signs = np.array(list(itertools.product([-1.0, 1.0], repeat=dim)))
+    chosen = columns[list(itertools.combinations(range(len(columns)), n))]  # (n_choices, n, d)
+    points = (signs[:, None, None] * chosen).reshape(-1, n, dim)
+    return points, np.full(len(points), 1 / len(points))
+
+
+def block_variance(a: Array, name: str, n_probes: int) -> float:
+    """Var((1/m) sum_j v_j^T A v_j), the v_j in independent blocks as large as there are."""
+    name, size = {
+        "sphere": ("orthogonal", 1),
+        "orthogonal": ("orthogonal", len(a)),
+        "hadamard": ("hadamard", 1 << (len(a) - 1).bit_length()),
+    }[name]
+    total = 0.0
+    for start in range(0, n_probes, size):
+        points, p = probe_blocks(name, len(a), min(size, n_probes - start))
+        q = np.einsum("nji,ik,njk->n", points, a, points) / n_probes
+        total += float(p @ (q - p @ q) ** 2)
+    return total
 
 
 # --- the roulette, by every N and every probe -----------------------------------------------------

@@ -14,9 +14,9 @@ from scipy import stats
 
 from resflow_bench.data import Dataset, digits_images
 from resflow_bench.flows import Logit, MultiScale, ResidualFlow, image_flow
+from resflow_bench.lab.peers.normflows import normflows_flow, normflows_nets, normflows_seeded
 from resflow_bench.logdet import Exact, Fixed, Gaussian, Geometric, LogDetEstimator, Roulette
 from suites import against_normflows, density_against_normflows, training_against_normflows
-from suites.against_normflows import normflows_flow, normflows_nets, normflows_seeded
 from suites.density_against_normflows import Course, Look, certified, exact_log_prob
 from suites.training_against_normflows import THEIR_ROULETTE, ours, theirs
 

@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from resflow_bench.fixed_point import PATIENCE, Outcome, Picard, Solution, solve
+from resflow_bench.fixed_point import (
+    PATIENCE,
+    Anderson,
+    Auto,
+    Outcome,
+    Picard,
+    Solution,
+    solve,
+)
 from resflow_bench.layers import LinearBranch, LipSwish, Tanh, mlp_branch
 
 DIM = 16
@@ -34,7 +42,7 @@ class Damped:
         return (x + fx) / 2, state + 1
 
 
-STEPS = [Picard(), Damped()]
+STEPS = [Picard(), Damped(), Anderson(), Anderson(1), Auto(), Auto(look=2, slow=0.0)]
 
 
 @pytest.mark.parametrize("step", STEPS, ids=repr)
@@ -124,6 +132,114 @@ def test_an_example_does_not_depend_on_its_batch_mates():
         alone = solve(lambda x, i=i: z[i : i + 1] + rate[i : i + 1] * x, z[i : i + 1])
         for field in ("value", "residual", "n_steps", "outcome"):
             assert torch.equal(getattr(alone, field)[0], getattr(together, field)[i])
+
+
+@pytest.mark.parametrize("step", STEPS, ids=repr)
+def test_a_step_treats_each_example_by_itself(step):
+    """To rounding, and to the step: the others end earlier, later, or never, and leave the batch.
+
+    A step with one norm for the batch, as the public Broyden code has it, is the twin.
+    """
+    rate = torch.tensor([0.1, 0.5, -0.9, 0.98, 2.0, 0.3])[:, None] * torch.linspace(0.2, 1, DIM)
+    rate, z = rate.double(), gaussian(6, DIM)
+
+    def f(x, z, rate):
+        return z + rate * x + 0.01 * torch.sin(x)
+
+    def differs(step) -> bool:
+        together = solve(f, z, step, args=(z, rate))
+        alone = [solve(f, z[i : i + 1], step, args=(z[i : i + 1], rate[i : i + 1])) for i in MATES]
+        assert (together.converged == torch.tensor([i in MATES for i in range(6)])).all()
+        return any(
+            not torch.allclose(one.value[0], together.value[i], rtol=0, atol=1e-12)
+            or one.n_steps[0] != together.n_steps[i]
+            for i, one in zip(MATES, alone, strict=True)
+        )
+
+    assert not differs(step)
+    assert differs(OneForAll())
+
+
+MATES = (0, 1, 2, 3, 5)
+
+
+@dataclass(frozen=True)
+class OneForAll:
+    """The twin: secant steps with one slope for the whole batch."""
+
+    def init(self, x0: Tensor) -> None:
+        return None
+
+    def next(self, x: Tensor, fx: Tensor, state: None) -> tuple[Tensor, None]:
+        r = fx - x
+        return x + r / (1 + 0.1 * torch.tanh(r.norm())), None
+
+
+@pytest.mark.parametrize("step", [Picard(), Anderson(), Auto()], ids=repr)
+def test_who_has_ended_is_evaluated_no_more(step):
+    """With `args` at most twice as many examples as run; the same values, to the bit here."""
+    rate = torch.linspace(0.1, 0.99, 64, dtype=torch.float64)[:, None]
+    z = gaussian(64, 1)
+    seen = []
+
+    def f(x, z, rate):
+        seen.append(len(x))
+        return z + rate * x - 0.1 * rate * torch.tanh(x)
+
+    part = solve(f, z, step, args=(z, rate))
+    running = [int((part.n_steps >= k).sum()) for k in range(len(seen))]
+    assert all(n <= max(2 * m, 1) for n, m in zip(seen[1:], running[1:], strict=True))
+    assert seen[0] == 64
+    whole = solve(lambda x: f(x, z, rate), z, step)
+    assert sum(seen[: len(running)]) < 0.75 * 64 * len(running)
+    for field in ("n_steps", "outcome"):
+        assert torch.equal(getattr(part, field), getattr(whole, field))
+    torch.testing.assert_close(part.value, whole.value, rtol=1e-12, atol=1e-12)
+
+
+def gmres(matrix: np.ndarray, b: np.ndarray, n: int) -> np.ndarray:
+    """argmin ||b - (I - A) y|| over y in span(b, A b, ..., A^(n-1) b), from y = 0."""
+    basis = np.stack([np.linalg.matrix_power(matrix, k) @ b for k in range(n)], axis=1)
+    system = (np.eye(len(b)) - matrix) @ basis
+    return basis @ np.linalg.lstsq(system, b, rcond=None)[0]
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_anderson_is_gmres_one_picard_step_on(n):
+    """x_{n+1} = f(GMRES_n), f(x) = A x + b from 0 (Walker and Ni); Picard's, the twin, is not."""
+    a, b = 0.3 * gaussian(6, 6), gaussian(1, 6)
+
+    def iterate(step) -> np.ndarray:
+        x = torch.zeros_like(b)
+        state = step.init(x)
+        for _ in range(n + 1):
+            x, state = step.next(x, x @ a.mT + b, state)
+        return x[0].numpy()
+
+    expected = a.numpy() @ gmres(a.numpy(), b[0].numpy(), n) + b[0].numpy()
+    np.testing.assert_allclose(iterate(Anderson(6)), expected, rtol=1e-9, atol=1e-9)
+    assert np.abs(iterate(Picard()) - expected).max() > 1e-3
+
+
+def test_anderson_falls_back_where_a_residual_grew():
+    """A kink that fools the secant: the next step is Picard's own, f(x)."""
+    step, x = Anderson(), torch.tensor([[1.0], [1.0]])
+    fx = torch.tensor([[2.0], [2.0]])
+    _, state = step.next(x, fx, step.init(x))
+    x, fx = torch.tensor([[2.0], [2.0]]), torch.tensor([[5.0], [2.5]])  # grew, shrank
+    following, _ = step.next(x, fx, state)
+    assert torch.equal(following[0], fx[0])
+    torch.testing.assert_close(following[1], torch.tensor([3.0]))  # the secant's zero
+
+
+def test_auto_is_picard_until_that_is_slow():
+    z = gaussian(3, DIM)
+    for rate, slow in ((0.5, False), (0.97, True)):
+        auto, picard = (solve(lambda x, r=rate: z + r * x, z, step) for step in (Auto(), Picard()))
+        if slow:
+            assert auto.n_steps.max() <= 11 < picard.n_steps.min() / 20
+        else:
+            assert torch.equal(auto.value, picard.value)
 
 
 def test_matrix_products_keep_an_example_independent_of_its_batch_mates():
@@ -268,3 +384,10 @@ def test_bad_arguments_are_named(arguments, rule):
     arguments = {"f": lambda x: 0.5 * x, "x0": torch.zeros(2, 3)} | arguments
     with pytest.raises(ValueError, match=rule):
         solve(**arguments)
+
+
+def test_settings_that_cannot_work_are_refused():
+    with pytest.raises(ValueError, match="memory of at least 1; got 0"):
+        Anderson(memory=0)
+    with pytest.raises(ValueError, match="look=1"):
+        Auto(look=1)

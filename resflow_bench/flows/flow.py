@@ -11,11 +11,12 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.fixed_point import Solution
+from resflow_bench.fixed_point import Auto, Solution
 from resflow_bench.flows.actnorm import ActNorm
 from resflow_bench.flows.bijection import Bijection
 from resflow_bench.flows.composition import Chain
-from resflow_bench.flows.residual import Inversion, ResidualBlock, in_float64
+from resflow_bench.flows.refinement import in_float64
+from resflow_bench.flows.residual import Inversion, ResidualBlock
 from resflow_bench.layers import Activation, LipSwish, mlp_branch
 from resflow_bench.logdet import Geometric, LogDetEstimator, Rademacher, Roulette
 from resflow_bench.logdet.estimator import Estimator
@@ -162,10 +163,12 @@ class ResidualFlow(nn.Module):
         pass that made it rounded off is no error of the inverse.
 
         Args:
-            z: (B, d).
-            inversion: how each block is inverted, and the error that is good enough.
-            certify: whether to compute the bound, which costs the float64 inverse. It does not
-                change the value.
+            z: (B, d); with an `error` also of float64 where the parameters are not: so is x then.
+            inversion: how each block is inverted, and the error that is good enough. With an
+                `error`, and without tolerances, x is x' rounded to z's dtype: one pass does, its
+                iterations in float32 and its residuals in float64, and the first term is rounding.
+            certify: whether to compute the bound. Without an `error` it costs x' beside x and does
+                not change the value.
 
         Returns:
             `value` (B, *event); `residual`, the largest over the blocks; `n_steps`, the sum over
@@ -183,16 +186,25 @@ class ResidualFlow(nn.Module):
                 f"An inverse asked for error={inversion.error:g} needs a certificate; "
                 "got certify=False. Leave one of them out."
             )
-        at_rounding = inversion.rtol is None and inversion.atol is None
-        is_polished = at_rounding and z.dtype == torch.float64
-        solution = self.layers.inverse(z, inversion, certify=certify and is_polished)
-        if certify and not is_polished:
-            polish = Inversion(inversion.step, max_steps=POLISH_STEPS)
-            polished = in_float64(self.layers).inverse(z.double(), polish)
-            bound = (solution.value.double() - polished.value).flatten(1).norm(dim=1)
-            bound = bound + polished.error_bound
-            bound = torch.where(bound < torch.inf, bound, torch.inf)  # also if it is not a number
-            solution = replace(solution, error_bound=bound)
+        asked, at_rounding = inversion.error, inversion.rtol is None and inversion.atol is None
+        is_polished = at_rounding and (z.dtype == torch.float64 or asked is not None)
+        if not is_polished or not certify:
+            solution = self.layers.inverse(z, inversion, certify=False)
+            if not certify:
+                return solution
+        polish = inversion
+        if not is_polished:
+            polish = Inversion(inversion.step or Auto(), max_steps=POLISH_STEPS)
+        if not is_polished or asked is not None:
+            polish = replace(polish, dtype=inversion.dtype or torch.float32)
+        polished = in_float64(self.layers).inverse(z.double(), polish)
+        if is_polished:
+            value, residual = polished.value.to(z.dtype), polished.residual.to(z.dtype)
+            solution = replace(polished, value=value, residual=residual)
+        bound = (solution.value.double() - polished.value).flatten(1).norm(dim=1)
+        bound = bound + polished.error_bound
+        bound = torch.where(bound < torch.inf, bound, torch.inf)  # also if it is not a number
+        solution = replace(solution, error_bound=bound)
         return solution if inversion.error is None else solution.demand(inversion.error)
 
     @torch.no_grad()

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.fixed_point import Picard, Solution, Step, solve
+from resflow_bench.fixed_point import Auto, Picard, Solution, Step, solve
+from resflow_bench.flows.refinement import in_float64, kept, refined
 from resflow_bench.layers import Branch, LinearBranch
 from resflow_bench.layers.orders import conversion, norm
 from resflow_bench.logdet.estimator import Estimator
-
-Part = TypeVar("Part", bound=nn.Module)
 
 ROUNDING = 8.0
 """Units in the last place, relative to |x| + |z| and the magnitudes inside g, that the residual of
@@ -27,41 +24,58 @@ each were seen to err by no more than five units relative to |g(x)|, held agains
 class Inversion:
     """How to invert a block: x <- z - g(x) until ||z - x - g(x)|| <= atol + rtol ||x||.
 
-    step: how the next iterate follows.
+    step: how the next iterate follows. None is `Picard()`, whose rate is known beforehand, or
+        `Auto()` where an `error` is asked.
     rtol, atol: bound the residual, not its square, of every example by itself. None takes ten
         units in the last place of the working dtype, relative to the size of the numbers, which is
         about as far as Picard's iteration goes before rounding stops it.
     max_steps: for each block.
     error: the largest ||x - x*||_2 that is good enough. A flow's inverse that cannot certify it
         for an example says UNCERTIFIED. None asks for nothing.
+    dtype: in which to iterate, float32 or float64. Where z is finer, x is then refined with
+        residuals in z's dtype until they meet the tolerance. None is z's.
 
     Raises:
-        ValueError: an `error` that is not positive and finite.
+        ValueError: an `error` that is not positive and finite, or another dtype.
     """
 
-    step: Step = Picard()
+    step: Step | None = None
     rtol: float | None = None
     atol: float | None = None
     max_steps: int = 2000
     error: float | None = None
+    dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         if self.error is not None and not 0 < self.error < math.inf:
             raise ValueError(
                 f"Inversion needs a positive, finite `error`, or None; got {self.error}."
             )
+        if self.dtype not in (None, torch.float32, torch.float64):
+            raise ValueError(
+                "Inversion iterates in torch.float32 or torch.float64, or, for None, in z's "
+                f"`dtype`; got {self.dtype}."
+            )
 
     def __call__(self, branch: Branch | LinearBranch, z: Tensor) -> Solution:
         """Solve x + g(x) = z from x = z, (B, *event)."""
-        g = branch.normalised()
         floor = 10 * torch.finfo(z.dtype).eps
+        rtol = floor if self.rtol is None else self.rtol
+        atol = floor if self.atol is None else self.atol
+        step = self.step or (Picard() if self.error is None else Auto())
+        if self.dtype == torch.float32 and z.dtype == torch.float64:
+            return refined(
+                branch, z, step, self.dtype, rtol=rtol, atol=atol, max_steps=self.max_steps
+            )
+        g = branch.normalised()
         return solve(
-            lambda x: z - g(x),
+            lambda x, y: y - g(x),
             z,
-            self.step,
-            rtol=floor if self.rtol is None else self.rtol,
-            atol=floor if self.atol is None else self.atol,
+            step,
+            rtol=rtol,
+            atol=atol,
             max_steps=self.max_steps,
+            args=(z,),
         )
 
 
@@ -117,9 +131,12 @@ class ResidualBlock(nn.Module):
             return solution
         branch, z, x = in_float64(self.branch), z.double(), solution.value.double()
         order, n = branch.order, math.prod(z.shape[1:])
-        slack = 1.0 - branch.lipschitz_certified()
+        slack = 1.0 - kept(branch, _lipschitz_certified)
         sizes = norm(x.flatten(1), order) + norm(z.flatten(1), order) + branch.magnitude(x)
-        residual = norm((z - x - branch(x)).flatten(1), order)
+        if solution.value.dtype == torch.float64 and order == 2.0:
+            residual = solution.residual  # at that x, of that g
+        else:
+            residual = norm((z - x - branch(x)).flatten(1), order)
         residual = residual + ROUNDING * torch.finfo(x.dtype).eps * sizes
         if error is not None:
             residual = residual + error * conversion(2.0, order, n)
@@ -129,9 +146,5 @@ class ResidualBlock(nn.Module):
         return replace(solution, error_bound=bound)
 
 
-def in_float64(part: Part) -> Part:
-    """The same map computed in float64: `part` itself if that is what it does, else a copy."""
-    state = part.state_dict().values()
-    if all(t.dtype == torch.float64 for t in state if t.is_floating_point()):
-        return part
-    return copy.deepcopy(part).double()
+def _lipschitz_certified(branch: Branch | LinearBranch) -> float:
+    return branch.lipschitz_certified()

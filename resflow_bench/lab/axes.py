@@ -94,6 +94,24 @@ def _probe(value: str) -> str | None:
     return _one_of(*PROBES)(value)
 
 
+def _expansion(value: str) -> str | None:
+    from resflow_bench.logdet import EXPANSIONS
+
+    return _one_of(*EXPANSIONS)(value)
+
+
+def _implementation(value: str) -> str | None:
+    from resflow_bench.lab.peers import PEERS
+
+    return _one_of(*PEERS)(value)
+
+
+def _mode(value: str) -> str | None:
+    from resflow_bench.lab.peers import MODES
+
+    return _one_of(*MODES)(value)
+
+
 def _device(value: str) -> str | None:
     if value == "cpu":
         return None
@@ -141,6 +159,12 @@ _AXES = (
     Axis("n_terms", int, "terms N of the fixed truncation", "10", _at_least(1)),
     Axis("roulette", str, "law of the number of terms after the exact ones", "poisson(2)", _law),
     Axis("n_exact", int, "terms that the roulette always evaluates", "2", _at_least(0)),
+    Axis("per", str, "what a roulette draws its number of terms for", "example",
+         _one_of("example", "batch", "stratified")),
+    Axis("n_traced", int, "leading traces that are computed and not estimated", "2", _at_least(0)),
+    Axis("expansion", str, "the series whose terms are evaluated", "taylor", _expansion),
+    Axis("estimator", str, "how the log-determinant is had", "hutchinson",
+         _one_of("hutchinson", "tuned", "determinant")),
     Axis("probe", str, "law of the probe vectors", "rademacher", _probe),
     Axis("n_probes", int, "probe vectors m per example", "1", _at_least(1)),
     Axis("dtype", str, "floating-point type", "float32", _one_of("float32", "float64", "bfloat16")),
@@ -154,6 +178,8 @@ _AXES = (
     Axis("dataset", str, "what a flow is trained on", "digits-logit", _dataset),
     Axis("architecture", str, "what a trained flow is built of", "mlp", _architecture),
     Axis("step", int, "optimiser steps that a flow was trained for", "300", _at_least(1)),
+    Axis("implementation", str, "whose code is measured", "ours", _implementation),
+    Axis("mode", str, "what an implementation is asked for", "evaluation", _mode),
 )  # fmt: skip
 AXES: dict[str, Axis] = {axis.name: axis for axis in _AXES}
 

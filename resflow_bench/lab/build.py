@@ -18,6 +18,7 @@ from resflow_bench.flows import ResidualBlock, ResidualFlow
 from resflow_bench.lab.cells import Cell, Context, Skip, silent
 from resflow_bench.lab.models import MODELS
 from resflow_bench.logdet import (
+    EXPANSIONS,
     LAWS,
     PROBES,
     Fixed,
@@ -55,10 +56,10 @@ def build_points(cell: Cell, n: int) -> Tensor:
 
 
 def build_truncation(cell: Cell) -> Truncation:
-    """`Fixed(n_terms)` or `Roulette(law, n_exact)`."""
+    """`Fixed(n_terms)` or `Roulette(law, n_exact, per)`."""
     if cell["truncation"] == "fixed":
         return Fixed(cell["n_terms"])
-    return Roulette(build_law(cell["roulette"]), cell["n_exact"])
+    return Roulette(build_law(cell["roulette"]), cell["n_exact"], cell.get("per", "example"))
 
 
 def build_law(text: str) -> Law:
@@ -82,8 +83,14 @@ def _is_number(text: str) -> bool:
 
 
 def build_estimator(cell: Cell) -> LogDetEstimator:
-    """The cell's probe, truncation and number of probes."""
-    return LogDetEstimator(PROBES[cell["probe"]], build_truncation(cell), cell["n_probes"])
+    """The cell's probe, truncation, number of probes and of exact traces, and expansion."""
+    return LogDetEstimator(
+        PROBES[cell["probe"]],
+        build_truncation(cell),
+        cell["n_probes"],
+        n_traced=cell.get("n_traced", 0),
+        expansion=EXPANSIONS[cell.get("expansion", "taylor")](cell["lipschitz"]),
+    )
 
 
 @dataclass(frozen=True, eq=False)

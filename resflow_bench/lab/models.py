@@ -80,18 +80,22 @@ class Untrained:
 
 @dataclass(frozen=True)
 class Trained:
-    """A flow after maximum likelihood, at held-out examples."""
+    """A flow after maximum likelihood, at held-out examples.
+
+    n_traced: exact leading traces in the objective, as many as the branches admit or fewer.
+    """
 
     name: str
     architecture: str
     dataset: str
     training: Training
+    n_traced: int = 0
     n_distinct_points = None
 
     def flow(self, dim: int, lipschitz: float, results: Path, say: Say) -> ResidualFlow:
         if dim != (needed := math.prod(dataset(self.dataset).event)):
-            raise Skip(f"the {self.name} flow is the digits', at dim={needed}; got dim={dim}")
-        objective = tame(lipschitz, per="batch")
+            raise Skip(f"the {self.name} flow has data of dim={needed}; got dim={dim}")
+        objective = tame(lipschitz, per="batch", n_traced=self.n_traced)
         recipe = Recipe(self.architecture, self.dataset, lipschitz, self.training, objective)
         return trained(recipe, results, say)
 
@@ -103,8 +107,12 @@ _MODELS: tuple[Model, ...] = (
     *map(Linear, LINEAR_FAMILIES),
     Untrained(),
     Trained("trained", "mlp", "digits-logit", Training(600, learning_rate=2e-3)),
+    Trained("shallow", "shallow", "digits-logit", Training(400, learning_rate=2e-3), n_traced=2),
     Trained("conv", "conv", "digits", Training(400, batch_size=64, learning_rate=5e-3)),
     Trained("multiscale", "multiscale", "digits", Training(400, batch_size=64, learning_rate=5e-3)),
+    Trained(
+        "patches", "conv", "patches", Training(100, batch_size=64, learning_rate=5e-3), n_traced=1
+    ),
 )
 MODELS = {model.name: model for model in _MODELS}
 """What the axis `model` offers, by name."""

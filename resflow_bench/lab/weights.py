@@ -67,6 +67,8 @@ class Recipe:
                 repr(estimator.truncation),
                 estimator.n_probes,
                 str(estimator.gradient),
+                estimator.n_traced,
+                str(estimator.expansion),
             ],
             "torch": torch.__version__.split("+")[0],
         }
@@ -77,14 +79,17 @@ class Recipe:
         return f"{self.dataset}-{self.architecture}-K{self.lipschitz:g}"
 
 
-def tame(spectral_radius: float, per: Literal["example", "batch"] = "example") -> LogDetEstimator:
+def tame(
+    spectral_radius: float, per: Literal["example", "batch"] = "example", n_traced: int = 0
+) -> LogDetEstimator:
     """An unbiased estimator all of whose moments are finite at this spectral radius or below.
 
     The p-th is if rho^p < (1 - stop)^(p-1); stop = 1 - rho leaves rho^p < rho^(p-1). An N for the
     whole batch costs its mean and not its maximum, which is what a training can use.
     """
     stop = min(max(1 - spectral_radius, 0.01), 0.9)
-    return LogDetEstimator(Rademacher(), Roulette(Geometric(stop), n_exact=4, per=per))
+    roulette = Roulette(Geometric(stop), n_exact=4, per=per)
+    return LogDetEstimator(Rademacher(), roulette, n_traced=n_traced)
 
 
 def dataset(name: str) -> Dataset:

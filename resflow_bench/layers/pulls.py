@@ -100,7 +100,8 @@ class BySlope:
     expansion: int = 1
 
     def __call__(self, v: Tensor) -> Tensor:
-        v = v * self.slope if torch.is_grad_enabled() else v.mul_(self.slope)
+        one = v.shape[-self.slope.ndim] < len(self.slope)  # the same v for all examples
+        v = v * self.slope if one or torch.is_grad_enabled() else v.mul_(self.slope)
         if self.expansion == 1:
             return v
         axis = 1 - self.slope.ndim

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from resflow_bench.logdet.estimator import Estimate
-from resflow_bench.logdet.products import CHUNK_NUMBERS, Map, autograd, dense_jacobian
+from resflow_bench.logdet.products import (
+    CHUNK_NUMBERS,
+    Map,
+    Products,
+    autograd,
+    dense_jacobian,
+    linearise,
+)
 
 
 def jacobian(g: Map, x: Tensor) -> Tensor:
@@ -64,6 +71,35 @@ class Exact:
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
         """g(x), ln|det(I + J_g(x))| in x's dtype, and d."""
         return Estimate(g(x), exact_log_det(g, x).to(x.dtype), math.prod(x.shape[1:]))
+
+
+@dataclass(frozen=True)
+class Determinant:
+    """ln|det(I + J)| by LU of the whole J, in x's dtype: no probe, no series, no random number.
+
+    Args:
+        products: how v^T J is formed.
+
+    Properties: exact to x's rounding (some 1e-6 nat at d = 64 in float32); differentiable. Cost:
+        d products, the first linear map of which is free for branches of this package, and
+        2 d^3/3 operations of a batched LU, which at d = 64 take longer than the products. Examples
+        are taken in slices of bounded memory.
+
+    >>> Determinant()(lambda x: 0.5 * x, torch.zeros(1, 2)).n_products
+    2
+    """
+
+    products: Products = linearise
+
+    def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
+        """g(x), ln|det(I + J_g(x))|, and d."""
+        dim = math.prod(x.shape[1:])
+        values, log_dets = [], []
+        for piece in x.split(max(1, CHUNK_NUMBERS // dim**2)):
+            value, vjp = self.products(g, piece)
+            values.append(value)
+            log_dets.append(dense_log_det(dense_jacobian(vjp, piece)))
+        return Estimate(torch.cat(values), torch.cat(log_dets), dim)
 
 
 def in_float64(g: Map, x: Tensor) -> tuple[Map, Tensor]:

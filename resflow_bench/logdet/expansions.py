@@ -78,35 +78,69 @@ class Taylor:
 
     @torch.no_grad()
     def expand(self, vjp: Vjp, v: Tensor, terms: Terms, n_traced: int, adjoint: bool) -> Expanded:
-        n_active = (terms.n_terms >= np.arange(1, len(terms.weights) + 1)[:, None]).sum(1)  # (N,)
-        select, weights, order = getattr(vjp, "select", None), terms.weights, None
-        if select is not None and (n_active <= COMPACT_AT * v.shape[1]).any():
-            order = torch.from_numpy(np.argsort(-terms.n_terms, kind="stable")).to(v.device)
-            vjp, v, weights = select(order), v.index_select(1, order), weights[:, order]
-        weights = weights.view(*weights.shape, *[1] * (v.ndim - 2))  # (N, B, 1...)
-        series = torch.zeros_like(v)
-        neumann = torch.zeros_like(v) if adjoint else None
-        power, n, n_products = v, v.shape[1], 0
-        for k, weight in enumerate(weights, start=1):
-            if order is not None and n_active[k - 1] <= COMPACT_AT * n:
-                n = int(n_active[k - 1])
-                vjp = vjp.select(slice(n))  # type: ignore[attr-defined]
-                power = power[:, :n].contiguous()
+        work = longest_first(vjp, v, terms)
+        vjp, power, weights = work.vjp, work.v, work.weights
+        series = torch.zeros_like(power)
+        neumann = torch.zeros_like(power) if adjoint else None
+        for k, n in enumerate(work.n_active, start=1):
+            if n < power.shape[1]:
+                vjp, power = part(vjp, n), power[:, :n].contiguous()
             if neumann is not None and k > n_traced:
-                neumann[:, :n].addcmul_(power, weight[:n], value=_sign(k))
+                neumann[:, :n].addcmul_(power, weights[k - 1, :n], value=_sign(k))
             if self.tail is not None and k == (2 if n_traced == 0 else 1):
                 vjp, power = _lowered(vjp, self.tail), power.to(self.tail)
             power = vjp(power)  # v^T J^k
             if k > n_traced:
-                series[:, :n].addcmul_(power, weight[:n], value=_sign(k) / k)
-            n_products += n
-        value = inner(series, v)
-        if order is not None:
-            back = torch.argsort(order)
+                series[:, :n].addcmul_(power, weights[k - 1, :n], value=_sign(k) / k)
+        return work.expanded(inner(series, work.v), neumann)
+
+
+class Work(NamedTuple):
+    """A batch with the examples of most terms first, so that those that have theirs can leave.
+
+    vjp: v -> v^T J of the examples in this order.
+    v: (m, B, *event). weights: (N, B, 1, ...).
+    n_active: of how many examples, the first ones, term k = 1..N is evaluated; falls with k.
+    order: which examples they are, (B,); None if nobody was moved.
+    """
+
+    vjp: Vjp
+    v: Tensor
+    weights: Tensor
+    n_active: list[int]
+    order: Tensor | None
+
+    def expanded(self, value: Tensor, adjoint: Tensor | None) -> Expanded:
+        """What was found, (B,) and (m, B, *event), in the order in which the examples came."""
+        if self.order is not None:
+            back = torch.argsort(self.order)
             value = value[back]
-            neumann = neumann if neumann is None else neumann.index_select(1, back)
-            return Expanded(value, neumann, n_products / v.shape[1])
-        return Expanded(value, neumann, len(weights))
+            adjoint = adjoint if adjoint is None else adjoint.index_select(1, back)
+        return Expanded(value, adjoint, sum(self.n_active) / max(1, self.v.shape[1]))
+
+
+def longest_first(vjp: Vjp, v: Tensor, terms: Terms) -> Work:
+    """The batch in the order of falling N, if `vjp` can `select` and it pays; else as it is."""
+    weights = terms.weights.view(*terms.weights.shape, *[1] * (v.ndim - 2))  # (N, B, 1...)
+    n = v.shape[1]
+    n_active = [n] * len(weights)
+    select = getattr(vjp, "select", None)
+    if select is not None and n > 0:
+        for k in range(len(weights)):
+            needed = int((terms.n_terms > k).sum())
+            n = needed if needed <= COMPACT_AT * n else n
+            n_active[k] = n
+    if n == v.shape[1]:
+        return Work(vjp, v, weights, n_active, None)
+    assert select is not None  # or n had not changed
+    order = torch.from_numpy(np.argsort(-terms.n_terms, kind="stable")).to(v.device)
+    return Work(select(order), v.index_select(1, order), weights[:, order], n_active, order)
+
+
+def part(vjp: Vjp, n: int) -> Vjp:
+    """v -> v^T J of the first n examples, of a `vjp` that can `select`."""
+    first: Vjp = vjp.select(slice(n))  # type: ignore[attr-defined]
+    return first
 
 
 def _lowered(vjp: Vjp, dtype: torch.dtype) -> Vjp:

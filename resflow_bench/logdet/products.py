@@ -145,13 +145,20 @@ class DenseJacobian:
         return torch.einsum(formula, flat, self.matrix).view_as(v)
 
 
-def dense_jacobian(vjp: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """J, (B, d, d), row i from v = e_i; in chunks of rows that bound the memory of one product."""
+def dense_jacobian(vjp: Vjp, x: Tensor) -> Tensor:
+    """J, (B, d, d), row i from v = e_i; in chunks of rows that bound the memory of one product.
+
+    Products that meet the linear maps one by one (those with `push`) are given each e_i once for
+    all examples: up to the first slopes that is all there is to compute.
+    """
     batch_size, dim = x.shape[0], math.prod(x.shape[1:])
     rows = max(1, CHUNK_NUMBERS // max(1, batch_size * dim))
     identity = torch.eye(dim, dtype=x.dtype, device=x.device).view(dim, 1, *x.shape[1:])
+    each = not hasattr(vjp, "push")
     chunks = [
-        vjp(basis.expand(-1, *x.shape).contiguous()).reshape(len(basis), batch_size, dim)
+        vjp(basis.expand(-1, *x.shape).contiguous() if each else basis)
+        .reshape(len(basis), -1, dim)
+        .expand(-1, batch_size, -1)
         for basis in identity.split(rows)
     ]
     return torch.cat(chunks).transpose(0, 1)  # (B, d, d)

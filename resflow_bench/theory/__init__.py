@@ -23,6 +23,7 @@ from resflow_bench.theory.bias import (
     truncation_bias,
     truncation_bias_bound,
 )
+from resflow_bench.theory.chebyshev import chebyshev_bias, chebyshev_coefficients
 from resflow_bench.theory.hutchinson import (
     Moments,
     Probe,
@@ -38,6 +39,8 @@ from resflow_bench.theory.inverse import (
     picard_steps,
     residual_error_bounds,
 )
+from resflow_bench.theory.optimal import optimal_survival
+from resflow_bench.theory.probes import hadamard_variance, orthogonal_variance
 from resflow_bench.theory.roulette import (
     Law,
     Roulette,
@@ -58,10 +61,15 @@ __all__ = [
     "Probe",
     "Roulette",
     "avron_toledo_bound",
+    "chebyshev_bias",
+    "chebyshev_coefficients",
+    "hadamard_variance",
     "hutchinson_variance",
     "iid_variance",
     "log_tail",
     "moments",
+    "optimal_survival",
+    "orthogonal_variance",
     "picard_error_bound",
     "picard_steps",
     "printed_variance_bound",

@@ -9,6 +9,7 @@ from resflow_bench.report.figures import (
     density,
     inverse,
     lipschitz,
+    peers,
     throughput,
     training,
     training_gap,
@@ -17,6 +18,16 @@ from resflow_bench.report.figures import (
 
 SECTIONS = tuple(
     m.SECTION
-    for m in (bias, variance, inverse, lipschitz, throughput, training, training_gap, density)
+    for m in (
+        bias,
+        variance,
+        inverse,
+        lipschitz,
+        throughput,
+        training,
+        training_gap,
+        density,
+        peers,
+    )
 )
 """In the order of the page."""

@@ -1,0 +1,21 @@
+"""x = f(x) for a batch of examples, each with its own outcome and residual."""
+
+from resflow_bench.fixed_point.newton import Linear, NewtonKrylov
+from resflow_bench.fixed_point.solution import BLOW_UP, Outcome, Solution
+from resflow_bench.fixed_point.solve import CHECK_EVERY, PATIENCE, solve
+from resflow_bench.fixed_point.steps import Anderson, Auto, Picard, Step
+
+__all__ = [
+    "BLOW_UP",
+    "CHECK_EVERY",
+    "PATIENCE",
+    "Anderson",
+    "Auto",
+    "Linear",
+    "NewtonKrylov",
+    "Outcome",
+    "Picard",
+    "Solution",
+    "Step",
+    "solve",
+]

@@ -1,0 +1,110 @@
+"""What a fixed-point solve gives: a value, its residual and an outcome for each example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+# A contraction never raises its residual; a million times the first is not rounding.
+BLOW_UP = 1e6
+
+
+class Outcome(IntEnum):
+    """How an example ended."""
+
+    CONVERGED = 0
+    MAX_STEPS = 1
+    STAGNATED = 2
+    DIVERGED = 3
+    UNCERTIFIED = 4
+
+
+_CAUSES = {
+    Outcome.MAX_STEPS: "still above tolerance after max_steps; raise max_steps or loosen rtol/atol",
+    Outcome.STAGNATED: (
+        "no new best residual for long, which is the rounding floor or no contraction; "
+        "loosen rtol/atol, use float64, or certify the Lipschitz constant"
+    ),
+    Outcome.DIVERGED: (
+        f"not finite or {BLOW_UP:g} times the first residual; f is not a contraction there: "
+        "certify the Lipschitz constant"
+    ),
+    Outcome.UNCERTIFIED: (
+        "converged, but its error bound is not within what was asked; compute in float64 "
+        "(`flow.double()`), or take smaller Lipschitz constants or fewer blocks"
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """What was found, and how good it is, example by example.
+
+    Attributes:
+        value: (B, *event), the last iterate where converged, otherwise the best one (x0 where
+            nothing was finite).
+        residual: (B,), ||f(x) - x||_2 at `value`, as computed in its dtype; inf where nothing was
+            finite.
+        n_steps: (B,) int64, steps taken until the example ended; f was evaluated once more.
+        outcome: (B,) int8, an `Outcome` each.
+        error_bound: (B,) bound on ||value - x*||_2, or None unless a caller who knows a Lipschitz
+            constant certifies one.
+        error: what `demand` asked of the bound, or None.
+    """
+
+    value: Tensor
+    residual: Tensor
+    n_steps: Tensor
+    outcome: Tensor
+    error_bound: Tensor | None = None
+    error: float | None = None
+
+    @property
+    def converged(self) -> Tensor:
+        """(B,) bool."""
+        return self.outcome == Outcome.CONVERGED
+
+    def raise_if_failed(self) -> Solution:
+        """This solution, if every example converged.
+
+        Raises:
+            ArithmeticError: some did not; the message has counts, causes and remedies.
+        """
+        failed = ~self.converged
+        if not bool(failed.any()):
+            return self
+        causes = [
+            f"{int(here.sum())} {outcome.name} ({cause}; {self._reached(outcome, here)})"
+            for outcome, cause in _CAUSES.items()
+            if bool((here := self.outcome == outcome).any())
+        ]
+        raise ArithmeticError(
+            f"{int(failed.sum())} of {len(failed)} fixed points not found: {'; '.join(causes)}."
+        )
+
+    def demand(self, error: float) -> Solution:
+        """This solution, UNCERTIFIED where it converged but `error_bound` is not within `error`.
+
+        What did not converge keeps its outcome, which says more.
+
+        Raises:
+            ValueError: there is no `error_bound`.
+        """
+        if self.error_bound is None:
+            raise ValueError(
+                f"Solution.demand({error}) needs an `error_bound`; got None. Solve with `certify`."
+            )
+        short = self.converged & ~(self.error_bound <= error)  # also where it is not a number
+        outcome = torch.where(short, Outcome.UNCERTIFIED, self.outcome)
+        return replace(self, outcome=outcome, error=error)
+
+    def _reached(self, outcome: Outcome, here: Tensor) -> str:
+        """The worst number among the examples `here`, of the kind that decided their outcome."""
+        if outcome != Outcome.UNCERTIFIED or self.error_bound is None or self.error is None:
+            return f"largest residual {float(self.residual[here].max()):.2e}"
+        dtype = str(self.value.dtype).removeprefix("torch.")
+        reached = float(self.error_bound[here].max())
+        return f"{dtype} reached {reached:.2e}, asked {self.error:g}"

@@ -1,0 +1,198 @@
+"""The loop: evaluate, measure, see who has ended, step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from resflow_bench.fixed_point.solution import BLOW_UP, Outcome, Solution
+from resflow_bench.fixed_point.steps import PICARD, Step
+
+# No new best residual in a window of so many steps, or of a quarter of the steps before it, is the
+# rounding floor: down to it a contraction improves in every step. Near it residuals are few units
+# in the last place and lose one in about 1 / (1 - K) steps; the floor is some 16 / (1 - K) steps
+# away (float32), so that a window growing with the steps taken waits long enough for any K.
+PATIENCE = 32
+# Divergence is looked for this often, which no contraction pays for; off the CPU so is the question
+# whether all examples have ended, because the answer waits for the device.
+CHECK_EVERY = 8
+
+
+class Selectable(Protocol):
+    """What has a part for each example, as a Jacobian does."""
+
+    def select(self, examples: Tensor) -> Any:
+        """The same for some of the examples, given by their indices (n,)."""
+        ...
+
+
+@torch.no_grad()
+def solve(
+    f: Callable[..., Tensor],
+    x0: Tensor,
+    step: Step = PICARD,
+    *,
+    rtol: float = 1e-6,
+    atol: float = 1e-6,
+    max_steps: int = 1000,
+    args: tuple[Tensor | Selectable, ...] | None = None,
+) -> Solution:
+    """x with ||f(x) - x||_2 <= atol + rtol ||x||_2, for every example of a batch.
+
+    If f is a K-contraction, the returned x has ||r|| / (1 + K) <= ||x - x*|| <= ||r|| / (1 - K)
+    with r = f(x) - x in exact arithmetic. Computed in floating point r has an error of its own,
+    about the unit roundoff times ||x||, which the same 1 / (1 - K) magnifies: residuals near that
+    level, and a residual of 0, certify nothing below it.
+
+    Args:
+        f: (B, *event) -> (B, *event), each example by itself.
+        x0: (B, *event), where to start.
+        step: how the next iterate follows.
+        rtol, atol: the tolerance on the norm itself. (The public residual-flow code compares the
+            squared step with its tolerance, and so stops at the square root of what was asked.)
+        max_steps: after so many steps an example that has not ended is given up; 0 only measures.
+        args: what else f is given, f(x, *args), with a row for each example: tensors (B, ...), or
+            what has a `select`. Once half of the examples have ended, f sees the others alone,
+            with their rows. None: f(x) sees all examples as long as one runs.
+
+    Returns:
+        A `Solution`, without a graph. What an example ended with is frozen: its value, residual
+        and n_steps do not depend on who else is in the batch, to the bit if each example of f(x)
+        does not, which matrix products promise only among batches of one size.
+
+    Properties: max(n_steps) + 1 evaluations of f on a CPU; with `args`, of at most twice as many
+        examples as are running. Elsewhere the host waits for the device once in `CHECK_EVERY`
+        steps, at the price of up to `CHECK_EVERY` - 1 idle evaluations. STAGNATED and DIVERGED are
+        looked for at fixed steps, whatever else is in the batch.
+
+    Raises:
+        ValueError: tolerances or max_steps below zero or not finite, x0 not of floating point or
+            without a batch axis, or an f that changes the shape.
+
+    >>> solution = solve(lambda x: 0.5 * x + 1, torch.zeros(2, 3))
+    >>> solution.n_steps.tolist(), [Outcome(o).name for o in solution.outcome.tolist()]
+    ([19, 19], ['CONVERGED', 'CONVERGED'])
+    """
+    _check(x0, rtol, atol, max_steps)
+    on_cpu = x0.device.type == "cpu"
+    x, state, rest = x0.clone(), step.init(x0), args or ()
+    now = _Examples.at_start(x)
+    limit = mark = now.residual
+    next_mark = 0
+    rows, ended = None, now  # which examples x has, None for all; what is known of all
+    for k in range(max_steps + 1):
+        fx = f(x, *rest)
+        if fx.shape != x.shape:
+            raise ValueError(
+                "solve needs an f that keeps the shape of its argument; got "
+                f"{tuple(fx.shape)} from {tuple(x.shape)}."
+            )
+        residual = _norm(fx - x)
+        if k == 0:
+            # Finite, so that an overflow is beyond it even if the first residual was huge.
+            limit = (BLOW_UP * residual).clamp(max=torch.finfo(residual.dtype).max)
+        bounded = residual <= limit  # False where it is NaN
+        converged = bounded & (residual <= rtol * _norm(x) + atol)
+        taken = now.running & (converged | (residual < now.residual))
+        now.best = _choose(taken, x, now.best)
+        now.residual = torch.where(taken, residual, now.residual)
+        now.running = now.running & ~converged
+        if k % CHECK_EVERY == 0 or k == max_steps:
+            now.end(~bounded, Outcome.DIVERGED)
+        if k == next_mark:
+            now.end(~(now.residual < mark), Outcome.STAGNATED)
+            mark, next_mark = now.residual, k + max(PATIENCE, k // 4)
+        if k == max_steps:
+            break
+        if on_cpu or k % CHECK_EVERY == 0:
+            n_running = int(now.running.sum())
+            if n_running == 0:
+                break
+        x, state = step.next(x, fx, state)  # of ended examples too, which nobody looks at again
+        now.n_steps = now.n_steps + now.running
+        if args is not None and (on_cpu or k % CHECK_EVERY == 0) and 2 * n_running <= len(x):
+            ended = now.into(ended, rows)
+            keep = now.running.nonzero()[:, 0]
+            rows = keep if rows is None else rows[keep]
+            x, limit, mark = x[keep], limit[keep], mark[keep]
+            state, rest = select(state, keep), select(rest, keep)
+            now = now.select(keep)
+    now.end(now.running, Outcome.MAX_STEPS)
+    ended = now.into(ended, rows)
+    return Solution(ended.best, ended.residual, ended.n_steps, ended.outcome)
+
+
+@dataclass(eq=False)
+class _Examples:
+    """What is known of some examples: the best iterate and how they fare, (n, ...)."""
+
+    best: Tensor
+    residual: Tensor
+    n_steps: Tensor
+    outcome: Tensor  # of one that is no longer running: CONVERGED unless a check said otherwise
+    running: Tensor
+
+    @classmethod
+    def at_start(cls, x: Tensor) -> _Examples:
+        residual = torch.full_like(_norm(x), math.inf)
+        n_steps = torch.zeros_like(residual, dtype=torch.int64)
+        outcome = torch.full_like(n_steps, Outcome.CONVERGED, dtype=torch.int8)
+        return cls(x, residual, n_steps, outcome, torch.ones_like(n_steps, dtype=torch.bool))
+
+    def end(self, where: Tensor, outcome: Outcome) -> None:
+        """Whoever runs and is there has ended so."""
+        here = self.running & where
+        self.outcome = torch.where(here, outcome, self.outcome)
+        self.running = self.running & ~here
+
+    def select(self, keep: Tensor) -> _Examples:
+        return _Examples(*(t[keep] for t in self._fields()))
+
+    def into(self, ended: _Examples, rows: Tensor | None) -> _Examples:
+        """Of all examples, these at `rows`."""
+        if rows is None:
+            return self
+        fields = zip(ended._fields(), self._fields(), strict=True)
+        return _Examples(*(old.index_copy(0, rows, new) for old, new in fields))
+
+    def _fields(self) -> tuple[Tensor, ...]:
+        return self.best, self.residual, self.n_steps, self.outcome, self.running
+
+
+def select(tree: Any, keep: Tensor) -> Any:
+    """The rows `keep`, (n,), of every tensor in a tree of tuples; numbers and None as they are."""
+    if isinstance(tree, Tensor):
+        return tree[keep]
+    if isinstance(tree, tuple):
+        parts = [select(part, keep) for part in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    return tree.select(keep) if hasattr(tree, "select") else tree
+
+
+def _choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """`new` for the examples in the mask, `old` for the others; without a copy if that is all."""
+    if mask.device.type == "cpu" and bool(mask.all()):
+        return new
+    return torch.where(mask.view((-1,) + (1,) * (new.ndim - 1)), new, old)
+
+
+def _norm(x: Tensor) -> Tensor:
+    """||x||_2 over the event, (B, *event) -> (B,)."""
+    norm: Tensor = torch.linalg.vector_norm(x.flatten(1) if x.ndim > 1 else x[:, None], dim=1)
+    return norm
+
+
+def _check(x0: Tensor, rtol: float, atol: float, max_steps: int) -> None:
+    if x0.ndim == 0 or not x0.is_floating_point():
+        raise ValueError(
+            "solve needs x0 of floating point with a batch axis (B, *event); got "
+            f"{x0.dtype} of shape {tuple(x0.shape)}."
+        )
+    for name, value in (("rtol", rtol), ("atol", atol), ("max_steps", max_steps)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"solve needs a finite `{name}` of at least 0; got {value}.")

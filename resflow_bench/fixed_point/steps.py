@@ -1,0 +1,186 @@
+"""How the next iterate follows from x and f(x): each example of a batch by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Step(Protocol):
+    """How x_{n+1} follows from x_n and f(x_n), each example by itself.
+
+    A state is made of None, numbers, tensors (B, ...) and tuples of such: `solve` keeps the rows
+    of the examples that have not ended.
+    """
+
+    def init(self, x0: Tensor) -> Any: ...
+
+    def next(self, x: Tensor, fx: Tensor, state: Any) -> tuple[Tensor, Any]: ...
+
+
+@dataclass(frozen=True)
+class Picard:
+    """x_{n+1} = f(x_n).
+
+    Properties: ||x_n - x*|| <= K^n ||x_0 - x*|| if f is a K-contraction (Banach), attained by
+    f(x) = y + K x; no state.
+    """
+
+    def init(self, x0: Tensor) -> None:
+        return None
+
+    def next(self, x: Tensor, fx: Tensor, state: None) -> tuple[Tensor, None]:
+        return fx, state
+
+
+PICARD = Picard()
+
+
+class History(NamedTuple):
+    """What Anderson's step remembers of an example.
+
+    n: pairs seen. x, residual: (B, d), the last iterate and r = f(x) - x there. norm: (B,), of it.
+    dx, dr: (B, memory, d), combinations of steps and of the changes of r that they made; the rows
+    of dr are orthonormal, or zero in a slot that is empty.
+    """
+
+    n: int
+    x: Tensor
+    residual: Tensor
+    norm: Tensor
+    dx: Tensor
+    dr: Tensor
+
+
+@dataclass(frozen=True)
+class Anderson:
+    """x_{n+1} = x + r - sum_j c_j (dx_j + dr_j) with c = argmin ||r - sum_j c_j dr_j||_2.
+
+    r = f(x) - x; dx_j and dr_j are the last `memory` steps and the changes of r that they made. Of
+    each new pair what the kept ones explain is taken away, the same from dx as from dr, so that
+    dr stays orthonormal and c = dr r: no equations are solved, and none squares a condition
+    number.
+
+    memory: pairs that are kept.
+    independent: a new pair counts only if so much of its dr, relative to its norm, is left once
+        the kept ones have explained theirs. Below it differences are rounding.
+
+    Where a residual grew, that example forgets its history: its next step is Picard's.
+
+    Properties: for f(x) = A x + b, and until the memory is full, x_{n+1} = f of the iterate of
+        GMRES; d + 1 steps at most. 4 memory d numbers and as many products an example and step.
+
+    Raises:
+        ValueError: a memory below 1.
+
+    Source: Anderson (1965), "Iterative procedures for nonlinear integral equations"; Walker and
+        Ni (2011), "Anderson acceleration for fixed-point iterations", for the least squares and
+        GMRES. Those let a new pair replace the oldest in a factorisation that is updated; here
+        an old pair leaves with what it explained of later ones.
+    """
+
+    memory: int = 5
+    independent: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if self.memory < 1:
+            raise ValueError(
+                f"Anderson needs a memory of at least 1; got {self.memory}. Use Picard() without."
+            )
+
+    def init(self, x0: Tensor) -> History:
+        flat = _vectors(x0)
+        empty = flat.new_zeros(len(flat), self.memory, flat.shape[1])
+        norm = flat.new_full((len(flat),), torch.inf)
+        return History(0, flat, torch.zeros_like(flat), norm, empty, empty.clone())
+
+    def next(self, x: Tensor, fx: Tensor, state: History) -> tuple[Tensor, History]:
+        flat, image = _vectors(x), _vectors(fx)
+        residual = image - flat
+        norm = torch.linalg.vector_norm(residual, dim=1)
+        dx, dr = state.dx, state.dr
+        if state.n:
+            dx, dr = self._remember(flat - state.x, residual - state.residual, state)
+            # Also where it is not a number: 0 * inf is none either, so that it is overwritten.
+            grew = ~(norm <= state.norm)
+            dx = dx.masked_fill(grew[:, None, None], 0.0)
+            dr = dr.masked_fill(grew[:, None, None], 0.0)
+        share = torch.bmm(dr, residual[:, :, None]).mT  # (B, 1, memory)
+        jump = torch.bmm(share, dx + dr)[:, 0]
+        return (image - jump).view_as(x), History(state.n + 1, flat, residual, norm, dx, dr)
+
+    def _remember(self, dx: Tensor, dr: Tensor, state: History) -> tuple[Tensor, Tensor]:
+        """The history with the pair (dx, dr), (B, d) each, in the place of the oldest."""
+        size = torch.linalg.vector_norm(dr, dim=1)
+        slot = (state.n - 1) % self.memory
+        old_dx, old_dr = state.dx.clone(), state.dr.clone()
+        old_dx[:, slot] = old_dr[:, slot] = 0.0
+        for _ in range(2):  # twice is enough to be orthogonal to rounding
+            share = torch.bmm(old_dr, dr[:, :, None]).mT
+            dr = dr - torch.bmm(share, old_dr)[:, 0]
+            dx = dx - torch.bmm(share, old_dx)[:, 0]
+        left = torch.linalg.vector_norm(dr, dim=1)
+        new = (left > self.independent * size)[:, None]
+        old_dx[:, slot] = torch.where(new, dx / left[:, None], 0.0)
+        old_dr[:, slot] = torch.where(new, dr / left[:, None], 0.0)
+        return old_dx, old_dr
+
+
+class Watch(NamedTuple):
+    """What `Auto` has seen: n steps, the norm of the first r, who is slow, and their history."""
+
+    n: int
+    norm: Tensor
+    slow: Tensor
+    history: History | None
+
+
+@dataclass(frozen=True)
+class Auto:
+    """Picard's step, and Anderson's for an example whose residual shrinks slowly.
+
+    Of r_1, r_2, ... before the steps, the rate is (||r_look|| / ||r_1||)^(1 / (look - 1)); where it
+    is above `slow` Anderson takes over. The choice counts evaluations and reads no clock, so that
+    it repeats.
+
+    Raises:
+        ValueError: a `look` below 2.
+    """
+
+    look: int = 8
+    slow: float = 0.85
+    anderson: Anderson = Anderson()
+
+    def __post_init__(self) -> None:
+        if self.look < 2:
+            raise ValueError(f"Auto needs to look at 2 steps at least; got look={self.look}.")
+
+    def init(self, x0: Tensor) -> Watch:
+        norm = x0.new_zeros(len(x0))
+        return Watch(0, norm, torch.zeros_like(norm, dtype=torch.bool), None)
+
+    def next(self, x: Tensor, fx: Tensor, state: Watch) -> tuple[Tensor, Watch]:
+        n = state.n + 1
+        if n not in (1, self.look):
+            if state.history is None:
+                return fx, state._replace(n=n)
+            accelerated, history = self.anderson.next(x, fx, state.history)
+            mask = state.slow.view(-1, *[1] * (x.ndim - 1))
+            return torch.where(mask, accelerated, fx), state._replace(n=n, history=history)
+        norm = torch.linalg.vector_norm(_vectors(fx - x), dim=1)
+        if n == 1:
+            return fx, state._replace(n=n, norm=norm)
+        slow = norm > self.slow ** (self.look - 1) * state.norm
+        # Off the CPU the answer would have to be waited for.
+        if x.device.type == "cpu" and not bool(slow.any()):
+            return fx, state._replace(n=n)
+        _, history = self.anderson.next(x, fx, self.anderson.init(x))
+        return fx, state._replace(n=n, slow=slow, history=history)
+
+
+def _vectors(x: Tensor) -> Tensor:
+    """(B, *event) -> (B, d)."""
+    return x.flatten(1) if x.ndim > 1 else x[:, None]

@@ -1,0 +1,149 @@
+"""The laws of a roulette's number of terms after the exact ones, each by its survival function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from scipy import stats
+
+
+class Law(Protocol):
+    """The law of M on {0, 1, 2, ...}, by its survival function."""
+
+    @property
+    def decay(self) -> float:
+        """lim P(M >= j + 1) / P(M >= j): what decides which moments of an estimate are finite."""
+        ...
+
+    def survival(self, j: np.ndarray) -> np.ndarray:
+        """P(M >= j) in float64, to full relative precision however far in the tail."""
+        ...
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """P(M >= j) = (1 - stop)^j: after each term, stop with probability `stop`.
+
+    Properties: mean (1 - stop)/stop; the roulette estimate has finite variance iff
+    rho(J)^2 < 1 - stop.
+
+    Raises:
+        ValueError: unless 0 < stop < 1.
+
+    Source: Chen et al. (2019), "Residual Flows", where the coin's p is `stop`.
+
+    >>> Geometric(0.5).survival(np.array([0, 1, 2])).tolist()
+    [1.0, 0.5, 0.25]
+    """
+
+    stop: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.stop < 1.0:
+            raise ValueError(
+                f"Geometric needs 0 < stop < 1; got {self.stop}. "
+                "`stop` is the probability of stopping after each term."
+            )
+
+    def __str__(self) -> str:
+        return f"geometric({self.stop:g})"
+
+    @property
+    def decay(self) -> float:
+        """1 - stop."""
+        return 1.0 - self.stop
+
+    def survival(self, j: np.ndarray) -> np.ndarray:
+        """(1 - stop)^j."""
+        return (1.0 - self.stop) ** np.asarray(j, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Poisson:
+    """P(M >= j) = sum_{i>=j} e^-rate rate^i / i!.
+
+    Properties: mean `rate`. The survival falls faster than any power, so the roulette estimate has
+    INFINITE variance for every J that is not nilpotent. At a small spectral radius the part of it
+    that anyone will ever meet is small: see `theory.roulette_variance` with `min_survival`.
+
+    Raises:
+        ValueError: unless rate > 0.
+
+    Source: Chen et al. (2019), appendix on image models, which use rate 2.
+
+    >>> Poisson(2.0).survival(np.array([0, 1])).round(4).tolist()
+    [1.0, 0.8647]
+    """
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        if not self.rate > 0.0 or not np.isfinite(self.rate):
+            raise ValueError(
+                f"Poisson needs a positive finite rate; got {self.rate}. "
+                "`rate` is the mean number of extra terms."
+            )
+
+    def __str__(self) -> str:
+        return f"poisson({self.rate:g})"
+
+    @property
+    def decay(self) -> float:
+        """0: faster than geometric."""
+        return 0.0
+
+    def survival(self, j: np.ndarray) -> np.ndarray:
+        """scipy's survival function: no 1 - sum, which cancels to 1e-16 in the far tail."""
+        return np.asarray(stats.poisson.sf(np.asarray(j) - 1, self.rate), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Tabulated:
+    """P(M >= j) = table[j] for j <= J, and table[J] decay^(j - J) beyond; J = len(table) - 1.
+
+    A law of any shape where it matters, with a tail that keeps the estimate unbiased. The law of
+    least variance times work is such a table: `optimal_roulette` finds it.
+
+    Args:
+        table: P(M >= 0) = 1, P(M >= 1), ..., P(M >= J), which never rises and stays positive.
+        decay: in (0, 1). The roulette estimate has finite variance iff rho(J)^2 < decay.
+
+    Raises:
+        ValueError: if the table does not begin with 1, rises or is not positive, or `decay` is
+            outside (0, 1).
+
+    Source: Rhee and Glynn (2015), "Unbiased estimation with square root convergence for SDE
+        models", for why a law should be shaped by the terms that it cuts.
+
+    >>> Tabulated((1.0, 0.9, 0.2), 0.5).survival(np.arange(5)).tolist()
+    [1.0, 0.9, 0.2, 0.1, 0.05]
+    """
+
+    table: tuple[float, ...]
+    decay: float
+
+    def __post_init__(self) -> None:
+        falls = all(b <= a for a, b in zip(self.table, self.table[1:], strict=False))
+        if not (self.table and self.table[0] == 1.0 and falls and self.table[-1] > 0.0):
+            raise ValueError(
+                "Tabulated needs P(M >= j), j = 0..J: 1 first, never rising, positive; got "
+                f"{self.table}. A probability of 0 would leave out a term for good: end the table "
+                "before it."
+            )
+        if not 0.0 < self.decay < 1.0:
+            raise ValueError(
+                f"Tabulated needs 0 < decay < 1; got {self.decay}. `decay` is the ratio of "
+                "successive probabilities beyond the table: a bound on the spectral radius, say."
+            )
+
+    def __str__(self) -> str:
+        mean = sum(self.table[1:]) + self.table[-1] * self.decay / (1.0 - self.decay)
+        return f"tabulated(mean={mean:.3g}, decay={self.decay:.3g})"
+
+    def survival(self, j: np.ndarray) -> np.ndarray:
+        """The table, then its last entry times powers of `decay`."""
+        last = len(self.table) - 1
+        table = np.asarray(self.table, dtype=np.float64)[np.minimum(j, last)]
+        return np.asarray(table * self.decay ** np.maximum(np.asarray(j) - last, 0))

@@ -1,0 +1,255 @@
+"""One contract for every way to invert: within its bound, or said to have failed."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import Tensor
+
+from resflow_bench.fixed_point import Anderson, Auto, NewtonKrylov, Outcome, Picard, Solution, solve
+from resflow_bench.flows import Inversion, ResidualBlock, ResidualFlow
+from resflow_bench.flows.refinement import in_float64, kept, refined
+from resflow_bench.layers import LinearBranch, LipSwish, mlp_branch
+from suites import inverse_against_normflows as against
+
+DOUBLE = torch.float64
+DIM = 8
+STEPS = {"picard": Picard(), "anderson": Anderson(), "auto": Auto(), "default": None}
+EACH = pytest.mark.parametrize("name", STEPS)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
+
+
+def strong_flow(lipschitz: float, dtype: torch.dtype = torch.float32) -> ResidualFlow:
+    """Three blocks with ||J|| near the promise: weights near the identity."""
+    flow = ResidualFlow.mlp(DIM, (16, 16), 3, lipschitz)
+    flow.initialise(normal(64, DIM, seed=9).float())
+    with torch.no_grad():
+        for block in flow.blocks:
+            for layer, sign in zip(block.branch.layers, (2.0, 2.0, -2.0), strict=True):
+                layer.weight += sign * torch.eye(*layer.weight.shape)
+                layer.bias += 1
+    flow.align()
+    return flow.to(dtype)
+
+
+def minus_identity(lipschitz: float) -> ResidualFlow:
+    matrix = -lipschitz * torch.eye(DIM, dtype=torch.float32)
+    return ResidualFlow([ResidualBlock(LinearBranch(matrix, lipschitz))], DIM)
+
+
+FLOWS = {
+    "mlp": lambda: strong_flow(0.9),
+    "mlp in float64": lambda: strong_flow(0.9, DOUBLE),
+    "-K": lambda: minus_identity(0.97),
+}
+
+
+def truth(flow: ResidualFlow, z: Tensor) -> Solution:
+    """By plain Picard iteration of a float64 copy."""
+    exact = copy.deepcopy(flow).double()
+    return exact.inverse(z.double(), Inversion(Picard(), max_steps=20_000))
+
+
+def keeps_its_word(flow: ResidualFlow, z: Tensor, inversion: Inversion) -> bool:
+    """Every example converged, its bound is within what was asked, its error within the bound."""
+    solution, expected = flow.inverse(z, inversion), truth(flow, z)
+    assert solution.value.dtype == z.dtype
+    error = (solution.value.double() - expected.value).norm(dim=1)
+    return bool(
+        (
+            solution.converged
+            & (error <= solution.error_bound + expected.error_bound)
+            & (solution.error_bound <= inversion.error)
+        ).all()
+    )
+
+
+@dataclass(frozen=True)
+class Squared(Inversion):
+    """The twin that holds the squared residual to its tolerance."""
+
+    def __call__(self, branch, z) -> Solution:
+        plain = replace(Inversion(), max_steps=self.max_steps)
+        return Inversion.__call__(replace(plain, rtol=0.0, atol=1e-15**0.5), branch, z)
+
+
+@EACH
+@pytest.mark.parametrize("flow", FLOWS)
+def test_every_step_keeps_its_word(name: str, flow: str) -> None:
+    made, z = FLOWS[flow](), 3 * normal(20, DIM)
+    assert keeps_its_word(made, z, Inversion(STEPS[name], error=1e-9))
+    assert not keeps_its_word(made, z, Squared(STEPS[name], error=1e-9))
+    solution = made.inverse(z, Inversion(STEPS[name], error=1e-9))
+    back = in_float64(made)(solution.value)
+    torch.testing.assert_close(back, z, rtol=0, atol=1e-11)
+
+
+@EACH
+def test_float32_reaches_its_own_rounding(name: str) -> None:
+    """Of a float32 z the answer is the float64 one rounded: within half a unit of each number."""
+    flow, z = strong_flow(0.9), 3 * normal(20, DIM).float()
+    solution, expected = flow.inverse(z, Inversion(STEPS[name], error=1e-5)), truth(flow, z)
+    error = (solution.value.double() - expected.value).abs()
+    assert bool((error <= 2.0**-23 * expected.value.abs() + 1e-12).all())
+    assert keeps_its_word(flow, z, Inversion(STEPS[name], error=1e-5))
+
+
+@EACH
+def test_a_map_that_is_no_contraction_has_no_bound(name: str) -> None:
+    """Grown past its promise after it was checked."""
+    flow = minus_identity(0.5)
+    flow.blocks[0].branch.matrix.mul_(4)
+    solution = flow.inverse(normal(3, DIM).float(), Inversion(STEPS[name], error=1e-3))
+    assert torch.isinf(solution.error_bound).all()
+    assert not solution.converged.any()
+    with pytest.raises(ArithmeticError, match="3 of 3 fixed points not found"):
+        solution.raise_if_failed()
+
+
+@EACH
+def test_an_inverse_does_not_depend_on_batch_mates(name: str) -> None:
+    """To float64's rounding, beside others that are a hundred times as far away."""
+    flow, z = strong_flow(0.9), normal(16, DIM)
+    other = z.clone()
+    other[1:] *= 100
+    inversion = Inversion(STEPS[name], error=1e-6)
+    first, second, alone = (flow.inverse(part, inversion) for part in (z, other, z[:1]))
+    for solution in (second, alone):
+        torch.testing.assert_close(first.value[0], solution.value[0], rtol=0, atol=1e-11)
+        assert first.outcome[0] == solution.outcome[0] == Outcome.CONVERGED
+
+
+def n_fine_evaluations(branch, z: Tensor, invert) -> int:
+    """Of how many examples g was evaluated in float64."""
+    seen = []
+
+    def count(_, args) -> None:
+        seen.append(len(args[0]) * (args[0].dtype == DOUBLE))
+
+    handle = branch.activations[0].register_forward_pre_hook(count)
+    assert bool(invert(branch, z).converged.all())
+    handle.remove()
+    return sum(seen)
+
+
+def test_fine_residuals_are_few() -> None:
+    """Four evaluations in float64 do what takes Picard's iteration there more than twenty."""
+    branch = in_float64(strong_flow(0.9)).blocks[0].branch
+    z = normal(20, DIM)
+    few = n_fine_evaluations(branch, z, Inversion(Picard(), dtype=torch.float32))
+    many = n_fine_evaluations(branch, z, Inversion(Picard()))
+    assert few <= 4 * 20
+    assert many > 20 * 20
+
+
+def test_a_refinement_that_fails_leaves_the_work_to_float64(monkeypatch) -> None:
+    """Capped at no refinement at all, the same answer comes of the iteration in float64."""
+    branch, z = in_float64(strong_flow(0.9)).blocks[0].branch, normal(5, DIM)
+    options = {"rtol": 1e-14, "atol": 1e-14, "max_steps": 1000}
+    good = refined(branch, z, Picard(), torch.float32, **options)
+    monkeypatch.setattr("resflow_bench.flows.refinement.MAX_REFINEMENTS", 0)
+    slow = refined(branch, z, Picard(), torch.float32, **options)
+    assert slow.converged.all()
+    assert (slow.n_steps > good.n_steps).all()
+    torch.testing.assert_close(good.value, slow.value, rtol=0, atol=1e-12)
+
+
+class Halved:
+    """The twin of a Jacobian: half of it."""
+
+    def __init__(self, chain) -> None:
+        self.chain = chain
+
+    def push(self, v: Tensor) -> Tensor:
+        return self.chain.push(v) / 2
+
+    def select(self, examples: Tensor) -> Halved:
+        return Halved(self.chain.select(examples))
+
+
+def test_products_of_the_right_jacobian_refine() -> None:
+    """From an x within 1e-4 three steps reach 1e-13; those of half the Jacobian do not."""
+    branch = mlp_branch(DIM, (16,), 0.9, LipSwish).double()
+    with torch.no_grad():
+        branch.layers[0].weight += 2 * torch.eye(16, DIM)
+        branch.layers[1].weight += 2 * torch.eye(DIM, 16)
+        branch.align()
+        x = normal(10, DIM)
+        z, start = x + branch(x), x + 1e-5 * normal(10, DIM, seed=1)
+
+    def error(wrap) -> float:
+        step = NewtonKrylov(lambda y: wrap(branch.linearise(y.double())[1].to(y.dtype)), Picard())
+        solution = solve(lambda y: z - branch(y), start, step, rtol=0, atol=0, max_steps=3)
+        return float((solution.value - x).norm(dim=1).max())
+
+    with torch.no_grad():
+        assert error(lambda chain: chain) < 1e-13
+        assert error(Halved) > 1e-10
+
+
+def norm_of(part) -> float:
+    return float(part.weight.detach().norm())
+
+
+def test_what_is_kept_follows_the_weights() -> None:
+    """A write through `.data`, which autograd's version counter, the twin, does not see."""
+    layer = torch.nn.utils.skip_init(torch.nn.Linear, 2, 2)
+    layer.weight.data.fill_(1.0)
+    layer.bias.data.fill_(0.0)
+    assert kept(layer, norm_of) == kept(layer, norm_of) == 2.0
+    version = layer.weight._version
+    layer.weight.data[0, 0] = 2.0
+    assert layer.weight._version == version
+    assert kept(layer, norm_of) == pytest.approx(7**0.5)
+
+
+def test_a_certificate_is_of_the_weights_in_use() -> None:
+    """Shrunk weights have a smaller constant, and the bound knows at once."""
+    flow, z = minus_identity(0.9), normal(4, DIM)
+    loose = flow.inverse(z, Inversion(error=1.0)).error_bound
+    flow.blocks[0].branch.matrix.data.mul_(0.5)
+    assert (flow.inverse(z, Inversion(error=1.0)).error_bound < 0.5 * loose).all()
+    flow.blocks[0].branch.matrix.data.mul_(3)
+    assert torch.isinf(flow.inverse(z, Inversion(error=1.0)).error_bound).all()
+
+
+def test_a_dtype_that_cannot_iterate_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"float32 or torch\.float64.*got torch\.float16"):
+        Inversion(dtype=torch.float16)
+
+
+@pytest.mark.skipif(
+    find_spec("normflows") is None,
+    reason="normflows is not installed; .venv/bin/pip install -e '.[peers]' brings it",
+)
+def test_the_comparison_with_normflows_is_of_one_map(monkeypatch, capsys) -> None:
+    """Their inverse of z is mapped back to z by our flow, as far as their tolerance goes."""
+    flow, z = strong_flow(0.5), normal(12, DIM).float()
+    x = against.their_inverse(against.peer_of(flow), z)
+    with torch.no_grad():
+        off = float((flow(x) - z).norm(dim=1).max())
+        of_nothing = float((flow(z) - z).norm(dim=1).max())
+    assert 1e-6 < off < 0.05 < of_nothing
+    ours, theirs = against.errors(flow, z)
+    assert ours.error <= ours.bound < 1e-3 * theirs.error
+    monkeypatch.setattr(against, "N_REPEATS", 10)
+    assert (against.compare(flow, z) > 0).all()
+    monkeypatch.setattr(against, "flow_and_points", lambda model: (flow, z))
+    monkeypatch.setattr(against, "minus_identity", lambda lipschitz: minus_identity(0.5))
+    against.main()
+    said = capsys.readouterr().out
+    for words in ("of normflows' time", "not certified", "Anderson: ", "an evaluation of g each"):
+        assert words in said
+    face = against.InverseAgainstNormflows()
+    face.setup()
+    assert len(face.track_inverse()["samples"]) == 10
+    monkeypatch.setattr(against, "find_spec", lambda name: None)
+    with pytest.raises(NotImplementedError, match="peers"):
+        face.setup()
