@@ -23,7 +23,7 @@ from resflow_bench.flows import (
     ResidualFlow,
     image_flow,
 )
-from resflow_bench.layers import Branch, LinearBranch, dense_branch, mlp_branch
+from resflow_bench.layers import Branch, LinearBranch, SpectralLinear, dense_branch, mlp_branch
 
 LINEAR_FAMILIES = (
     "minus-identity",
@@ -37,6 +37,9 @@ LINEAR_FAMILIES = (
 MLP_BLOCKS = 8
 MIN_WIDTH = 64
 """Of a hidden layer, for data of few dimensions: a density in the plane wants more than 4 units."""
+
+STEEP = 1.5
+"""Where LipSwish has about its largest slope."""
 
 
 def family_matrix(name: str, dim: int, lipschitz: float, seed: int = 0) -> Tensor:
@@ -97,6 +100,30 @@ def mlp_flow(dim: int, lipschitz: float, seed: int = 0) -> ResidualFlow:
         lipschitz=lipschitz,
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def steep_flow(dim: int, lipschitz: float, seed: int = 0) -> ResidualFlow:
+    """Eight blocks of one hidden layer of 2d LipSwish units, untrained and steep; float32.
+
+    Every singular value of every layer is at its limit, and the biases put the activations where
+    they are steep: the norms and spectral radii of a trained flow, at every d.
+    """
+    flow = ResidualFlow.mlp(
+        dim=dim,
+        hidden=(2 * dim,),
+        n_blocks=MLP_BLOCKS,
+        lipschitz=lipschitz,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    layers = [m for m in flow.modules() if isinstance(m, SpectralLinear)]
+    with torch.no_grad():
+        for layer in layers:
+            left, _, right = torch.linalg.svd(layer.weight, full_matrices=False)
+            layer.weight.copy_(2.0 * left @ right)  # more than any layer may keep
+            if layer.bias is not None:
+                layer.bias.add_(STEEP)
+    flow.align()
+    return flow
 
 
 Event = tuple[int, ...]

@@ -37,7 +37,15 @@ from resflow_bench.lab.peers.normflows import (
     normflows_update,
 )
 from resflow_bench.lab.timing import peak_bytes
-from resflow_bench.logdet import Fixed, Gaussian, Geometric, LogDetEstimator, Roulette, Truncation
+from resflow_bench.logdet import (
+    Estimator,
+    Fixed,
+    Gaussian,
+    Geometric,
+    LogDetEstimator,
+    Roulette,
+    Truncation,
+)
 from suites.against_normflows import N_TERMS, flow_and_points, need_normflows
 
 if TYPE_CHECKING:
@@ -65,7 +73,7 @@ class Learner:
     update: Callable[[], None]
 
 
-def ours(flow: ResidualFlow, estimator: LogDetEstimator, seed: int = 0) -> Learner:
+def ours(flow: ResidualFlow, estimator: Estimator, seed: int = 0) -> Learner:
     """A copy of the flow; `seed` is that of the estimator's draws."""
     flow = copy.deepcopy(flow).requires_grad_(True).with_estimator(estimator)
     generator = torch.Generator().manual_seed(seed)

@@ -216,9 +216,44 @@ def peers_cells() -> Iterator[tuple[dict[str, Any], Observed]]:
             {
                 "bias": (off, 0.1),
                 "bias_expected": off,
+                "spectral_radius": 0.45,
                 "time_over_ours": (2.0, 0.1),
                 "peak_over_ours": 3.0,
                 **(inverse | {"inverse_asked": 1e-5} if mode == "evaluation" else error),
+            },
+        )
+
+
+def efficiency_cells() -> Iterator[tuple[dict[str, Any], Observed]]:
+    """Variance (infinite where told so) and relative time of some candidates, on two models."""
+    one = {"truncation": "roulette", "n_exact": 3, "per": "batch", "expansion": "taylor"}
+    ours = {"implementation": "ours", "estimator": "hutchinson", "n_probes": 1, "n_traced": 0}
+    base = ours | one | {"roulette": "geometric(0.5)", "probe": "gaussian"}
+    best = base | {"roulette": "geometric(0.3)", "per": "stratified", "probe": "rademacher"}
+    few = {"implementation": "ours", "expansion": "taylor", "n_traced": 2}
+    candidates: tuple[tuple[dict[str, Any], float, float, bool], ...] = (
+        (base, 40.0, 0.7, False),
+        (base | {"n_traced": 1}, 2.5, 0.7, False),
+        (best | {"n_traced": 2}, 0.3, 1.2, True),
+        (few | {"estimator": "tuned", "probe": "hadamard"}, 0.005, 2.0, True),
+        ({"implementation": "ours", "estimator": "determinant"}, 0.0, 3.2, True),
+        ({"implementation": "normflows", "mode": "roulette"}, 45.0, 1.1, False),
+    )
+    flows = [("trained", 64, 1.0), ("steep", 16, 0.2), ("steep", 256, 9.0)]
+    for (model, dim, scale), (axes, variance, time, finite) in product(flows, candidates):
+        seconds = 4e-5 * scale * time
+        expected = {"variance_expected": variance} if finite else {}
+        yield (
+            MODEL | {"model": model, "dim": dim, "batch_size": 256} | axes,
+            {
+                "variance": (scale * variance, 0.1 * scale * variance),
+                "variance_is_finite": float(finite),
+                "bias": (0.0, 0.1 * math.sqrt(variance)),
+                "bias_expected": 0.0,
+                "seconds_per_example": (seconds, 0.1 * seconds),
+                "relative_time": (time, 0.1 * time),
+                "seconds_to_target": seconds * max(1.0, 1e4 * scale * variance),
+                **{name: scale * value for name, value in expected.items()},
             },
         )
 
@@ -233,6 +268,7 @@ def make_frames() -> dict[str, pd.DataFrame]:
         "throughput": rows("throughput", throughput_cells()),
         "training_gap": rows("training_gap", training_gap_cells()),
         "density": density_frame(),
+        "efficiency": rows("efficiency", efficiency_cells()),
         "peers": rows("peers", peers_cells()),
         "training": rows("training", training_cells()),
     }

@@ -257,6 +257,43 @@ def test_findings_of_nothing_are_none() -> None:
     assert findings({"bias": LONG}) == []
 
 
+def peers(cells: str) -> dict[str, pd.DataFrame]:
+    wide_ = table(cells)
+    common = {"suite": "peers", "status": "ok", "message": "", "unit": "nat", "n": 9}
+    told = ("cell", "implementation", "mode")
+    parts = []
+    for metric in ("bias", "bias_expected", "spectral_radius"):
+        part = wide_[[*told, metric]].rename(columns={metric: "value"})
+        half = 0.5 if metric == "bias" else 0.0
+        ends = {"ci_low": part["value"] - half, "ci_high": part["value"] + half}
+        parts.append(part.assign(metric=metric, standard_error=half / 2.576, **ends, **common))
+    return {"peers": pd.concat(parts)}
+
+
+def test_claims_about_a_mean_are_not_judged_by_draws_that_have_none() -> None:
+    """rho^2 = 0.58 is above the decay of geometric(0.5): a mean may be anywhere; its formula is
+    not, and is what the claim is held to. The cell `unlucky` would be refuted by its draws.
+    """
+    frames = peers("""
+        cell     implementation  mode           bias   bias_expected  spectral_radius
+        unlucky  normflows       roulette       2.0    0.0            0.76
+        other    normflows       memory-saving  -9.6   -9.4           0.76
+        light    normflows       memory-saving  -2.0   -9.4           0.40
+        cut      normflows       series         0.2    0.2            0.76
+    """)
+    stated, claimed = judge(frames), judge(frames, CLAIMS)
+    assert stated.set_index("cell")["verdict"].to_dict() == {
+        "light": "violated",
+        "cut": "undecided",
+    }
+    assert claimed.set_index("cell")["verdict"].to_dict() == {
+        **{"unlucky": "holds", "other": "violated", "light": "violated"},
+    }
+    by_draws = Statement("peers", "it", "says", "source", Equals("bias", 0.0))  # a twin
+    judged = judge(frames, [by_draws]).set_index("cell")
+    assert judged.loc["unlucky", "verdict"] == "violated"
+
+
 def test_statements_have_names_of_their_own() -> None:
     named = [(s.suite, s.name) for s in (*STATEMENTS, *CLAIMS)]
     assert len(named) == len(set(named))

@@ -21,6 +21,7 @@ from resflow_bench.analysis.tables import wide
 from resflow_bench.analysis.verdicts import judge
 from resflow_bench.lab.plan import Plan
 from resflow_bench.report.figures import SECTIONS
+from resflow_bench.report.figures.efficiency import error_against_time, variance_time, winners
 from resflow_bench.report.figures.variance import bounds, over_closed_form, roulette
 from resflow_bench.report.page import REASONS, write_report
 
@@ -250,6 +251,57 @@ def test_a_roulette_is_drawn_where_it_is(frames: dict[str, pd.DataFrame]) -> Non
     assert figure is not None
     marks = [line for line in figure.axes[0].lines if line.get_marker() in ("o", "X")]
     assert {float(x) for line in marks for x in line.get_xdata()} == {0.5, 1.15}
+
+
+def test_times_are_those_of_the_yardstick(frames: dict[str, pd.DataFrame]) -> None:
+    """A cell timed while the machine was busy has its mark where its ratio puts it."""
+    cells = wide(frames["efficiency"]).query("model == 'trained'")
+    calm = error_against_time(cells, 3)
+    busy = cells.assign(
+        seconds_per_example=cells["seconds_per_example"].where(cells["estimator"] != "tuned", 1.0)
+    )
+    moved = error_against_time(busy, 3)
+    assert calm is not None
+    assert moved is not None
+    starts = [
+        [float(line.get_xdata()[0]) for line in figure.axes[0].lines if line.get_marker() == "o"]
+        for figure in (calm, moved)
+    ]
+    assert len(starts[0]) == 5  # all but the determinant, which has no noise
+    assert starts[0] == pytest.approx(starts[1])
+
+
+def test_what_has_no_variance_is_marked_and_does_not_win(frames: dict[str, pd.DataFrame]) -> None:
+    cells = wide(frames["efficiency"])
+    figure = variance_time(cells, 3)
+    assert figure is not None
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert sum(text.startswith("≥") for text in texts) == 3
+    assert "≥ 1.0" in texts  # the reference, over itself
+    map_ = winners(cells, 3)
+    assert map_ is not None
+    named = {text.get_text() for text in map_.legends[0].get_texts()}
+    assert named == {"all together", "tuned, Hadamard", "determinant"}
+    all_finite = winners(cells.assign(variance_is_finite=1.0), 3)  # a twin: they would win
+    assert all_finite is not None
+    assert {t.get_text() for t in all_finite.legends[0].get_texts()} - named
+
+
+def test_what_an_error_costs_is_said(frames: dict[str, pd.DataFrame]) -> None:
+    """3.2 of 40 us for the determinant; 1.1 x 40.5 nat^2 / 1e-4 for the draw, at the least."""
+    (text,) = findings({"efficiency": frames["efficiency"]})
+    assert "to 0.01 nat takes 0.128 [" in text
+    assert "“determinant”" in text
+    assert "of infinite variance there, takes at least 140,000 times as long" in text
+    (text,) = findings({"peers": frames["peers"]})
+    assert "is off by −9.00 nat" in text
+
+
+def test_without_the_peer_the_baseline_is_the_reference(frames: dict[str, pd.DataFrame]) -> None:
+    cells = wide(frames["efficiency"]).query("implementation == 'ours'")
+    figure = variance_time(cells, 1)
+    assert figure is not None
+    assert "normflows: not measured" in figure.axes[0].get_xlabel()
 
 
 def test_the_page_opens_in_a_browser(page: Path, tmp_path: Path) -> None:

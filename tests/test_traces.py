@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -18,11 +20,13 @@ from resflow_bench.layers import (
     dense_branch,
     mlp_branch,
 )
+from resflow_bench.layers.pulls import ByMatrix
 from resflow_bench.logdet import (
     Estimate,
     Fixed,
     Gaussian,
     Geometric,
+    Linearisation,
     LogDetEstimator,
     Neumann,
     Rademacher,
@@ -30,10 +34,12 @@ from resflow_bench.logdet import (
     Series,
     Taylor,
     autograd,
+    cached,
     dense,
     exact_log_det,
     jacobian,
 )
+from resflow_bench.logdet.products import Map, Products
 
 DTYPE = torch.float64
 
@@ -282,6 +288,46 @@ def _after_probes(n_probes: int, x: Tensor) -> torch.Generator:
     source = generator(3)
     Rademacher().sample(n_probes, x, source)
     return source
+
+
+@pytest.mark.parametrize("hidden", [(8,), (8, 6), (6, 30, 7)], ids=str)
+@pytest.mark.parametrize("n_traced", [0, 1])
+@pytest.mark.parametrize("truncation", [Fixed(1), Fixed(5), Roulette(Geometric(0.3), 0)], ids=str)
+def test_outer_matrices_in_one_change_nothing_but_the_cost(hidden, n_traced, truncation) -> None:
+    """Value and gradient to 1e-12 of those by autograd, 40 examples, two probes, unequal weights;
+    and the products between the first and the last have d (h_1 + h_L) - h_1 h_L numbers fewer.
+    """
+    branch = steep(mlp_branch(12, hidden, 0.9))
+    if n_traced and len(hidden) > 2:
+        pytest.skip("no exact trace")
+    x = points(branch, 40).requires_grad_()
+    upstream = torch.linspace(-1.0, 2.0, 40, dtype=DTYPE)
+
+    def found(products: Products) -> tuple[Tensor, ...]:
+        estimator = LogDetEstimator(Rademacher(), truncation, 2, products, n_traced=n_traced)
+        value = estimator(branch, x, generator(6)).value
+        inputs = [x, *branch.parameters()]
+        gradient = torch.autograd.grad(value @ upstream, inputs, materialize_grads=True)
+        return value, *gradient
+
+    def whole(g: Map, x: Tensor) -> Linearisation:
+        """The twin that always multiplies with both outer matrices."""
+        value, chain = cached(g, x)
+        chain.cycle = lambda: (chain, chain, lambda v: v)  # type: ignore[attr-defined]
+        return Linearisation(value, chain)
+
+    for ours, reference in zip(found(cached), found(whole), strict=True):
+        torch.testing.assert_close(ours, reference, rtol=0, atol=1e-12)
+    _, loop, _ = branch.linearise(x)[1].cycle()
+    sizes = [pull.weight.numel() for pull in loop.pulls if isinstance(pull, ByMatrix)]
+    assert sum(sizes) == hidden[0] * hidden[-1] + sum(a * b for a, b in pairwise(hidden))
+
+
+def test_wide_hidden_layers_are_left_as_they_are() -> None:
+    """h = 2 d: nothing is saved; and images, and J as a matrix, have no outer matrices."""
+    for branch in (mlp_branch(8, (16,), 0.9), conv_branch(2, (4, 4), (3, 1, 3), (4, 4), 0.9)):
+        chain = branch.linearise(points(branch).float())[1]
+        assert chain.cycle()[1] is chain
 
 
 @torch.no_grad()

@@ -8,15 +8,20 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 
+from resflow_bench.analysis.efficiency import compared, reference, seconds_to
 from resflow_bench.analysis.tables import number, wide, with_interval
 
 HOW_MANY = 3
 TARGET = 0.01  # nat: the standard deviation that a model comparison needs
+NOTICEABLE = 0.1  # nat
 NAMES = {
     "trained": "the trained flow",
     "conv": "the trained convolutional flow",
     "multiscale": "the trained multi-scale flow",
+    "shallow": "the trained shallow flow",
+    "patches": "the flow trained on patches",
     "init": "the untrained flow",
+    "steep": "the steep flow",
     "minus-identity": "g(x) = −Kx",
     "plus-identity": "g(x) = +Kx",
 }
@@ -25,9 +30,10 @@ NAMES = {
 def findings(frames: Mapping[str, pd.DataFrame]) -> list[str]:
     """At most three sentences, the most consequential first; fewer where a run measured less.
 
-    In order: the bias of truncation, what it hid in a training, the variance of a probe, the
-    inverse, the roulettes of infinite variance, the speed. Each speaks of the trained flow where it
-    was measured, at its largest Lipschitz constant, and of the worst linear map otherwise.
+    In order: the bias of truncation, what it hid in a training, what an error costs at best, what
+    another implementation returns, the variance of a probe, the inverse, the roulettes of infinite
+    variance, the speed. Each speaks of the trained flow where it was measured, at its largest
+    Lipschitz constant, and of the worst linear map otherwise.
     """
     cells = {suite: wide(frame) for suite, frame in frames.items() if len(frame)}
     said = (find(cells[suite]) for suite, find in _FINDERS if suite in cells)
@@ -130,9 +136,57 @@ def _training_gap(cells: pd.DataFrame) -> str:
     )
 
 
+def _efficiency(cells: pd.DataFrame) -> str:
+    flows = [some for _, some in compared(cells).groupby(["dim", "model"])]
+    flows = [some for some in flows if reference(some) is not None]
+    if not flows:
+        return ""
+    cells = _telling(pd.concat(flows))
+    cells = cells[cells["dim"] == cells["dim"].iloc[0]]
+    seconds, usual = seconds_to(cells, np.asarray([TARGET]))[:, 0], reference(cells)
+    if usual is None or not np.isfinite(seconds).any():
+        return ""
+    best = cells.iloc[int(seconds.argmin())]
+    rate = seconds.min() / best["relative_time"]  # seconds to the target, per unit of ratio
+    ends = (1e3 * rate * best[f"relative_time{end}"] for end in ("", "_low", "_high"))
+    spread = usual["spread"] if usual["finite"] else usual["variance_low"]
+    needed = usual["seconds"] * spread / (TARGET**2 - best["floor"] ** 2)
+    times = float(f"{needed / seconds.min():.2g}")
+    infinite = "" if usual["finite"] else ", of infinite variance there,"
+    return (
+        f"A log-det of {_name(best)} to {TARGET} nat takes {with_interval(*ends)} ms an example by "
+        f"the candidate “{best['name']}”; averaging the draw that {_whose(usual)}{infinite} takes "
+        f"{'' if usual['finite'] else 'at least '}{times:,.0f} times as long."
+    )
+
+
+def _whose(usual: pd.Series) -> str:
+    if usual["implementation"] == "ours":
+        return "the public implementations train by, in our code"
+    return f"{usual['name'].split(',')[0]} trains by"
+
+
+def _peers(cells: pd.DataFrame) -> str:
+    cells = _measured(cells, "bias", "bias_expected", "implementation", "mode")
+    if cells.empty:
+        return ""
+    cells = cells[(cells["implementation"] != "ours") & (cells["mode"] != "series")]
+    cells = cells[cells["bias_expected"].abs() > NOTICEABLE]
+    if cells.empty:
+        return ""
+    c = _telling(cells).sort_values("bias_expected", key=np.abs, ascending=False).iloc[0]
+    return (
+        f"What {c['implementation']} returns as the log-det of {_name(c)} in its mode "
+        f"“{c['mode']}” is another quantity: by the formula in its source it is off by "
+        f"{number(c['bias_expected'])} nat, and in the draws by {number(c['bias'])}."
+    )
+
+
 _FINDERS: tuple[tuple[str, Callable[[pd.DataFrame], str]], ...] = (
     ("bias", _bias),
     ("training_gap", _training_gap),
+    ("efficiency", _efficiency),
+    ("peers", _peers),
     ("variance", _variance),
     ("inverse", _inverse),
     ("variance", _roulette),

@@ -17,6 +17,7 @@ from torch import Tensor
 from resflow_bench.flows import ResidualBlock, ResidualFlow
 from resflow_bench.lab.cells import Cell, Context, Skip, silent
 from resflow_bench.lab.models import MODELS
+from resflow_bench.lab.workers import one_thread
 from resflow_bench.logdet import (
     EXPANSIONS,
     LAWS,
@@ -141,7 +142,8 @@ def build_problem(cell: Cell, results: Path, n_points: int) -> Problem:
 def _problem(cell: Cell, results: Path, n_points: int) -> Problem:
     flow = build_flow(cell, results)
     x = build_points(cell, n_points)
-    jacobians, log_det = dense_truth(flow, x)
+    with one_thread():  # two that wait for a busy core took twenty times as long at d = 768
+        jacobians, log_det = dense_truth(flow, x)
     return Problem(flow, x, jacobians, log_det, *sizes(jacobians))
 
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from resflow_bench.flows import Logit, ResidualBlock, ResidualFlow
 from resflow_bench.intervals import (
     Interval,
+    chebyshev_mean_interval,
     lower_variance_interval,
     mean_interval,
     median_interval,
@@ -23,14 +24,16 @@ from resflow_bench.intervals import (
 )
 from resflow_bench.lab.build import Problem, build_estimator, build_points, build_problem
 from resflow_bench.lab.cells import Cell, Context, Observation
-from resflow_bench.lab.measure import TAME, exactly, observe, realised
+from resflow_bench.lab.measure import ROUNDING, TAME, exactly, observe, realised
 from resflow_bench.lab.peers import PEERS, Asked
 from resflow_bench.logdet import (
     EXPANSIONS,
     PROBES,
+    Controlled,
     Determinant,
     Estimate,
     Estimator,
+    Expansion,
     Fixed,
     LogDetEstimator,
     PerBranch,
@@ -52,10 +55,14 @@ YARDSTICK = LogDetEstimator(Rademacher(), Fixed(10))
 
 N_WARM_UP = 2
 
-N_PILOT = 32
-"""Points, other than those measured at, from which an estimator is tuned."""
+PILOT = 512
+"""Numbers, in 2 to 16 points other than those measured at, from which an estimator is tuned: a form
+of many variables differs less from point to point, and costs more."""
 
-MAX_DENSE = 256
+N_FIRST = 32
+"""Points that may be measured at."""
+
+MAX_DENSE = 128
 """Of larger blocks the closed form of the variance, which takes powers of J, is not computed."""
 
 
@@ -64,6 +71,7 @@ class Candidate(NamedTuple):
 
     draw: (B, *event) -> (B,), nats.
     seeded: makes the draws inside the context follow from a seed.
+    random: whether two calls differ.
     independent: whether the examples of one call have errors of their own.
     tame: whether so many moments are finite that the sample variance has an interval.
     finite: whether the variance is.
@@ -75,6 +83,7 @@ class Candidate(NamedTuple):
 
     draw: Callable[[Tensor], Tensor]
     seeded: Callable[[int], AbstractContextManager[None]]
+    random: bool
     independent: bool
     tame: bool
     finite: bool
@@ -88,15 +97,18 @@ def measure_efficiency(cell: Cell, context: Context) -> Iterable[Observation]:
     """Variance, bias and seconds of a draw, and what they make together.
 
     * `variance`, `bias`: per example, from `n_calls` independent calls at `n_points` points, each
-      with `n_copies` of every point if their errors are independent of each other.
+      with `n_copies` of every point, `batch_size` examples at most, if their errors are independent
+      of each other. What has no randomness is called twice. The interval of `bias` is Student's,
+      Chebyshev's where a high moment is infinite, and none where the variance is.
     * `seconds_per_example`: median over `n_pairs` calls of `batch_size` examples.
     * `relative_time`: the same over that of ten plain terms with one Rademacher probe, timed in
       turn with it: what compares with another cell's, whatever else the machine does.
     * `variance_time`: variance x seconds_per_example, nat^2 s: what remains when as many draws are
       averaged as a second has room for.
     * `seconds_to_target`: seconds per example to a root mean square error of `TARGET` by averaging
-      draws; infinite if the bias alone is above a tenth of it. An infinite variance counts there as
-      what the draws showed of it, which is too little.
+      draws; infinite if the bias alone is above a tenth of it, or may be: where no formula gives
+      it, the farther end of its interval counts. An infinite variance counts there as what the
+      draws showed of it, which is too little.
 
     The log-determinant is that of the residual blocks and affine layers: a logit in front, which
     has a closed form and no counterpart elsewhere, is left out.
@@ -104,18 +116,14 @@ def measure_efficiency(cell: Cell, context: Context) -> Iterable[Observation]:
     problem = build_problem(cell, context.results, int(context.effort["n_points"]))
     flow, x, exact = without_logit(problem)
     candidate = _candidate(cell, problem, flow)
-    errors = _errors(candidate, x, exact, context, context.generator_seed(cell))  # (n_calls, R, P)
-    n, rows = errors.size, errors.reshape(-1, len(x))
-    # That of a deterministic answer is rounding, and the same in each call.
-    steady = float(np.ptp(errors, axis=0).max()) == 0.0
-    variance = (
-        Interval(0.0, 0.0, 0.0, 0.0, n)
-        if steady
-        else variance_interval(rows)
-        if candidate.tame
-        else lower_variance_interval(rows)
-    )
-    bias = mean_interval(errors.mean((1, 2)))
+    rounding = ROUNDING * torch.finfo(x.dtype).eps * max(1.0, float(np.abs(exact).max()))  # nat
+    errors = _errors(candidate, x, exact, cell, context)  # (n_calls, R, P)
+    n, variance, bias = errors.size, _variance(candidate, errors), _bias(candidate, errors)
+    if candidate.random:
+        width = rounding * (2.0 * math.sqrt(variance.value) + rounding)
+        low = max(0.0, variance.low - width)
+        variance = variance._replace(low=low, high=variance.high + width)
+    bias = bias._replace(low=bias.low - rounding, high=bias.high + rounding)
     yield observe("variance", variance, "nat^2", n, candidate.note)
     yield observe("bias", bias, "nat", n, candidate.note)
     if candidate.variance is not None:
@@ -130,6 +138,27 @@ def measure_efficiency(cell: Cell, context: Context) -> Iterable[Observation]:
         yield exactly("n_products", n_products, "1")
     yield from _together(candidate, variance, bias, seconds)
     yield from realised(problem.norm, problem.spectral_radius)
+
+
+def _variance(candidate: Candidate, errors: np.ndarray) -> Interval:
+    """Per example, mean over points, from errors (n_calls, R, P)."""
+    rows = errors.reshape(-1, errors.shape[-1])
+    if not candidate.random:  # what is left is rounding
+        return Interval(0.0, 0.0, 0.0, 0.0, errors.size)
+    return variance_interval(rows) if candidate.tame else lower_variance_interval(rows)
+
+
+def _bias(candidate: Candidate, errors: np.ndarray) -> Interval:
+    """Of the mean over copies and points; one call is one sample."""
+    n_copies, n_points = errors.shape[1:]
+    calls = errors.mean((1, 2))
+    if not candidate.finite:
+        return Interval(float(calls.mean()), math.nan, -math.inf, math.inf, len(calls))
+    if candidate.tame or candidate.variance is None:
+        return mean_interval(calls)
+    # Of errors in common no more is known than Var(mean) <= mean of Var.
+    n = n_copies * n_points if candidate.independent else 1
+    return chebyshev_mean_interval(calls, float(candidate.variance.mean()) / n)
 
 
 def without_logit(problem: Problem) -> tuple[ResidualFlow, Tensor, np.ndarray]:
@@ -151,6 +180,7 @@ def _candidate(cell: Cell, problem: Problem, flow: ResidualFlow) -> Candidate:
         return Candidate(
             draw=peer.log_det,
             seeded=peer.seeded,
+            random=True,
             independent=False,
             tame=decay == 0.0 or rho**TAME < decay ** (TAME - 1),
             finite=decay == 0.0 or rho**2 < decay,
@@ -174,6 +204,7 @@ def _candidate(cell: Cell, problem: Problem, flow: ResidualFlow) -> Candidate:
     return Candidate(
         draw=lambda x: running.forward_and_log_det(x, generator)[1],
         seeded=seeded,
+        random=bool(each),
         independent=not any(isinstance(t, Roulette) and t.per == "batch" for t in truncations),
         tame=all(t.moment_is_finite(rho, TAME) for t in truncations),
         finite=all(t.moment_is_finite(rho, 2) for t in truncations),
@@ -198,38 +229,51 @@ def _closed_forms(
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Variance and bias, (P,) each, where they are known and affordable."""
     variance, bias = np.zeros(len(problem.x)), np.zeros(len(problem.x))
+    variance_is_known = bias_is_known = True
     for one, matrices in zip(each, problem.jacobians, strict=bool(each)):
-        if matrices.shape[-1] > MAX_DENSE or not isinstance(one.expansion, Taylor):
-            return None, None
-        m, n_traced = one.n_probes, one.n_traced
-        variance += one.truncation.variance(matrices, one.probe, m, n_traced)
-        bias += one.truncation.bias(matrices)
-    return variance, bias
+        affordable = matrices.shape[-1] <= MAX_DENSE
+        variance_is_known &= affordable and one.expansion == Taylor()
+        bias_is_known &= _series(one.expansion) == Taylor()
+        bias_is_known &= affordable or isinstance(one.truncation, Roulette)
+        if variance_is_known:
+            variance += one.truncation.variance(matrices, one.probe, one.n_probes, one.n_traced)
+        if bias_is_known:
+            bias += one.truncation.bias(matrices)
+    return variance if variance_is_known else None, bias if bias_is_known else None
+
+
+def _series(expansion: Expansion) -> Expansion:
+    """What is left of it without a control, which has no mean."""
+    return expansion.expansion if isinstance(expansion, Controlled) else expansion
 
 
 def build_candidate(cell: Cell, problem: Problem) -> Estimator:
     """The axis `estimator`: a probed series, one tuned to each branch, or the determinant of J.
 
-    The tuned one sees other points than those it is measured at, which are the model's first.
+    The tuned one sees other points than those it is measured at, which are the model's first. A
+    control comes after the tuning, which is that of the series it controls.
     """
     if cell["estimator"] == "determinant":
         return Determinant()
     if cell["estimator"] == "hutchinson":
         return build_estimator(cell)
+    expansion = EXPANSIONS[cell["expansion"]](cell["lipschitz"])
     base = LogDetEstimator(
         PROBES[cell["probe"]],
         Fixed(cell["n_traced"] + 1),  # to be replaced
         n_traced=cell["n_traced"],
-        expansion=EXPANSIONS[cell["expansion"]](cell["lipschitz"]),
+        expansion=_series(expansion),
     )
-    points = build_points(cell, 2 * N_PILOT)[N_PILOT:]
+    n_pilot = min(16, max(2, PILOT // cell["dim"]))
+    points = build_points(cell, N_FIRST + n_pilot)[N_FIRST:]
     generator = torch.Generator(points.device).manual_seed(0)
     inputs = [
         (layer.branch, x)
         for layer, x in problem.flow.inputs(points)
         if isinstance(layer, ResidualBlock)
     ]
-    return tuned(inputs, base, generator=generator)
+    found = tuned(inputs, base, generator=generator, n_draws=16).estimators
+    return PerBranch({g: replace(one, expansion=expansion) for g, one in found.items()})
 
 
 @dataclass
@@ -247,13 +291,15 @@ class _Counting:
 
 @torch.no_grad()
 def _errors(
-    candidate: Candidate, x: Tensor, exact: np.ndarray, context: Context, seed: int
+    candidate: Candidate, x: Tensor, exact: np.ndarray, cell: Cell, context: Context
 ) -> np.ndarray:
     """estimate - exact, (n_calls, R, P), nats, float64."""
-    n_calls = int(context.effort["n_calls"])
-    n_copies = int(context.effort["n_copies"]) if candidate.independent else 1
+    n_calls = int(context.effort["n_calls"]) if candidate.random else 2
+    most = max(1, cell["batch_size"] // len(x))
+    several = candidate.independent and candidate.random
+    n_copies = min(int(context.effort["n_copies"]), most) if several else 1
     copies = repeated(x, n_copies * len(x))
-    with candidate.seeded(seed):
+    with candidate.seeded(context.generator_seed(cell)):
         draws = [candidate.draw(copies.clone()).double().cpu().numpy() for _ in range(n_calls)]
     return np.stack(draws).reshape(n_calls, n_copies, len(x)) - exact
 
@@ -283,8 +329,8 @@ def _costs(
 
 
 def repeated(x: Tensor, n: int) -> Tensor:
-    """n points, the given ones over and over."""
-    return x[torch.arange(n, device=x.device) % len(x)]
+    """n points, the given ones over and over, in the order of memory that others rely on."""
+    return x[torch.arange(n, device=x.device) % len(x)].contiguous()
 
 
 def _seconds(call: Callable[[], object], x: Tensor) -> float:
@@ -306,8 +352,10 @@ def _together(
         value = float(candidate.variance.mean())
         variance, said = Interval(value, 0.0, value, value, variance.n), "of the closed form"
     said += "" if candidate.finite else "; infinite variance: at least this"
-    off = bias.value if candidate.bias is None else float(np.abs(candidate.bias).max())
-    left = TARGET**2 - off**2 if abs(off) <= BIAS_SHARE * TARGET else 0.0
+    off = max(abs(bias.low), abs(bias.high))
+    if candidate.bias is not None:
+        off = float(np.abs(candidate.bias).max())
+    left = TARGET**2 - off**2 if off <= BIAS_SHARE * TARGET else 0.0
 
     def to_target(spread: float, each: float) -> float:
         return each * max(1.0, spread / left) if left else math.inf
@@ -316,5 +364,5 @@ def _together(
     value, low, high = (max(0.0, spread) * each for spread, each in ends)
     yield Observation("variance_time", value, "nat^2 s", math.nan, low, high, variance.n, said)
     value, low, high = (to_target(max(0.0, spread), each) for spread, each in ends)
-    said += f"; to {TARGET} nat, |bias| {abs(off):.1e} nat"
+    said += f"; to {TARGET} nat, |bias| {off:.1e} nat"
     yield Observation("seconds_to_target", value, "s", math.nan, low, high, variance.n, said)

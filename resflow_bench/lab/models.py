@@ -14,7 +14,7 @@ from torch import Tensor
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab.cells import Skip
 from resflow_bench.lab.weights import Recipe, dataset, tame, trained
-from resflow_bench.models import LINEAR_FAMILIES, linear_flow, mlp_flow
+from resflow_bench.models import LINEAR_FAMILIES, linear_flow, mlp_flow, steep_flow
 from resflow_bench.training import Training
 
 Say = Callable[[str], None]
@@ -64,13 +64,14 @@ class Linear:
 
 @dataclass(frozen=True)
 class Untrained:
-    """Eight MLP blocks with fresh weights, at standard normal points."""
+    """Eight blocks that no data have touched, at standard normal points: they exist at every d."""
 
-    name = "init"
+    name: str
+    make: Callable[[int, float], ResidualFlow]
     n_distinct_points = None
 
     def flow(self, dim: int, lipschitz: float, results: Path, say: Say) -> ResidualFlow:
-        flow = mlp_flow(dim, lipschitz)
+        flow = self.make(dim, lipschitz)
         flow.initialise(normal_points(256, dim))
         return flow
 
@@ -105,7 +106,8 @@ class Trained:
 
 _MODELS: tuple[Model, ...] = (
     *map(Linear, LINEAR_FAMILIES),
-    Untrained(),
+    Untrained("init", mlp_flow),
+    Untrained("steep", steep_flow),
     Trained("trained", "mlp", "digits-logit", Training(600, learning_rate=2e-3)),
     Trained("shallow", "shallow", "digits-logit", Training(400, learning_rate=2e-3), n_traced=2),
     Trained("conv", "conv", "digits", Training(400, batch_size=64, learning_rate=5e-3)),

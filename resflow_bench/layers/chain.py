@@ -7,8 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from resflow_bench.layers.pulls import Examples, Pull
+from resflow_bench.layers.pulls import ByMatrix, Examples, Pull
 from resflow_bench.layers.traces import traces
+
+WORTHWHILE = 0.9
+"""Share of the numbers below which two matrices in one save more than their product costs."""
 
 
 class Chain:
@@ -40,6 +43,22 @@ class Chain:
     def to(self, dtype: torch.dtype) -> Chain:
         """J with its stages rounded to another type."""
         return Chain([pull.to(dtype) for pull in self.pulls])
+
+    def cycle(self) -> tuple[Chain, Chain, Pull]:
+        """(enter, loop, leave) with v^T J^k = leave(loop^(k-1)(enter(v))).
+
+        J = W_L ... W_1 between hidden layers: loop is D_1 ... D_(L-1) (W_1 W_L), in which the two
+        outer matrices have become one. That has h_1 h_(L-1) products in place of d (h_1 + h_(L-1)),
+        fewer if the hidden layers are narrower than 2 d; else, and where the outer maps are no
+        matrices, loop and enter are J itself.
+        """
+        first, *inner, last = self.pulls if len(self.pulls) > 2 else (None, None)
+        if isinstance(first, ByMatrix) and isinstance(last, ByMatrix):
+            (h_first, d), h_last = first.weight.shape, last.weight.shape[1]
+            if h_first * h_last < WORTHWHILE * d * (h_first + h_last):
+                meeting = ByMatrix(first.weight @ last.weight)
+                return Chain([*inner, last]), Chain([*inner, meeting]), first
+        return self, self, Chain([])
 
     def traces(self, n: int) -> list[Tensor]:
         """tr J, ..., tr J^n of each example, (B,) or (), see `layers.traces.traces`."""

@@ -39,6 +39,7 @@ EXPANSIONS: dict[str, Callable[[float], Expansion]] = {
     "taylor": lambda _: Taylor(),
     "taylor(bfloat16)": lambda _: Taylor(torch.bfloat16),
     "arnoldi": lambda _: Arnoldi(),
+    "controlled": lambda _: Controlled(),
     "chebyshev": lambda lipschitz: Chebyshev(-lipschitz, lipschitz),
 }
 """What the axis `expansion` offers, by name; each takes the branch's promised constant."""

@@ -61,9 +61,10 @@ class Taylor:
             units for it, and what they round is small once the first trace is taken exactly: a
             bias, small and not zero, to be measured.
 
-    Properties: unbiased if E w_k = 1, but for what `tail` rounds. Cost: a product a term; the work
-        of a batch is the sum of its N if `vjp` can `select`, since examples that have had all
-        their terms leave it, and B max N if not. Memory: four vectors shaped like v.
+    Properties: unbiased if E w_k = 1, but for what `tail` rounds. Cost: a product a term, cheaper
+        where the outer matrices of two in a row can be one (`layers.Chain.cycle`). The work of a
+        batch is the sum of its N if `vjp` can `select`, since examples that have had all their
+        terms leave it, and B max N if not. Memory: four vectors shaped like v.
 
     Source: Chen et al. (2019), "Residual Flows for Invertible Generative Modeling", Theorems 1, 2.
 
@@ -79,20 +80,29 @@ class Taylor:
     @torch.no_grad()
     def expand(self, vjp: Vjp, v: Tensor, terms: Terms, n_traced: int, adjoint: bool) -> Expanded:
         work = longest_first(vjp, v, terms)
-        vjp, power, weights = work.vjp, work.v, work.weights
-        series = torch.zeros_like(power)
-        neumann = torch.zeros_like(power) if adjoint else None
+        enter, loop, leave = _cycle(work.vjp)
+        v, power, weights = work.v, work.v, work.weights
+        head = weights[0] * v if adjoint and n_traced == 0 and len(weights) else torch.zeros_like(v)
+        series = rest = torch.zeros_like(v)  # if there is no term
         for k, n in enumerate(work.n_active, start=1):
             if n < power.shape[1]:
-                vjp, power = part(vjp, n), power[:, :n].contiguous()
-            if neumann is not None and k > n_traced:
-                neumann[:, :n].addcmul_(power, weights[k - 1, :n], value=_sign(k))
+                power = power[:, :n].contiguous()
+                enter, loop = part(enter, n), part(loop, n)
             if self.tail is not None and k == (2 if n_traced == 0 else 1):
-                vjp, power = _lowered(vjp, self.tail), power.to(self.tail)
-            power = vjp(power)  # v^T J^k
+                enter, loop = _lowered(enter, self.tail), _lowered(loop, self.tail)
+                power = power.to(self.tail)
+            if k == 1:
+                power = enter(power)
+                series = v.new_zeros((*v.shape[:2], *power.shape[2:]))
+                rest = torch.zeros_like(series) if adjoint else series
+            else:
+                if adjoint and k > n_traced:
+                    rest[:, :n].addcmul_(power, weights[k - 1, :n], value=_sign(k))
+                power = loop(power)
             if k > n_traced:
                 series[:, :n].addcmul_(power, weights[k - 1, :n], value=_sign(k) / k)
-        return work.expanded(inner(series, work.v), neumann)
+        value = inner(leave(series), v)
+        return work.expanded(value, head + leave(rest) if adjoint else None)
 
 
 class Work(NamedTuple):
@@ -135,6 +145,14 @@ def longest_first(vjp: Vjp, v: Tensor, terms: Terms) -> Work:
     assert select is not None  # or n had not changed
     order = torch.from_numpy(np.argsort(-terms.n_terms, kind="stable")).to(v.device)
     return Work(select(order), v.index_select(1, order), weights[:, order], n_active, order)
+
+
+def _cycle(vjp: Vjp) -> tuple[Vjp, Vjp, Vjp]:
+    """(enter, loop, leave) with v^T J^k = leave(loop^(k-1)(enter(v))): the cheapest known."""
+    found: tuple[Vjp, Vjp, Vjp] = (vjp, vjp, lambda v: v)
+    if hasattr(vjp, "cycle"):
+        found = vjp.cycle()
+    return found
 
 
 def part(vjp: Vjp, n: int) -> Vjp:

@@ -74,10 +74,17 @@ class Rademacher:
         return "rademacher"
 
     def sample(self, n_probes: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Draw (m, B, *event) independent signs."""
-        shape = (n_probes, *x.shape)
-        bits = torch.empty(shape, dtype=x.dtype, device=x.device)
-        return bits.bernoulli_(0.5, generator=generator).mul_(2.0).sub_(1.0)
+        """Draw (m, B, *event) independent signs, eight from each random byte.
+
+        A fifth of the time of as many Bernoulli numbers: drawn one by one they took as long as four
+        products of a branch with 128 hidden units.
+        """
+        n = n_probes * x.numel()
+        size = (-(-n // 8), 1)
+        random = torch.randint(256, size, generator=generator, dtype=torch.uint8, device=x.device)
+        place = torch.arange(8, dtype=torch.uint8, device=x.device)
+        signs = (random >> place & 1).to(x.dtype).mul_(2.0).sub_(1.0)
+        return signs.flatten()[:n].view(n_probes, *x.shape)
 
     def variance(self, moments: theory.Moments, n_probes: int) -> np.ndarray:
         """(2/m) (||sym A||_F^2 - sum_i A_ii^2)."""

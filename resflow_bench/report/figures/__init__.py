@@ -7,6 +7,7 @@ where there is nothing to draw.
 from resflow_bench.report.figures import (
     bias,
     density,
+    efficiency,
     inverse,
     lipschitz,
     peers,
@@ -27,6 +28,7 @@ SECTIONS = tuple(
         training,
         training_gap,
         density,
+        efficiency,
         peers,
     )
 )

@@ -32,9 +32,12 @@ INK, MUTED, LINE, PAPER = "#1f2328", "#6a737d", "#d7dbe0", "#fefefe"
 BLUE, ORANGE, GREEN, ACCENT, PINK, BROWN, _, GREY, _, SKY = sns.color_palette("colorblind").as_hex()
 MODELS = {
     "trained": (ACCENT, "o"),
+    "shallow": ("#00688b", "v"),
+    "patches": ("#a0522d", "*"),
     "conv": ("#8a5a00", "p"),
     "multiscale": ("#5b2a86", "d"),
     "init": (ORANGE, "h"),
+    "steep": ("#c71585", "<"),
     "minus-identity": (BLUE, "s"),
     "plus-identity": (SKY, "^"),
     "orthogonal": (GREEN, "D"),
@@ -42,7 +45,7 @@ MODELS = {
     "gaussian": (BROWN, "X"),
     "triangular": (GREY, ">"),
 }
-FLOWS = {"trained", "conv", "multiscale", "init"}
+FLOWS = {"trained", "shallow", "patches", "conv", "multiscale", "init", "steep"}
 PANEL, PANEL_HEIGHT, ROW = 3.5, 2.7, 0.26  # inches; at 96 pixels each, text of 9 pt is 12 pixels
 DASHES = (0, (4, 2))
 MAX_PANELS, MAX_ROWS = 6, 24

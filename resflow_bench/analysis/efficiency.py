@@ -1,0 +1,107 @@
+"""The candidates of `efficiency`: their names, and the seconds that each takes to an error."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+BASELINE = "baseline"
+ROUNDING = 1e-6  # nat, below which no answer in float32 can be told from another
+
+
+def compared(cells: pd.DataFrame) -> pd.DataFrame:
+    """The measured cells at their model's largest K, with what one compares them by.
+
+    `name`; `finite`, whether the variance is; `spread`, the variance of a draw (nat^2), closed
+    where there is a closed form; `floor`, |bias| (nat) by its formula, by the farther end of its
+    interval where there is none; `seconds` per example: a call's time over that of ten plain terms
+    timed in turns, times their median seconds there, so that what the machine did in the meantime
+    is in both.
+    """
+    needed = ("variance", "bias", "variance_is_finite", "seconds_per_example", "relative_time")
+    if not {"implementation", *needed} <= set(cells):
+        return cells.head(0)
+    cells = cells[cells["status"] == "ok"].dropna(subset=["implementation", *needed])
+    if cells.empty:
+        return cells
+    largest = cells.groupby("model")["lipschitz"].transform("max")
+    cells = cells[cells["lipschitz"] == largest]
+    yardstick = cells["seconds_per_example"] / cells["relative_time"]
+    unit = yardstick.groupby([cells["model"], cells["dim"]]).transform("median")
+    measured = cells[["bias_low", "bias_high"]].abs().max(axis=1)
+    measured = measured.where(np.isfinite(measured), cells["bias"].abs())
+    closed = column(cells, "variance_expected")
+    return cells.assign(
+        name=[name_of(cell) for _, cell in cells.iterrows()],
+        finite=cells["variance_is_finite"] == 1,
+        spread=closed.where(np.isfinite(closed), cells["variance"]),
+        floor=column(cells, "bias_expected").abs().fillna(measured).clip(lower=ROUNDING),
+        seconds=cells["relative_time"] * unit,
+    )
+
+
+def seconds_to(cells: pd.DataFrame, asked: np.ndarray) -> np.ndarray:
+    """seconds max(1, spread/(asked^2 - floor^2)), (n,) nat -> (cells, n); inf below the floor.
+
+    By averaging draws; infinite too where the variance is, which no average makes small.
+    """
+    v, b, s = (cells[c].to_numpy(float)[:, None] for c in ("spread", "floor", "seconds"))
+    left = asked**2 - b**2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        needed = np.where(left > 0.0, s * np.maximum(1.0, v / left), math.inf)
+    return np.where(cells["finite"].to_numpy(bool)[:, None], needed, math.inf)
+
+
+def reference(cells: pd.DataFrame) -> pd.Series | None:
+    """The draw that normflows trains by; our baseline where it was not measured; maybe neither."""
+    theirs = cells[(cells["implementation"] == "normflows") & (column(cells, "mode") == "roulette")]
+    ours = cells[cells["name"] == BASELINE]
+    found = theirs if len(theirs) else ours
+    return found.iloc[0] if len(found) else None
+
+
+def name_of(cell: Mapping[Any, Any]) -> str:
+    """A candidate in few words: what sets it apart from the baseline.
+
+    >>> name_of({"implementation": "ours", "estimator": "determinant"})
+    'determinant'
+    """
+    if cell["implementation"] != "ours":
+        version = re.match(r"\w+ \d[^\s;]*", cell.get("message", ""))
+        mode = "training" if cell["mode"] == "roulette" else cell["mode"]
+        return f"{version[0] if version else cell['implementation']}, {mode}"
+    if cell["estimator"] == "determinant":
+        return "determinant"
+    words = {"taylor": "", "taylor(bfloat16)": "bfloat16", "controlled": "control"}
+    expansion = words.get(cell["expansion"], str(cell["expansion"]).capitalize())
+    probe, n = cell["probe"].capitalize(), int(cell["n_traced"])
+    if cell["estimator"] == "tuned":
+        return _joined("tuned", probe, expansion)
+    traces = f"{n} trace{'s' * (n > 1)}" if n else ""
+    if cell["truncation"] == "fixed":
+        return _joined(f"{int(cell['n_terms'])} terms", traces, expansion)
+    m = int(cell["n_probes"])
+    probe = f"{m} {probe}" if m > 1 else probe
+    changed = [
+        "" if cell["probe"] == "gaussian" and m == 1 else probe,
+        "" if cell["roulette"] == "geometric(0.5)" else cell["roulette"],
+        {"batch": "", "example": "per example"}.get(cell["per"], cell["per"]),
+        traces,
+    ]
+    if all(changed):
+        return _joined("all together", probe if m > 1 else "", expansion)
+    return _joined(*changed, expansion) or BASELINE
+
+
+def column(cells: pd.DataFrame, name: str) -> pd.Series:
+    """The column; NaN where there is none."""
+    return cells[name] if name in cells else pd.Series(math.nan, cells.index)
+
+
+def _joined(*words: str) -> str:
+    return ", ".join(word for word in words if word)

@@ -1,0 +1,92 @@
+"""What all commands share: the group, its exit codes, refusals, and how a run is gone on with."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING
+
+import click
+
+from resflow_bench import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from resflow_bench.lab.store import Run
+
+CELLS_FAILED, REFUSED, SIGNALLED = 1, 2, 128
+
+folder = click.Path(path_type=Path)
+results_option = click.option(
+    "--results", type=folder, default="results", show_default=True, help="Where runs are kept."
+)
+
+
+def main() -> None:
+    """The console script; never returns."""
+    code = None
+    try:
+        with cli.make_context("resflow-bench", sys.argv[1:]) as context:
+            code = cli.invoke(context)
+    except click.exceptions.Exit as end:  # --help and --version have said what they had to say
+        code = end.exit_code
+    except click.ClickException as error:
+        click.echo(f"error: {' '.join(error.format_message().split())}", err=True)
+        code = REFUSED
+    except KeyboardInterrupt:
+        code = SIGNALLED + 2
+    except BrokenPipeError:  # `show ... | head` has seen enough; what Python still holds is dropped
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+@contextmanager
+def refusals(*kinds: type[Exception]) -> Iterator[None]:
+    """What the user can put right becomes one line, without a traceback."""
+    from resflow_bench.lab.store import StoreError
+
+    try:
+        yield
+    except (StoreError, *kinds) as error:  # type: ignore[misc]
+        raise click.ClickException(str(error)) from error
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Residual flows, measured: bias, variance, inverse, Lipschitz constant, throughput.
+
+    \b
+    resflow-bench list                      what can be asked
+    resflow-bench run bias --preset smoke   ask
+    resflow-bench report                    read the answer
+    resflow-bench train checkerboard        train a flow, and keep it
+    resflow-bench advise --model trained    which estimator to take for it
+    """  # noqa: D301 (the b is meant: click keeps the lines)
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def note_changes(measured: Run) -> None:
+    """The run goes on; what is not as it was when it began is said."""
+    from resflow_bench.lab.plan import go_on
+
+    if changed := go_on(measured):
+        what = ", ".join(changed)
+        click.echo(f"note: {what} changed since this run began; run.json holds both", err=True)
+
+
+def again_by(run: Run, results: Path) -> str:
+    """What names this run in the next command."""
+    return run.name if str(results) == "results" else f"{run.name} --results {quote(str(results))}"
+
+
+def resumption(run: Run, results: Path) -> str:
+    """The command that goes on with it."""
+    command = "train" if "training" in run.about else "run"
+    return f"resflow-bench {command} --resume {again_by(run, results)}"

@@ -1,0 +1,177 @@
+"""The commands that say what can be asked, and ask it: `list` and `run`."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from resflow_bench.cli.group import (
+    CELLS_FAILED,
+    SIGNALLED,
+    again_by,
+    cli,
+    note_changes,
+    refusals,
+    results_option,
+    resumption,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from resflow_bench.lab.plan import Plan
+    from resflow_bench.lab.store import Run, Store
+    from resflow_bench.lab.sweep import Tally
+
+N_FAILURES_SHOWN = 3
+
+
+@cli.command("list")
+def list_suites() -> None:
+    """The suites, the question each answers, their axes, and cells per preset."""
+    import suites
+    from resflow_bench.lab.axes import AXES
+
+    for name in suites.NAMES:
+        suite = suites.load(name)
+        click.secho(name, bold=True)
+        click.echo(f"  {suite.question}")
+        counts = (f"{len(suite.cells(preset))} {preset}" for preset in suite.presets)
+        click.echo(f"  cells: {', '.join(counts)}")
+        click.echo(click.wrap_text(", ".join(suite.axes), 96, "  axes:  ", " " * 9) + "\n")
+    click.secho("axes, set with `--set AXIS=V1,V2`", bold=True)
+    for axis in AXES.values():
+        click.echo(f"  {axis.name:<11} {axis.meaning}; it {axis.rule}")
+
+
+@cli.command()
+@click.argument("names", metavar="[SUITE]...", nargs=-1)
+@click.option(
+    "--preset",
+    type=click.Choice(["smoke", "quick", "full"]),
+    default="quick",
+    show_default=True,
+    help="How much is asked, and how precisely.",
+)
+@click.option(
+    "--set",
+    "assignments",
+    metavar="AXIS=V1,V2",
+    multiple=True,
+    help="Values of an axis, in place of the preset's. More may follow: --set A=1 B=2,3.",
+)
+@click.option("--device", help="The same as --set device=DEVICE.")
+@click.option("--dtype", help="The same as --set dtype=DTYPE.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes.  [default: one per core]")
+@results_option
+@click.option("--resume", metavar="RUN", help="Measure what this run is missing.")
+def run(
+    names: tuple[str, ...],
+    results: Path,
+    resume: str | None,
+    jobs: int | None,
+    **asked: Any,
+) -> int:
+    """Measure SUITEs (all of them, if none is named) and keep the numbers.
+
+    Ctrl-C keeps every finished cell; --resume goes on from there, to the same numbers.
+    """
+    from resflow_bench.lab.progress import progress
+    from resflow_bench.lab.provenance import cores
+    from resflow_bench.lab.store import Store
+    from resflow_bench.lab.sweep import sweep
+
+    with refusals(ValueError):
+        store = Store(results)
+        asked["suites"] = [name for name in names if "=" not in name]
+        asked["set"] = _overrides(asked, names)
+        if resume is None:
+            plan, measured = _begin(asked, store)
+        else:
+            plan, measured = _go_on(_given(asked), store.open(resume))
+    with refusals(), progress() as listen:
+        tally = sweep(plan, measured, jobs or cores(), listen)
+    return _conclude(measured, tally, results)
+
+
+def _overrides(asked: Mapping[str, Any], names: Iterable[str]) -> dict[str, tuple[Any, ...]]:
+    """Axis -> values, of --set, of what follows it, and of --device and --dtype."""
+    from resflow_bench.lab.axes import parse_assignment
+
+    texts = [*asked["assignments"], *(name for name in names if "=" in name)]
+    texts += [f"{axis}={asked[axis]}" for axis in ("device", "dtype") if asked[axis] is not None]
+    overrides: dict[str, tuple[Any, ...]] = {}
+    for axis, values in map(parse_assignment, texts):
+        if axis in overrides:
+            raise ValueError(f"axis `{axis}` is set twice; set it once, as {axis}=V1,V2.")
+        overrides[axis] = values
+    return overrides
+
+
+def _given(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What the user did give, defaults left out."""
+    source, default = click.get_current_context().get_parameter_source, ParameterSource.DEFAULT
+    options = {name: asked[name] for name in ("preset", "seed") if source(name) != default}
+    options |= {"suites": asked["suites"]} if asked["suites"] else {}
+    chosen = {axis: list(values) for axis, values in asked["set"].items()}
+    return options | ({"set": chosen} if chosen else {})
+
+
+def _begin(asked: Mapping[str, Any], store: Store) -> tuple[Plan, Run]:
+    import suites
+    from resflow_bench.lab.plan import Plan, begin
+
+    names = dict.fromkeys(asked["suites"] or suites.NAMES)
+    plan = Plan(tuple(map(suites.load, names)), asked["preset"], asked["set"], asked["seed"])
+    return plan, begin(plan, store)
+
+
+def _go_on(given: Mapping[str, Any], measured: Run) -> tuple[Plan, Run]:
+    """A run's own plan; whatever was given beside its name must not differ from it."""
+    import suites
+    from resflow_bench.lab.plan import Plan
+
+    if "training" in measured.about:
+        command = resumption(measured, measured.path.parents[1])
+        raise ValueError(f"run `{measured.name}` is a training; go on with `{command}`.")
+    plan = Plan.recorded(measured.about, suites.load)
+    recorded = plan.record()
+    for name, value in given.items():
+        if value != recorded[name]:
+            raise ValueError(
+                f"run `{measured.name}` was begun with {name}={json.dumps(recorded[name])}; got "
+                f"{json.dumps(value)}. Give --resume without it, or begin another run."
+            )
+    measured.done()  # what cannot be read is refused before anything is written
+    note_changes(measured)
+    return plan, measured
+
+
+def _conclude(measured: Run, tally: Tally, results: Path) -> int:
+    again = again_by(measured, results)
+    for result in tally.failed[:N_FAILURES_SHOWN]:
+        click.echo(f"failed: {result.cell}: {result.message}", err=True)
+    if len(tally.failed) > N_FAILURES_SHOWN:
+        click.echo(f"... and {len(tally.failed) - N_FAILURES_SHOWN} more", err=True)
+    if tally.signal is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # impatience changes nothing any more
+        kept = f"{tally.n_done} of {tally.n_total} cells are kept"
+        click.echo(f"interrupted: {kept}; the rest:", err=True)
+        click.echo(f"  {resumption(measured, results)}", err=True)
+        return SIGNALLED + tally.signal
+    if tally.skipped:
+        click.echo(f"skipped: {tally.skipped[0].cell}: {tally.skipped[0].message}", err=True)
+    n_measured = tally.n_done - tally.n_kept - len(tally.skipped) - len(tally.failed)
+    counts = [f"{n_measured} cells measured"]
+    counts += [f"{tally.n_kept} kept"] * bool(tally.n_kept)
+    counts += [f"{len(tally.skipped)} skipped"] * bool(tally.skipped)
+    counts += [f"{len(tally.failed)} failed"] * bool(tally.failed)
+    click.echo(f"run {measured.name}: {', '.join(counts)}")
+    click.echo(f"next: resflow-bench report {again}")
+    return CELLS_FAILED if tally.failed else 0

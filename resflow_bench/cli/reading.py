@@ -1,0 +1,123 @@
+"""The commands that read what was measured, and where: `report`, `show`, `compare`, `env`."""
+
+from __future__ import annotations
+
+import json
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from resflow_bench.cli.group import cli, folder, refusals, results_option, resumption
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+
+
+@cli.command()
+@click.argument("runs", metavar="[RUN]...", nargs=-1)
+@results_option
+@click.option("--out", type=folder, default="reports", show_default=True, help="Where it goes.")
+def report(runs: tuple[str, ...], results: Path, out: Path) -> None:
+    """One page from RUNs (the newest, if none is named); of a cell in several, the last counts."""
+    from resflow_bench.lab.store import Store, merge
+
+    with refusals():
+        store = Store(results)
+        chosen = [store.open(name) for name in runs] or store.runs()[-1:]
+        frames = merge(chosen)
+        provenance = [run.about for run in chosen]
+    if not frames:
+        raise click.ClickException(
+            f"run `{chosen[-1].name}` has no finished cell; go on with "
+            f"`{resumption(chosen[-1], results)}`."
+        )
+    from resflow_bench.analysis.findings import findings
+    from resflow_bench.report.page import write_report
+
+    try:
+        page = write_report(frames, provenance, out)
+    except OSError as error:
+        raise click.ClickException(
+            f"reports folder `{out}` cannot be written ({error.strerror}); name another with "
+            "--out DIR."
+        ) from error
+    for finding in findings(frames):
+        click.echo(f"- {finding}")
+    click.echo(f"report: {page}, of {', '.join(run.name for run in chosen)}")
+
+
+@cli.command()
+@click.argument("name", metavar="RUN")
+@click.option("--suite", help="Rows of this suite alone.")
+@click.option("--format", "layout", type=click.Choice(["table", "csv", "json"]), default="table",
+              show_default=True)  # fmt: skip
+@results_option
+def show(name: str, suite: str | None, layout: str, results: Path) -> None:
+    """The rows of RUN, in the terminal or for a pipe."""
+    import pandas as pd
+
+    from resflow_bench.lab.store import PICTURE, Store
+
+    with refusals():
+        run = Store(results).open(name)
+        frames = run.frames() if suite is None else {suite: run.frame(suite)}
+    frames = {s: frame.drop(columns=PICTURE, errors="ignore") for s, frame in frames.items()}
+    if layout == "table":
+        for frame in frames.values():
+            click.echo(f"{_table(frame.drop(columns=['suite', 'cell']))}\n")
+        return
+    rows = pd.concat(frames.values(), ignore_index=True) if frames else pd.DataFrame()
+    click.echo(rows.to_csv(index=False) if layout == "csv" else _json(rows), nl=False)
+
+
+def _json(rows: pd.DataFrame) -> str:
+    """A list of one object per row; what is missing is null, what is infinite a string."""
+    import pandas as pd
+
+    def plain(value: Any) -> Any:
+        return None if pd.isna(value) else str(value) if value in (inf, -inf) else value
+
+    records = rows.to_dict(orient="records")
+    objects = [{str(name): plain(value) for name, value in row.items()} for row in records]
+    return json.dumps(objects, indent=1, allow_nan=False) + "\n"
+
+
+def _table(frame: pd.DataFrame) -> str:
+    """Every row, to six digits; long messages last, columns that say nothing left out."""
+    order = sorted(frame.columns, key=lambda name: name == "message")
+    shown = frame[order].astype(object).where(frame.notna(), "")
+    said = [name for name in order if (shown[name] != "").any()]
+    return shown[said].to_string(index=False, float_format="{:.6g}".format)
+
+
+@cli.command()
+@click.argument("base", metavar="BASE")
+@click.argument("new", metavar="NEW")
+@results_option
+def compare(base: str, new: str, results: Path) -> None:
+    """NEW - BASE for what both runs measured, with 99 % intervals, the surest change first."""
+    from resflow_bench.lab.store import Store
+
+    with refusals():
+        store = Store(results)
+        before, after = (store.open(name).frames() for name in (base, new))
+    from resflow_bench.analysis.changes import changes
+
+    table = changes(before, after) if before and after else None
+    if table is None or table.empty:
+        raise click.ClickException(
+            f"runs `{base}` and `{new}` have no cell in common; measure the same suites, at "
+            "the same values of their axes, in both."
+        )
+    click.echo(_table(table.drop(columns="cell")))
+
+
+@cli.command()
+def env() -> None:
+    """Versions, devices and threads, as a run records them."""
+    from resflow_bench.lab.provenance import provenance
+
+    click.echo(json.dumps(provenance(), indent=2))
