@@ -186,7 +186,7 @@ def test_tuned_ways_are_tried_where_time_allows() -> None:
         LogDetEstimator(Rademacher(), Fixed(3), expansion=Controlled(Taylor(torch.bfloat16), 4)),
         Averaged(LogDetEstimator(Rademacher(), Fixed(3), products=dense), 4),
     ],
-    ids=str,
+    ids=["determinant", "fixed", "stratified", "arnoldi", "controlled", "averaged"],
 )
 def test_a_setting_is_written_as_the_python_that_makes_it(setting: object) -> None:
     from resflow_bench import logdet

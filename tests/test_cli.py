@@ -426,7 +426,11 @@ def test_help_keeps_its_lines(call) -> None:
 
 def test_list_says_what_each_axis_takes(call) -> None:
     said = call("list").out
-    for rule in ("must be one of gaussian, rademacher", "init, trained", "must be at least 1"):
+    for rule in (
+        "must be one of gaussian, rademacher",
+        "minus-identity, plus-identity",
+        "must be at least 1",
+    ):
         assert rule in said
 
 

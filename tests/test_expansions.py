@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -375,3 +376,24 @@ def test_measured_interval_holds_the_eigenvalues_of_a_symmetric_jacobian() -> No
 def test_settings_outside_their_range_are_refused(make, message) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@torch.no_grad()
+def test_long_series_of_a_small_jacobian_are_summed_right_in_float32() -> None:
+    """J = 0.1 I: J^60 v is below what float32 can hold, and the sum is ln 1.1 to rounding; with
+    weights of 2^60 no number overflows.
+    """
+    x = torch.zeros(3, 5)
+    exact = 5 * math.log(1.1)
+    for n_terms in (20, 60, 200):
+        estimator = LogDetEstimator(Rademacher(), Fixed(n_terms))
+        value = estimator(lambda z: 0.1 * z, x, torch.Generator().manual_seed(0)).value
+        assert value.double().sub(exact).abs().max() < 1e-6
+    heavy = torch.ones(20, 3)
+    heavy[10:] *= 2.0**60
+    expanded = Taylor().expand(
+        lambda v: 0.1 * v, torch.ones(1, 3, 5), Terms(heavy, np.full(3, 20)), 0, adjoint=True
+    )
+    expected = sum(w * (-1) ** (k + 1) * 0.1**k / k for k, w in enumerate(heavy[:, 0].tolist(), 1))
+    assert expanded.value.double().div(5 * expected).sub(1).abs().max() < 1e-5
+    assert expanded.adjoint.isfinite().all()

@@ -138,7 +138,7 @@ def advise(
 
     Variance and seconds are measured in turns, on whole batches x: the variance over calls, mean
     over examples. The bias is computed: of a fixed number of terms from the eigenvalues of J at
-    two points if d <= 256, else from the certified constants; zero of a roulette. Only laws whose
+    a few points if d <= 256, else from the certified constants; zero of a roulette. Only laws whose
     variance is finite at every J that the branches promise are tried. Contenders are the
     determinant, fixed terms, geometric roulettes, and roulettes tuned to each branch; with the
     exact traces that the branches admit, more probes where one is too few, and control.

@@ -45,8 +45,8 @@ Listener = Callable[[str, float], None]
 MAX_DENSE = 256
 """Of larger blocks no eigenvalues are computed: the certified constant stands for them."""
 
-N_DENSE = 2
-"""Points whose Jacobians are looked at."""
+DENSE = 1024
+"""Numbers, in 2 to 16 points whose Jacobians are looked at."""
 
 N_PILOT = 16
 """The most points that an estimator is tuned from."""
@@ -173,7 +173,7 @@ class Scout:
 
     def _look(self) -> None:
         """Eigenvalues, and what x's dtype resolves."""
-        x = self.x[:N_DENSE]
+        x = self.x[: max(2, min(16, DENSE // max(self.dims)))]
         with one_thread():
             jacobians, exact = dense_truth(self.flow, x)
         found = [np.linalg.eigvals(matrices).astype(np.complex128) for matrices in jacobians]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from resflow_bench.logdet.arnoldi import Arnoldi
+from resflow_bench.logdet.averaged import Averaged
 from resflow_bench.logdet.chebyshev import Chebyshev, Interval, measured_interval
 from resflow_bench.logdet.control import Controlled
 from resflow_bench.logdet.estimator import Estimate, Estimator, LogDetEstimator
@@ -49,6 +50,7 @@ __all__ = [
     "LAWS",
     "PROBES",
     "Arnoldi",
+    "Averaged",
     "Chebyshev",
     "Controlled",
     "Determinant",

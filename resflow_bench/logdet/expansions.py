@@ -21,6 +21,14 @@ COMPACT_AT = 0.8
 takes about as long as a small product."""
 
 
+HEADROOM = 2.0**60
+"""By which v is multiplied in float32, to no effect on any digit: J^k v may then be 1e-56 before
+its numbers are subnormal, which a CPU multiplies at a tenth of its speed or less."""
+
+LOOK_EVERY = 8
+"""Terms after which a CPU looks whether J^k v is below what float32 can hold, and so is zero."""
+
+
 class Expanded(NamedTuple):
     """value: (B,), nats, constant. n_products: vector-Jacobian products a probe, per example.
 
@@ -81,9 +89,11 @@ class Taylor:
     def expand(self, vjp: Vjp, v: Tensor, terms: Terms, n_traced: int, adjoint: bool) -> Expanded:
         work = longest_first(vjp, v, terms)
         enter, loop, leave = _cycle(work.vjp)
-        v, power, weights = work.v, work.v, work.weights
+        v, weights = work.v, work.weights
+        scale = HEADROOM if v.dtype == torch.float32 else 1.0
+        power = v * scale
         head = weights[0] * v if adjoint and n_traced == 0 and len(weights) else torch.zeros_like(v)
-        series = rest = torch.zeros_like(v)  # if there is no term
+        series, rest = torch.zeros_like(v), torch.zeros_like(v)  # if there is no term
         for k, n in enumerate(work.n_active, start=1):
             if n < power.shape[1]:
                 power = power[:, :n].contiguous()
@@ -94,15 +104,17 @@ class Taylor:
             if k == 1:
                 power = enter(power)
                 series = v.new_zeros((*v.shape[:2], *power.shape[2:]))
-                rest = torch.zeros_like(series) if adjoint else series
+                rest = torch.zeros_like(series)
             else:
                 if adjoint and k > n_traced:
                     rest[:, :n].addcmul_(power, weights[k - 1, :n], value=_sign(k))
                 power = loop(power)
             if k > n_traced:
                 series[:, :n].addcmul_(power, weights[k - 1, :n], value=_sign(k) / k)
-        value = inner(leave(series), v)
-        return work.expanded(value, head + leave(rest) if adjoint else None)
+            if k % LOOK_EVERY == 0 and power.is_cpu and _vanished(power):
+                power = torch.zeros_like(power)
+        value = inner(leave(series.div_(scale)), v)
+        return work.expanded(value, head + leave(rest.div_(scale)) if adjoint else None)
 
 
 class Work(NamedTuple):
@@ -175,6 +187,12 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
     """<a, b> over the event, averaged over probes: (m, B, *event) x2 -> (B,)."""
     product = a * b
     return (product.flatten(2).sum(-1) if product.ndim > 2 else product).mean(0)
+
+
+def _vanished(power: Tensor) -> bool:
+    """Whether all that is left of it, the headroom taken off, is below the smallest number."""
+    smallest = torch.finfo(power.dtype).tiny * HEADROOM / 2**24
+    return power.numel() > 0 and bool(power.abs().amax() < smallest)
 
 
 def _sign(k: int) -> float:
