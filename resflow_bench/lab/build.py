@@ -142,7 +142,7 @@ def build_problem(cell: Cell, results: Path, n_points: int) -> Problem:
 def _problem(cell: Cell, results: Path, n_points: int) -> Problem:
     flow = build_flow(cell, results)
     x = build_points(cell, n_points)
-    with one_thread():  # two that wait for a busy core took twenty times as long at d = 768
+    with one_thread():  # sums of several threads differ in their last bits
         jacobians, log_det = dense_truth(flow, x)
     return Problem(flow, x, jacobians, log_det, *sizes(jacobians))
 

@@ -53,9 +53,20 @@ def exact_log_det(g: Map, x: Tensor) -> Tensor:
 
 
 def dense_log_det(matrix: Tensor) -> Tensor:
-    """ln|det(I + J)| of each matrix, (..., d, d) -> (...), nats, by LU."""
+    """ln|det(I + J)| of each matrix, (..., d, d) -> (...), nats, by LU.
+
+    On a CPU by one thread: two made MKL's LU of a 768 x 768 matrix complain of its own arguments
+    (SLASWP) and never return, under torch 2.13.
+    """
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    return torch.linalg.slogdet(identity + matrix).logabsdet
+    threads = torch.get_num_threads()
+    if matrix.is_cpu:
+        torch.set_num_threads(1)
+    try:
+        return torch.linalg.slogdet(identity + matrix).logabsdet
+    finally:
+        if matrix.is_cpu:
+            torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)
