@@ -13,12 +13,14 @@ README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
 
 def test_the_python_runs() -> None:
-    """The block as it stands; then what its comments say of shapes, signs and sizes."""
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    """Each block as it stands; then what the first one's comments say of shapes, signs, sizes."""
+    block, *others = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict[str, object] = {}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         exec(block, names)
+        for other in others:
+            exec(other, {})
     out, exact = names["out"], names["exact"]
     assert out.value.shape == exact.shape == names["log_p"].shape == (8,)  # type: ignore[attr-defined]
     assert (out.value - exact).abs().max() < 2.0  # type: ignore[attr-defined]
