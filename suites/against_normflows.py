@@ -8,7 +8,6 @@ compute gradients that nobody asked for. What turns our flows into theirs is her
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +20,7 @@ from resflow_bench.intervals import median_interval
 from resflow_bench.lab.build import build_flow, build_points
 from resflow_bench.lab.cells import Cell
 from resflow_bench.lab.peers.normflows import normflows_flow, normflows_nets, normflows_seeded
+from resflow_bench.lab.timing import elapsed
 from resflow_bench.logdet import Fixed, LogDetEstimator, Rademacher
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 N_TERMS = 20
 N_REPEATS = 30
+N_WARM_UP = 3
 BATCH_SIZE = 256
 
 
@@ -37,11 +38,11 @@ def main() -> None:
     """Print the median of the paired ratios ours/theirs, with its 99 % interval."""
     need_normflows()
     flow, x = flow_and_points("trained")
-    difference, ratios = compare(flow, x)
-    interval = median_interval(ratios)
-    print(  # noqa: T201
+    difference, pairs = compare(flow, x)
+    interval = median_interval(pairs)
+    say(
         f"log-prob at {N_TERMS} terms takes {interval.value:.3f} [{interval.low:.3f}, "
-        f"{interval.high:.3f}] of normflows' time (median and 99 % interval, n = {len(ratios)} "
+        f"{interval.high:.3f}] of normflows' time (median and 99 % interval, n = {len(pairs)} "
         f"interleaved pairs, {torch.get_num_threads()} threads; largest difference of a g(x): "
         f"{difference:.1e})"
     )
@@ -77,14 +78,24 @@ def compare(flow: ResidualFlow, x: Tensor) -> tuple[float, np.ndarray]:
     ours = torch.no_grad()(lambda: ours_flow.log_prob(x, generator))
     theirs = torch.no_grad()(lambda: peer.log_prob(x.detach()))  # which they mark as differentiated
     with normflows_seeded(0):
-        ratios = [_seconds(ours) / _seconds(theirs) for _ in range(N_REPEATS + 3)]
-    return difference, np.asarray(ratios[3:])  # the first pairs warm up
+        return difference, ratios(ours, theirs)
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+def ratios(one: Callable[[], object], other: Callable[[], object]) -> np.ndarray:
+    """Seconds of one / seconds of the other in interleaved pairs, after a warm-up: (n,)."""
+    pairs = [elapsed(one) / elapsed(other) for _ in range(N_WARM_UP + N_REPEATS)]
+    return np.asarray(pairs[N_WARM_UP:])
+
+
+def say(line: str) -> None:
+    """On standard output."""
+    print(line, flush=True)  # noqa: T201
+
+
+def skip_without_normflows() -> None:
+    """In the `setup` of an asv class: what is not installed is not measured."""
+    if find_spec("normflows") is None:
+        raise NotImplementedError("needs the `peers` extra")
 
 
 class AgainstNormflows:
@@ -95,13 +106,11 @@ class AgainstNormflows:
     timeout = 600
 
     def setup(self) -> None:
-        if find_spec("normflows") is None:
-            raise NotImplementedError("needs the `peers` extra")
+        skip_without_normflows()
         self.flow, self.x = flow_and_points("init")
 
     def track_log_prob(self) -> dict[str, Any]:
-        ratios = compare(self.flow, self.x)[1]
-        return {"samples": ratios.tolist(), "number": 1}
+        return {"samples": compare(self.flow, self.x)[1].tolist(), "number": 1}
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ from resflow_bench.intervals import mean_interval
 from resflow_bench.lab.peers.normflows import normflows_nets, normflows_seeded
 from resflow_bench.layers import LipSwish
 from resflow_bench.logdet import Exact, LogDetEstimator, Rademacher, exact_log_det
-from suites.against_normflows import need_normflows
-from suites.training_against_normflows import THEIR_ROULETTE, Learner, ours, say, theirs
+from suites.against_normflows import need_normflows, say
+from suites.training_against_normflows import THEIR_ROULETTE, Learner, ours, theirs
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

@@ -43,9 +43,9 @@ from resflow_bench.logdet import (
     Roulette,
     tuned,
 )
-from suites.against_normflows import need_normflows
+from suites.against_normflows import need_normflows, say
 from suites.density_against_normflows import batches, exact_log_prob, vectors
-from suites.training_against_normflows import THEIR_ROULETTE, Learner, ours, say, theirs
+from suites.training_against_normflows import THEIR_ROULETTE, Learner, ours, theirs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -144,13 +144,9 @@ def tuned_learner(flow: ResidualFlow, x: Tensor) -> Learner:
     copied = learner.flow
     assert isinstance(copied, ResidualFlow)  # ours
     with torch.no_grad():
-        inputs = [
-            (layer.branch, points[:32])
-            for layer, points in copied.inputs(x)
-            if isinstance(layer, ResidualBlock)
-        ]
+        branches = copied.branches(x[:32])
     base = LogDetEstimator(Hadamard(), Fixed(3), n_traced=2)
-    copied.estimator = tuned(inputs, base, generator=torch.Generator().manual_seed(0))
+    copied.estimator = tuned(branches, base, generator=torch.Generator().manual_seed(0))
     return learner
 
 

@@ -10,10 +10,8 @@ part of its time. The truth is the inverse by Picard's iteration in float64, to 
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,16 +23,18 @@ from resflow_bench.flows.refinement import in_float64
 from resflow_bench.intervals import median_interval
 from resflow_bench.lab.peers.normflows import normflows_flow
 from resflow_bench.layers import LinearBranch
-from suites.against_normflows import flow_and_points, need_normflows
+from suites.against_normflows import (
+    flow_and_points,
+    need_normflows,
+    ratios,
+    say,
+    skip_without_normflows,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
 ERROR = 1e-6
-N_REPEATS = 30
-N_WARM_UP = 3
 
 STEPS: dict[str, Step] = {"Picard": Picard(), "Anderson": Anderson(), "auto": Auto()}
 
@@ -113,12 +113,6 @@ def steps_of(what: str, flow: ResidualFlow, z: Tensor) -> None:
         )
 
 
-def ratios(one: Callable[[], object], other: Callable[[], object]) -> np.ndarray:
-    """Seconds of one / seconds of the other in interleaved pairs, (n,)."""
-    pairs = [seconds(one) / seconds(other) for _ in range(N_WARM_UP + N_REPEATS)]
-    return np.asarray(pairs[N_WARM_UP:])
-
-
 def words(pairs: np.ndarray) -> str:
     """What `compare` has measured."""
     return f"{interval(pairs)} of normflows' time"
@@ -157,18 +151,6 @@ def latents(x: Tensor) -> Tensor:
     return torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """Of one call."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def say(line: str) -> None:
-    """On standard output."""
-    print(line, flush=True)  # noqa: T201
-
-
 class InverseAgainstNormflows:
     """The ratio of times on the untrained flow, for asv; skipped where normflows is missing."""
 
@@ -177,8 +159,7 @@ class InverseAgainstNormflows:
     timeout = 600
 
     def setup(self) -> None:
-        if find_spec("normflows") is None:
-            raise NotImplementedError("needs the `peers` extra")
+        skip_without_normflows()
         self.flow, x = flow_and_points("init")
         self.z = latents(x)
 

@@ -10,7 +10,6 @@ are timed in turn: one least-squares fit for each round, and the median of the r
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -19,9 +18,9 @@ import torch
 
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.intervals import Interval, median_interval
-from resflow_bench.lab.timing import MATMUL_SIZE, count_flops
+from resflow_bench.lab.timing import MATMUL_SIZE, count_flops, elapsed
 from resflow_bench.logdet import Fixed, LogDetEstimator, Rademacher
-from suites.training_against_normflows import say
+from suites.against_normflows import say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +72,7 @@ def rate_share(sizes: dict[str, object], n_terms: int, n_probes: int, batch_size
     n = MATMUL_SIZE["cpu"]
     a = torch.randn(n, n, generator=torch.Generator().manual_seed(0))
     shares = [
-        (flops / seconds(run)) / (2 * n**3 / seconds(lambda: a @ a))
+        (flops / elapsed(run)) / (2 * n**3 / elapsed(lambda: a @ a))
         for _ in range(N_ROUNDS + N_WARM_UP)
     ]
     return median_interval(shares[N_WARM_UP:])
@@ -86,16 +85,9 @@ def exponent(sizes: dict[str, object], rungs: list[tuple[int, int, int]]) -> Int
     size = np.log([float(np.prod(rung)) for rung in rungs])
     slopes = []
     for _ in range(N_ROUNDS + N_WARM_UP):
-        taken = np.log([seconds(run) for run in calls])
+        taken = np.log([elapsed(run) for run in calls])
         slopes.append(float(np.polyfit(size, taken, 1)[0]))
     return median_interval(slopes[N_WARM_UP:])
-
-
-def seconds(run: Callable[[], object]) -> float:
-    """Of one call."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def _percent(share: Interval) -> str:

@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -46,13 +45,19 @@ from resflow_bench.logdet import (
     Roulette,
     Truncation,
 )
-from suites.against_normflows import N_TERMS, flow_and_points, need_normflows
+from suites.against_normflows import (
+    N_REPEATS,
+    N_TERMS,
+    N_WARM_UP,
+    flow_and_points,
+    need_normflows,
+    say,
+    skip_without_normflows,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-N_REPEATS = 30
-N_WARM_UP = 3
 LEARNING_RATE = 1e-3
 
 THEIR_ROULETTE = Roulette(Geometric(0.5), n_exact=4, per="batch")
@@ -216,11 +221,6 @@ def conv_flow_and_points() -> tuple[ResidualFlow, Tensor]:
     return flow, x
 
 
-def say(line: str) -> None:
-    """On standard output."""
-    print(line, flush=True)  # noqa: T201
-
-
 class TrainingAgainstNormflows:
     """The ratio of times on the untrained flow, for asv; skipped where normflows is missing."""
 
@@ -229,8 +229,7 @@ class TrainingAgainstNormflows:
     timeout = 600
 
     def setup(self) -> None:
-        if find_spec("normflows") is None:
-            raise NotImplementedError("needs the `peers` extra")
+        skip_without_normflows()
         self.flow, self.x = flow_and_points("init")
 
     def track_training_step(self) -> dict[str, Any]:

@@ -205,8 +205,8 @@ def test_the_choice_follows_the_numbers_and_nothing_else(monkeypatch: pytest.Mon
         call()
         return 1e-3
 
-    monkeypatch.setattr(advice, "seconds_of", ticks)
-    monkeypatch.setattr(ways, "seconds_of", ticks)
+    monkeypatch.setattr(advice, "elapsed", ticks)
+    monkeypatch.setattr(ways, "elapsed", ticks)
     monkeypatch.setattr(advice, "MAX_ROUNDS", 5)
     one, two = (advise(flow_of(), points(), TARGET, seconds=60.0) for _ in range(2))
     assert one.table.equals(two.table)

@@ -202,8 +202,7 @@ def test_mean_and_variance_with_exact_traces(name, n_traced, truncation, probe) 
     """
     branch = BRANCHES[name][0]()
     matrix = jacobian(branch, points(branch)).numpy()
-    if theory.spectral_radius(matrix).max() ** 4 >= 0.7**3:
-        pytest.skip("no fourth moment")
+    assert theory.spectral_radius(matrix).max() ** 4 < 0.7**3  # the fourth moment is finite
     n = 20_000 if name != "3-1-3" else 5_000
     estimator = LogDetEstimator(probe, truncation, n_probes=2, n_traced=n_traced)
     found, exact = estimate(estimator, branch, n)
@@ -290,16 +289,17 @@ def _after_probes(n_probes: int, x: Tensor) -> torch.Generator:
     return source
 
 
-@pytest.mark.parametrize("hidden", [(8,), (8, 6), (6, 30, 7)], ids=str)
-@pytest.mark.parametrize("n_traced", [0, 1])
+@pytest.mark.parametrize(
+    ("hidden", "n_traced"),
+    [((8,), 0), ((8,), 1), ((8, 6), 0), ((8, 6), 1), ((6, 30, 7), 0)],
+    ids=str,
+)
 @pytest.mark.parametrize("truncation", [Fixed(1), Fixed(5), Roulette(Geometric(0.3), 0)], ids=str)
 def test_outer_matrices_in_one_change_nothing_but_the_cost(hidden, n_traced, truncation) -> None:
     """Value and gradient to 1e-12 of those by autograd, 40 examples, two probes, unequal weights;
     and the products between the first and the last have d (h_1 + h_L) - h_1 h_L numbers fewer.
     """
     branch = steep(mlp_branch(12, hidden, 0.9))
-    if n_traced and len(hidden) > 2:
-        pytest.skip("no exact trace")
     x = points(branch, 40).requires_grad_()
     upstream = torch.linspace(-1.0, 2.0, 40, dtype=DTYPE)
 

@@ -17,7 +17,7 @@ from resflow_bench.flows.bijection import Bijection
 from resflow_bench.flows.composition import Chain
 from resflow_bench.flows.refinement import in_float64
 from resflow_bench.flows.residual import Inversion, ResidualBlock
-from resflow_bench.layers import Activation, LipSwish, mlp_branch
+from resflow_bench.layers import Activation, Branch, LinearBranch, LipSwish, mlp_branch
 from resflow_bench.logdet import Geometric, LogDetEstimator, Rademacher, Roulette
 from resflow_bench.logdet.estimator import Estimator
 
@@ -228,6 +228,10 @@ class ResidualFlow(nn.Module):
     def inputs(self, x: Tensor) -> Iterator[tuple[Bijection, Tensor]]:
         """(layer, that layer's input) from data to latent, those inside other layers included."""
         yield from self.layers.inputs(x)
+
+    def branches(self, x: Tensor) -> list[tuple[Branch | LinearBranch, Tensor]]:
+        """(g, its input) of each residual block, from data to latent."""
+        return [(f.branch, h) for f, h in self.inputs(x) if isinstance(f, ResidualBlock)]
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab.source import imports
-from resflow_bench.lab.ways import Listener, Scout, Way, seconds_of
+from resflow_bench.lab.timing import elapsed
+from resflow_bench.lab.ways import Listener, Scout, Way
 from resflow_bench.logdet import Determinant, Estimate, Estimator
 from resflow_bench.logdet.averaged import Averaged
 from resflow_bench.logdet.products import Map
@@ -236,7 +237,7 @@ class _Contender:
         """One draw at each point, kept with its seconds."""
         x = x[: self.n_examples]
         with torch.set_grad_enabled(self.gradient):
-            self.taken.append(seconds_of(lambda: self._draw(x, noise), x))
+            self.taken.append(elapsed(lambda: self._draw(x, noise), x.device))
 
     def _draw(self, x: Tensor, noise: torch.Generator) -> None:
         log_det = self.running.forward_and_log_det(x, noise)[1]

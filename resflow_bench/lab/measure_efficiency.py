@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.flows import Logit, ResidualBlock, ResidualFlow
+from resflow_bench.flows import Logit, ResidualFlow
 from resflow_bench.intervals import (
     Interval,
     chebyshev_mean_interval,
@@ -26,6 +25,7 @@ from resflow_bench.lab.build import Problem, build_estimator, build_points, buil
 from resflow_bench.lab.cells import Cell, Context, Observation
 from resflow_bench.lab.measure import ROUNDING, TAME, exactly, observe, realised
 from resflow_bench.lab.peers import PEERS, Asked
+from resflow_bench.lab.timing import elapsed
 from resflow_bench.logdet import (
     EXPANSIONS,
     PROBES,
@@ -267,12 +267,8 @@ def build_candidate(cell: Cell, problem: Problem) -> Estimator:
     n_pilot = min(16, max(2, PILOT // cell["dim"]))
     points = build_points(cell, N_FIRST + n_pilot)[N_FIRST:]
     generator = torch.Generator(points.device).manual_seed(0)
-    inputs = [
-        (layer.branch, x)
-        for layer, x in problem.flow.inputs(points)
-        if isinstance(layer, ResidualBlock)
-    ]
-    found = tuned(inputs, base, generator=generator, n_draws=16).estimators
+    branches = problem.flow.branches(points)
+    found = tuned(branches, base, generator=generator, n_draws=16).estimators
     return PerBranch({g: replace(one, expansion=expansion) for g, one in found.items()})
 
 
@@ -318,10 +314,9 @@ def _costs(
         candidate.counted.n_products = 0.0
     with candidate.seeded(context.generator_seed(cell, "time")):
         for _ in range(n_pairs):
-            ours = _seconds(lambda: candidate.draw(batch.clone()), x)
-            pairs.append(
-                (ours, _seconds(lambda: yardstick.forward_and_log_det(batch, generator), x))
-            )
+            ours = elapsed(lambda: candidate.draw(batch.clone()), x.device)
+            theirs = elapsed(lambda: yardstick.forward_and_log_det(batch, generator), x.device)
+            pairs.append((ours, theirs))
     taken = np.asarray(pairs[N_WARM_UP:])
     n_products = math.nan if candidate.counted is None else candidate.counted.n_products / n_pairs
     per_example = median_interval(taken[:, 0] / len(batch))
@@ -331,16 +326,6 @@ def _costs(
 def repeated(x: Tensor, n: int) -> Tensor:
     """n points, the given ones over and over, in the order of memory that others rely on."""
     return x[torch.arange(n, device=x.device) % len(x)].contiguous()
-
-
-def _seconds(call: Callable[[], object], x: Tensor) -> float:
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
-    start = time.perf_counter()
-    call()
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
-    return time.perf_counter() - start
 
 
 def _together(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -26,7 +25,7 @@ from resflow_bench.lab.build import Problem, build_points, build_problem
 from resflow_bench.lab.cells import Cell, Context, Observation
 from resflow_bench.lab.measure import ROUNDING, TAME, exactly, observe, realised
 from resflow_bench.lab.peers import PEERS, TRAINING, Asked, Peer
-from resflow_bench.lab.timing import peak_bytes
+from resflow_bench.lab.timing import elapsed, peak_bytes
 from resflow_bench.lab.workers import one_thread
 from resflow_bench.logdet import exact_log_det
 
@@ -210,7 +209,7 @@ def _costs(
 
     with peer.seeded(seed), ours.seeded(seed):
         theirs_call, our_call = log_prob(peer), log_prob(ours)
-        pairs = [(_seconds(theirs_call), _seconds(our_call)) for _ in range(N_WARM_UP + n_pairs)]
+        pairs = [(elapsed(theirs_call), elapsed(our_call)) for _ in range(N_WARM_UP + n_pairs)]
         seconds = np.asarray(pairs[N_WARM_UP:])
         wall = median_interval(seconds[:, 0])
         ratio = median_interval(seconds[:, 0] / seconds[:, 1])
@@ -222,12 +221,6 @@ def _costs(
         yield exactly("peak_over_ours", peak / peak_bytes(our_call, device), "1")
         if asked.mode in TRAINING:
             yield Observation("peak_bytes_gradient", float(peak_bytes(gradient, device)), "B")
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def _is_tame(peer: Peer, rho: float, order: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -93,6 +94,17 @@ def timings(call: Call, device: str, min_run_time: float) -> dict[int, np.ndarra
     finally:
         torch.set_num_threads(all_threads)
     return taken
+
+
+def elapsed(call: Call, device: str | torch.device = "cpu") -> float:
+    """Wall-clock seconds of one call, the device idle before and after."""
+    if cuda := torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    call()
+    if cuda:
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def seconds(call: Call, min_run_time: float) -> np.ndarray:

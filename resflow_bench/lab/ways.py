@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -14,10 +13,11 @@ import torch
 from torch import Tensor
 
 from resflow_bench import theory
-from resflow_bench.flows import ResidualBlock, ResidualFlow
+from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab.build import dense_truth, sizes
 from resflow_bench.lab.measure_efficiency import BIAS_SHARE
 from resflow_bench.lab.source import constructor
+from resflow_bench.lab.timing import elapsed
 from resflow_bench.lab.workers import one_thread
 from resflow_bench.logdet import (
     Arnoldi,
@@ -31,6 +31,7 @@ from resflow_bench.logdet import (
     Probe,
     Rademacher,
     Roulette,
+    Taylor,
     Truncation,
     linearise,
     tuned,
@@ -126,16 +127,14 @@ class Tuned:
     def lines(self) -> tuple[str, ...]:
         return (
             f"base = {constructor(self.base)}",
-            f"layers = list(flow.inputs(x[:{self.n_points}]))",
-            "blocks = [(f, h) for f, h in layers if isinstance(f, ResidualBlock)]",
-            "branches = [(f.branch, h) for f, h in blocks]",
+            f"branches = flow.branches(x[:{self.n_points}])",
             "noise = torch.Generator(x.device).manual_seed(0)",
             f"estimator = tuned(branches, base, generator=noise, n_draws={N_PILOT_DRAWS})",
         )
 
     def build(self, flow: ResidualFlow, x: Tensor) -> Estimator:
         noise = torch.Generator(x.device).manual_seed(0)
-        branches = _branches(flow, x[: self.n_points])
+        branches = flow.branches(x[: self.n_points])
         return tuned(branches, self.base, generator=noise, n_draws=N_PILOT_DRAWS)
 
 
@@ -161,9 +160,9 @@ class Scout:
     def __post_init__(self) -> None:
         self.listen("a first look", self.seconds)
         with torch.no_grad():
-            self.branches = _branches(self.flow, self.x)
+            self.branches = self.flow.branches(self.x)
         self.dims = [math.prod(h.shape[1:]) for _, h in self.branches]
-        self.constants = [float(g.lipschitz_certified()) for g, _ in self.branches]  # type: ignore[attr-defined]
+        self.constants = [float(g.lipschitz_certified()) for g, _ in self.branches]
         self.lipschitz = max(self.constants)
         self.eigenvalues: np.ndarray | None = None
         self.radius = self.lipschitz
@@ -332,35 +331,15 @@ def _order(g: Map) -> float:
     return float(g.order)  # type: ignore[attr-defined]
 
 
-def _branches(flow: ResidualFlow, x: Tensor) -> list[tuple[Map, Tensor]]:
-    """Each residual branch with its own input."""
-    return [(f.branch, h) for f, h in flow.inputs(x) if isinstance(f, ResidualBlock)]
-
-
 @torch.no_grad()
 def _product_seconds(g: Map, h: Tensor) -> float:
-    """Seconds of v^T J, ..., v^T J^64 over 64, of one vector among a hundred.
-
-    A pilot goes as far, and to numbers so small that a CPU takes ten times as long for them.
-    """
+    """Seconds of a pilot's terms over their number, of one vector among a hundred."""
     n = max(1, min(128, 2**14 // math.prod(h.shape[1:])))
     vjp = linearise(g, h[:1]).vjp
+    v = torch.ones(n, *h[:1].shape, dtype=h.dtype, device=h.device)
 
-    def powers() -> None:
-        v = torch.ones(n, *h[:1].shape, dtype=h.dtype, device=h.device)
-        for _ in range(N_PILOT_TERMS):
-            v = vjp(v)
+    def terms(n_terms: int) -> None:
+        Taylor().increments(vjp, v, n_terms)
 
-    vjp(torch.zeros(n, *h[:1].shape, dtype=h.dtype, device=h.device))
-    return seconds_of(powers, h) / (n * N_PILOT_TERMS)
-
-
-def seconds_of(call: Callable[[], object], x: Tensor) -> float:
-    """Wall-clock seconds of a call, x's device idle before and after."""
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
-    start = time.perf_counter()
-    call()
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
-    return time.perf_counter() - start
+    terms(1)
+    return elapsed(lambda: terms(N_PILOT_TERMS), h.device) / (n * N_PILOT_TERMS)

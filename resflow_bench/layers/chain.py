@@ -44,6 +44,10 @@ class Chain:
         """J with its stages rounded to another type."""
         return Chain([pull.to(dtype) for pull in self.pulls])
 
+    def mean(self) -> Chain:
+        """J at the batch's mean slopes, as of one point."""
+        return Chain([pull.mean() for pull in self.pulls])
+
     def cycle(self) -> tuple[Chain, Chain, Pull]:
         """(enter, loop, leave) with v^T J^k = leave(loop^(k-1)(enter(v))).
 

@@ -45,6 +45,10 @@ class Pull(Protocol):
         """The same with its numbers rounded to another type."""
         ...
 
+    def mean(self) -> Pull:
+        """At one point, with the batch's mean slopes in the place of each example's."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class ByMatrix:
@@ -64,6 +68,9 @@ class ByMatrix:
     def to(self, dtype: torch.dtype) -> ByMatrix:
         return ByMatrix(self.weight.to(dtype))
 
+    def mean(self) -> ByMatrix:
+        return self
+
 
 @dataclass(frozen=True, eq=False)
 class ByKernel:
@@ -82,6 +89,9 @@ class ByKernel:
 
     def to(self, dtype: torch.dtype) -> ByKernel:
         return ByKernel(self.weight.to(dtype))
+
+    def mean(self) -> ByKernel:
+        return self
 
     def _apply(self, convolve: object, v: Tensor) -> Tensor:
         flat = v.flatten(0, -4).to(memory_format=FAST)  # one batch of all probes and examples
@@ -118,6 +128,9 @@ class BySlope:
     def to(self, dtype: torch.dtype) -> BySlope:
         return BySlope(self.slope.to(dtype), self.expansion)
 
+    def mean(self) -> BySlope:
+        return BySlope(self.slope.mean(0, keepdim=True), self.expansion)
+
 
 @dataclass(frozen=True, eq=False)
 class ByConcatenation:
@@ -147,6 +160,9 @@ class ByConcatenation:
     def to(self, dtype: torch.dtype) -> ByConcatenation:
         a, b = self.a.to(dtype), self.b.to(dtype)
         return ByConcatenation(a, b, self.kept, self.rank, self.computed.to(dtype))
+
+    def mean(self) -> ByConcatenation:
+        return ByConcatenation(self.a, self.b, self.kept, self.rank, self.computed.mean())
 
 
 def padding(weight: Tensor) -> tuple[int, int]:

@@ -10,10 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from resflow_bench.layers.chain import Chain
-from resflow_bench.layers.pulls import ByConcatenation, BySlope, Pull
 from resflow_bench.logdet.expansions import Expanded, Expansion, Taylor, inner
-from resflow_bench.logdet.products import DenseJacobian, Vjp, dense_jacobian
+from resflow_bench.logdet.products import Vjp, dense_jacobian
 from resflow_bench.logdet.truncation import Terms
 
 
@@ -82,21 +80,11 @@ class Controlled:
 
 def at_the_mean(vjp: Vjp) -> Vjp:
     """v -> v^T J_mean, (m, 1, *event) to the same, of products that know their slopes."""
-    if isinstance(vjp, DenseJacobian):
-        return DenseJacobian(vjp.matrix.mean(0, keepdim=True))
-    if isinstance(vjp, Chain):
-        return _mean(vjp)
-    raise ValueError(
-        "Controlled needs products whose slopes can be averaged, which a residual branch of this "
-        f"package has (`cached`), or a matrix (`dense`); got {type(vjp).__name__}. Leave it out."
-    )
-
-
-def _mean(pull: Pull) -> Pull:
-    if isinstance(pull, BySlope):
-        return BySlope(pull.slope.mean(0, keepdim=True), pull.expansion)
-    if isinstance(pull, ByConcatenation):
-        return ByConcatenation(pull.a, pull.b, pull.kept, pull.rank, _mean(pull.computed))
-    if isinstance(pull, Chain):
-        return Chain([_mean(part) for part in pull.pulls])
-    return pull
+    if not hasattr(vjp, "mean"):
+        raise ValueError(
+            "Controlled needs products whose slopes can be averaged, which a residual branch of "
+            f"this package has (`cached`), or a matrix (`dense`); got {type(vjp).__name__}. Leave "
+            "it out."
+        )
+    mean: Vjp = vjp.mean()
+    return mean

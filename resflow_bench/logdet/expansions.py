@@ -88,12 +88,13 @@ class Taylor:
     @torch.no_grad()
     def expand(self, vjp: Vjp, v: Tensor, terms: Terms, n_traced: int, adjoint: bool) -> Expanded:
         work = longest_first(vjp, v, terms)
-        enter, loop, leave = _cycle(work.vjp)
         v, weights = work.v, work.weights
-        scale = HEADROOM if v.dtype == torch.float32 else 1.0
+        if not work.n_active:
+            return work.expanded(v.new_zeros(v.shape[1]), torch.zeros_like(v) if adjoint else None)
+        enter, loop, leave = _cycle(work.vjp)
+        scale = _headroom(v)
         power = v * scale
-        head = weights[0] * v if adjoint and n_traced == 0 and len(weights) else torch.zeros_like(v)
-        series, rest = torch.zeros_like(v), torch.zeros_like(v)  # if there is no term
+        series = rest = v[:0]  # to be shaped by the first product
         for k, n in enumerate(work.n_active, start=1):
             if n < power.shape[1]:
                 power = power[:, :n].contiguous()
@@ -104,17 +105,32 @@ class Taylor:
             if k == 1:
                 power = enter(power)
                 series = v.new_zeros((*v.shape[:2], *power.shape[2:]))
-                rest = torch.zeros_like(series)
+                rest = torch.zeros_like(series) if adjoint else rest
             else:
                 if adjoint and k > n_traced:
                     rest[:, :n].addcmul_(power, weights[k - 1, :n], value=_sign(k))
                 power = loop(power)
             if k > n_traced:
                 series[:, :n].addcmul_(power, weights[k - 1, :n], value=_sign(k) / k)
-            if k % LOOK_EVERY == 0 and power.is_cpu and _vanished(power):
-                power = torch.zeros_like(power)
+            power = _kept(power, k)
         value = inner(leave(series.div_(scale)), v)
-        return work.expanded(value, head + leave(rest.div_(scale)) if adjoint else None)
+        if not adjoint:
+            return work.expanded(value, None)
+        found = leave(rest.div_(scale))
+        return work.expanded(value, found if n_traced else torch.addcmul(found, v, weights[0]))
+
+    @torch.no_grad()
+    def increments(self, vjp: Vjp, v: Tensor, n_terms: int, n_traced: int = 0) -> Tensor:
+        """Delta_1, ..., Delta_N of each probe, (N, m, B), zero up to `n_traced`; in v's type."""
+        scale = _headroom(v)
+        power, terms = v * scale, []
+        for k in range(1, n_terms + 1):
+            power = vjp(power)
+            form = (power * v).flatten(2).sum(2) if v.ndim > 2 else power * v
+            found = torch.zeros_like(form) if k <= n_traced else form * (_sign(k) / (k * scale))
+            terms.append(found)
+            power = _kept(power, k)
+        return torch.stack(terms)
 
 
 class Work(NamedTuple):
@@ -189,10 +205,16 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
     return (product.flatten(2).sum(-1) if product.ndim > 2 else product).mean(0)
 
 
-def _vanished(power: Tensor) -> bool:
-    """Whether all that is left of it, the headroom taken off, is below the smallest number."""
+def _headroom(v: Tensor) -> float:
+    return HEADROOM if v.dtype == torch.float32 else 1.0
+
+
+def _kept(power: Tensor, k: int) -> Tensor:
+    """v^T J^k with its headroom; zero once, without it, no number of it would be left."""
+    if k % LOOK_EVERY or not power.is_cpu or power.numel() == 0:
+        return power
     smallest = torch.finfo(power.dtype).tiny * HEADROOM / 2**24
-    return power.numel() > 0 and bool(power.abs().amax() < smallest)
+    return torch.zeros_like(power) if bool(power.abs().amax() < smallest) else power
 
 
 def _sign(k: int) -> float:

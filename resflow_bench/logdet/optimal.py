@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from resflow_bench import theory
 from resflow_bench.logdet.estimator import LogDetEstimator
-from resflow_bench.logdet.expansions import Expansion, Taylor
 from resflow_bench.logdet.laws import Tabulated
 from resflow_bench.logdet.probes import Probe
-from resflow_bench.logdet.products import Map, Vjp
+from resflow_bench.logdet.products import Map
 from resflow_bench.logdet.truncation import Roulette
 
 MAX_TAILS = 512
@@ -101,7 +100,7 @@ def pilot_roulette(
     Raises:
         ValueError: if `n_terms` or `n_draws` is too small, n_traced not below n_terms/2, or
             `spectral_radius` outside (0, 1).
-        TypeError: if the estimator's expansion is not Taylor's and has no `increments`.
+        TypeError: if the estimator's expansion has no `increments`.
     """
     n_traced, m = estimator.n_traced, estimator.n_probes
     if n_terms < max(4, 2 * n_traced + 2) or n_draws < 2:
@@ -109,9 +108,15 @@ def pilot_roulette(
             f"pilot_roulette needs n_terms >= 4 and above 2 n_traced + 1, and n_draws >= 2; got "
             f"n_terms={n_terms}, n_draws={n_draws} and n_traced={n_traced}. Raise them."
         )
+    increments = getattr(estimator.expansion, "increments", None)
+    if increments is None:
+        raise TypeError(
+            f"pilot_roulette needs an expansion with `increments`; got {estimator.expansion}. Take "
+            "`expansion=Taylor()`."
+        )
     vjp = estimator.products(g, x).vjp
     v = torch.cat([estimator.probe.sample(m, x, generator) for _ in range(n_draws)])
-    terms = _increments(estimator.expansion, vjp, v, n_terms, n_traced).double()
+    terms = increments(vjp, v, n_terms, n_traced).double()
     terms = terms.view(len(terms), n_draws, m, -1).mean(2)
     terms = nn.functional.pad(terms, (0, 0, 0, 0, 0, n_terms - len(terms)))  # where they end early
     tails = terms.flip(0).cumsum(0).flip(0)  # T_k, (n_terms, n_draws, B)
@@ -120,24 +125,6 @@ def pilot_roulette(
     mean_square = float(pairs.mean()) / (n_draws * (n_draws - 1))
     squares = (tails**2).mean((1, 2)).cpu().numpy()[: n_terms // 2 + 1]
     return _roulette(squares, mean_square, n_besides, spectral_radius, spectral_radius)
-
-
-def _increments(expansion: Expansion, vjp: Vjp, v: Tensor, n_terms: int, n_traced: int) -> Tensor:
-    """Delta_k of each probe, (N, m, B)."""
-    if hasattr(expansion, "increments"):
-        found: Tensor = expansion.increments(vjp, v, n_terms, n_traced)
-        return found
-    if not isinstance(expansion, Taylor):
-        raise TypeError(
-            f"pilot_roulette needs an expansion with `increments`, or Taylor's; got {expansion}. "
-            "Take `expansion=Taylor()`."
-        )
-    power, terms = v, []
-    for k in range(1, n_terms + 1):
-        power = vjp(power)  # v^T J^k
-        form = (power * v).flatten(2).sum(2) if v.ndim > 2 else power * v
-        terms.append(form / (k if k % 2 else -k) if k > n_traced else torch.zeros_like(form))
-    return torch.stack(terms)
 
 
 def _roulette(

@@ -27,7 +27,8 @@ Vjp = Callable[[Tensor], Tensor]
 """v -> v^T J, (m, B, *event) to the same; it records a graph iff gradients are enabled.
 
 It may also offer, as `layers.Chain` does, `select` (J at some of the points), `to` (J in another
-type), `push` (J v) and `traces` (tr J, tr J^2, ...); who needs one of these says so.
+type), `mean` (J at the mean slopes), `push` (J v) and `traces` (tr J, tr J^2, ...); who needs one
+of these says so.
 """
 
 
@@ -131,6 +132,10 @@ class DenseJacobian:
     def to(self, dtype: torch.dtype) -> DenseJacobian:
         """J in another type."""
         return DenseJacobian(self.matrix.to(dtype))
+
+    def mean(self) -> DenseJacobian:
+        """The batch's mean J, as of one point."""
+        return DenseJacobian(self.matrix.mean(0, keepdim=True))
 
     def traces(self, n: int) -> list[Tensor]:
         """tr J, ..., tr J^n, (B,) each."""
