@@ -14,6 +14,7 @@ NAMES = (
     "inverse",
     "lipschitz",
     "throughput",
+    "scaling",
     "training_gap",
     "density",
     "peers",

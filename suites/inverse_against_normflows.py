@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from resflow_bench.fixed_point import Anderson, Auto, Picard, Step
+from resflow_bench.fixed_point import Anderson, Auto, Picard, Secant, Step
 from resflow_bench.flows import Inversion, ResidualBlock, ResidualFlow
 from resflow_bench.flows.refinement import in_float64
 from resflow_bench.intervals import median_interval
@@ -36,7 +36,12 @@ if TYPE_CHECKING:
 
 ERROR = 1e-6
 
-STEPS: dict[str, Step] = {"Picard": Picard(), "Anderson": Anderson(), "auto": Auto()}
+STEPS: dict[str, Step] = {
+    "Picard": Picard(),
+    "secant": Secant(),
+    "Anderson": Anderson(),
+    "auto": Auto(),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,11 +84,11 @@ def compare(flow: ResidualFlow, z: Tensor) -> np.ndarray:
 
 def errors(flow: ResidualFlow, z: Tensor) -> tuple[Reached, Reached]:
     """Of ours and of theirs."""
-    return reached(flow, z, Auto()), Reached(distance(their_inverse(peer_of(flow), z), flow, z))
+    return reached(flow, z), Reached(distance(their_inverse(peer_of(flow), z), flow, z))
 
 
-def reached(flow: ResidualFlow, z: Tensor, step: Step) -> Reached:
-    """Of ours, with a step."""
+def reached(flow: ResidualFlow, z: Tensor, step: Step | None = None) -> Reached:
+    """Of ours, with a step; None is the default."""
     solution = flow.inverse(z, Inversion(step, error=ERROR))
     assert solution.error_bound is not None  # an error was asked for
     share = float((solution.error_bound <= ERROR).double().mean())

@@ -151,6 +151,25 @@ def throughput_cells() -> Iterator[tuple[dict[str, Any], Observed]]:
         )
 
 
+def scaling_cells() -> Iterator[tuple[dict[str, Any], Observed]]:
+    """A constant of 2 ms and, at the last rung, 80 or 640 ms in proportion to the size."""
+    first = {"n_terms": 20, "n_probes": 4, "batch_size": 256}
+    for device, grows, width in product(("cpu", "cuda"), first, (128, 1024)):
+        overhead, last = 0.002, 0.08 * width / 128
+        axes = {"dim": 64, "width": width, "dtype": "float32", "device": device, "grows": grows}
+        yield (
+            axes | first,
+            {
+                **{f"wall_s_{n}": (overhead + last * n / 8, 1e-4) for n in (1, 2, 4, 8)},
+                "exponent": (0.95, 0.02),
+                "exponent_flops": 1.0,
+                "overhead_s": (overhead, 1e-4),
+                "marginal_s": (last / 8 / first[grows], 1e-5),
+                "flops_fraction": (0.8, 0.02),
+            },
+        )
+
+
 def training_gap_cells() -> Iterator[tuple[dict[str, Any], Observed]]:
     flow = {"dataset": "digits-logit", "architecture": "mlp", "lipschitz": K}
     for step, n in product((100, 300), (1, 2, 5)):
@@ -266,6 +285,7 @@ def make_frames() -> dict[str, pd.DataFrame]:
         "inverse": rows("inverse", inverse_cells()),
         "lipschitz": rows("lipschitz", lipschitz_cells()),
         "throughput": rows("throughput", throughput_cells()),
+        "scaling": rows("scaling", scaling_cells()),
         "training_gap": rows("training_gap", training_gap_cells()),
         "density": density_frame(),
         "efficiency": rows("efficiency", efficiency_cells()),

@@ -170,7 +170,7 @@ def true_error(flow: ResidualFlow, z: Tensor, solution: Solution) -> Tensor:
 
 
 def test_a_float32_certificate_is_near_the_error() -> None:
-    """Eight blocks at K = 0.9: within a factor of 3; carrying float32's residuals is off by 1e6."""
+    """Eight blocks at K = 0.9: within a factor of 3; float32's residuals are off by hundreds."""
     flow = strengthened(mlp_flow(64, 0.9), torch.float32)
     x = torch.randn(16, 64, generator=generator(1))
     flow.initialise(x)
@@ -181,7 +181,7 @@ def test_a_float32_certificate_is_near_the_error() -> None:
     assert torch.equal(solution.value, layer_by_layer.value)
     assert bool((error <= solution.error_bound).all())
     assert bool((solution.error_bound < 3 * error).all())
-    assert bool((layer_by_layer.error_bound > 1e5 * error).all())
+    assert bool((layer_by_layer.error_bound > 100 * error).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, DTYPE])

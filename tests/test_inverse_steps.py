@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from resflow_bench.fixed_point import Anderson, Auto, NewtonKrylov, Outcome, Picard, Solution, solve
+from resflow_bench.fixed_point import (
+    Anderson,
+    Auto,
+    NewtonKrylov,
+    Outcome,
+    Picard,
+    Secant,
+    Solution,
+    solve,
+)
 from resflow_bench.flows import Inversion, ResidualBlock, ResidualFlow
 from resflow_bench.flows.refinement import in_float64, kept, refined
 from resflow_bench.layers import LinearBranch, LipSwish, mlp_branch
@@ -19,7 +28,13 @@ from suites import inverse_against_normflows as against
 
 DOUBLE = torch.float64
 DIM = 8
-STEPS = {"picard": Picard(), "anderson": Anderson(), "auto": Auto(), "default": None}
+STEPS = {
+    "picard": Picard(),
+    "secant": Secant(),
+    "anderson": Anderson(),
+    "auto": Auto(),
+    "default": None,
+}
 EACH = pytest.mark.parametrize("name", STEPS)
 
 
@@ -186,7 +201,7 @@ def test_products_of_the_right_jacobian_refine() -> None:
         z, start = x + branch(x), x + 1e-5 * normal(10, DIM, seed=1)
 
     def error(wrap) -> float:
-        step = NewtonKrylov(lambda y: wrap(branch.linearise(y.double())[1].to(y.dtype)), Picard())
+        step = NewtonKrylov(lambda y: wrap(branch.linearise(y.double())[1].to(y.dtype)))
         solution = solve(lambda y: z - branch(y), start, step, rtol=0, atol=0, max_steps=3)
         return float((solution.value - x).norm(dim=1).max())
 

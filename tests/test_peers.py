@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -19,6 +20,7 @@ from resflow_bench.lab.build import build_problem, dense_truth
 from resflow_bench.lab.cells import Cell, Context, Observation, Skip
 from resflow_bench.lab.measure_peers import (
     UPSTREAM,
+    _values,
     batch_correlation,
     draw,
     exact,
@@ -301,6 +303,20 @@ def test_rows_name_versions_and_hold_together(rows) -> None:
         assert seen["time_over_ours"].ci_low <= seen["time_over_ours"].value
     assert rows["ours", "evaluation"]["peak_over_ours"].value == pytest.approx(1.0, rel=0.05)
     assert rows["normflows", "series"]["peak_over_ours"].value > 1.5
+
+
+def test_a_finite_variance_is_told_of_roulettes_only(rows, tmp_path) -> None:
+    """rho^2 < 1/2, of the law that all three have; rho < 1/2, its mean's condition, is another."""
+    assert "variance_is_finite" not in rows["normflows", "series"]
+    axes = {"model": "init", "dim": 4, "lipschitz": 0.5, "dtype": "float32", "device": "cpu"}
+    problem = build_problem(Cell("peers", axes), tmp_path, 2)
+    for rho, finite in ((0.3, 1.0), (0.7, 1.0), (0.71, 0.0), (0.9, 0.0)):
+        told = replace(problem, spectral_radius=rho)
+        for name in PEERS:
+            its_own = PEERS[name](told.flow, Asked("evaluation"))
+            seen = {o.metric: o for o in _values(told, its_own, told.log_det, 2, 1, 0)}
+            assert seen["variance_is_finite"].value == finite
+            assert ("infinite variance" in seen["bias"].message) == (finite == 0.0)
 
 
 def test_the_figure_shows_each_peer_once(rows) -> None:

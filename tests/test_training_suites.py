@@ -27,7 +27,7 @@ from resflow_bench.lab.measure_training import density_recipe, gap_recipe
 from resflow_bench.lab.models import held_out
 from resflow_bench.lab.pictures import pack, unpack
 from resflow_bench.lab.plan import Plan, begin
-from resflow_bench.lab.store import COLUMNS, PICTURE, Store, merge
+from resflow_bench.lab.store import COLUMNS, PICTURE, REPLICATES, Store, merge
 from resflow_bench.lab.sweep import sweep
 from resflow_bench.logdet import Fixed, LogDetEstimator, Rademacher
 from resflow_bench.models import linear_flow
@@ -265,7 +265,7 @@ def test_a_picture_comes_back_from_the_store(tmp_path: Path) -> None:
     run = begin(plan, store)
     sweep(plan, run)
     frame = run.frame("drawn")
-    assert list(frame) == [*COLUMNS, "dim", "device", PICTURE]
+    assert list(frame) == [*COLUMNS, "dim", "device", REPLICATES, PICTURE]
     assert axes(frame) == ["dim", "device"]
     assert frame[PICTURE].notna().tolist() == [True, False, False, False]
     assert unpack(frame[PICTURE][0])["square"].tolist() == [[1, 1], [1, 1]]

@@ -25,6 +25,7 @@ NAMES = {
     "minus-identity": "g(x) = −Kx",
     "plus-identity": "g(x) = +Kx",
 }
+GROWING = {"n_terms": "terms", "n_probes": "probes", "batch_size": "examples"}
 
 
 def findings(frames: Mapping[str, pd.DataFrame]) -> list[str]:
@@ -32,8 +33,8 @@ def findings(frames: Mapping[str, pd.DataFrame]) -> list[str]:
 
     In order: the bias of truncation, what it hid in a training, what an error costs at best, what
     another implementation returns, the variance of a probe, the inverse, the roulettes of infinite
-    variance, the speed. Each speaks of the trained flow where it was measured, at its largest
-    Lipschitz constant, and of the worst linear map otherwise.
+    variance, the speed, how the cost grows. Each speaks of the trained flow where it was measured,
+    at its largest Lipschitz constant, and of the worst linear map otherwise.
     """
     cells = {suite: wide(frame) for suite, frame in frames.items() if len(frame)}
     said = (find(cells[suite]) for suite, find in _FINDERS if suite in cells)
@@ -121,6 +122,23 @@ def _throughput(cells: pd.DataFrame) -> str:
     )
 
 
+def _scaling(cells: pd.DataFrame) -> str:
+    cells = _measured(cells, "overhead_s", "marginal_s", "flops_fraction", "grows", "dim", "width")
+    if cells.empty:
+        return ""
+    c = cells[cells["width"] == cells["width"].max()].iloc[0]
+
+    def scaled(metric: str, by: float) -> str:
+        return with_interval(*(by * c[f"{metric}{end}"] for end in ("", "_low", "_high")))
+
+    return (
+        f"A log-prob at d = {c['dim']}, h = {c['width']} takes {scaled('overhead_s', 1e3)} ms and "
+        f"another {scaled('marginal_s', 1e3)} ms for each of its {GROWING[c['grows']]}; at the "
+        f"most of them it runs at {scaled('flops_fraction', 100)} % of the rate of a matrix "
+        f"product on {c['device']}."
+    )
+
+
 def _training_gap(cells: pd.DataFrame) -> str:
     cells = _measured(cells, "gap", "log_prob_objective", "log_prob_exact", "n_terms", "step")
     if cells.empty:
@@ -191,6 +209,7 @@ _FINDERS: tuple[tuple[str, Callable[[pd.DataFrame], str]], ...] = (
     ("inverse", _inverse),
     ("variance", _roulette),
     ("throughput", _throughput),
+    ("scaling", _scaling),
 )
 
 

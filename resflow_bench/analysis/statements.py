@@ -11,6 +11,7 @@ REACHABLE = (
 )
 BIAS_RESOLUTION = 0.1  # nat: 0.002 bits per dimension at d = 64, below what models are told by
 GAP_RESOLUTION = 0.01  # bit/dim: the last digit that likelihoods are printed with
+EXPONENT_RESOLUTION = 0.05  # 11 % over a ladder from 1 to 8: what leaving a cache may cost
 # All peers draw their number of terms from geometric(0.5). A finite variance takes rho^2 < 1/2
 # there; that a mean of some dozen calls has the interval it says, rho^8 < (1/2)^7.
 LIGHT_TAILED = "mode == 'series' or spectral_radius < 0.54"
@@ -127,6 +128,20 @@ STATEMENTS = (
         "no more floating-point work a second than matrix products reach in the same run",
         "the rate of a large matrix product on the same device and dtype",
         AtMost("flops_fraction", 1.0),
+    ),
+    Statement(
+        "scaling",
+        "work no worse than linear",
+        "the FLOPs of a log-prob are at most proportional to its terms, probes and examples",
+        "one product a term, probe and example",
+        Exactly("exponent_flops", 1.0),
+    ),
+    Statement(
+        "scaling",
+        "seconds no worse than linear",
+        f"its seconds grow as nᵉ with e ≤ {1 + EXPONENT_RESOLUTION:g}",
+        "seconds in proportion to products, and a constant, which makes e less than 1",
+        AtMost("exponent", 1 + EXPONENT_RESOLUTION),
     ),
     Statement(
         "training_gap",

@@ -26,6 +26,7 @@ SYMBOLS = {
     "n_exact": "n₀",
     "n_probes": "m",
     "batch_size": "B",
+    "width": "h",
     "tolerance": "tol",
     "max_steps": "steps",
 }

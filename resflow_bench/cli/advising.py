@@ -32,7 +32,7 @@ AXES = ("model", "dim", "lipschitz", "device", "dtype")
 @click.option("--dtype", default="float32", show_default=True, help="float32 or float64.")
 @click.option("--batch-size", default="256", show_default=True, help="Examples a call.")
 @click.option("--seconds", type=float, default=5.0, show_default=True,
-              help="Of measuring; a first look, and tuning, come on top.")  # fmt: skip
+              help="For all that is measured, once the model is there.")  # fmt: skip
 @click.option("--unbiased", is_flag=True, help="No bias at all, however small.")
 @click.option("--gradient", type=click.Choice(["no", "yes"]), default="no", show_default=True,
               help="Whether the backward pass is timed too.")  # fmt: skip

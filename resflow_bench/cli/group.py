@@ -59,7 +59,7 @@ def refusals(*kinds: type[Exception]) -> Iterator[None]:
 @click.version_option(__version__)
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Residual flows, measured: bias, variance, inverse, Lipschitz constant, throughput.
+    """Residual flows, measured: bias, variance, inverse, Lipschitz constant, speed and its growth.
 
     \b
     resflow-bench list                      what can be asked

@@ -59,12 +59,12 @@ def show(name: str, suite: str | None, layout: str, results: Path) -> None:
     """The rows of RUN, in the terminal or for a pipe."""
     import pandas as pd
 
-    from resflow_bench.lab.store import PICTURE, Store
+    from resflow_bench.lab.store import BESIDE, Store
 
     with refusals():
         run = Store(results).open(name)
         frames = run.frames() if suite is None else {suite: run.frame(suite)}
-    frames = {s: frame.drop(columns=PICTURE, errors="ignore") for s, frame in frames.items()}
+    frames = {s: frame.drop(columns=list(BESIDE), errors="ignore") for s, frame in frames.items()}
     if layout == "table":
         for frame in frames.values():
             click.echo(f"{_table(frame.drop(columns=['suite', 'cell']))}\n")

@@ -3,7 +3,7 @@
 from resflow_bench.fixed_point.newton import Linear, NewtonKrylov
 from resflow_bench.fixed_point.solution import BLOW_UP, Outcome, Solution
 from resflow_bench.fixed_point.solve import CHECK_EVERY, PATIENCE, solve
-from resflow_bench.fixed_point.steps import Anderson, Auto, Picard, Step
+from resflow_bench.fixed_point.steps import Anderson, Auto, Picard, Secant, Step
 
 __all__ = [
     "BLOW_UP",
@@ -15,6 +15,7 @@ __all__ = [
     "NewtonKrylov",
     "Outcome",
     "Picard",
+    "Secant",
     "Solution",
     "Step",
     "solve",

@@ -129,6 +129,45 @@ class Anderson:
         return old_dx, old_dr
 
 
+class Pair(NamedTuple):
+    """The last iterate and its r = f(x) - x, (B, d), and ||r||^2, (B,)."""
+
+    x: Tensor
+    residual: Tensor
+    square: Tensor
+
+
+@dataclass(frozen=True)
+class Secant:
+    """x_{n+1} = f(x) - c (dx + dr),  c = <dr, r> / ||dr||^2: `Anderson` of memory 1.
+
+    dx and dr are the last step and the change of r = f(x) - x that it made. Where a residual grew,
+    the step is Picard's.
+
+    Properties: a few elementwise operations and two products an example and step, where the
+        orthogonalised history of `Anderson` costs more than an evaluation of a narrow g.
+    Source: as `Anderson`.
+    """
+
+    def init(self, x0: Tensor) -> None:
+        return None
+
+    def next(self, x: Tensor, fx: Tensor, state: Pair | None) -> tuple[Tensor, Pair]:
+        flat, image = _vectors(x), _vectors(fx)
+        residual = image - flat
+        square = torch.linalg.vecdot(residual, residual)
+        now = Pair(flat, residual, square)
+        if state is None:
+            return fx, now
+        dr = residual - state.residual
+        size = torch.linalg.vecdot(dr, dr)
+        share = torch.linalg.vecdot(dr, residual) / size
+        # Also where nothing changed: 0 / 0.
+        share = torch.where((square <= state.square) & (size > 0), share, 0.0)
+        jump = flat - state.x + dr
+        return torch.addcmul(image, share[:, None], jump, value=-1).view_as(x), now
+
+
 class Watch(NamedTuple):
     """What `Auto` has seen: n steps, the norm of the first r, who is slow, and their history."""
 

@@ -153,14 +153,14 @@ class ResidualFlow(nn.Module):
 
         1. The first term is computed.
         2. For the second, go from latent to data. Let e be a bound on the error in what a layer is
-           handed; at first e = 0. A block whose float64 residual is r leaves at most
-           (r + e) / (1 - K), since x' solves x + g(x) = z + r exactly, z is off by e, and
-           Lip(f^-1) <= 1 / (1 - K). Any other layer leaves its rounding and e times the
-           Lipschitz constant of its inverse.
+           handed; at first e = 0. A block whose float64 residual is r leaves at most (r + e) / m,
+           since x' solves x + g(x) = z + r exactly, z is off by e, and ||f(x) - f(y)|| is at least
+           m ||x - y||, m >= 1 - K. Any other layer leaves its rounding and e times the Lipschitz
+           constant of its inverse.
+        3. With an `error`, a block whose bound comes near it replaces the m that holds everywhere
+           by that of the ball in which x' must be, if g is smooth and d not large: from J at x.
 
-        Only float64's residuals are amplified, so the bound is near the true error as long as
-        1e-14 ||x|| (1 - K)^-L is below it, L blocks deep. z is taken as exact: what the forward
-        pass that made it rounded off is no error of the inverse.
+        Only float64's residuals are amplified: 1e-14 ||x|| is, by the product of all 1 / m.
 
         Args:
             z: (B, d); with an `error` also of float64 where the parameters are not: so is x then.
@@ -194,7 +194,7 @@ class ResidualFlow(nn.Module):
                 return solution
         polish = inversion
         if not is_polished:
-            polish = Inversion(inversion.step or Auto(), max_steps=POLISH_STEPS)
+            polish = Inversion(inversion.step or Auto(), max_steps=POLISH_STEPS, error=asked)
         if not is_polished or asked is not None:
             polish = replace(polish, dtype=inversion.dtype or torch.float32)
         polished = in_float64(self.layers).inverse(z.double(), polish)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -11,23 +12,30 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.fixed_point import NewtonKrylov, Solution, Step, solve
-from resflow_bench.layers import Branch, LinearBranch
+from resflow_bench.fixed_point import Auto, NewtonKrylov, Secant, Solution, Step, solve
+from resflow_bench.layers import Activation, Branch, LinearBranch, SpectralLinear
+from resflow_bench.layers.branches import linearise_activation
+from resflow_bench.layers.chain import Chain
+from resflow_bench.layers.pulls import ByMatrix, Pull
+from resflow_bench.logdet.products import dense_jacobian
 
 Part = TypeVar("Part", bound=nn.Module)
 Made = TypeVar("Made")
 
-# The coarse iteration ends here, relative to ||x||, and each refinement of the fine residual
-# divides it by as much: float32 gives little more, and less would take a refinement more.
-REDUCTION = 1e-5
-# Two or three do; if so many do not, they do not converge.
+# The coarse iteration ends here, relative to 1 + ||x||: Newton's step then does more for its
+# products than the coarse iteration for as many evaluations.
+START = 1e-3
+# Three or four do; if so many do not, they do not converge.
 MAX_REFINEMENTS = 8
+# The d up to which the mean Jacobian is formed and inverted, which two threads of MKL are known to
+# do without hanging.
+LARGEST_INVERTED = 256
 
 
 def refined(
     branch: Branch | LinearBranch,
     z: Tensor,
-    step: Step,
+    step: Step | None,
     dtype: torch.dtype,
     *,
     rtol: float,
@@ -36,25 +44,30 @@ def refined(
 ) -> Solution:
     """x + g(x) = z to the tolerance in z's dtype, by iterations and products in a coarser one.
 
-    1. Iterate in the coarse dtype from x = z, until the residual is `REDUCTION` of ||x||.
+    1. P = (I + J)^-1 at the batch's mean slopes at z. Iterate x <- x + P (z - x - g(x)) in the
+       coarse dtype from x = z, until that changes x by `START` (1 + ||x||).
     2. Correct x by (I + J)^-1 (z - x - g(x)): the residual in z's dtype, J that of the coarse x.
-    3. Where that did not reach the tolerance, iterate in z's dtype.
+    3. Where that did not reach the tolerance, iterate without P in z's dtype.
+
+    Args:
+        step: for 1 and 3; None is `Secant` for 1 and `Auto` for 3.
 
     Returns:
         A `Solution` in z's dtype; `n_steps` counts the steps of 1, 2 and 3.
     """
-    rough, fine = recast(branch, dtype), branch.normalised()
-    coarse, target = rough.normalised(), z.to(dtype)
+    fine = kept(branch, Frozen)
+    coarse, target = kept(recast(branch, dtype), Frozen), z.to(dtype)
+    precondition = by_the_mean(coarse, target)
     start = solve(
-        lambda x, y: y - coarse(x),
+        lambda x, y: x + precondition(y - x - coarse(x)),
         target,
-        step,
-        rtol=max(rtol, REDUCTION),
-        atol=max(atol, REDUCTION),
+        step or Secant(),
+        rtol=max(rtol, START),
+        atol=max(atol, START),
         max_steps=max_steps,
         args=(target,),
     )
-    newton = NewtonKrylov(lambda x: rough.linearise(x)[1], step, dtype, REDUCTION)
+    newton = NewtonKrylov(lambda x: coarse.linearise(x)[1], precondition, dtype)
 
     def f(x: Tensor, y: Tensor) -> Tensor:
         return y - fine(x)
@@ -67,7 +80,7 @@ def refined(
     if not len(rest):
         return solution
     y, x = z[rest], solution.value[rest]
-    last = solve(f, x, step, max_steps=max_steps, args=(y,), **options)
+    last = solve(f, x, step or Auto(), max_steps=max_steps, args=(y,), **options)
     return replace(
         solution,
         value=solution.value.index_copy(0, rest, last.value),
@@ -75,6 +88,58 @@ def refined(
         n_steps=solution.n_steps.index_add(0, rest, last.n_steps),
         outcome=solution.outcome.index_copy(0, rest, last.outcome),
     )
+
+
+class Frozen:
+    """g and its products with every weight normalised once, for as long as the weights stand.
+
+    A linear layer's norm costs as much as its product with a few hundred examples.
+    """
+
+    def __init__(self, branch: Branch | LinearBranch) -> None:
+        self.stages: list[Any] = list(branch.stages) if isinstance(branch, Branch) else [branch]
+        self.weights = [
+            stage.weight_normalised().detach() if isinstance(stage, SpectralLinear) else None
+            for stage in self.stages
+        ]
+        self.maps = [
+            stage.normalised() if hasattr(stage, "normalised") else stage for stage in self.stages
+        ]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """g(x), (B, *event)."""
+        for stage in self.maps:
+            x = stage(x)
+        return x
+
+    def linearise(self, x: Tensor) -> tuple[Tensor, Chain]:
+        """g(x) and its J, as `Branch.linearise`; no graph."""
+        pulls: list[Pull] = []
+        for stage, apply, weight in zip(self.stages, self.maps, self.weights, strict=True):
+            pull: Pull
+            if weight is not None:
+                x, pull = apply(x), ByMatrix(weight)
+            elif isinstance(stage, Activation):
+                x, pull = linearise_activation(stage, x)
+            else:
+                x, pull = stage.linearise(x)
+            pulls.append(pull)
+        return x, Chain(pulls)
+
+
+def by_the_mean(branch: Frozen, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """r -> (I + J)^-1 r with the one J of the mean slopes at x; I where d is large.
+
+    (I + J)^-1 exists for ||J|| < 1, which a mean of Jacobians below 1 in norm is; where it does
+    not, what it gives is not finite, and an iteration with it says so.
+    """
+    dim = math.prod(x.shape[1:])
+    if dim > LARGEST_INVERTED or not len(x):
+        return lambda r: r
+    mean = dense_jacobian(branch.linearise(x)[1].mean(), x[:1])[0]
+    identity = torch.eye(dim, dtype=x.dtype, device=x.device)
+    inverse = torch.linalg.inv_ex(identity + mean).inverse.mT.contiguous()
+    return lambda r: (r.flatten(1) @ inverse).view_as(r)
 
 
 def recast(part: Part, dtype: torch.dtype) -> Part:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from resflow_bench.fixed_point import Auto, Picard, Solution, Step, solve
-from resflow_bench.flows.refinement import in_float64, kept, refined
+from resflow_bench.flows.certificate import apart_near, certificate, near_is_known
+from resflow_bench.flows.refinement import in_float64, kept, recast, refined
 from resflow_bench.layers import Branch, LinearBranch
 from resflow_bench.layers.orders import conversion, norm
 from resflow_bench.logdet.estimator import Estimator
@@ -19,13 +20,17 @@ ROUNDING = 8.0
 an inverse is charged for its own evaluation in float64. Three convolutions of up to 4,608 terms
 each were seen to err by no more than five units relative to |g(x)|, held against 80 bits."""
 
+SHARE = 0.05
+"""A block's bound above this share of the error asked for is worth d products: the blocks that
+follow will stretch it."""
+
 
 @dataclass(frozen=True)
 class Inversion:
     """How to invert a block: x <- z - g(x) until ||z - x - g(x)|| <= atol + rtol ||x||.
 
-    step: how the next iterate follows. None is `Picard()`, whose rate is known beforehand, or
-        `Auto()` where an `error` is asked.
+    step: how the next iterate follows. None is `Picard()`, whose rate is known beforehand, or,
+        where an `error` is asked, `Auto()`, and `Secant()` for iterations in a coarser dtype.
     rtol, atol: bound the residual, not its square, of every example by itself. None takes ten
         units in the last place of the working dtype, relative to the size of the numbers, which is
         about as far as Picard's iteration goes before rounding stops it.
@@ -62,11 +67,11 @@ class Inversion:
         floor = 10 * torch.finfo(z.dtype).eps
         rtol = floor if self.rtol is None else self.rtol
         atol = floor if self.atol is None else self.atol
-        step = self.step or (Picard() if self.error is None else Auto())
         if self.dtype == torch.float32 and z.dtype == torch.float64:
             return refined(
-                branch, z, step, self.dtype, rtol=rtol, atol=atol, max_steps=self.max_steps
+                branch, z, self.step, self.dtype, rtol=rtol, atol=atol, max_steps=self.max_steps
             )
+        step = self.step or (Picard() if self.error is None else Auto())
         g = branch.normalised()
         return solve(
             lambda x, y: y - g(x),
@@ -112,15 +117,19 @@ class ResidualBlock(nn.Module):
     def inverse(
         self, z: Tensor, inversion: Inversion, error: Tensor | None = None, certify: bool = True
     ) -> Solution:
-        """x with x + g(x) = z, and ||x - x*|| <= (||z - x - g(x)|| + error) / (1 - K).
+        """x with x + g(x) = z, and ||x - x*|| <= (||z - x - g(x)|| + error) / m.
+
+        1. m = `certificate`'s: ||f(x) - f(y)|| >= m ||x - y|| everywhere; at least 1 - K.
+        2. Where that leaves a bound near `inversion.error` or above, x* is within it of x, and m of
+           that ball (`apart_near`) is the better one.
 
         Args:
             z: (B, *event).
-            inversion: step, tolerances and cap.
+            inversion: step, tolerances, cap and the error that decides on 2.
             error: (B,), how far z itself may be from the z that is meant.
-            certify: whether to compute `error_bound`: K is then the certified constant (of the
-                weights as they are, not the one promised) and the residual is evaluated in
-                float64, so that the bound also covers what float32 does not resolve.
+            certify: whether to compute `error_bound`: m is then of the weights as they are, not as
+                promised, and the residual is evaluated in float64, so that the bound also covers
+                what float32 does not resolve.
 
         Properties: no graph is recorded. Where g is a contraction in a p-norm with p other than 2,
             the inequality holds in that norm; `error` and the bound are converted from and to
@@ -131,8 +140,10 @@ class ResidualBlock(nn.Module):
             return solution
         branch, z, x = in_float64(self.branch), z.double(), solution.value.double()
         order, n = branch.order, math.prod(z.shape[1:])
-        slack = 1.0 - kept(branch, _lipschitz_certified)
-        sizes = norm(x.flatten(1), order) + norm(z.flatten(1), order) + branch.magnitude(x)
+        known = kept(branch, certificate)
+        # A size, of which float32 has digits enough.
+        inside = recast(self.branch, torch.float32).magnitude(x.float()).double()
+        sizes = norm(x.flatten(1), order) + norm(z.flatten(1), order) + inside
         if solution.value.dtype == torch.float64 and order == 2.0:
             residual = solution.residual  # at that x, of that g
         else:
@@ -140,11 +151,14 @@ class ResidualBlock(nn.Module):
         residual = residual + ROUNDING * torch.finfo(x.dtype).eps * sizes
         if error is not None:
             residual = residual + error * conversion(2.0, order, n)
-        bound = residual * conversion(order, 2.0, n) / slack
-        # Not certified to be a contraction, or not a number: no bound holds.
-        bound = torch.where((bound < torch.inf) & (slack > 0.0), bound, torch.inf)
+        bound = residual * conversion(order, 2.0, n) / known.apart
+        # Not certified to keep points apart, or not a number: no bound holds.
+        bound = torch.where((bound < torch.inf) & (known.apart > 0.0), bound, torch.inf)
+        if inversion.error is not None and near_is_known(branch, n, known):
+            loose = (bound > SHARE * inversion.error) & (bound < torch.inf)
+            rows = loose.nonzero()[:, 0]
+            if len(rows):
+                near = apart_near(branch, x[rows], bound[rows], known)
+                better = residual[rows] / torch.where(near > known.apart, near, known.apart)
+                bound = bound.index_copy(0, rows, better)
         return replace(solution, error_bound=bound)
-
-
-def _lipschitz_certified(branch: Branch | LinearBranch) -> float:
-    return branch.lipschitz_certified()

@@ -22,6 +22,7 @@ from resflow_bench.logdet import (
     EXPANSIONS,
     LAWS,
     PROBES,
+    Expansion,
     Fixed,
     Law,
     LogDetEstimator,
@@ -90,8 +91,20 @@ def build_estimator(cell: Cell) -> LogDetEstimator:
         build_truncation(cell),
         cell["n_probes"],
         n_traced=cell.get("n_traced", 0),
-        expansion=EXPANSIONS[cell.get("expansion", "taylor")](cell["lipschitz"]),
+        expansion=build_expansion(cell),
     )
+
+
+def build_expansion(cell: Cell) -> Expansion:
+    """The cell's series, `taylor` if it names none.
+
+    Raises:
+        Skip: for TF32 on a device that has none.
+    """
+    name = cell.get("expansion", "taylor")
+    if "tf32" in name and torch.device(cell["device"]).type != "cuda":
+        raise Skip(f"{name} needs a CUDA device; got {cell['device']}")
+    return EXPANSIONS[name](cell["lipschitz"])
 
 
 @dataclass(frozen=True, eq=False)

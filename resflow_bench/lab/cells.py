@@ -132,7 +132,9 @@ class Observation:
 
     Infinite is a value (a variance may be), NaN is the lack of one. `picture` is what a figure of
     the cell needs besides numbers: a few small arrays as the bytes of an .npz file, one picture a
-    cell, of a suite that says it `has_pictures`.
+    cell, of a suite that says it `has_pictures`. `replicates` are independent values of the same
+    kind, each from a share of the draws in the order in which they were drawn: what a comparison
+    with another run of the same seed pairs.
 
     Raises:
         ValueError: if the value is NaN; a measure that finds none raises `Failure` or leaves the
@@ -148,6 +150,7 @@ class Observation:
     n: int = 1
     message: str = ""
     picture: bytes | None = None
+    replicates: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if isnan(self.value):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -52,6 +52,9 @@ TAME = 8
 """An estimate with a finite moment of this order has a variance whose own standard error has a
 variance: there, and only there, Student's interval is used for it and for its mean."""
 
+N_REPLICATES = 16
+"""Shares of a cell's draws that are kept: enough for Student's t, few enough to store."""
+
 NORMAL_99 = 2.576
 CHEBYSHEV_99 = 10.0
 
@@ -81,8 +84,11 @@ def measure_bias(cell: Cell, context: Context) -> Iterable[Observation]:
     )
     expected = problem.over_blocks(estimator.truncation.bias)  # (P,)
     bound = problem.over_dims(lambda dim: estimator.truncation.bias_bound(cell["lipschitz"], dim))
-    for metric, interval in (("bias", sampled.plain), ("bias_paired", sampled.paired)):
-        yield observe(metric, interval, "nat", n=sampled.n, message=sampled.message)
+    intervals = (sampled.plain, sampled.paired)
+    for metric, interval, shares in zip(
+        ("bias", "bias_paired"), intervals, sampled.shares, strict=True
+    ):
+        yield observe(metric, interval, "nat", sampled.n, sampled.message, replicates=shares)
     yield exactly("bias_expected", expected.mean(), "nat")
     yield exactly("bias_bound", bound, "nat")
     yield exactly("log_det_exact", problem.log_det.mean(), "nat")
@@ -94,12 +100,14 @@ class Errors(NamedTuple):
 
     plain: of estimate - ln|det df/dx|.
     paired: of estimate - sum_blocks (1/m) sum_j v_j^T log(I + J) v_j, with the estimate's probes.
+    shares: the same two means from each share of the draws.
     n: examples that were drawn.
     message: why the draws ended, and which interval it is.
     """
 
     plain: Interval
     paired: Interval
+    shares: tuple[tuple[float, ...], tuple[float, ...]]
     n: int
     message: str
 
@@ -137,6 +145,7 @@ def sample_errors(
     return Errors(
         interval(errors, variance),
         interval(paired, variance - probe_noise),
+        (replicates(errors, np.mean), replicates(paired, np.mean)),
         n_draws * n_points,
         message,
     )
@@ -165,9 +174,9 @@ def measure_variance(cell: Cell, context: Context) -> Iterable[Observation]:
     rounding = _rounding(problem)
     interval = _widen(interval, rounding * (2 * math.sqrt(interval.value) + rounding))
     low = max(0.0, interval.low)
-    yield observe(
-        "variance", interval._replace(low=low), "nat^2", n=n_draws * n_points, message=message
-    )
+    shares = replicates(estimates, lambda share: share.var(0, ddof=1).mean())
+    interval = interval._replace(low=low)
+    yield observe("variance", interval, "nat^2", n_draws * n_points, message, replicates=shares)
     yield exactly("variance_expected", expected, "nat^2")
     yield exactly("variance_is_finite", float(finite), "1")
     yield exactly("variance_reachable", _reachable(problem, estimator).mean(), "nat^2")
@@ -374,10 +383,19 @@ def observe(
     n: int,
     message: str = "",
     picture: bytes | None = None,
+    replicates: tuple[float, ...] = (),
 ) -> Observation:
     """Something sampled, with its interval."""
     value, standard_error, low, high, _ = interval
-    return Observation(metric, value, unit, standard_error, low, high, n, message, picture)
+    return Observation(
+        metric, value, unit, standard_error, low, high, n, message, picture, replicates
+    )
+
+
+def replicates(draws: np.ndarray, of: Callable[[np.ndarray], float]) -> tuple[float, ...]:
+    """`of` each of `N_REPLICATES` equal shares of the draws, (n, P), in their order."""
+    shares = np.array_split(draws, min(N_REPLICATES, len(draws) // 2))
+    return tuple(float(of(share)) for share in shares)
 
 
 def exactly(metric: str, value: float, unit: str) -> Observation:

@@ -21,13 +21,18 @@ from resflow_bench.intervals import (
     median_interval,
     variance_interval,
 )
-from resflow_bench.lab.build import Problem, build_estimator, build_points, build_problem
+from resflow_bench.lab.build import (
+    Problem,
+    build_estimator,
+    build_expansion,
+    build_points,
+    build_problem,
+)
 from resflow_bench.lab.cells import Cell, Context, Observation
 from resflow_bench.lab.measure import ROUNDING, TAME, exactly, observe, realised
 from resflow_bench.lab.peers import PEERS, Asked
 from resflow_bench.lab.timing import elapsed
 from resflow_bench.logdet import (
-    EXPANSIONS,
     PROBES,
     Controlled,
     Determinant,
@@ -257,7 +262,7 @@ def build_candidate(cell: Cell, problem: Problem) -> Estimator:
         return Determinant()
     if cell["estimator"] == "hutchinson":
         return build_estimator(cell)
-    expansion = EXPANSIONS[cell["expansion"]](cell["lipschitz"])
+    expansion = build_expansion(cell)
     base = LogDetEstimator(
         PROBES[cell["probe"]],
         Fixed(cell["n_traced"] + 1),  # to be replaced

@@ -46,7 +46,9 @@ def measure_peers(cell: Cell, context: Context) -> Iterable[Observation]:
 
     Bias and variance: of its estimate of ln|det df/dx|. Those of a training are differentiated,
     the one of evaluation is not; its inverse, which samples are drawn by, is. With more than one
-    probe asked for, bias and variance are all that is looked at.
+    probe asked for, bias and variance are all that is looked at. Of a roulette it is also said
+    whether the variance is finite: 1 if rho^2 < decay, else 0, rho the largest spectral radius of
+    a J at the points and `decay` its law's.
     """
     asked = Asked(cell["mode"], cell.get("n_terms", 1), cell.get("n_probes", 1))
     problem = build_problem(cell, context.results, int(context.effort["n_points"]))
@@ -74,7 +76,7 @@ def measure_peers(cell: Cell, context: Context) -> Iterable[Observation]:
 def _values(
     problem: Problem, peer: Peer, truth: np.ndarray, n_calls: int, n_copies: int, seed: int
 ) -> Iterator[Observation]:
-    """`bias`, `bias_expected`, `variance` and `batch_correlation` of its estimate.
+    """`bias`, `bias_expected`, `variance`, whether that is finite, and `batch_correlation`.
 
     A call is one sample, because the examples of a batch may share their number of terms. Where
     the law of that number is too heavy in its tail for a finite variance, the interval of `bias`
@@ -99,6 +101,8 @@ def _values(
     tame = _is_tame(peer, rho, TAME)
     spread = variance_interval(rows) if tame else lower_variance_interval(rows)
     yield observe("variance", spread, "nat^2", draws.size)
+    if peer.decay > 0.0:
+        yield exactly("variance_is_finite", float(_is_tame(peer, rho, 2)), "1")
     if n_copies > 1:
         yield observe("batch_correlation", batch_correlation(draws), "1", n_calls)
 

@@ -50,8 +50,14 @@ COLUMNS = {
 }
 """The columns that every suite has, before one for each of its axes."""
 
+REPLICATES = "replicates"
+"""The column after the axes: independent values whose mean or the like is `value`, maybe none."""
+
 PICTURE = "picture"
 """The last column, where a suite has pictures: the bytes of an .npz file, null in most rows."""
+
+BESIDE = (REPLICATES, PICTURE)
+"""What a row carries that no table shows."""
 
 _MARK = b"resflow_bench"
 _AXIS_TYPES = {int: "Int64", float: "float64", str: "string"}
@@ -65,13 +71,14 @@ class StoreError(Exception):
 
 def axis_columns(columns: Iterable[str]) -> list[str]:
     """Those of a frame's columns that are axes."""
-    return [column for column in columns if column not in COLUMNS and column != PICTURE]
+    return [column for column in columns if column not in COLUMNS and column not in BESIDE]
 
 
 def _schema(suite: Suite) -> pa.Schema:
     types = COLUMNS | {axis: _AXIS_TYPES[axis_named(axis).kind] for axis in suite.axes}
     empty = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in types.items()})
     schema = pa.Schema.from_pandas(empty, preserve_index=False)
+    schema = schema.append(pa.field(REPLICATES, pa.list_(pa.float64())))
     if suite.has_pictures:
         schema = schema.append(pa.field(PICTURE, pa.binary()))
     return schema.with_metadata({**schema.metadata, _MARK: __version__.encode()})

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from resflow_bench import theory
 from resflow_bench.flows import ResidualFlow
-from resflow_bench.lab.build import dense_truth, sizes
+from resflow_bench.lab.build import dense_truth
 from resflow_bench.lab.measure_efficiency import BIAS_SHARE
 from resflow_bench.lab.source import constructor
 from resflow_bench.lab.timing import elapsed
@@ -28,6 +29,7 @@ from resflow_bench.logdet import (
     Geometric,
     Hadamard,
     LogDetEstimator,
+    PerBranch,
     Probe,
     Rademacher,
     Roulette,
@@ -37,7 +39,7 @@ from resflow_bench.logdet import (
     tuned,
 )
 from resflow_bench.logdet.products import CHUNK_NUMBERS, Map
-from resflow_bench.logdet.tuned import N_PROBES
+from resflow_bench.logdet.tuned import PROBES_A_DRAW, mean_terms
 from resflow_bench.theory.bias import tail
 
 Listener = Callable[[str, float], None]
@@ -49,11 +51,14 @@ MAX_DENSE = 256
 DENSE = 1024
 """Numbers, in 2 to 16 points whose Jacobians are looked at."""
 
-N_PILOT = 16
+N_PILOT = 8
 """The most points that an estimator is tuned from."""
 
 N_PILOT_DRAWS = 8
-"""Of each choice that a tuning compares: it only has to rank them."""
+"""At each of them. Twice as many changed no choice for blocks of 64 numbers by more than 2 %."""
+
+LOOK = 1 / 10
+"""What a look at Jacobians, a tuning or all looks at variances may take of the time asked for."""
 
 N_PILOT_TERMS = 64
 """Terms that a pilot looks at, as `pilot_roulette` has them."""
@@ -61,7 +66,7 @@ N_PILOT_TERMS = 64
 N_LOOKS = 4
 """Calls from which a variance is guessed, to say how many probes are enough."""
 
-MIN_LOOKED_AT, MAX_LOOKED_AT = 8, 256
+MIN_LOOKED_AT, MAX_LOOKED_AT = 8, 64
 """Examples of these calls, by how long they take."""
 
 MAX_DETERMINANTS = 8.0
@@ -71,6 +76,24 @@ SLACK = 1.1
 """More probes than the first look asks for, so that a noisy one does not cost a second draw."""
 
 MAX_TERMS = 1 << 14
+
+
+def now() -> float:
+    """Seconds, of a clock that only runs forward."""
+    return time.perf_counter()
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """The seconds that were asked for, from its making on."""
+
+    seconds: float
+    start: float = field(default_factory=now)
+
+    @property
+    def left(self) -> float:
+        """Seconds, never negative."""
+        return max(0.0, self.seconds - (now() - self.start))
 
 
 class Way(Protocol):
@@ -138,6 +161,15 @@ class Tuned:
         return tuned(branches, self.base, generator=noise, n_draws=N_PILOT_DRAWS)
 
 
+class Candidate(NamedTuple):
+    """A way, what it builds, its |bias| in nats, and the seconds of a draw per example, guessed."""
+
+    way: Way
+    estimator: Estimator
+    bias: float
+    seconds: float
+
+
 def _told(one: LogDetEstimator) -> Iterator[str]:
     yield str(one.probe) if one.n_probes == 1 else f"{one.n_probes} {one.probe}"
     if one.n_traced:
@@ -148,17 +180,17 @@ def _told(one: LogDetEstimator) -> Iterator[str]:
 
 @dataclass
 class Scout:
-    """Finds out which ways there are on a flow, and the bias of each."""
+    """Finds out which ways there are on a flow, the bias of each, and about what each costs."""
 
     flow: ResidualFlow
     x: Tensor
     target_error: float
-    seconds: float
+    allowance: Allowance
     listen: Listener
     left_out: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.listen("a first look", self.seconds)
+        self._say("a first look")
         with torch.no_grad():
             self.branches = self.flow.branches(self.x)
         self.dims = [math.prod(h.shape[1:]) for _, h in self.branches]
@@ -170,14 +202,25 @@ class Scout:
         if max(self.dims) <= MAX_DENSE:
             self._look()
 
+    def _say(self, doing: str) -> None:
+        self.listen(doing, self.allowance.left)
+
     def _look(self) -> None:
-        """Eigenvalues, and what x's dtype resolves."""
-        x = self.x[: max(2, min(16, DENSE // max(self.dims)))]
+        """Eigenvalues, and what x's dtype resolves, at two points and as many as there is time."""
+        most, start = max(2, min(16, DENSE // max(self.dims))), now()
+        eigenvalues = self._spectra(self.x[:2])
+        room = LOOK * self.allowance.seconds / max(now() - start, 1e-9)  # in looks like this one
+        rest = self.x[2 : min(most, int(2 * room))]
+        if len(rest):
+            eigenvalues = np.concatenate([eigenvalues, self._spectra(rest)])
+        self.eigenvalues = eigenvalues
+        self.radius = float(np.abs(eigenvalues).max())
+
+    def _spectra(self, x: Tensor) -> np.ndarray:
+        """Those of all blocks, (P, d of all blocks)."""
         with one_thread():
             jacobians, exact = dense_truth(self.flow, x)
-        found = [np.linalg.eigvals(matrices).astype(np.complex128) for matrices in jacobians]
-        self.eigenvalues = np.concatenate(found, axis=1)  # (P, d of all blocks)
-        self.radius = sizes(jacobians)[1]
+            found = [np.linalg.eigvals(matrices).astype(np.complex128) for matrices in jacobians]
         with torch.no_grad():
             value = self.flow.with_estimator(Determinant()).forward_and_log_det(x)[1]
         rounding = float(np.abs(value.double().cpu().numpy() - exact).max())
@@ -187,18 +230,11 @@ class Scout:
                 f"{str(x.dtype).removeprefix('torch.')}, here {rounding:.1g} nat; got "
                 f"{self.target_error:g}. Raise it, or give flow and x in float64."
             )
+        return np.concatenate(found, axis=1)
 
-    def ways(self, unbiased: bool) -> list[tuple[Way, float]]:
-        """Each way with its |bias|, the preferred ones first."""
-        ways: list[tuple[Way, float]] = []
-        if self._affordable(
-            "determinant",
-            sum(
-                dim * t + dim**3 * 1e-10
-                for dim, t in zip(self.dims, self.product_seconds, strict=True)
-            ),
-        ):
-            ways.append((Same(Determinant()), 0.0))
+    def candidates(self, unbiased: bool) -> list[Candidate]:
+        """The preferred ones first."""
+        ways: list[tuple[Way, float]] = [(Same(Determinant()), 0.0)]
         n_traced = self._n_traced()
         series: list[tuple[Fixed | Roulette, float]] = [(self._roulette(n_traced), 0.0)]
         if not unbiased:
@@ -208,13 +244,25 @@ class Scout:
         for probe in (Rademacher(), Hadamard()):
             if (way := self._tuned(probe, n_traced)) is not None:
                 ways.append((way, 0.0))
-        return ways
+        return [self._candidate(way, bias) for way, bias in ways]
 
-    def _affordable(self, name: str, seconds: float) -> bool:
-        if seconds <= self.seconds:
-            return True
-        self.left_out.append(f"{name}: give seconds={math.ceil(seconds)} or more")
-        return False
+    def _candidate(self, way: Way, bias: float) -> Candidate:
+        if isinstance(way, Tuned):
+            self._say(way.name)
+        estimator = way.build(self.flow, self.x)
+        return Candidate(way, estimator, bias, self._guess(estimator))
+
+    def _guess(self, estimator: Estimator) -> float:
+        """Seconds of its products, per example, and of the determinant's LU."""
+        if isinstance(estimator, Determinant):
+            pairs = zip(self.dims, self.product_seconds, strict=True)
+            return sum(dim * t + dim**3 * 1e-10 for dim, t in pairs)
+        each = []
+        for g, _ in self.branches:
+            one = estimator.estimators[g] if isinstance(estimator, PerBranch) else estimator
+            assert isinstance(one, LogDetEstimator)  # these three are what is tried
+            each.append(one.n_probes * _n_terms(one.truncation))
+        return sum(n * t for n, t in zip(each, self.product_seconds, strict=True))
 
     def _n_traced(self) -> int:
         """The traces that all branches admit, at most two."""
@@ -237,22 +285,35 @@ class Scout:
         return True
 
     def _fixed(self, n_traced: int) -> tuple[Fixed, float]:
-        """About the fewest terms N whose bias, and that of N + 1, is small enough; and that bias.
+        """The fewest terms N whose bias, and that of N + 1, is small enough; and that bias.
 
         Two in a row, because a bias that is small where it changes its sign is no merit.
         """
-        share, n = BIAS_SHARE * self.target_error, n_traced + 1
-        while n < MAX_TERMS and max(self._bias(n), self._bias(n + 1)) > share:
-            n += 1 + n // 16
-        return Fixed(n), self._bias(n)
+        share, n = BIAS_SHARE * self.target_error, 64
+        while True:
+            biases = self._biases(n)
+            small = np.maximum(biases[:-1], biases[1:]) <= share
+            small[:n_traced] = False
+            if small.any() or n >= MAX_TERMS:
+                n_terms = int(small.argmax()) + 1 if small.any() else n
+                return Fixed(n_terms), float(biases[n_terms - 1])
+            n *= 2
 
-    def _bias(self, n_terms: int) -> float:
-        """The largest |bias| at the points looked at, or its bound; nats."""
+    def _biases(self, n: int) -> np.ndarray:
+        """The largest |bias| of 1..n terms at the points looked at, or its bound; (n,), nats."""
         if self.eigenvalues is None:
+            all_n = np.arange(1, n + 1)
             pairs = zip(self.constants, self.dims, strict=True)
-            return sum(float(theory.truncation_bias_bound(k, dim, n_terms)) for k, dim in pairs)
-        biases = tail(-self.eigenvalues, np.asarray(n_terms)).real.sum(-1)
-        return float(np.abs(biases).max())
+            bounds = [theory.truncation_bias_bound(c, dim, all_n) for c, dim in pairs]
+            return np.sum(bounds, axis=0)
+        flat = -self.eigenvalues
+        power, terms = np.ones_like(flat), np.empty((n, len(flat)))
+        for k in range(1, n + 1):
+            power *= flat
+            terms[k - 1] = power.real.sum(-1) / k
+        rest = tail(flat, np.asarray(n)).real.sum(-1)  # (P,), of n terms
+        tails = rest + np.cumsum(terms[:0:-1], axis=0)  # of n - 1, ..., 1
+        return np.asarray(np.abs(np.vstack([tails[::-1], rest])).max(1))
 
     def _roulette(self, n_traced: int) -> Roulette:
         """Geometric, decaying as the spectral radius, and finite at the certified constant K.
@@ -288,10 +349,11 @@ class Scout:
 
         That is as many as memory likes, and as cost a few times the d products of a determinant.
         """
-        self.listen("how many probes", self.seconds)
+        self._say("how many probes")
         dim, n_terms = max(self.dims), _n_terms(one.truncation)
         each = N_LOOKS * n_terms * sum(self.product_seconds)
-        n = max(MIN_LOOKED_AT, min(MAX_LOOKED_AT, int(self.seconds / 8 / each)))
+        seconds = LOOK * self.allowance.seconds / 4  # of fixed terms and not, controlled and not
+        n = max(MIN_LOOKED_AT, min(MAX_LOOKED_AT, int(seconds / each)))
         x = self.x[torch.arange(n, device=self.x.device) % len(self.x)]
         noise = torch.Generator(self.x.device).manual_seed(1)
         running = self.flow.with_estimator(one)
@@ -305,17 +367,22 @@ class Scout:
         return max(1, min(math.ceil(wanted), block, room, pays))
 
     def _tuned(self, probe: Probe, n_traced: int) -> Tuned | None:
-        """From as many points as half of the time has room for, if that is any."""
-        n_products = 16 * N_PILOT_TERMS * sum(N_PROBES)  # 16 draws a pilot
-        each = 1.5 * n_products * sum(self.product_seconds)
-        n_points = min(N_PILOT, len(self.x), int(self.seconds / 2 / each))
+        """From as many points as there is time for, if that is any."""
+        n_products = N_PILOT_TERMS * PROBES_A_DRAW * N_PILOT_DRAWS
+        each = n_products * sum(self.product_seconds) / LOOK
+        n_points = min(N_PILOT, len(self.x), int(self.allowance.seconds / each))
         base = LogDetEstimator(probe, Fixed(n_traced + 1), n_traced=n_traced)
-        way = Tuned(base, max(1, n_points))
         if n_points < 1:
-            self._affordable(way.name, max(2 * each, 1.01 * self.seconds))
+            told = Tuned(base, 1).name
+            self.left_out.append(more_time(told, self.allowance.seconds, each))
             return None
-        self.listen(f"tuning, {probe} probes", self.seconds + n_points * each)
-        return way
+        return Tuned(base, n_points)
+
+
+def more_time(name: str, seconds: float, needed: float) -> str:
+    """What is said of a way for which the seconds given are too few."""
+    whole = max(math.ceil(needed), math.floor(seconds) + 1)
+    return f"{name}: give seconds={whole} or more"
 
 
 def _n_terms(truncation: Truncation) -> float:
@@ -323,7 +390,7 @@ def _n_terms(truncation: Truncation) -> float:
     if isinstance(truncation, Fixed):
         return truncation.n_terms
     assert isinstance(truncation, Roulette)  # these two are what is tried
-    return truncation.n_exact + truncation.law.decay / (1.0 - truncation.law.decay)
+    return mean_terms(truncation)
 
 
 def _order(g: Map) -> float:

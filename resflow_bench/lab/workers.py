@@ -12,11 +12,11 @@ from multiprocessing import connection, resource_tracker
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from threadpoolctl import threadpool_limits
 
 from resflow_bench.lab.cells import Cell, Context, Failure, Result, Skip, Suite
 from resflow_bench.lab.interrupt import NUMBERS, Interrupts
+from resflow_bench.logdet.threads import one_torch_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -69,14 +69,9 @@ def explain(error: BaseException) -> str:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread for torch, BLAS and OpenMP: sums of several threads differ in their last bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(threads)
+    """`one_torch_thread`, and one for every BLAS and OpenMP that is loaded, numpy's too."""
+    with one_torch_thread(), threadpool_limits(1):
+        yield
 
 
 def in_turn(tasks: Iterable[Task], interrupts: Interrupts) -> Iterator[Answer]:

@@ -40,6 +40,22 @@ class Activation(Protocol):
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
+@runtime_checkable
+class Sloped(Protocol):
+    """An activation with one output for each input: (inf phi', sup phi')."""
+
+    slopes: tuple[float, float]
+
+
+@runtime_checkable
+class Curved(Protocol):
+    """An activation of which it is known how fast its derivative changes."""
+
+    def curvature(self) -> float:
+        """c with ||phi'(y) - phi'(z)||_2 <= c |y - z| for each input; inf where phi' jumps."""
+        ...
+
+
 class LipSwish(nn.Module):
     """phi(z) = z sigmoid(beta z) / 1.1 with a learnable beta = softplus(raw_beta) > 0.
 
@@ -53,6 +69,11 @@ class LipSwish(nn.Module):
 
     lipschitz: float = SWISH_LIPSCHITZ / LIPSWISH_SCALE
     expansion: int = 1
+    # phi'(z) + phi'(-z) = 1 / 1.1.
+    slopes: tuple[float, float] = (
+        (1 - SWISH_LIPSCHITZ) / LIPSWISH_SCALE,
+        SWISH_LIPSCHITZ / LIPSWISH_SCALE,
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,6 +88,11 @@ class LipSwish(nn.Module):
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
         both: tuple[Tensor, Tensor] = _Swish.apply(z, functional.softplus(self.raw_beta))
         return both
+
+    def curvature(self) -> float:
+        """beta / 2.2: |phi''| = beta c |2 - t tanh(t / 2)| / 1.1 is largest at t = 0, c = 1/4."""
+        beta = functional.softplus(self.raw_beta.detach().double())
+        return float(beta) / (2 * LIPSWISH_SCALE)
 
 
 class _Swish(torch.autograd.Function):
@@ -132,12 +158,17 @@ class CLipSwish(nn.Module):
         slopes = torch.cat([slope, slope - 1 / LIPSWISH_SCALE], dim=1)
         return both * (1 / CLIPSWISH_SCALE), slopes * (1 / CLIPSWISH_SCALE)
 
+    def curvature(self) -> float:
+        """sqrt(2) / 1.004 times the LipSwish's: both halves have the same phi''."""
+        return math.sqrt(2) * self.swish.curvature() / CLIPSWISH_SCALE
+
 
 class Tanh(nn.Module):
     """phi(z) = tanh z; phi'(z) = 1 - tanh(z)^2 in (0, 1]."""
 
     lipschitz: float = 1.0
     expansion: int = 1
+    slopes: tuple[float, float] = (0.0, 1.0)
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.tanh(z)
@@ -149,12 +180,17 @@ class Tanh(nn.Module):
         y = torch.tanh(z)
         return y, 1 - y * y
 
+    def curvature(self) -> float:
+        """2 |t| (1 - t^2) at t = tanh z = 1 / sqrt(3)."""
+        return 4 / (3 * math.sqrt(3))
+
 
 class ELU(nn.Module):
     """phi(z) = z for z > 0, e^z - 1 otherwise; phi'(z) = e^min(z, 0) in (0, 1]."""
 
     lipschitz: float = 1.0
     expansion: int = 1
+    slopes: tuple[float, float] = (0.0, 1.0)
 
     def forward(self, z: Tensor) -> Tensor:
         return functional.elu(z)
@@ -165,12 +201,17 @@ class ELU(nn.Module):
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return functional.elu(z), self.derivative(z)
 
+    def curvature(self) -> float:
+        """e^z for z < 0, 0 for z > 0; phi' itself is continuous."""
+        return 1.0
+
 
 class Softplus(nn.Module):
     """phi(z) = ln(1 + e^z); phi'(z) = sigmoid(z) in (0, 1), which comes near 1 and not to it."""
 
     lipschitz: float = 1.0
     expansion: int = 1
+    slopes: tuple[float, float] = (0.0, 1.0)
 
     def forward(self, z: Tensor) -> Tensor:
         return functional.softplus(z)
@@ -181,12 +222,17 @@ class Softplus(nn.Module):
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return functional.softplus(z), torch.sigmoid(z)
 
+    def curvature(self) -> float:
+        """sigmoid' at 0."""
+        return 0.25
+
 
 class Sine(nn.Module):
     """phi(z) = sin z; phi'(z) = cos z in [-1, 1]."""
 
     lipschitz: float = 1.0
     expansion: int = 1
+    slopes: tuple[float, float] = (-1.0, 1.0)
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.sin(z)
@@ -197,6 +243,10 @@ class Sine(nn.Module):
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return torch.sin(z), torch.cos(z)
 
+    def curvature(self) -> float:
+        """|sin z| at most."""
+        return 1.0
+
 
 class ReLU(nn.Module):
     """phi(z) = max(z, 0); phi'(z) = 1 for z > 0, 0 otherwise (at the kink too, as in autograd).
@@ -206,6 +256,7 @@ class ReLU(nn.Module):
 
     lipschitz: float = 1.0
     expansion: int = 1
+    slopes: tuple[float, float] = (0.0, 1.0)
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.relu(z)
@@ -218,3 +269,7 @@ class ReLU(nn.Module):
         # sign, not a comparison: it stays in the graph with gradient zero, so that asking for a
         # gradient with respect to z is never an error.
         return y, torch.sign(y)
+
+    def curvature(self) -> float:
+        """phi' jumps at 0."""
+        return math.inf

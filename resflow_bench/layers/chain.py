@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from resflow_bench.layers.packed import packed
 from resflow_bench.layers.pulls import ByMatrix, Examples, Pull
 from resflow_bench.layers.traces import traces
 
@@ -60,9 +61,14 @@ class Chain:
         if isinstance(first, ByMatrix) and isinstance(last, ByMatrix):
             (h_first, d), h_last = first.weight.shape, last.weight.shape[1]
             if h_first * h_last < WORTHWHILE * d * (h_first + h_last):
-                meeting = ByMatrix(first.weight @ last.weight)
+                # Transposed, as `packed` wants it.
+                meeting = ByMatrix((last.weight.mT @ first.weight.mT).mT)
                 return Chain([*inner, last]), Chain([*inner, meeting]), first
         return self, self, Chain([])
+
+    def packed(self, n_rows: int) -> Chain:
+        """J for many products of n_rows vectors each, without a graph."""
+        return Chain([packed(pull, n_rows) for pull in self.pulls])
 
     def traces(self, n: int) -> list[Tensor]:
         """tr J, ..., tr J^n of each example, (B,) or (), see `layers.traces.traces`."""

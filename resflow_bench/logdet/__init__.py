@@ -7,6 +7,7 @@ import torch
 from resflow_bench.logdet.arnoldi import Arnoldi
 from resflow_bench.logdet.averaged import Averaged
 from resflow_bench.logdet.chebyshev import Chebyshev, Interval, measured_interval
+from resflow_bench.logdet.compiling import Compiled
 from resflow_bench.logdet.control import Controlled
 from resflow_bench.logdet.estimator import Estimate, Estimator, LogDetEstimator
 from resflow_bench.logdet.exact import Determinant, Exact, dense_log_det, exact_log_det, jacobian
@@ -39,6 +40,8 @@ LAWS: dict[str, Callable[[float], Law]] = {
 EXPANSIONS: dict[str, Callable[[float], Expansion]] = {
     "taylor": lambda _: Taylor(),
     "taylor(bfloat16)": lambda _: Taylor(torch.bfloat16),
+    "taylor(tf32)": lambda _: Taylor("tf32"),
+    "compiled": lambda _: Compiled(),
     "arnoldi": lambda _: Arnoldi(),
     "controlled": lambda _: Controlled(),
     "chebyshev": lambda lipschitz: Chebyshev(-lipschitz, lipschitz),
@@ -52,6 +55,7 @@ __all__ = [
     "Arnoldi",
     "Averaged",
     "Chebyshev",
+    "Compiled",
     "Controlled",
     "Determinant",
     "Estimate",

@@ -17,6 +17,7 @@ from resflow_bench.logdet.products import (
     dense_jacobian,
     linearise,
 )
+from resflow_bench.logdet.threads import one_torch_thread
 
 
 def jacobian(g: Map, x: Tensor) -> Tensor:
@@ -53,20 +54,10 @@ def exact_log_det(g: Map, x: Tensor) -> Tensor:
 
 
 def dense_log_det(matrix: Tensor) -> Tensor:
-    """ln|det(I + J)| of each matrix, (..., d, d) -> (...), nats, by LU.
-
-    On a CPU by one thread: two made MKL's LU of a 768 x 768 matrix complain of its own arguments
-    (SLASWP) and never return, under torch 2.13.
-    """
+    """ln|det(I + J)| of each matrix, (..., d, d) -> (...), nats, by LU on one thread."""
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    threads = torch.get_num_threads()
-    if matrix.is_cpu:
-        torch.set_num_threads(1)
-    try:
+    with one_torch_thread():
         return torch.linalg.slogdet(identity + matrix).logabsdet
-    finally:
-        if matrix.is_cpu:
-            torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -65,7 +68,125 @@ def optimal_roulette(
     return _roulette(squares, mean_square, n_besides, max(rho, MIN_DECAY), rho)
 
 
+@dataclass(frozen=True)
+class Pilot:
+    """What a few probes saw of the tails T_k = sum_{l>=k} Delta_l, k = 1..n, of one branch.
+
+    One pilot speaks for every number m of probes: the mean over m of them has
+
+        E[T_k^2] = (E T_k)^2 + c_m Var T_k,    c_m = 1/m of independent ones, less of those that
+                                               are drawn without replacement: see `share`.
+
+    Args:
+        mean_squares: (E T_k)^2, (n,), nat^2, mean over the points.
+        variances: Var T_k of one probe, (n,), nat^2, mean over the points.
+        probe: whose they are.
+        dim: d.
+    """
+
+    mean_squares: np.ndarray
+    variances: np.ndarray
+    probe: Probe
+    dim: int
+
+    def squares(self, n_probes: int) -> np.ndarray:
+        """E[T_k^2] of the mean of m probes, (n,), nat^2."""
+        return self.mean_squares + share(self.probe, self.dim, n_probes) * self.variances
+
+    def roulette(self, n_probes: int, spectral_radius: float, n_besides: float = 0.0) -> Roulette:
+        """`optimal_roulette` of these moments; see `pilot_roulette`.
+
+        Of the table the first half is kept: there the terms left out do not count.
+        """
+        squares = self.squares(n_probes)[: len(self.variances) // 2 + 1]
+        mean_square = float(self.mean_squares[0])
+        return _roulette(squares, mean_square, n_besides, spectral_radius, spectral_radius)
+
+    def variance(self, roulette: Roulette, n_probes: int) -> float:
+        """Var T_1 + sum_k E[T_k^2] (1/P_k - 1/P_(k-1)), nat^2, P_k those of `roulette`.
+
+        What lies beyond the pilot's last term is left out.
+        """
+        squares = self.squares(n_probes)
+        survival = roulette.survival(np.arange(1, len(squares) + 1))
+        steps = np.diff(1.0 / survival, prepend=1.0)
+        return float(squares[0] - self.mean_squares[0] + (squares * steps).sum())
+
+
+def share(probe: Probe, dim: int, n_probes: int) -> float:
+    """c_m = Var((1/m) sum_j v_j^T A v_j) / Var(v^T A v), which for our probes no A changes.
+
+    1/m of independent v_j; (D - m)/(m (D - 1)) of m <= D columns of a Hadamard matrix, and the same
+    with d of orthogonal v_j.
+
+    >>> from resflow_bench.logdet import Hadamard, Rademacher
+    >>> share(Rademacher(), 64, 16), share(Hadamard(), 64, 64)
+    (0.0625, 0.0)
+    """
+    nothing, one = np.zeros(()), np.ones(())
+    a = theory.Moments(dim, trace=nothing, frobenius_sq=one, diagonal_sq=nothing,
+                       off_diagonal_sq=one)  # fmt: skip
+    whole = float(probe.variance(a, 1))
+    return float(probe.variance(a, n_probes)) / whole if whole > 0.0 else 0.0
+
+
 @torch.no_grad()
+def pilot(
+    estimator: LogDetEstimator,
+    g: Map,
+    x: Tensor,
+    n_draws: int,
+    generator: torch.Generator | None = None,
+    n_terms: int = 64,
+) -> Pilot:
+    """The moments of the tails at x, from R = `n_draws` probes at each point.
+
+    1. Delta_1, ..., Delta_n of each probe are the estimator's own; T_k is summed from the last.
+    2. With s^2 their sample variance over the R probes and c_R the `share`, any two of which have
+       the same correlation r = (c_R R - 1)/(R - 1):  E s^2 = (1 - r) Var T_k.
+    3. E[mean^2] = (E T_k)^2 + c_R Var T_k, so that both are estimated without bias; where
+       c_R = 0 the first is exact.
+
+    Args:
+        estimator: whose probe, products, expansion and n_traced count; n_probes does not.
+        g: the branch.
+        x: (B, *event).
+        n_draws: R, at least 2.
+        generator: of the probes.
+        n_terms: n, products a probe, at least 4 and above 2 n_traced + 1.
+
+    Properties: cost n R products a point. Exact in the mean where Delta_k is a quadratic form in v
+        or the probes are independent; else (`Arnoldi` under probes that know of each other)
+        `share` is what it tends to as the terms do.
+
+    Raises:
+        ValueError: if `n_draws` or `n_terms` is too small.
+        TypeError: if the estimator's expansion has no `increments`.
+    """
+    n_traced = estimator.n_traced
+    if n_terms < max(4, 2 * n_traced + 2) or n_draws < 2:
+        raise ValueError(
+            f"pilot needs n_terms >= 4 and above 2 n_traced + 1, and n_draws >= 2; got "
+            f"n_terms={n_terms}, n_draws={n_draws} and n_traced={n_traced}. Raise them."
+        )
+    increments = getattr(estimator.expansion, "increments", None)
+    if increments is None:
+        raise TypeError(
+            f"pilot needs an expansion with `increments`; got {estimator.expansion}. Take "
+            "`expansion=Taylor()`."
+        )
+    v = estimator.probe.sample(n_draws, x, generator)
+    terms = increments(estimator.products(g, x).vjp, v, n_terms, n_traced).double()
+    terms = nn.functional.pad(terms, (0, 0, 0, 0, 0, n_terms - len(terms)))  # where they end early
+    tails = terms.flip(0).cumsum(0).flip(0)  # T_k, (n, R, B)
+    dim = math.prod(x.shape[1:])
+    c = share(estimator.probe, dim, n_draws)
+    variances = tails.var(1) * ((n_draws - 1) / (n_draws * (1.0 - c)))  # (n, B)
+    mean_squares = tails.mean(1).square() - c * variances
+    found = torch.stack([mean_squares, variances]).mean(2).clamp(min=0.0).cpu().numpy()
+    return Pilot(found[0], found[1], estimator.probe, dim)
+
+
 def pilot_roulette(
     estimator: LogDetEstimator,
     g: Map,
@@ -78,10 +199,6 @@ def pilot_roulette(
 ) -> Roulette:
     """`optimal_roulette` with E[T_k^2] estimated from the estimator's own products at x.
 
-    T_k = sum_{l>=k} Delta_l, up to l = `n_terms`, the terms of the estimator's expansion; squared
-    and averaged over the draws and the examples, and E[T_1]^2 as the mean product of two different
-    draws. Of the table, the first half is kept: there the terms left out do not count.
-
     Args:
         estimator: whose probe, n_probes, products, expansion and n_traced count.
         g: the branch.
@@ -91,40 +208,20 @@ def pilot_roulette(
             finite whatever the pilot saw.
         generator: of the probes.
         n_terms: products a probe, at least 4.
-        n_draws: independent draws of the m probes at each point, at least 2.
+        n_draws: of the m probes at each point, at least 2.
         n_besides: products a probe that an estimate costs besides its terms.
 
     Properties: cost n_terms n_draws m products for each point, once. What it gets wrong costs
-        variance, never bias.
+        variance, never bias. For several numbers of probes take one `pilot`.
 
     Raises:
         ValueError: if `n_terms` or `n_draws` is too small, n_traced not below n_terms/2, or
             `spectral_radius` outside (0, 1).
         TypeError: if the estimator's expansion has no `increments`.
     """
-    n_traced, m = estimator.n_traced, estimator.n_probes
-    if n_terms < max(4, 2 * n_traced + 2) or n_draws < 2:
-        raise ValueError(
-            f"pilot_roulette needs n_terms >= 4 and above 2 n_traced + 1, and n_draws >= 2; got "
-            f"n_terms={n_terms}, n_draws={n_draws} and n_traced={n_traced}. Raise them."
-        )
-    increments = getattr(estimator.expansion, "increments", None)
-    if increments is None:
-        raise TypeError(
-            f"pilot_roulette needs an expansion with `increments`; got {estimator.expansion}. Take "
-            "`expansion=Taylor()`."
-        )
-    vjp = estimator.products(g, x).vjp
-    v = torch.cat([estimator.probe.sample(m, x, generator) for _ in range(n_draws)])
-    terms = increments(vjp, v, n_terms, n_traced).double()
-    terms = terms.view(len(terms), n_draws, m, -1).mean(2)
-    terms = nn.functional.pad(terms, (0, 0, 0, 0, 0, n_terms - len(terms)))  # where they end early
-    tails = terms.flip(0).cumsum(0).flip(0)  # T_k, (n_terms, n_draws, B)
-    first = tails[0]
-    pairs = first.sum(0) ** 2 - (first**2).sum(0)  # over the n_draws (n_draws - 1) pairs
-    mean_square = float(pairs.mean()) / (n_draws * (n_draws - 1))
-    squares = (tails**2).mean((1, 2)).cpu().numpy()[: n_terms // 2 + 1]
-    return _roulette(squares, mean_square, n_besides, spectral_radius, spectral_radius)
+    m = estimator.n_probes
+    seen = pilot(estimator, g, x, n_draws * m, generator, n_terms)
+    return seen.roulette(m, spectral_radius, n_besides)
 
 
 def _roulette(

@@ -6,15 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from resflow_bench.logdet.estimator import Estimate, LogDetEstimator
-from resflow_bench.logdet.optimal import pilot_roulette
+from resflow_bench.logdet.optimal import MAX_TAILS, pilot
 from resflow_bench.logdet.products import Map
+from resflow_bench.logdet.truncation import Roulette
 
 N_PROBES = (1, 2, 4, 8, 16, 32)
 """What each branch is tried with."""
+
+PROBES_A_DRAW = 8
+"""Of the pilot: 16 draws of them at ten points know the variances of the tails to a few percent."""
 
 N_PRICES = 64
 """Exchange rates of variance for products that are tried, evenly in their logarithm."""
@@ -46,32 +51,32 @@ class PerBranch:
         return self.estimators[g](g, x, generator)
 
 
-@torch.no_grad()
 def tuned(
     branches: Sequence[tuple[Map, Tensor]],
     base: LogDetEstimator,
     n_besides: float = 8.0,
     generator: torch.Generator | None = None,
-    n_draws: int = 32,
+    n_draws: int = 16,
 ) -> PerBranch:
     """For each branch a roulette of its own, and as many probes as its variance is worth.
 
-    1. For each number of probes the roulette is `pilot_roulette`'s, finite at the branch's
-       promised constant; variance and products per example come from `n_draws` draws.
+    1. One pilot at the points gives the moments of the series' tails; from them, for each number of
+       probes, the roulette of `pilot_roulette`, finite at the branch's promised constant, with its
+       variance and its mean number of products.
     2. The variances of the blocks add, and so do their products. Of all choices the one of least
        sum of variances times sum of products is taken: with each exchange rate of one for the
        other every branch chooses by itself, and the best rate wins.
 
     Args:
-        branches: each g with inputs of its own, (B, *event), some tens of points.
+        branches: each g with inputs of its own, (B, *event), some ten points.
         base: probe, products, gradient, n_traced and expansion for all; its truncation and n_probes
             are replaced.
         n_besides: what a branch costs besides its probes' products, in products: its value, its
             slopes, its traces.
         generator: of the pilot's draws.
-        n_draws: for the variance of each candidate.
+        n_draws: of `PROBES_A_DRAW` probes each, at every point.
 
-    Properties: costs some hundred products a point and branch, once.
+    Properties: costs 64 products of each of the pilot's probes, a point and branch, once.
     """
     options = [_options(g, x, base, generator, n_draws) for g, x in branches]
     best: tuple[float, list[_Option]] | None = None
@@ -101,13 +106,18 @@ def _options(
     n_draws: int,
 ) -> list[_Option]:
     rho = float(g.lipschitz)  # type: ignore[attr-defined]
+    seen = pilot(base, g, x, PROBES_A_DRAW * n_draws, generator)
     found = []
     for m in N_PROBES:
-        estimator = replace(base, n_probes=m)
-        roulette = replace(pilot_roulette(estimator, g, x, rho, generator), per="stratified")
-        estimator = replace(estimator, truncation=roulette)
-        draws = [estimator(g, x, generator) for _ in range(n_draws)]
-        variance = torch.stack([d.value.double() for d in draws]).var(0).mean()
-        products = sum(d.n_products for d in draws) / n_draws
-        found.append(_Option(estimator, float(variance), products))
+        roulette = replace(seen.roulette(m, rho), per="stratified")
+        estimator = replace(base, n_probes=m, truncation=roulette)
+        variance = seen.variance(roulette, m)
+        found.append(_Option(estimator, variance, m * mean_terms(roulette)))
     return found
+
+
+def mean_terms(roulette: Roulette) -> float:
+    """E[N] of a law that is geometric beyond its table, which is shorter than this."""
+    survival = roulette.survival(np.arange(1, MAX_TAILS))
+    decay = roulette.law.decay
+    return float(survival.sum() + survival[-1] * decay / (1.0 - decay))

@@ -31,7 +31,7 @@ from resflow_bench.analysis.tables import (
     wide,
     with_interval,
 )
-from resflow_bench.lab.store import PICTURE
+from resflow_bench.lab.store import BESIDE
 from resflow_bench.report.figures import SECTIONS, look
 from resflow_bench.report.figures.section import Picture, Section
 
@@ -159,7 +159,7 @@ def _section(
     section: Section, frame: pd.DataFrame, questions: Mapping[str, str], out: Path
 ) -> dict[str, Any]:
     cells = wide(frame)
-    rows = frame.drop(columns=PICTURE, errors="ignore")
+    rows = frame.drop(columns=list(BESIDE), errors="ignore")
     write(out / "tables" / f"{section.suite}.csv", rows.to_csv(index=False))
     pictures = (_render(picture, cells, out / "figures") for picture in section.pictures)
     broken = cells[cells["status"] != "ok"]
