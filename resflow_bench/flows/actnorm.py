@@ -77,4 +77,4 @@ class ActNorm(nn.Module):
 
 def _along(channels: Tensor, x: Tensor) -> Tensor:
     """(C,) as (C, 1...), to stand beside x, (B, C, *grid)."""
-    return channels.view(-1, *[1] * (x.ndim - 2))
+    return channels if x.ndim == 2 else channels.view(-1, *[1] * (x.ndim - 2))

@@ -113,7 +113,7 @@ _MODELS: tuple[Model, ...] = (
     Trained("conv", "conv", "digits", Training(400, batch_size=64, learning_rate=5e-3)),
     Trained("multiscale", "multiscale", "digits", Training(400, batch_size=64, learning_rate=5e-3)),
     Trained(
-        "patches", "conv", "patches", Training(200, batch_size=64, learning_rate=5e-3), n_traced=1
+        "patches", "conv", "patches", Training(600, batch_size=64, learning_rate=5e-3), n_traced=1
     ),
 )
 MODELS = {model.name: model for model in _MODELS}

@@ -86,7 +86,7 @@ class LipSwish(nn.Module):
         return self.value_and_derivative(z)[1]
 
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        both: tuple[Tensor, Tensor] = _Swish.apply(z, functional.softplus(self.raw_beta))
+        both: tuple[Tensor, Tensor] = SwishAndSlope.apply(z, functional.softplus(self.raw_beta))
         return both
 
     def curvature(self) -> float:
@@ -95,7 +95,7 @@ class LipSwish(nn.Module):
         return float(beta) / (2 * LIPSWISH_SCALE)
 
 
-class _Swish(torch.autograd.Function):
+class SwishAndSlope(torch.autograd.Function):
     """(z s, s (1 + t (1 - s))) / 1.1 with t = beta z, s = sigmoid(t), of which only z is kept.
 
     With c = s (1 - s) and e = c (2 + t (1 - 2 s)):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from resflow_bench.layers import fused
 from resflow_bench.layers.activations import Activation
 from resflow_bench.layers.chain import Chain
 from resflow_bench.layers.layer import Certificate, Layer
@@ -63,6 +64,7 @@ class Branch(nn.Module):
         self.stages = nn.ModuleList(stages)  # type: ignore[arg-type]
         # Asked once: to look for a Protocol's members takes as long as a small product.
         self._is_layer = [isinstance(stage, Layer) for stage in stages]
+        self._can_fuse = fused.can_fuse(stages)
 
     @property
     def layers(self) -> list[Layer]:
@@ -113,6 +115,9 @@ class Branch(nn.Module):
         s^T J v in weights, beta and x. Call linearise with gradients enabled for that.
         """
         pulls: list[Pull] = []
+        if self._can_fuse and fused.pays(self.stages, x):  # type: ignore[arg-type]
+            x, pulls = fused.linearise(self.stages, x)  # type: ignore[arg-type]
+            return x, Chain(pulls)
         for stage, is_layer in self._kinds():
             x, pull = stage.linearise(x) if is_layer else linearise_activation(stage, x)
             pulls.append(pull)

@@ -9,11 +9,13 @@ that makes up for that, and gives both. Power iteration is left to operators too
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
-from scipy import linalg
+from scipy.linalg import lapack
 from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 
@@ -116,9 +118,13 @@ class SpectralNorm(nn.Module):
     def sigma_hat(self, weight: Tensor) -> Tensor:
         """u^T A(W) v, shape (): at most ||A||, and d sigma_hat = d||A|| once u, v are aligned."""
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        with torch.autocast(weight.device.type, enabled=False):
+        with full_precision(weight):
             image = self.operator.apply(weight.to(dtype), self.v.to(dtype))
-            return (self.u.to(dtype) * image).sum()
+            return torch.dot(self.u.to(dtype).flatten(), image.flatten())
+
+    def constants(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """u, v and share = inflation / c', by which the divisor is max(1, share u^T A(W) v)."""
+        return self.u, self.v, self.inflation / self._target(weight)
 
     # Buffers made in inference mode could not take part in a gradient later.
     @torch.inference_mode(False)
@@ -129,7 +135,7 @@ class SpectralNorm(nn.Module):
         Raises:
             torch.linalg.LinAlgError: W is not finite.
         """
-        with torch.autocast(weight.device.type, enabled=False):
+        with full_precision(weight):
             self._adopt(weight, self.operator.follow(weight.double(), self.u.double()))
 
     @torch.inference_mode(False)
@@ -140,25 +146,22 @@ class SpectralNorm(nn.Module):
         Raises:
             torch.linalg.LinAlgError: W is not finite.
         """
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-            torch.autocast(weight.device.type, enabled=False),
-        ):
+        with full_precision(weight):
             self._adopt(weight, self.operator.solve(weight.double()))
 
     @torch.no_grad()
     def certificate(self, weight: Tensor) -> Certificate:
         """The tightest affordable bound on ||A(W)||, for the normalised weight if W is that."""
-        with torch.autocast(weight.device.type, enabled=False):
+        with full_precision(weight):
             return self.operator.certificate(weight.double())
 
     def _adopt(self, weight: Tensor, pair: Pair) -> None:
-        self.u, self.v = pair.u.to(self.u), pair.v.to(self.v)
+        # As `self.u = ...` would, at a tenth of the time.
+        self._buffers.update(u=pair.u.to(self.u), v=pair.v.to(self.v))
         # Of sigma_hat as forward will compute it, with its rounding and that of u and v.
-        sigma = self.sigma_hat(weight).double()
-        ratio = torch.where(sigma > 0, pair.bound / sigma, 1.0)
-        self.inflation = ratio.clamp(min=1.0).to(self.inflation)
+        ratio = pair.bound / self.sigma_hat(weight).double()
+        ratio = ratio.nan_to_num(1.0, 1.0).clamp(min=1.0)  # where sigma_hat is 0, W stays W
+        self._buffers["inflation"] = ratio.to(self.inflation)
 
     def _target(self, weight: Tensor) -> float:
         taps, grid = weight.shape[2:], self.operator.shape_in[1:]
@@ -171,6 +174,14 @@ class SpectralNorm(nn.Module):
         return f"coefficient={self.coefficient:.6g}"
 
 
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """Outside autocast: a context that costs nothing where there is none to leave."""
+    device = x.device.type
+    on = torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
+
+
+@cache
 def cushion(dtype: torch.dtype, n: int) -> float:
     """The share of a norm that rounding to a type may add, max(1e-6, 2 eps) + (eps / 2) sqrt(n).
 
@@ -202,13 +213,29 @@ def leading(gram: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         torch.linalg.LinAlgError: G is not finite.
     """
-    last = len(gram) - 1
-    matrix = finite(gram.cpu()).numpy()
-    # More threads would change the rounding, and wait for each other where cores are shared.
-    with _blas().limit(limits=1):
-        value, vector = linalg.eigh(matrix, subset_by_index=(last, last), check_finite=False)
+    n = len(gram)
+    matrix = gram.cpu().numpy()
+    if not math.isfinite(matrix.trace()):  # nor is a diagonal of squares where W is not
+        raise not_finite()
+    with _one_thread():
+        value, vector, n_found, _, info = lapack.dsyevr(matrix.T, range="I", il=n, iu=n, lower=1)
+        # Where all eigenvalues agree to rounding (W a multiple of an isometry), it may report
+        # success and find none.
+        if info == 0 and n_found == 0:
+            value, vector = (part[..., -1:] for part in np.linalg.eigh(matrix))
+    if info != 0:
+        raise not_finite()
     x = torch.from_numpy(vector[:, 0]).to(gram)
-    return x, torch.from_numpy(value).to(gram).clamp(min=0).sqrt()[0]
+    return x, gram.new_tensor(math.sqrt(max(value[0], 0.0)))
+
+
+def _one_thread() -> AbstractContextManager[object]:
+    """More would change the rounding, and wait for each other where cores are shared."""
+    blas = _blas()
+    if all(library.num_threads == 1 for library in blas.lib_controllers):
+        return nullcontext()  # to limit takes a tenth of what the small eigensolver does
+    limited: AbstractContextManager[object] = blas.limit(limits=1)
+    return limited
 
 
 @cache
@@ -223,11 +250,17 @@ def finite(x: Tensor) -> Tensor:
         torch.linalg.LinAlgError: an entry is not finite.
     """
     if not torch.isfinite(x).all():
-        raise torch.linalg.LinAlgError(  # type: ignore[attr-defined]
-            "A spectral norm needs finite weights; got infinities or NaN. Lower the learning rate, "
-            "or go back to the last checkpoint."
-        )
+        raise not_finite()
     return x
+
+
+def not_finite() -> Exception:
+    """What an update of weights that are not finite raises."""
+    error: Exception = torch.linalg.LinAlgError(  # type: ignore[attr-defined]
+        "A spectral norm needs finite weights; got infinities or NaN. Lower the learning rate, "
+        "or go back to the last checkpoint."
+    )
+    return error
 
 
 def unit(x: Tensor) -> Tensor:

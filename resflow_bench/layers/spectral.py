@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from resflow_bench.layers.layer import Certificate
-from resflow_bench.layers.norms import Pair, SpectralNorm, leading, unit
+from resflow_bench.layers.norms import Pair, SpectralNorm, leading
 from resflow_bench.layers.orders import Order
 from resflow_bench.layers.pulls import ByMatrix
 
@@ -39,11 +39,12 @@ class Matrix:
 
     def solve(self, weight: Tensor) -> Pair:
         """By the smaller Gram matrix; the vector of the other side follows from A or A^T."""
+        back = weight.mT
         if self.n_out <= self.n_in:
-            u, norm = leading(weight @ weight.mT)
-            return Pair(u, unit(torch.mv(weight.mT, u)), norm)
-        v, norm = leading(weight.mT @ weight)
-        return Pair(unit(torch.mv(weight, v)), v, norm)
+            u, norm = leading(torch.mm(weight, back))
+            return Pair(u, _unit(torch.mv(back, u), norm), norm)
+        v, norm = leading(torch.mm(back, weight))
+        return Pair(_unit(torch.mv(weight, v), norm), v, norm)
 
     def certificate(self, weight: Tensor) -> Certificate:
         return Certificate(float(self.solve(weight).bound), "svd")
@@ -137,6 +138,11 @@ class SpectralLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.n_in}, {self.n_out}, bias={self.bias is not None}"
+
+
+def _unit(x: Tensor, norm: Tensor) -> Tensor:
+    """x / ||x||, or x where it is zero; `norm` is ||x|| to rounding."""
+    return x / norm.clamp(min=torch.finfo(x.dtype).tiny)
 
 
 def uniform(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> nn.Parameter:

@@ -7,14 +7,16 @@ A new one is a new class with this verb, given to `LogDetEstimator` as `gradient
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from resflow_bench.layers.chain import Chain
+from resflow_bench.layers.pulls import ByMatrix, BySlope
 from resflow_bench.logdet.expansions import Expansion, Taylor, inner
 from resflow_bench.logdet.products import Vjp
 from resflow_bench.logdet.truncation import Terms
@@ -58,8 +60,10 @@ class Neumann:
 
     Properties: unbiased if the truncation is; the weight of J^(k-1) is that of term k, whose
     survival P(N >= k) it therefore shares. The chain of N products leaves no graph, and the last
-    product none but s: it is evaluated again in the backward pass. Memory: s, v and what g keeps
-    for its linearisation, whatever N. Cost: N + 2 products a probe, and the backward pass of one.
+    product none but s: it is evaluated in the backward pass. Memory: s, v and what g keeps for its
+    linearisation, whatever N. Cost: N + 2 products a probe and, for the gradient in J's matrices,
+    about one more. Through matrices and slopes the two are s^T J and J v; through anything else
+    s^T J twice, and autograd's way back.
 
     Its own derivative (`create_graph=True`) is that of the surrogate, not of the log-det: for
     second derivatives take the exact log-det.
@@ -83,6 +87,9 @@ class Neumann:
         """The value, and one more product for the gradient."""
         value, adjoint, n_products = expansion.expand(vjp, v, terms, n_traced, adjoint=True)
         assert adjoint is not None  # asked for
+        if isinstance(vjp, Chain) and all(isinstance(p, ByMatrix | BySlope) for p in vjp.pulls):
+            numbers = [p.slope if isinstance(p, BySlope) else p.weight for p in vjp.pulls]  # type: ignore[attr-defined]
+            return Attached(_Bilinear.apply(value, adjoint, v, vjp, *numbers), n_products + 2)
         surrogate = _again(lambda s: inner(vjp(s), v), adjoint)
         return Attached(value + (surrogate - surrogate.detach()), n_products + 2)
 
@@ -159,6 +166,71 @@ def constant(expansion: Expansion, vjp: Vjp, v: Tensor, terms: Terms, n_traced: 
     """The expansion's value as a constant, for those who differentiate nothing."""
     value, _, n_products = expansion.expand(vjp, v, terms, n_traced, adjoint=False)
     return Attached(value, n_products)
+
+
+class _Bilinear(torch.autograd.Function):
+    """The value as it is, whose gradient is that of f = (1/m) sum_j s_j^T J v_j, (B,).
+
+    Of a stage of J = S_L ... S_1, f sees b^T S a with a = S_(l-1) ... S_1 v from the one side and
+    b^T = s^T S_L ... S_(l+1) from the other, so that in a matrix it is b a^T and in slopes b * a.
+    Nothing is evaluated before it is asked for, and s^T J itself never is.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, value: Tensor, s: Tensor, v: Tensor, chain: Chain, *numbers: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(s, v, *numbers)
+        ctx.expansions = [p.expansion if isinstance(p, BySlope) else 0 for p in chain.pulls]
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        s, v, *numbers = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[4:]
+        b = s * (upstream / len(s)).view(-1, *[1] * (s.ndim - 2))
+        if torch.is_grad_enabled():  # and so a derivative of this one is asked for
+            numbers = [number.view_as(number) for number in numbers]  # not through each other
+            f = (Chain(_pulls(numbers, ctx.expansions))(b) * v).sum()
+            asked = [number for number, want in zip(numbers, wanted, strict=True) if want]
+            found = iter(torch.autograd.grad(f, asked, create_graph=True))
+        else:
+            found = iter(_outer_products(_pulls(numbers, ctx.expansions), b, v, wanted))
+        return None, None, None, None, *(next(found) if want else None for want in wanted)
+
+
+def _pulls(numbers: Sequence[Tensor], expansions: Sequence[int]) -> list[ByMatrix | BySlope]:
+    """Slopes where there is an expansion, matrices where it is 0."""
+    return [
+        BySlope(number, expansion) if expansion else ByMatrix(number)
+        for number, expansion in zip(numbers, expansions, strict=True)
+    ]
+
+
+def _outer_products(
+    pulls: Sequence[ByMatrix | BySlope], b: Tensor, v: Tensor, wanted: Sequence[bool]
+) -> list[Tensor]:
+    """d/dS_j of sum b^T S_L ... S_1 v, for each j that is wanted; b and v are (m, B, *event).
+
+    v is pushed from the right, S_(j-1) ... S_1 v, as far as is needed, then b pulled to meet it.
+    """
+    if len(b) == 1:
+        b, v = b[0], v[0]
+    right = [v]
+    for pull in pulls[:-1]:
+        right.append(pull.push(right[-1]))
+    found: list[Tensor] = []
+    for j, pull in reversed(list(enumerate(pulls))):
+        a = right.pop()
+        if wanted[j] and isinstance(pull, ByMatrix):
+            found.append(b.flatten(0, -2).mT @ a.flatten(0, -2))
+        elif wanted[j] and isinstance(pull, BySlope):
+            n = pull.slope.ndim
+            a = torch.cat([a] * pull.expansion, 1 - n) if pull.expansion > 1 else a
+            found.append(b * a if b.ndim == n else (b * a).sum(0))
+        if j > 0:
+            b = pull(b)
+    return found[::-1]
 
 
 def _again(function: Callable[P, R], *arguments: P.args, **_: P.kwargs) -> R:

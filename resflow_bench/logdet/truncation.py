@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -220,14 +221,16 @@ class Roulette:
             level = (stratum + level[0]) / max(1, batch_size)
         n_terms = self.n_exact + self._quantile(level)  # (n_draws,) or (B,)
         k = np.arange(1, n_terms.max(initial=self.n_exact) + 1)[:, None]
-        weights = torch.from_numpy((n_terms >= k) / self.survival(k))
+        survival = np.ones((len(k), 1))
+        survival[self.n_exact :, 0] = _survival(self.law, max(0, len(k) - self.n_exact))
+        weights = torch.from_numpy((n_terms >= k) / survival)
         weights = weights.to(like.device, like.dtype, non_blocking=True).expand(-1, batch_size)
         return Terms(weights, np.broadcast_to(n_terms, batch_size))
 
     def _quantile(self, level: np.ndarray) -> np.ndarray:
         """The number of j >= 1 with P(M >= j) >= level, for level in (0, 1]."""
         n = 64
-        while (table := self.law.survival(np.arange(1, n + 1)))[-1] >= level.min(initial=1.0):
+        while (table := _survival(self.law, n))[-1] >= level.min(initial=1.0):
             n *= 2
         return np.asarray(np.searchsorted(-table, -level, side="right"))
 
@@ -258,3 +261,11 @@ class Roulette:
     def moment_is_finite(self, spectral_radius: float, order: int) -> bool:
         """rho^order < decay^(order - 1), or J nilpotent."""
         return bool(theory.roulette_moment_is_finite(spectral_radius, self, order))
+
+
+@lru_cache(maxsize=64)
+def _survival(law: Any, n: int) -> np.ndarray:
+    """P(M >= j), j = 1..n: what a training asks for at every step."""
+    table = law.survival(np.arange(1, n + 1))
+    table.setflags(write=False)
+    return table
