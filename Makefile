@@ -23,7 +23,11 @@ PRESET ?= quick
 RESULTS ?= results
 REPORTS ?= reports
 
-.PHONY: help env test bench check asv clean
+# Accuracy that does not depend on how fast the machine is, and whose models need no training.
+ACCURACY := bias variance inverse lipschitz
+BASELINE := results/baseline
+
+.PHONY: help env test bench check asv gate baseline clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +36,8 @@ help:
 	@echo 'make bench  train a flow, measure it, write $(REPORTS)/index.html (PRESET=smoke|quick|full)'
 	@echo 'make check  ruff, formatting, types'
 	@echo 'make asv    check the asv suites and run each benchmark once'
+	@echo 'make gate   measure accuracy and compare it with $(BASELINE); red if it is worse'
+	@echo 'make baseline  measure accuracy, say what has changed, and keep it in $(BASELINE)'
 	@echo 'make clean  remove .venv and caches; what was measured stays'
 
 env: $(STAMP)
@@ -67,6 +73,17 @@ asv: env
 	$(BIN)/python -m asv check --environment existing
 	$(BIN)/python -m asv machine --yes
 	$(BIN)/python -m asv run --environment existing --quick --dry-run --show-stderr
+
+gate: env
+	@rm -rf build/gate
+	$(BIN)/resflow-bench run $(ACCURACY) --preset smoke --results build/gate
+	$(BIN)/resflow-bench gate $(BASELINE) build/gate/runs/*
+
+baseline: env
+	@rm -rf build/gate
+	$(BIN)/resflow-bench run $(ACCURACY) --preset smoke --results build/gate
+	@test ! -e $(BASELINE) || $(BIN)/resflow-bench gate $(BASELINE) build/gate/runs/* || true
+	@rm -rf $(BASELINE) && mv build/gate/runs/* $(BASELINE)
 
 clean:
 	rm -rf .venv .asv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -5,7 +5,7 @@ ended by signal n. click alone is imported at the top: the rest waits until a co
 that `--help` answers at once.
 """
 
-from resflow_bench.cli import advising, measuring, reading, training
+from resflow_bench.cli import advising, gating, measuring, reading, training
 from resflow_bench.cli.group import cli, main
 
-__all__ = ["advising", "cli", "main", "measuring", "reading", "training"]
+__all__ = ["advising", "cli", "gating", "main", "measuring", "reading", "training"]

@@ -67,6 +67,7 @@ def cli(context: click.Context) -> None:
     resflow-bench report                    read the answer
     resflow-bench train checkerboard        train a flow, and keep it
     resflow-bench advise --model trained    which estimator to take for it
+    resflow-bench gate BASE NEW             has anything become worse?
     """  # noqa: D301 (the b is meant: click keeps the lines)
     if context.invoked_subcommand is None:
         click.echo(context.get_help())

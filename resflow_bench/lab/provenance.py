@@ -28,6 +28,16 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def commit_of(name: str) -> str | None:
+    """The hash of what git calls so in the working directory, None if it knows nothing of it."""
+    command = ["git", "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
 def cores() -> int:
     """The cores that this process may use: fewer than the machine's in a container or a job."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

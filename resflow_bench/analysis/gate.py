@@ -1,0 +1,213 @@
+"""Has anything become worse? Samples of two sides in, a verdict for each metric of each cell out.
+
+1. With b_i and n_i the samples of BASE and NEW, and the metric's margin declared in `metrics`, the
+   hypothesis "no worse than the margin allows" is tested one-sidedly: E n - E b (1 +- rtol) -+ atol
+   <= 0, by Student on the differences where both sides drew the same random numbers, else by Welch.
+   Where either way is worse, twice the smaller p.
+2. Over all that was tested false discoveries are controlled at `FALSE_DISCOVERIES`.
+3. What is left is fine where the interval lies within the margin, and undecided where it does not.
+
+Source: Benjamini and Hochberg (1995); Welch (1947).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from resflow_bench.analysis.metrics import METRICS, Metric
+
+KEYS = ["suite", "cell", "metric"]
+
+FALSE_DISCOVERIES = 0.05
+"""The share of false ones among the regressions that are found, at most, in the mean."""
+
+CONFIDENCE = 0.95
+"""One-sided, that what is called fine is within its margin."""
+
+POWER = 0.8
+"""With which the smallest detectable change is found."""
+
+MIN_ROUNDS = 4
+"""Processes a side below which nothing is said of a time."""
+
+FINE, WORSE, OPEN = "fine", "regression", "undecided"
+UNJUDGED = "not judged"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What one side knows of a metric of a cell.
+
+    values: independent of each other, (n,); one where nothing is random.
+    standard_error: of their mean where they are summed up already; NaN if the values say it.
+    """
+
+    values: np.ndarray
+    standard_error: float = math.nan
+
+    @property
+    def mean(self) -> float:
+        return float(self.values.mean())
+
+    @property
+    def error(self) -> float:
+        """The standard error of the mean."""
+        if not math.isnan(self.standard_error):
+            return self.standard_error
+        n = len(self.values)
+        return float(self.values.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom behind `error`."""
+        return len(self.values) - 1 if math.isnan(self.standard_error) else math.inf
+
+
+def judge(base: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """A row for each metric of each cell of either side.
+
+    Args:
+        base, new: suite, cell, metric (empty where a cell has none), status, message, unit, samples
+            (`Samples`), paired (whether samples with the same index drew the same numbers), version
+            (of the benchmark: others are not compared).
+
+    Returns:
+        suite, cell, metric, unit, verdict, reason; base and new (means), change (new - base),
+        margin, p (adjusted), detectable: the smallest change for the worse that would be found
+        with probability `POWER`; where nothing is random, NaN: any beyond the margin is.
+    """
+    lines = pd.DataFrame(list(_lines(base, new)), columns=_COLUMNS)
+    tested = lines["p"].notna()
+    if not tested.any():
+        return lines.drop(columns=["excess", "error", "freedom"])
+    lines.loc[tested, "p"] = stats.false_discovery_control(lines.loc[tested, "p"])
+    each = FALSE_DISCOVERIES / tested.sum()  # the level at which even a lone regression is found
+    quantiles = stats.t.isf(each, lines["freedom"]) + stats.t.ppf(POWER, lines["freedom"])
+    detectable = lines["margin"] + quantiles * lines["error"]
+    lines["detectable"] = detectable.where(lines["error"] > 0)
+    within = lines["excess"] + lines["error"] * stats.t.ppf(CONFIDENCE, lines["freedom"]) <= 0
+    within |= (lines["error"] == 0) & (lines["excess"] <= 0)
+    worse = tested & (lines["p"] <= FALSE_DISCOVERIES)
+    lines["verdict"] = np.select(
+        [worse, tested & within, tested], [WORSE, FINE, OPEN], default=lines["verdict"]
+    )
+    return lines.drop(columns=["excess", "error", "freedom"])
+
+
+def only_twice(table: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
+    """The table, where a regression stands only if the second measurement found it too."""
+    confirmed = again[again["verdict"] == WORSE].set_index(KEYS).index
+    unconfirmed = (table["verdict"] == WORSE) & ~pd.MultiIndex.from_frame(table[KEYS]).isin(
+        confirmed
+    )
+    once = {"verdict": OPEN, "reason": "worse once, and not when measured again"}
+    return table.assign(
+        **{name: table[name].mask(unconfirmed, text) for name, text in once.items()}
+    )
+
+
+_COLUMNS = [
+    *KEYS, "unit", "verdict", "reason", "base", "new", "change", "margin", "p", "detectable",
+    "excess", "error", "freedom",
+]  # fmt: skip
+
+
+def _lines(base: pd.DataFrame, new: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Untested rows are final; tested ones have p, excess over the margin, its error, freedom."""
+    before = dict(iter(base.groupby(KEYS[:2], sort=False)))
+    after = dict(iter(new.groupby(KEYS[:2], sort=False)))
+    for key in dict.fromkeys([*before, *after]):
+        one, other = before.get(key), after.get(key)
+        trouble = _trouble(one, other)
+        if trouble:
+            verdict, reason = trouble
+            yield dict(zip(KEYS, (*key, ""), strict=True), verdict=verdict, reason=reason)
+            continue
+        assert one is not None
+        assert other is not None
+        olds, news = (rows.set_index("metric") for rows in (one, other))
+        for metric in dict.fromkeys([*olds.index, *news.index]):
+            row = dict(zip(KEYS, (*key, metric), strict=True))
+            if metric not in news.index:
+                yield row | {"verdict": "missing", "reason": "measured in BASE and not in NEW"}
+            elif metric in olds.index:
+                yield row | _line(METRICS.get(metric), olds.loc[metric], news.loc[metric])
+
+
+def _trouble(base: pd.DataFrame | None, new: pd.DataFrame | None) -> tuple[str, str] | None:
+    """Why a whole cell cannot be compared, and whose fault that is."""
+    status = [None if side is None else str(side["status"].iloc[0]) for side in (base, new)]
+    said = ["" if side is None else str(side["message"].iloc[0]) for side in (base, new)]
+    versions = ["" if side is None else str(side["version"].iloc[0]) for side in (base, new)]
+    match status:
+        case [_, "failed"]:
+            return "failed", said[1]
+        case ["skipped" | None, "skipped"] | ["skipped", None]:
+            return "skipped", said[1] or said[0]
+        case ["ok", "skipped" | None]:
+            return "missing", "measured in BASE and not in NEW" + (said[1] and f": {said[1]}")
+        case ["ok", "ok"] if versions[0] == versions[1]:
+            return None
+        case ["ok", "ok"]:
+            return UNJUDGED, "the benchmark itself has another version"
+        case [None, _]:
+            return UNJUDGED, "BASE does not have it"
+        case ["failed", None]:
+            return UNJUDGED, "it failed in BASE and NEW does not have it"
+    return UNJUDGED, f"it {status[0]} in BASE: {said[0]}"
+
+
+def _line(metric: Metric | None, base: pd.Series, new: pd.Series) -> dict[str, Any]:
+    old, now = base["samples"], new["samples"]
+    line: dict[str, Any] = {
+        "unit": new["unit"], "base": old.mean, "new": now.mean, "change": now.mean - old.mean,
+    }  # fmt: skip
+    if metric is None:
+        return line | {"verdict": UNJUDGED, "reason": "no margin is declared for this metric"}
+    line["margin"] = metric.atol + metric.rtol * abs(old.mean)
+    if not math.isfinite(now.mean) or not math.isfinite(old.mean):
+        if now.mean == old.mean or not math.isfinite(old.mean):
+            return line | {"verdict": FINE, "reason": "not finite in BASE either", "change": 0.0}
+        return line | {"verdict": "failed", "reason": f"{now.mean} is not finite"}
+    if metric.is_time and min(len(old.values), len(now.values)) < MIN_ROUNDS:
+        n = min(len(old.values), len(now.values))
+        reason = f"{n} process{'es' * (n != 1)} a side; a time needs {MIN_ROUNDS}"
+        return line | {"verdict": UNJUDGED, "reason": reason}
+    is_paired = bool(base["paired"] and new["paired"]) and len(old.values) == len(now.values) > 1
+    ways = {"more": (1,), "less": (-1,), "other": (1, -1)}[metric.worse]
+    found = [_excess(metric, way, old, now, is_paired) for way in ways]
+    p = min(1.0, len(ways) * min(_p_value(*one) for one in found))
+    excess, error, freedom = max(found)
+    reason = f"{len(now.values)} pairs" if is_paired else f"{len(old.values)}+{len(now.values)}"
+    reason = "exact" if error == 0 and len(now.values) == 1 else reason
+    return line | {"p": p, "excess": excess, "error": error, "freedom": freedom, "reason": reason}
+
+
+def _excess(
+    metric: Metric, way: int, old: Samples, new: Samples, is_paired: bool
+) -> tuple[float, float, float]:
+    """(how far NEW is beyond the margin, its standard error, degrees of freedom)."""
+    factor = 1 + way * metric.rtol * np.sign(old.mean)
+    if is_paired:
+        beyond = way * (new.values - factor * old.values) - metric.atol
+        error = float(beyond.std(ddof=1)) / math.sqrt(len(beyond))
+        return float(beyond.mean()), error, len(beyond) - 1
+    beyond = way * (new.mean - factor * old.mean) - metric.atol
+    a, b = new.error**2, (factor * old.error) ** 2
+    if a + b == 0:
+        return float(beyond), 0.0, math.inf
+    freedom = (a + b) ** 2 / sum(s**2 / f for s, f in ((a, new.freedom), (b, old.freedom)) if s)
+    return float(beyond), math.sqrt(a + b), float(freedom) if freedom else math.inf
+
+
+def _p_value(excess: float, error: float, freedom: float) -> float:
+    if error == 0:
+        return 0.0 if excess > 0 else 1.0
+    return float(stats.t.sf(excess / error, freedom))

@@ -1,0 +1,174 @@
+"""The commands that keep regressions out: `gate`, `doctor` and `export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from resflow_bench.cli.group import cli, folder, refusals, results_option
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from resflow_bench.lab.store import Run
+
+asv_option = click.option(
+    "--asv",
+    "config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="asv.conf.json",
+    show_default=True,
+    help="asv's configuration.",
+)
+
+
+@cli.command()
+@click.argument("base", metavar="BASE")
+@click.argument("new", metavar="NEW")
+@results_option
+@asv_option
+@click.option("--again", is_flag=True, help="Of commits: measure what is flagged once more.")
+@click.option("--allow-skip", "allowed", multiple=True, metavar="TEXT",
+              help="Cells whose name holds TEXT may be skipped (cuda, say).")  # fmt: skip
+@click.option("--max-undecided", type=click.FloatRange(0, 1), default=0.5, show_default=True,
+              help="The share of undecided metrics above which nothing is said.")  # fmt: skip
+@click.option("--format", "layout", type=click.Choice(["text", "markdown", "json"]),
+              default="text", show_default=True)  # fmt: skip
+def gate(
+    base: str,
+    new: str,
+    results: Path,
+    config: Path,
+    again: bool,
+    allowed: tuple[str, ...],
+    max_undecided: float,
+    layout: str,
+) -> int:
+    """Is NEW worse than BASE by more than is allowed? The exit code answers.
+
+    BASE and NEW are runs, folders of runs, or commits that asv has measured; several runs,
+    RUN1,RUN2,..., are as many processes, which is what a time is judged by.
+
+    \b
+    0  nothing is worse
+    1  a regression
+    2  the command could not be carried out
+    3  a cell failed
+    4  nothing, or too little, was measured in NEW
+    5  too many metrics are undecided
+    """  # noqa: D301 (the b is meant: click keeps the lines)
+    from resflow_bench.analysis.gate import judge, only_twice
+    from resflow_bench.analysis.outcome import conclude
+    from resflow_bench.lab.asv_results import AsvError
+
+    with refusals(AsvError, ValueError):
+        before, after, is_asv = _sides(base, new, results, config)
+        table = judge(before, after)
+        if again and is_asv and (flagged := _flagged(table)):
+            table = only_twice(table, judge(*_once_more(config, base, new, flagged)))
+    outcome = conclude(table, allowed, max_undecided)
+    click.echo(outcome.words(layout), nl=False)
+    return outcome.code
+
+
+def _sides(
+    base: str, new: str, results: Path, config: Path
+) -> tuple[pd.DataFrame, pd.DataFrame, bool]:
+    """Both sides, and whether they are asv's.
+
+    Raises:
+        ValueError: one is a run and the other is a commit.
+    """
+    from resflow_bench.analysis.sides import side_of_asv, side_of_runs
+    from resflow_bench.lab.asv_again import results_folder
+    from resflow_bench.lab.asv_results import rows
+
+    runs = [_runs(names, results) for names in (base, new)]
+    if all(runs):
+        before, after = (side_of_runs(run.frames() for run in side) for side in runs)
+        return before, after, False
+    if any(runs):
+        lacking, found = (new, base) if runs[0] else (base, new)
+        raise ValueError(
+            f"`{lacking}` is no run in `{results}`, and `{found}` is one; give two runs, or two "
+            "commits that asv has measured."
+        )
+    kept = results_folder(config)
+    before, after = (side_of_asv(rows(kept, _commit(name))) for name in (base, new))
+    return before, after, True
+
+
+def _runs(names: str, results: Path) -> list[Run]:
+    """The runs of these names, or in these folders; empty if one is neither."""
+    from resflow_bench.lab.store import Run, Store, StoreError
+
+    found = []
+    for name in names.split(","):
+        if (Path(name) / "run.json").exists():
+            found.append(Run(Path(name)))
+            continue
+        try:
+            found.append(Store(results).open(name))
+        except StoreError:
+            return []
+    return found
+
+
+def _commit(name: str) -> str:
+    """Its hash, if git knows the name; else the name."""
+    from resflow_bench.lab.provenance import commit_of
+
+    return commit_of(name) or name
+
+
+def _flagged(table: pd.DataFrame) -> set[str]:
+    from resflow_bench.analysis.gate import WORSE
+
+    bad = table[table["verdict"] == WORSE]
+    return set(bad["suite"] + "." + bad["cell"].str.partition("(")[0])
+
+
+def _once_more(
+    config: Path, base: str, new: str, flagged: set[str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    import tempfile
+
+    from resflow_bench.analysis.sides import side_of_asv
+    from resflow_bench.lab.asv_again import measure_again
+
+    click.echo(f"measuring {', '.join(sorted(flagged))} again", err=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        before, after = measure_again(config, _commit(base), _commit(new), flagged, Path(scratch))
+    return side_of_asv(before), side_of_asv(after)
+
+
+@cli.command()
+def doctor() -> None:
+    """Is this machine fit to measure on? What is not, and what mends it; nothing is refused."""
+    from resflow_bench.lab.doctor import examine
+
+    for sign in examine():
+        click.echo(f"{'mend' if sign.remedy else 'fine'}  {sign.name}: {sign.found}")
+        if sign.remedy:
+            click.echo(f"      {sign.remedy}")
+
+
+@cli.command()
+@click.argument("out", metavar="FOLDER", type=folder)
+@click.option("--format", type=click.Choice(["otava"]), default="otava", show_default=True,
+              expose_value=False)  # fmt: skip
+@asv_option
+def export(out: Path, config: Path) -> None:
+    """asv's history for Apache Otava: a CSV per suite and a configuration in FOLDER."""
+    from resflow_bench.analysis.metrics import METRICS
+    from resflow_bench.lab.asv_again import results_folder
+    from resflow_bench.lab.asv_results import AsvError
+    from resflow_bench.lab.history import export_otava
+
+    worse = {name: metric.worse for name, metric in METRICS.items()}
+    with refusals(AsvError):
+        tests = export_otava(results_folder(config), out, worse)
+    click.echo(f"{len(tests)} suites: {', '.join(tests)}")
+    click.echo(f"next: OTAVA_CONFIG={out / 'otava.yaml'} otava analyze {tests[0]}")

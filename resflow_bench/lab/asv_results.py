@@ -1,0 +1,154 @@
+"""The only reader of asv's files: a commit's results as rows, samples and all.
+
+asv promises no stable interface; what is relied upon here is pinned with asv itself and tested on
+files that it writes.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+UNITS = {"seconds": "s"}
+
+NOT_TOLD = "skipped, or not a number: asv keeps both as NaN"
+
+
+class AsvError(Exception):
+    """asv's results cannot be read; the message says why, and the remedy."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A benchmark at one point of its parameters.
+
+    suite: the module. cell: `Class.method(parameters)`. metric: wall_s of a `time_`, else what
+    follows `track_`. samples: of a time the median of each round, which is one process; of what is
+    tracked, as they were returned. version: of the benchmark; others are not comparable.
+    """
+
+    suite: str
+    cell: str
+    metric: str
+    status: str
+    message: str
+    unit: str
+    samples: tuple[float, ...]
+    version: str
+
+
+def commits(results: Path) -> list[str]:
+    """Every commit that has results, the newest first.
+
+    Raises:
+        AsvError: if a file is damaged.
+    """
+    when = dated(results)
+    return sorted(when, key=lambda commit: -when[commit])
+
+
+def dated(results: Path) -> dict[str, int]:
+    """Every commit that has results, and when it was made, in milliseconds since 1970.
+
+    Raises:
+        AsvError: if a file is damaged.
+    """
+    files = map(_load, _files(results))
+    return {str(about["commit_hash"]): int(about["date"]) for about in files}
+
+
+def rows(results: Path, commit: str) -> list[Row]:
+    """What asv has measured of a commit.
+
+    Args:
+        results: asv's `results_dir`.
+        commit: the beginning of its hash, as long as no other begins so.
+
+    Raises:
+        AsvError: no commit, or several, begin so; or a file is damaged.
+    """
+    known = commits(results)
+    found = [name for name in known if name.startswith(commit)]
+    if len(found) != 1:
+        newest = ", ".join(name[:8] for name in known[:3]) or "none"
+        raise AsvError(
+            f"`{results}` holds results of {len(found) or 'no'} commits that begin with "
+            f"`{commit}`; the newest there: {newest}. `asv run` measures one."
+        )
+    about = _load(results / "benchmarks.json")
+    files = [data for data in map(_load, _files(results)) if data["commit_hash"] == found[0]]
+    return [row for data in files for row in _rows(data, about, several=len(files) > 1)]
+
+
+def _files(results: Path) -> list[Path]:
+    return sorted(file for file in results.glob("*/*.json") if file.name != "machine.json")
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        loaded = json.loads(file.read_bytes())  # NaN and all, which asv writes
+    except (OSError, ValueError) as error:
+        raise AsvError(f"`{file}` cannot be read ({error}); move it away.") from None
+    if not isinstance(loaded, dict):
+        raise AsvError(f"`{file}` holds no JSON object; move it away.")
+    return loaded
+
+
+def _rows(data: dict[str, Any], about: dict[str, Any], several: bool) -> Iterator[Row]:
+    """several: there are results of other environments too, so that cells name theirs."""
+    where = f" [{data['env_name']}]" if several else ""
+    for name, values in data["results"].items():
+        columns = dict(zip(data["result_columns"], values, strict=False))
+        described = about.get(name, {})
+        module, _, method = name.partition(".")
+        metric = re.sub("^.*track_", "", method) if "track_" in method else "wall_s"
+        points = list(product(*(columns.get("params") or [])))
+        results = columns["result"] or [None] * len(points)
+        samples = columns.get("samples") or [None] * len(points)
+        unit = str(described.get("unit", ""))
+        for point, value, sample in zip(points, results, samples, strict=True):
+            status, message, kept = _measured(value, sample, described)
+            label = f"{method}({', '.join(map(_plain, point))})" if point else method
+            yield Row(
+                module, label + where, metric, status, message, UNITS.get(unit, unit), kept,
+                str(columns.get("version", "")),
+            )  # fmt: skip
+
+
+def _measured(
+    value: object, samples: Sequence[float] | None, described: dict[str, Any]
+) -> tuple[str, str, tuple[float, ...]]:
+    """(status, message, samples)."""
+    if value is None:
+        return "failed", "it raised, or ran out of time; `asv run --show-stderr` says why", ()
+    if not isinstance(value, int | float):
+        return "failed", f"it returned {value!r}, which is no number", ()
+    if isnan(value):
+        return "skipped", NOT_TOLD, ()
+    if samples is None:
+        if described.get("type") == "time":
+            return "failed", "asv kept no samples; measure with `--record-samples`", ()
+        return "ok", "", (float(value),)
+    if described.get("type") != "time":
+        return "ok", "", tuple(map(float, samples))
+    per_round = int(described["repeat"])
+    if not samples or len(samples) % per_round:
+        return "failed", f"{len(samples)} samples are no rounds of {per_round}", ()
+    rounds = [sorted(samples[i : i + per_round]) for i in range(0, len(samples), per_round)]
+    middle = per_round // 2
+    return "ok", "", tuple((r[middle] + r[-1 - middle]) / 2 for r in rounds)
+
+
+def _plain(text: str) -> str:
+    """A parameter as it was written in the benchmark: `'a'` is a."""
+    try:
+        return str(ast.literal_eval(text))
+    except (ValueError, SyntaxError):
+        return text
