@@ -91,16 +91,23 @@ def main(steps: int, seeds: int) -> None:
     say(f"seconds to their held-out log-likelihood after {steps} steps, ours over theirs:")
     races = [race(seed, steps) for seed in range(seeds)]
     for name in TRAINED_WITH:
-        ratios = [one[name] for one in races if name in one]
-        seconds = [ratio.seconds for ratio in ratios]
-        limits = ""
-        if len(seconds) > 1:
-            interval = mean_interval(seconds)
-            limits = f" [{interval.low:.3f}, {interval.high:.3f}] (99 % by t)"
-        say(
-            f"  {name}: {np.mean(seconds):.3f}{limits}, in "
-            f"{np.mean([ratio.steps for ratio in ratios]):.3f} of their steps; seeds: {len(ratios)}"
+        say(f"  {name}: {outcome([one[name] for one in races if name in one])}")
+
+
+def outcome(ratios: list[Reached]) -> str:
+    """How the races of one candidate ended, in words."""
+    there = [ratio for ratio in ratios if ratio.seconds < math.inf]
+    if len(there) < len(ratios):
+        return (
+            f"not reached in as many steps with {len(ratios) - len(there)} of {len(ratios)} seeds"
         )
+    seconds = [ratio.seconds for ratio in ratios]
+    limits = ""
+    if len(seconds) > 1:
+        interval = mean_interval(seconds)
+        limits = f" [{interval.low:.3f}, {interval.high:.3f}] (99 % by t)"
+    steps = np.mean([ratio.steps for ratio in ratios])
+    return f"{np.mean(seconds):.3f}{limits}, in {steps:.3f} of their steps; seeds: {len(ratios)}"
 
 
 def flow_and_points() -> tuple[ResidualFlow, Tensor]:

@@ -18,6 +18,7 @@ from resflow_bench.lab.peers.normflows import normflows_flow, normflows_nets, no
 from resflow_bench.logdet import Exact, Fixed, Gaussian, Geometric, LogDetEstimator, Roulette
 from suites import against_normflows, density_against_normflows, training_against_normflows
 from suites.density_against_normflows import Course, Look, certified, exact_log_prob
+from suites.gradients_against_normflows import Reached, outcome
 from suites.training_against_normflows import THEIR_ROULETTE, ours, theirs
 
 pytestmark = pytest.mark.skipif(
@@ -169,6 +170,14 @@ def test_times_are_ratios_of_whole_steps() -> None:
     said = training_against_normflows.times(np.array([[[3.0, 1.0], [7.0, 1.0]]] * 10))
     assert said.startswith("0.500 [0.500, 0.500]")
     assert "updates take 25% of ours, 12% of theirs" in said
+
+
+def test_a_race_that_is_not_won_is_said() -> None:
+    """Half the seconds in three quarters of the steps, twice; then one that never got there."""
+    won, lost = Reached(0.5, 0.75), Reached(math.inf, math.inf)
+    assert outcome([won]) == "0.500, in 0.750 of their steps; seeds: 1"
+    assert outcome([won, won]).startswith("0.500 [0.500, 0.500] (99 % by t), in 0.750")
+    assert outcome([won, lost]) == "not reached in as many steps with 1 of 2 seeds"
 
 
 @pytest.mark.parametrize("suite", [against_normflows, training_against_normflows])
