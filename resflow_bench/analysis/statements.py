@@ -72,8 +72,8 @@ STATEMENTS = (
     Statement(
         "inverse",
         "error within certificate",
-        "‖x̂ − x‖ ≤ ‖x̂ − x′‖ + ‖r′‖ / (1 − K), x′ the inverse in float64 and r′ its residual",
-        "Banach's fixed-point theorem, a posteriori, block by block",
+        "‖x̂ − x‖ ≤ ‖x̂ − x′‖ + ‖r′‖ / m, x′ the inverse in float64, r′ its residual, m ≥ 1 − K",
+        "‖f(x) − f(y)‖ ≥ m ‖x − y‖, block by block; Banach's theorem for m = 1 − K",
         Exactly("error_over_bound", 1.0),
     ),
     Statement(

@@ -133,8 +133,8 @@ SECTION = Section(
             "inverse",
             against_bounds,
             "Left: the true error of the inverse against its certificate: how far it is from an "
-            "inverse in float64, and what that one's residuals, ‖r‖ / (1 − K) a block, may have "
-            "become. Right: the steps taken, over all blocks, "
+            "inverse in float64, and what that one's residuals, ‖r‖ / m a block, m ≥ 1 − K, may "
+            "have become. Right: the steps taken, over all blocks, "
             "against the number that Banach's theorem asks for beforehand. Each mark belongs on "
             "or under the diagonal; how far under is how cautious the theory is.",
         ),
