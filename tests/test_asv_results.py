@@ -190,3 +190,29 @@ def call(
     with pytest.raises(SystemExit) as end:
         main()
     return int(end.value.code or 0), *capsys.readouterr()
+
+
+# --- for Otava
+
+
+def test_history_is_a_line_a_commit_and_says_which_way_is_worse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the order of the commits; what failed leaves its place empty."""
+    failed = {"toys.T.track_log_prob": (None, None)}
+    config = written(tmp_path, {**GOOD, **LIKELY}, {**GOOD, **failed})
+    out = tmp_path / "history"
+    code, said, _ = call(monkeypatch, capsys, "export", str(out), "--asv", str(config))
+    assert code == 0
+    assert "otava analyze toys" in said
+    lines = (out / "toys.csv").read_text().splitlines()
+    assert lines[0] == "time,commit,T_track_bias(x):bias,T_track_log_prob(x):log_prob"
+    assert [line.split(",")[1][0] for line in lines[1:]] == ["b", "c"]
+    assert lines[1].endswith("-0.15000000000000002,0.9")
+    assert lines[2].endswith(",")
+    metrics = json.loads((out / "otava.yaml").read_text())["tests"]["toys"]["metrics"]
+    assert metrics["T_track_log_prob(x):log_prob"]["direction"] == 1
+    assert metrics["T_track_bias(x):bias"]["direction"] == -1
+    (tmp_path / "found" / "machine" / "b.json").unlink()
+    (tmp_path / "found" / "machine" / "c.json").unlink()
+    assert call(monkeypatch, capsys, "export", str(out), "--asv", str(config))[0] == 2
