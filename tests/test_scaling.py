@@ -17,6 +17,7 @@ from resflow_bench.analysis.findings import findings
 from resflow_bench.analysis.tables import wide
 from resflow_bench.analysis.verdicts import judge
 from resflow_bench.lab import measure_scaling as lab
+from resflow_bench.lab import timing
 from resflow_bench.lab.axes import parse_assignment
 from resflow_bench.lab.cells import Cell, Context, Observation
 from resflow_bench.lab.timing import Call, count_flops
@@ -51,7 +52,7 @@ def clock(seconds_of: Callable[[float], float], noise: float = 0.1) -> Callable[
 
 @pytest.fixture
 def small_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lab, "MATMUL_SIZE", {"cpu": 32})
+    monkeypatch.setattr(timing, "MATMUL_SIZE", {"cpu": 32})
 
 
 def noisy_rounds() -> np.ndarray:

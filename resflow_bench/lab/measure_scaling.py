@@ -14,7 +14,7 @@ from resflow_bench.intervals import median_interval
 from resflow_bench.lab.cells import Cell, Context, Observation
 from resflow_bench.lab.measure import NORMAL_99, exactly, observe
 from resflow_bench.lab.models import normal_points
-from resflow_bench.lab.timing import MATMUL_SIZE, Call, count_flops, elapsed
+from resflow_bench.lab.timing import Call, count_flops, elapsed, square_product, thread_counts
 from resflow_bench.logdet import Fixed, LogDetEstimator, Rademacher
 
 N_BLOCKS = 2
@@ -51,7 +51,7 @@ def measure_scaling(cell: Cell, context: Context) -> Iterable[Observation]:
     flow = build_sized_flow(cell)
     calls = [build_log_prob(flow, rung, context.generator_seed(cell)) for rung in rungs]
     flops = [count_flops(call) for call in calls]
-    product, n_flops = square_product(cell)
+    product, n_flops = square_product(device, cell["dtype"])
     n_rounds = N_WARM_UP + int(context.effort["n_rounds"])
     with fastest_threads(calls[-1], device) as n_threads:
         rounds = [[elapsed(call, device) for call in (*calls, product)] for _ in range(n_rounds)]
@@ -83,7 +83,7 @@ def fastest_threads(call: Call, device: str) -> Iterator[int]:
     before = torch.get_num_threads()
     taken = {}
     try:
-        for n_threads in sorted({1, before}) if torch.device(device).type == "cpu" else [before]:
+        for n_threads in thread_counts(device):
             torch.set_num_threads(n_threads)
             taken[n_threads] = float(np.median([elapsed(call, device) for _ in range(N_PILOT)]))
         fastest = min(taken, key=taken.__getitem__)
@@ -129,12 +129,3 @@ def build_log_prob(flow: ResidualFlow, cell: Cell, seed: int) -> Call:
     generator = torch.Generator(x.device).manual_seed(seed)
     view = flow.with_estimator(estimator)
     return torch.no_grad()(lambda: view.log_prob(x, generator))
-
-
-def square_product(cell: Cell) -> tuple[Call, float]:
-    """(a large square matrix product in the cell's dtype and on its device, its FLOPs)."""
-    device = torch.device(cell["device"])
-    n = MATMUL_SIZE.get(device.type, MATMUL_SIZE["cpu"])
-    generator = torch.Generator(device).manual_seed(0)
-    a = torch.randn(n, n, generator=generator, device=device).to(getattr(torch, cell["dtype"]))
-    return lambda: a @ a, 2.0 * n**3

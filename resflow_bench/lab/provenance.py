@@ -30,12 +30,7 @@ def provenance() -> dict[str, Any]:
 
 def commit_of(name: str) -> str | None:
     """The hash of what git calls so in the working directory, None if it knows nothing of it."""
-    command = ["git", "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()
+    return _git_at(Path(), "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
 
 
 def cores() -> int:
@@ -61,15 +56,16 @@ def _versions() -> dict[str, str | None]:
 def _git(*arguments: str) -> str | None:
     """What git answers about the checkout that holds this very file, None where none does."""
     here = Path(__file__)
+    if _git_at(here.parent, "ls-files", "--error-unmatch", here.name) is None:
+        return None
+    return _git_at(here.parent, *arguments)
+
+
+def _git_at(folder: Path, *arguments: str) -> str | None:
+    """What git answers in a folder, None where it fails or is not there."""
+    command = ["git", "-C", str(folder), *arguments]
     try:
-        for command in (("ls-files", "--error-unmatch", here.name), arguments):
-            answer = subprocess.run(
-                ["git", "-C", str(here.parent), *command],
-                capture_output=True,
-                text=True,
-                check=True,
-                timeout=20,
-            )
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip()

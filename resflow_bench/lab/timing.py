@@ -85,7 +85,7 @@ def build_call(cell: Cell, results: Path) -> Call:
 def timings(call: Call, device: str, min_run_time: float) -> dict[int, np.ndarray]:
     """Seconds of the call by number of threads: one and all on a CPU, all on anything else."""
     all_threads = torch.get_num_threads()
-    counts = sorted({1, all_threads}) if torch.device(device).type == "cpu" else [all_threads]
+    counts = thread_counts(device)
     taken = {}
     try:
         for n_threads in counts:
@@ -94,6 +94,12 @@ def timings(call: Call, device: str, min_run_time: float) -> dict[int, np.ndarra
     finally:
         torch.set_num_threads(all_threads)
     return taken
+
+
+def thread_counts(device: str) -> list[int]:
+    """On how many threads a call may be fastest: one or all on a CPU, all on anything else."""
+    all_threads = torch.get_num_threads()
+    return sorted({1, all_threads}) if torch.device(device).type == "cpu" else [all_threads]
 
 
 def elapsed(call: Call, device: str | torch.device = "cpu") -> float:
@@ -174,11 +180,16 @@ def _tensors(tree: Any) -> Iterator[torch.Tensor]:
 
 def matmul_rate(device: str, dtype: str) -> float:
     """FLOP/s of a large square matrix product, the best of several, on this device and now."""
-    n = MATMUL_SIZE.get(torch.device(device).type, 2048)
+    product, n_flops = square_product(device, dtype)
+    return n_flops / float(seconds(product, 0.5).min())
+
+
+def square_product(device: str, dtype: str) -> tuple[Call, float]:
+    """(a large square matrix product in this type and on this device, its FLOPs)."""
+    n = MATMUL_SIZE.get(torch.device(device).type, MATMUL_SIZE["cpu"])
     generator = torch.Generator(device).manual_seed(0)
     a = torch.randn(n, n, generator=generator, device=device).to(getattr(torch, dtype))
-    times = seconds(lambda: a @ a, 0.5)
-    return 2 * n**3 / float(times.min())
+    return lambda: a @ a, 2.0 * n**3
 
 
 def _inverted(
