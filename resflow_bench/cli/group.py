@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,20 +29,41 @@ results_option = click.option(
 
 def main() -> None:
     """The console script; never returns."""
-    code = None
+    signal.signal(signal.SIGINT, _once)
+    try:
+        code = _answer()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # while Python takes itself down
+    except KeyboardInterrupt:
+        code = SIGNALLED + signal.SIGINT
+    sys.exit(code)
+
+
+def _once(*_: object) -> None:
+    """The first Ctrl-C ends what goes on; impatience changes nothing any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def no_more_signals(received: int | None) -> None:
+    """After one was received, the last words and the exit code are not to be cut off by another."""
+    if received is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _answer() -> int:
+    """The exit code of what the command line asks for."""
     try:
         with cli.make_context("resflow-bench", sys.argv[1:]) as context:
-            code = cli.invoke(context)
+            return cli.invoke(context) or 0
     except click.exceptions.Exit as end:  # --help and --version have said what they had to say
-        code = end.exit_code
+        return end.exit_code
     except click.ClickException as error:
         click.echo(f"error: {' '.join(error.format_message().split())}", err=True)
-        code = REFUSED
-    except KeyboardInterrupt:
-        code = SIGNALLED + 2
+        return REFUSED
     except BrokenPipeError:  # `show ... | head` has seen enough; what Python still holds is dropped
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code)
+        return 0
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +13,7 @@ from resflow_bench.cli.group import (
     SIGNALLED,
     again_by,
     cli,
+    no_more_signals,
     note_changes,
     refusals,
     results_option,
@@ -97,6 +97,7 @@ def run(
             plan, measured = _go_on(_given(asked), store.open(resume))
     with refusals(), progress() as listen:
         tally = sweep(plan, measured, jobs or cores(), listen)
+        no_more_signals(tally.signal)
     return _conclude(measured, tally, results)
 
 
@@ -160,7 +161,6 @@ def _conclude(measured: Run, tally: Tally, results: Path) -> int:
     if len(tally.failed) > N_FAILURES_SHOWN:
         click.echo(f"... and {len(tally.failed) - N_FAILURES_SHOWN} more", err=True)
     if tally.signal is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # impatience changes nothing any more
         kept = f"{tally.n_done} of {tally.n_total} cells are kept"
         click.echo(f"interrupted: {kept}; the rest:", err=True)
         click.echo(f"  {resumption(measured, results)}", err=True)

@@ -14,6 +14,7 @@ from resflow_bench.cli.group import (
     again_by,
     cli,
     folder,
+    no_more_signals,
     note_changes,
     refusals,
     results_option,
@@ -72,6 +73,7 @@ def train(data: Path, results: Path, resume: str | None, **asked: Any) -> int:
             if trained.about["status"] != "finished":
                 note_changes(trained)
         ending = carry_out(course, examples, trained, listen)
+        no_more_signals(ending.signal)
     again = again_by(trained, results)
     steps = f"{ending.n_done} of {course.options['steps']} steps"
     if ending.signal is not None:
