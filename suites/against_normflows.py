@@ -109,7 +109,7 @@ class AgainstNormflows:
         skip_without_normflows()
         self.flow, self.x = flow_and_points("init")
 
-    def track_log_prob(self) -> dict[str, Any]:
+    def track_time_ratio(self) -> dict[str, Any]:
         return {"samples": compare(self.flow, self.x)[1].tolist(), "number": 1}
 
 

@@ -99,7 +99,7 @@ class Bias(Face):
     params: ClassVar[list[str]] = list(cells)
 
     def time_measure(self, name: str) -> None:
-        self.measure()
+        self.call()
 
     def track_bias(self, name: str) -> dict[str, Any]:
         return self.track("bias")

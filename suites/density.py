@@ -74,7 +74,7 @@ class Density(Face):
     params: ClassVar[list[str]] = list(cells)
 
     def time_measure(self, name: str) -> None:
-        self.measure()
+        self.call()
 
     def track_log_prob(self, name: str) -> dict[str, Any]:
         return self.track("log_prob")

@@ -74,7 +74,7 @@ class Inverse(Face):
 
     suite = SUITE
     n_replicates = 1
-    effort: ClassVar[dict[str, int | float]] = {"n_points": 16}
+    effort: ClassVar[dict[str, int | float]] = {"n_points": 4}
     cells: ClassVar[dict[str, dict[str, Any]]] = {
         f"{model}-K0.5-tol1e-4": {
             **{"model": model, "dim": 64, "lipschitz": 0.5, "dtype": "float32", "device": "cpu"},
@@ -85,7 +85,7 @@ class Inverse(Face):
     params: ClassVar[list[str]] = list(cells)
 
     def time_measure(self, name: str) -> None:
-        self.measure()
+        self.call()
 
     def track_inverse_error(self, name: str) -> dict[str, Any]:
         return self.track("inverse_error")

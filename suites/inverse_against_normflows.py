@@ -168,7 +168,7 @@ class InverseAgainstNormflows:
         self.flow, x = flow_and_points("init")
         self.z = latents(x)
 
-    def track_inverse(self) -> dict[str, Any]:
+    def track_time_ratio(self) -> dict[str, Any]:
         return {"samples": compare(self.flow, self.z).tolist(), "number": 1}
 
 

@@ -54,7 +54,7 @@ class Lipschitz(Face):
     params: ClassVar[list[str]] = list(cells)
 
     def time_measure(self, name: str) -> None:
-        self.measure()
+        self.call()
 
     def track_lipschitz_certified(self, name: str) -> dict[str, Any]:
         return self.track("lipschitz_certified")

@@ -5,7 +5,7 @@ Needs the `peers` extra; an implementation that is not installed is a skipped ro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ import torch
 
 from resflow_bench.lab.axes import Value
 from resflow_bench.lab.build import build_flow, build_points, prepare_models
-from resflow_bench.lab.cells import Grid, Preset, Skip, Suite
+from resflow_bench.lab.cells import Grid, Preset, Suite
 from resflow_bench.lab.face import Face
 from resflow_bench.lab.measure_peers import measure_peers
 from resflow_bench.lab.peers import MODES, PEERS, Asked
@@ -85,7 +85,6 @@ class Peers(Face):
     """
 
     suite = SUITE
-    n_replicates = 1
     effort: ClassVar[dict[str, int | float]] = {
         "n_points": 4, "n_calls": 16, "n_copies": 4, "n_gradients": 16, "n_pairs": 8,
     }  # fmt: skip
@@ -95,21 +94,20 @@ class Peers(Face):
     }
     params: ClassVar[list[str]] = list(cells)
 
-    def setup(self, name: str) -> None:
-        """The flow in its implementation; what is missing skips the cell."""
-        try:
-            super().setup(name)
-        except Skip as reason:
-            raise NotImplementedError(str(reason)) from None
-        asked = Asked("evaluation")
-        flow = build_flow(self.cell, Path("results"))
-        self.peer = PEERS[self.cell["implementation"]](flow, asked)
-        self.x = build_points(self.cell, self.cell["batch_size"])
+    def build(self) -> Callable[[], object]:
+        peer = PEERS[self.cell["implementation"]](
+            build_flow(self.cell, Path("results")), Asked("evaluation")
+        )
+        x = build_points(self.cell, self.cell["batch_size"])
 
-    @torch.no_grad()
+        def log_prob() -> None:
+            with torch.no_grad(), peer.seeded(0):
+                peer.log_prob(x.clone())
+
+        return log_prob
+
     def time_log_prob(self, name: str) -> None:
-        with self.peer.seeded(0):
-            self.peer.log_prob(self.x.clone())
+        self.call()
 
     def track_bias(self, name: str) -> dict[str, Any]:
         return self.track("bias")

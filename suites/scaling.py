@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from resflow_bench.lab.axes import Value
 from resflow_bench.lab.cells import Grid, Preset, Suite
 from resflow_bench.lab.face import Face
-from resflow_bench.lab.measure_scaling import measure_scaling
+from resflow_bench.lab.measure_scaling import build_log_prob, build_sized_flow, measure_scaling
 
 FIRST_RUNGS: Mapping[str, Mapping[str, Value]] = {
     "n_terms": {"n_terms": 20, "n_probes": 1, "batch_size": 256},
@@ -66,12 +66,11 @@ SUITE = Suite(
 
 
 class Scaling(Face):
-    """The exponent and the share of the rate, at d = 64."""
+    """The first rung's time, and the share of the rate at the last, at d = 64."""
 
     suite = SUITE
     effort: ClassVar[dict[str, int | float]] = {"n_rounds": 8}
     n_replicates = 1  # the median of rounds already
-    rounds, repeat = 1, 3  # of a measure that is itself ten rounds
     cells: ClassVar[dict[str, dict[str, Any]]] = {
         f"{grows}-{device}": {
             **{"dim": 64, "width": 128, "dtype": "float32", "device": device, "grows": grows},
@@ -82,13 +81,13 @@ class Scaling(Face):
     }
     params: ClassVar[list[str]] = list(cells)
 
-    def time_ladder(self, name: str) -> None:
-        self.measure()
+    def build(self) -> Callable[[], object]:
+        return build_log_prob(build_sized_flow(self.cell), self.cell, seed=0)
 
-    def track_exponent(self, name: str) -> dict[str, Any]:
-        return self.track("exponent")
+    def time_log_prob(self, name: str) -> None:
+        self.call()
 
     def track_flops_fraction(self, name: str) -> dict[str, Any]:
         return self.track("flops_fraction")
 
-    track_exponent.unit = track_flops_fraction.unit = "1"  # type: ignore[attr-defined]
+    track_flops_fraction.unit = "1"  # type: ignore[attr-defined]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 from resflow_bench.lab.build import prepare_models
-from resflow_bench.lab.cells import Cell, Preset, Suite
+from resflow_bench.lab.cells import Preset, Suite
 from resflow_bench.lab.face import Face
 from resflow_bench.lab.timing import build_call, measure_throughput, peak_bytes
 from suites.grids import (
@@ -91,16 +92,12 @@ class Throughput(Face):
         for device in ("cpu", "cuda")
     }
     params: ClassVar[list[str]] = list(cells)
-    calls: ClassVar[dict[Cell, Any]] = {}
 
-    def measure(self, seed: int = 0) -> dict[str, float]:
-        """Build the operation and do it once, for what is only done the first time."""
-        self.calls[self.cell] = build_call(self.cell, Path("results"))
-        self.calls[self.cell]()
-        return {}
+    def build(self) -> Callable[[], object]:
+        return build_call(self.cell, Path("results"))
 
     def time_operation(self, name: str) -> None:
-        self.calls[self.cell]()
+        self.call()
 
     def track_peak_bytes(self, name: str) -> float:
         return float(peak_bytes(self.calls[self.cell], self.cell["device"]))

@@ -255,7 +255,7 @@ class TrainingAgainstNormflows:
         skip_without_normflows()
         self.flow, self.x = flow_and_points("init")
 
-    def track_training_step(self) -> dict[str, Any]:
+    def track_time_ratio(self) -> dict[str, Any]:
         seconds = compare(self.flow, self.x, Fixed(N_TERMS)).sum(2)
         return {"samples": (seconds[:, 0] / seconds[:, 1]).tolist(), "number": 1}
 

@@ -85,7 +85,7 @@ class TrainingGap(Face):
     params: ClassVar[list[str]] = list(cells)
 
     def time_measure(self, name: str) -> None:
-        self.measure()
+        self.call()
 
     def track_gap(self, name: str) -> dict[str, Any]:
         return self.track("gap")

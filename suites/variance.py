@@ -96,7 +96,7 @@ class Variance(Face):
     params: ClassVar[list[str]] = list(cells)
 
     def time_measure(self, name: str) -> None:
-        self.measure()
+        self.call()
 
     def track_variance(self, name: str) -> dict[str, Any]:
         return self.track("variance")

@@ -265,7 +265,7 @@ def test_the_comparison_with_normflows_is_of_one_map(monkeypatch, capsys) -> Non
         assert words in said
     face = against.InverseAgainstNormflows()
     face.setup()
-    assert len(face.track_inverse()["samples"]) == 10
+    assert len(face.track_time_ratio()["samples"]) == 10
     monkeypatch.setattr(against_normflows, "find_spec", lambda name: None)
     with pytest.raises(NotImplementedError, match="peers"):
         face.setup()

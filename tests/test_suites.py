@@ -17,6 +17,7 @@ from resflow_bench.intervals import median_interval
 from resflow_bench.lab import models, timing
 from resflow_bench.lab.build import build_flow, build_problem
 from resflow_bench.lab.cells import Cell, Context, Failure, Skip
+from resflow_bench.lab.face import YARDSTICK_S, SteadyClock
 from resflow_bench.models import LINEAR_FAMILIES, architecture_named, family_matrix
 
 EFFORT = {"n_points": 4, "max_draws": 6000, "half_width": 0.02, "seconds": 0.05}
@@ -293,11 +294,36 @@ def test_every_suite_has_an_asv_face(name) -> None:
             face.setup("log_prob-cuda")
 
 
+def test_a_steady_clock_counts_in_yardsticks_on_a_cpu_alone(monkeypatch) -> None:
+    """A machine at half its speed: the yardstick takes twice as long, and so does a call."""
+    for slowdown in (1.0, 2.0):
+        times = iter([0.0, slowdown * YARDSTICK_S, 1.0, 1.0 + 3.0 * slowdown])
+        monkeypatch.setattr("resflow_bench.lab.face.timer", lambda times=times: next(times))
+        clock = SteadyClock()
+        clock.pace(torch.device("cpu"))
+        start = clock()
+        assert clock() - start == pytest.approx(3.0)
+    monkeypatch.setattr("resflow_bench.lab.face.timer", lambda: 7.0)
+    clock.pace(torch.device("cuda"))
+    assert clock() == 7.0
+
+
+def test_every_timed_call_is_paced(monkeypatch) -> None:
+    """asv calls `setup` before each; one that did not would count in another moment's seconds."""
+    paced = []
+    monkeypatch.setattr(suites.bias.Bias.clock, "pace", paced.append)
+    face = suites.bias.Bias()
+    for _ in range(3):
+        face.setup(face.params[0])
+    assert paced == [torch.device("cpu")] * 3
+    assert suites.bias.Bias.timer is suites.bias.Bias.clock
+
+
 def test_a_tracked_accuracy_that_is_not_finite_fails(monkeypatch) -> None:
     """asv would file a NaN as skipped, and a diverged model would go unseen."""
     face = suites.bias.Bias()
     face.setup(face.params[0])
-    monkeypatch.setattr(face, "measure", lambda seed=0: {"bias": math.nan})
+    monkeypatch.setattr(face, "measure", lambda cell, seed: {"bias": math.nan})
     with pytest.raises(ArithmeticError, match=r"bias of bias .* is not finite"):
         face.track_bias(face.params[0])
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -218,6 +219,19 @@ def _candidate(cell: Cell, problem: Problem, flow: ResidualFlow) -> Candidate:
         note="",
         counted=counted,
     )
+
+
+def build_draw(cell: Cell, results: Path) -> Callable[[], object]:
+    """What `seconds_per_example` times, without the yardstick: a draw of `batch_size` examples."""
+    problem = build_problem(cell, results, n_points=2)
+    flow, x, _ = without_logit(problem)
+    candidate, batch = _candidate(cell, problem, flow), repeated(x, int(cell["batch_size"]))
+
+    def draw() -> None:
+        with torch.no_grad(), candidate.seeded(0):
+            candidate.draw(batch.clone())
+
+    return draw
 
 
 def _of_each_block(estimator: Estimator, problem: Problem) -> list[LogDetEstimator]:
