@@ -288,6 +288,8 @@ def test_a_record_says_where_its_numbers_come_from(tmp_path: Path) -> None:
     assert about["versions"]["torch"]
     assert about["device"]["cpu"]
     assert about["threads"]["cores"] >= 1
+    assert about["doctor"].keys() >= {"threads", "load", "frequency", "code"}
+    assert all(sign.keys() == {"found", "remedy"} for sign in about["doctor"].values())
     assert {"commit", "dirty", "seed", "preset"} <= about.keys()
     assert Plan.recorded(json.loads(json.dumps(about)), toys.SUITES.__getitem__) == plan
     with pytest.raises(ValueError, match="does not say"):

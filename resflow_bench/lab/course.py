@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from resflow_bench.lab.axes import axis_named
 from resflow_bench.lab.cells import Cell, Observation, Skip, Suite
+from resflow_bench.lab.doctor import findings
 from resflow_bench.lab.plan import now
 from resflow_bench.lab.provenance import provenance
 from resflow_bench.lab.weights import Recipe, tame
@@ -218,7 +219,8 @@ def begin(course: Course, store: Store) -> Run:
         StoreError: if the results folder cannot be written.
     """
     times = {"start": now(), "end": None, "status": "running"}
-    return store.create({**course.record(), **times, **provenance()})
+    about = provenance()
+    return store.create({**course.record(), **times, **about, "doctor": findings(about)})
 
 
 def _round_up(number: float) -> int:

@@ -38,6 +38,11 @@ def examine(about: dict[str, Any] | None = None) -> list[Sign]:
     return [sign for look in looks for sign in look]
 
 
+def findings(about: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """`examine`, as `run.json` keeps it beside the provenance: name -> what was found, remedy."""
+    return {sign.name: {"found": sign.found, "remedy": sign.remedy} for sign in examine(about)}
+
+
 def _threads(about: dict[str, Any]) -> Iterator[Sign]:
     n_cores, n_threads = about["threads"]["cores"], about["threads"]["torch"]
     found = f"{n_threads} threads on {n_cores} cores"

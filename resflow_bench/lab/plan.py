@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from resflow_bench.lab.doctor import findings
 from resflow_bench.lab.provenance import provenance
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ def begin(plan: Plan, store: Store) -> Run:
         StoreError: if the results folder cannot be written.
     """
     times = {"start": now(), "end": None, "status": "running"}
-    return store.create({**plan.record(), **times, **provenance()})
+    about = provenance()
+    return store.create({**plan.record(), **times, **about, "doctor": findings(about)})
 
 
 def go_on(run: Run) -> list[str]:
