@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from resflow_bench.analysis.gate import FINE, OPEN, UNJUDGED, WORSE, Samples, judge, only_twice
+from resflow_bench.analysis.gate import (
+    FINE,
+    NO_BASE,
+    OPEN,
+    UNJUDGED,
+    WORSE,
+    Samples,
+    judge,
+    only_twice,
+)  # fmt: skip
 from resflow_bench.analysis.metrics import METRICS
 from resflow_bench.analysis.outcome import (
     FAILED,
@@ -62,6 +73,11 @@ def verdict(metric: str, base: list[float], new: list[float], paired: bool = Tru
         ("variance", [math.inf] * 8, [math.inf] * 8, FINE),
         ("variance", [1.0] * 8, [math.inf] * 8, "failed"),
         ("variance", [1.0] * 8, [math.nan] * 8, "failed"),
+        ("variance", [math.nan] * 8, [math.nan] * 8, "failed"),
+        ("variance", [math.nan] * 8, [1.0] * 8, NO_BASE),
+        ("variance", [math.inf] * 8, [1.0] * 8, FINE),
+        ("log_prob", [math.inf], [1.0], WORSE),
+        ("variance_bound", [math.inf], [5.0], WORSE),
         ("wall_s", [1.0] * 3, [2.0] * 3, UNJUDGED),  # three processes a side
         ("wall_s", [1.0, 1.01] * 4, [1.2, 1.21] * 4, WORSE),
         ("wall_s", [1.2, 1.21] * 4, [1.0, 1.01] * 4, FINE),
@@ -136,7 +152,84 @@ def test_a_regression_stands_if_it_is_found_twice() -> None:
     new = side(("a", "bias", [1.0]), ("b", "bias", [1.0]))
     first = judge(base, new)
     second = judge(base, side(("a", "bias", [1.0]), ("b", "bias", [0.0])))
-    assert only_twice(first, second)["verdict"].tolist() == [WORSE, OPEN]
+    assert only_twice(first, second)["verdict"].tolist() == [WORSE, FINE]
+    assert only_twice(first, second[:0])["verdict"].tolist() == [WORSE, WORSE]
+    failed = pd.concat([side(("a", "", []), ("b", "", []), status="failed")])
+    assert only_twice(first, judge(base, failed))["verdict"].tolist() == [WORSE, WORSE]
+    assert only_twice(first, judge(failed, new))["verdict"].tolist() == [WORSE, WORSE]
+
+
+def test_a_base_that_mostly_failed_is_no_base() -> None:
+    """Nor is a skipped cell that failed before; what is gone from both is nobody's loss."""
+    names = [str(i) for i in range(9)]
+    new = side(("ok", "bias", [0.0]), *((name, "bias", [0.0]) for name in names))
+    failed = pd.concat([new[:1], side(*((name, "", []) for name in names), status="failed")])
+    assert conclude(judge(failed, new)).code == TOO_LITTLE
+    assert conclude(judge(failed[:2], new[:2])).code == PASSED
+    skipped = pd.concat([new[:1], side(("0", "", []), status="skipped")])
+    assert conclude(judge(failed[:2], skipped)).code == TOO_LITTLE
+    assert conclude(judge(failed[:2], new[:1])).code == PASSED
+    assert conclude(judge(skipped, new[:1])).code == PASSED
+
+
+def test_exact_numbers_do_not_hide_how_many_noisy_ones_are_undecided() -> None:
+    exact = [(str(i), "bias", [0.0]) for i in range(20)]
+    base = side(*exact, ("c", "wall_s", [1.0, 2.0] * 4), paired=False)
+    new = side(*exact, ("c", "wall_s", [1.1, 2.1] * 4), paired=False)
+    assert conclude(judge(base, new)).code == UNDECIDED
+
+
+def test_a_metric_that_is_new_is_shown() -> None:
+    base = side(("c", "bias", [0.0]))
+    for value, expected in ((1.0, UNJUDGED), (math.nan, "failed")):
+        table = judge(base, side(("c", "bias", [0.0]), ("c", "residual", [value])))
+        assert table["verdict"].tolist() == [FINE, expected]
+
+
+@pytest.mark.parametrize("metric", ["variance", "bias"])
+@pytest.mark.parametrize("n", [4, 16])
+def test_the_smallest_detectable_change_is_found_four_times_in_five(metric: str, n: int) -> None:
+    """300 pairs of noise with that change in common: 0.8 +- 0.09 is four standard errors."""
+    rng = np.random.default_rng(0)
+    scale = 1e-3
+    known = judge(*(side(("c", metric, list(1 + scale * noise)), paired=False)
+                    for noise in _standard(rng, n)))  # fmt: skip
+    change = float(known["detectable"].iloc[0])
+    found = 0
+    for _ in range(300):
+        old, new = (1 + scale * rng.standard_normal(n) for _ in range(2))
+        table = judge(
+            side(("c", metric, list(old)), paired=False),
+            side(("c", metric, list(new + change)), paired=False),
+        )
+        found += table["verdict"].iloc[0] == WORSE
+    assert abs(found / 300 - 0.8) < 0.09
+
+
+def _standard(rng: np.random.Generator, n: int) -> list[np.ndarray]:
+    """Two samples of n whose standard deviations are exactly 1."""
+    samples = rng.standard_normal((2, n))
+    samples -= samples.mean(1, keepdims=True)
+    return list(samples / samples.std(1, ddof=1, keepdims=True))
+
+
+def test_the_same_numbers_are_fine_however_noisy() -> None:
+    """Of runs with one seed that bring a value and its standard error alone."""
+    noisy, moved = (side(("c", "log_prob", [0.0])) for _ in range(2))
+    noisy["samples"] = [Samples(np.array([0.9]), 0.5)]
+    moved["samples"] = [Samples(np.array([0.9 + 1e-9]), 0.5)]
+    assert judge(noisy, noisy)["verdict"].tolist() == [FINE]
+    assert judge(noisy, moved)["verdict"].tolist() == [OPEN]
+
+
+def test_what_is_undecided_is_named() -> None:
+    base = side(("steady", "bias", [0.0, 1e-4] * 4), ("noisy", "bias", [0.0, 9.0] * 4))
+    new = side(("steady", "bias", [1e-4, 0.0] * 4), ("noisy", "bias", [9.0, 0.0] * 4))
+    outcome = conclude(judge(base, new))
+    assert outcome.code == PASSED
+    assert "noisy" in outcome.words("text")
+    assert "steady" not in outcome.words("text")
+    assert conclude(judge(base, new), max_undecided=0.0).code == UNDECIDED
 
 
 def test_words() -> None:
@@ -155,10 +248,32 @@ def test_words() -> None:
     assert [row["verdict"] for row in rows["rows"]] == [WORSE, FINE]
 
 
+def timed_in(text: str) -> set[str]:
+    """First arguments of the calls that give a unit of seconds; of an f-string its beginning."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        units = {"s", "1/s"}
+        if not isinstance(node, ast.Call) or not any(
+            isinstance(given, ast.Constant) and given.value in units for given in node.args
+        ):
+            continue
+        match node.args[0]:
+            case (
+                ast.Constant(value=str(name)) | ast.JoinedStr(values=[ast.Constant(value=name), *_])
+            ):
+                found.add(name)
+    return found - {"s", "1/s"}
+
+
 def test_every_metric_that_the_suites_time_is_known_as_a_time() -> None:
-    assert {name for name, metric in METRICS.items() if metric.is_time} >= {
-        "wall_s", "examples_per_s", "seconds_per_example", "flops_fraction",
-    }  # fmt: skip
+    """Else the calls of one process would count as many, and any busy minute as a regression."""
+    lab = Path(__file__).parents[1] / "resflow_bench" / "lab"
+    names = {name for file in lab.glob("*.py") for name in timed_in(file.read_text("utf-8"))}
+    assert names >= {"wall_s", "examples_per_s", "seconds_per_example", "overhead_s", "wall_s_"}
+    for name in names:
+        known = {metric for metric in METRICS if metric.startswith(name)}
+        assert known, f"{name} has no margin"
+        assert all(METRICS[metric].is_time for metric in known), name
 
 
 # --- false alarms and power

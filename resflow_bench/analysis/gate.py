@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special, stats
 
 from resflow_bench.analysis.metrics import METRICS, Metric
 
@@ -34,11 +34,14 @@ CONFIDENCE = 0.95
 POWER = 0.8
 """With which the smallest detectable change is found."""
 
+MOST_FREEDOM = 1e6
+"""Degrees of freedom from which Student's law is the normal one."""
+
 MIN_ROUNDS = 4
 """Processes a side below which nothing is said of a time."""
 
 FINE, WORSE, OPEN = "fine", "regression", "undecided"
-UNJUDGED = "not judged"
+UNJUDGED, NO_BASE = "not judged", "no base"
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,13 @@ class Samples:
         if not math.isnan(self.standard_error):
             return self.standard_error
         n = len(self.values)
+        if not math.isfinite(self.mean):
+            return math.nan
         return float(self.values.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
+
+    def same_as(self, other: Samples) -> bool:
+        """To the last bit, which no clock repeats and common random numbers do."""
+        return np.array_equal(self.values, other.values) and self.error == other.error
 
     @property
     def freedom(self) -> float:
@@ -84,39 +93,43 @@ def judge(base: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
         with probability `POWER`; where nothing is random, NaN: any beyond the margin is.
     """
     lines = pd.DataFrame(list(_lines(base, new)), columns=_COLUMNS)
+    lines = lines.astype(dict.fromkeys(_NUMBERS, float))  # also where there is none at all
     tested = lines["p"].notna()
     if not tested.any():
-        return lines.drop(columns=["excess", "error", "freedom"])
+        return lines.drop(columns=_WORKINGS)
     lines.loc[tested, "p"] = stats.false_discovery_control(lines.loc[tested, "p"])
-    each = FALSE_DISCOVERIES / tested.sum()  # the level at which even a lone regression is found
-    quantiles = stats.t.isf(each, lines["freedom"]) + stats.t.ppf(POWER, lines["freedom"])
-    detectable = lines["margin"] + quantiles * lines["error"]
-    lines["detectable"] = detectable.where(lines["error"] > 0)
+    # The level at which even a lone regression is found.
+    each = FALSE_DISCOVERIES / tested.sum() / lines["ways"]
+    freedom = lines["freedom"].clip(upper=MOST_FREEDOM)
+    shift = special.nctdtrinc(freedom, 1 - POWER, stats.t.isf(each, freedom))
+    lines["detectable"] = (lines["margin"] + shift * lines["error"]).where(lines["error"] > 0)
     within = lines["excess"] + lines["error"] * stats.t.ppf(CONFIDENCE, lines["freedom"]) <= 0
     within |= (lines["error"] == 0) & (lines["excess"] <= 0)
     worse = tested & (lines["p"] <= FALSE_DISCOVERIES)
     lines["verdict"] = np.select(
         [worse, tested & within, tested], [WORSE, FINE, OPEN], default=lines["verdict"]
     )
-    return lines.drop(columns=["excess", "error", "freedom"])
+    return lines.drop(columns=_WORKINGS)
 
 
 def only_twice(table: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
-    """The table, where a regression stands only if the second measurement found it too."""
-    confirmed = again[again["verdict"] == WORSE].set_index(KEYS).index
-    unconfirmed = (table["verdict"] == WORSE) & ~pd.MultiIndex.from_frame(table[KEYS]).isin(
-        confirmed
-    )
-    once = {"verdict": OPEN, "reason": "worse once, and not when measured again"}
+    """The table, where what was a regression is what the second measurement says that it is.
+
+    What the second could not judge stays a regression.
+    """
+    second = again[again["verdict"].isin([FINE, OPEN])].set_index(KEYS)["verdict"]
+    found = second.reindex(pd.MultiIndex.from_frame(table[KEYS])).to_numpy()
+    acquitted = (table["verdict"] == WORSE) & pd.notna(found)
+    reason = "worse once, and not when measured again"
     return table.assign(
-        **{name: table[name].mask(unconfirmed, text) for name, text in once.items()}
+        verdict=table["verdict"].mask(acquitted, pd.Series(found, table.index)),
+        reason=table["reason"].mask(acquitted, reason),
     )
 
 
-_COLUMNS = [
-    *KEYS, "unit", "verdict", "reason", "base", "new", "change", "margin", "p", "detectable",
-    "excess", "error", "freedom",
-]  # fmt: skip
+_WORKINGS = ["excess", "error", "freedom", "ways"]
+_NUMBERS = ["base", "new", "change", "margin", "p", "detectable", *_WORKINGS]
+_COLUMNS = [*KEYS, "unit", "verdict", "reason", *_NUMBERS]
 
 
 def _lines(base: pd.DataFrame, new: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -139,6 +152,10 @@ def _lines(base: pd.DataFrame, new: pd.DataFrame) -> Iterator[dict[str, Any]]:
                 yield row | {"verdict": "missing", "reason": "measured in BASE and not in NEW"}
             elif metric in olds.index:
                 yield row | _line(METRICS.get(metric), olds.loc[metric], news.loc[metric])
+            elif math.isnan(news.loc[metric]["samples"].mean):
+                yield row | {"verdict": "failed", "reason": "not a number"}
+            else:
+                yield row | {"verdict": UNJUDGED, "reason": "BASE does not have it"}
 
 
 def _trouble(base: pd.DataFrame | None, new: pd.DataFrame | None) -> tuple[str, str] | None:
@@ -149,8 +166,8 @@ def _trouble(base: pd.DataFrame | None, new: pd.DataFrame | None) -> tuple[str, 
     match status:
         case [_, "failed"]:
             return "failed", said[1]
-        case ["skipped" | None, "skipped"] | ["skipped", None]:
-            return "skipped", said[1] or said[0]
+        case ["skipped" | "failed" | None, "skipped"]:
+            return "skipped", said[1]
         case ["ok", "skipped" | None]:
             return "missing", "measured in BASE and not in NEW" + (said[1] and f": {said[1]}")
         case ["ok", "ok"] if versions[0] == versions[1]:
@@ -159,9 +176,9 @@ def _trouble(base: pd.DataFrame | None, new: pd.DataFrame | None) -> tuple[str, 
             return UNJUDGED, "the benchmark itself has another version"
         case [None, _]:
             return UNJUDGED, "BASE does not have it"
-        case ["failed", None]:
-            return UNJUDGED, "it failed in BASE and NEW does not have it"
-    return UNJUDGED, f"it {status[0]} in BASE: {said[0]}"
+        case [_, None]:
+            return UNJUDGED, f"it {status[0]} in BASE, and NEW does not have it"
+    return NO_BASE, f"it {status[0]} in BASE: {said[0]}"
 
 
 def _line(metric: Metric | None, base: pd.Series, new: pd.Series) -> dict[str, Any]:
@@ -170,16 +187,27 @@ def _line(metric: Metric | None, base: pd.Series, new: pd.Series) -> dict[str, A
         "unit": new["unit"], "base": old.mean, "new": now.mean, "change": now.mean - old.mean,
     }  # fmt: skip
     if metric is None:
-        return line | {"verdict": UNJUDGED, "reason": "no margin is declared for this metric"}
+        return line | {"verdict": UNJUDGED, "reason": f"no margin is declared for {new.name}"}
     line["margin"] = metric.atol + metric.rtol * abs(old.mean)
-    if not math.isfinite(now.mean) or not math.isfinite(old.mean):
-        if now.mean == old.mean or not math.isfinite(old.mean):
-            return line | {"verdict": FINE, "reason": "not finite in BASE either", "change": 0.0}
+    if now.mean == old.mean and math.isinf(now.mean):
+        return line | {"verdict": FINE, "reason": "infinite in both", "change": 0.0}
+    if not math.isfinite(now.mean) or math.isnan(now.error):
         return line | {"verdict": "failed", "reason": f"{now.mean} is not finite"}
+    if math.isnan(old.mean) or (math.isnan(old.error) and not math.isinf(old.mean)):
+        return line | {"verdict": NO_BASE, "reason": "not a number in BASE"}
+    certain = {"p": 1.0, "excess": -line["margin"], "error": 0.0, "freedom": math.inf, "ways": 1}
+    if math.isinf(old.mean):
+        is_worse = metric.worse in ("other", "more" if old.mean < 0 else "less")
+        found_at = {"p": 0.0, "excess": math.inf} if is_worse else {"excess": -math.inf}
+        return line | certain | found_at | {"margin": 0.0, "reason": "infinite in BASE alone"}
+    if math.isinf(now.error) or math.isinf(old.error):
+        return line | {"verdict": UNJUDGED, "reason": "the standard error is infinite"}
     if metric.is_time and min(len(old.values), len(now.values)) < MIN_ROUNDS:
         n = min(len(old.values), len(now.values))
         reason = f"{n} process{'es' * (n != 1)} a side; a time needs {MIN_ROUNDS}"
         return line | {"verdict": UNJUDGED, "reason": reason}
+    if not metric.is_time and old.same_as(now):
+        return line | certain | {"reason": "the same numbers"}
     is_paired = bool(base["paired"] and new["paired"]) and len(old.values) == len(now.values) > 1
     ways = {"more": (1,), "less": (-1,), "other": (1, -1)}[metric.worse]
     found = [_excess(metric, way, old, now, is_paired) for way in ways]
@@ -187,7 +215,8 @@ def _line(metric: Metric | None, base: pd.Series, new: pd.Series) -> dict[str, A
     excess, error, freedom = max(found)
     reason = f"{len(now.values)} pairs" if is_paired else f"{len(old.values)}+{len(now.values)}"
     reason = "exact" if error == 0 and len(now.values) == 1 else reason
-    return line | {"p": p, "excess": excess, "error": error, "freedom": freedom, "reason": reason}
+    found_at = {"excess": excess, "error": error, "freedom": freedom, "ways": len(ways)}
+    return line | found_at | {"p": p, "reason": reason}
 
 
 def _excess(
@@ -201,10 +230,10 @@ def _excess(
         return float(beyond.mean()), error, len(beyond) - 1
     beyond = way * (new.mean - factor * old.mean) - metric.atol
     a, b = new.error**2, (factor * old.error) ** 2
-    if a + b == 0:
-        return float(beyond), 0.0, math.inf
-    freedom = (a + b) ** 2 / sum(s**2 / f for s, f in ((a, new.freedom), (b, old.freedom)) if s)
-    return float(beyond), math.sqrt(a + b), float(freedom) if freedom else math.inf
+    less = a**2 / new.freedom if a else 0.0
+    less += b**2 / old.freedom if b else 0.0
+    freedom = (a + b) ** 2 / less if less else math.inf
+    return float(beyond), math.sqrt(a + b), freedom
 
 
 def _p_value(excess: float, error: float, freedom: float) -> float:

@@ -9,18 +9,21 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from resflow_bench.analysis.gate import FINE, OPEN, UNJUDGED, WORSE
+from resflow_bench.analysis.gate import FINE, NO_BASE, OPEN, UNJUDGED, WORSE
 from resflow_bench.analysis.tables import number
 
 PASSED, REGRESSION, FAILED, TOO_LITTLE, UNDECIDED = 0, 1, 3, 4, 5
 
 SAYS = {
-    PASSED: "nothing is worse by more than its margin",
+    PASSED: "nothing is shown to be worse by more than its margin",
     REGRESSION: "REGRESSION",
     FAILED: "FAILED: a cell gave no number",
     TOO_LITTLE: "TOO LITTLE MEASURED: this says nothing of NEW",
     UNDECIDED: "UNDECIDED: too noisy to say; measure more rounds or draws",
 }
+
+QUIET = [UNJUDGED, NO_BASE, "skipped"]
+"""Verdicts that are counted by their reasons."""
 
 MAX_LINES = 40
 """Of a table: more is in the other formats."""
@@ -41,11 +44,13 @@ class Outcome:
         counts = self.table["verdict"].value_counts()
         said = ", ".join(f"{n} {verdict}" for verdict, n in counts.items()) or "nothing compared"
         head = f"gate: {SAYS[self.code]}{self.reason and f' ({self.reason})'}"
-        bad = self.table[~self.table["verdict"].isin([FINE, UNJUDGED, "skipped", OPEN])]
+        bad = self.table[~self.table["verdict"].isin([FINE, *QUIET])]
         blocks = [head, f"{said}."]
         if len(bad):
-            blocks.append(_table(bad.sort_values("p", na_position="first"), layout))
-        if len(left := self.table[self.table["verdict"].isin([UNJUDGED, "skipped"])]):
+            order = ["open", "p"]
+            bad = bad.assign(open=bad["verdict"] == OPEN).sort_values(order, na_position="first")
+            blocks.append(_table(bad.drop(columns="open"), layout))
+        if len(left := self.table[self.table["verdict"].isin(QUIET)]):
             reasons = left.groupby(["verdict", "reason"], sort=False).size()
             lines = (f"{v}, {n}: {why}" for (v, why), n in reasons.items())
             blocks.append(_listed(lines, layout))
@@ -67,16 +72,18 @@ def conclude(
 
     Args:
         table: of `judge`.
-        allowed: a skipped cell is no gap if its name holds one of these.
-        max_undecided: the share of what was tested above which the gate has no power.
+        allowed: a skipped cell is no gap if its name holds one of these, in capitals or not.
+        max_undecided: the share of what was tested, and is random, above which the gate has no
+            power; and of what was asked, above which too much of BASE is missing to compare with.
     """
     verdicts = table["verdict"]
-    tested = int(verdicts.isin([FINE, WORSE, OPEN]).sum())
-    n_open = int((verdicts == OPEN).sum())
+    is_tested = verdicts.isin([FINE, WORSE, OPEN])
+    tested, n_random = int(is_tested.sum()), int((is_tested & table["detectable"].notna()).sum())
+    n_open, n_lost = int((verdicts == OPEN).sum()), int((verdicts == NO_BASE).sum())
     gaps = table[verdicts.isin(["missing", "skipped"])]
-    allows = tuple(allowed)
+    allows = tuple(text.lower() for text in allowed)
     excused = (gaps["verdict"] == "skipped") & gaps["cell"].map(
-        lambda cell: any(text in cell for text in allows)
+        lambda cell: any(text in cell.lower() for text in allows)
     ).astype(bool)
     gaps = gaps[~excused]
     for code, n, what in (
@@ -88,8 +95,10 @@ def conclude(
             return Outcome(code, f"{n} {what}", table)
     if not tested:
         return Outcome(TOO_LITTLE, "nothing could be judged", table)
-    if n_open > max_undecided * tested:
-        return Outcome(UNDECIDED, f"{n_open} of {tested}", table)
+    if n_lost > max_undecided * (tested + n_lost):
+        return Outcome(TOO_LITTLE, f"{n_lost} of {tested + n_lost} have no BASE", table)
+    if n_open > max_undecided * n_random:
+        return Outcome(UNDECIDED, f"{n_open} of {n_random}", table)
     return Outcome(PASSED, "", table)
 
 

@@ -18,15 +18,23 @@ COLUMNS = [
 ]  # fmt: skip
 
 
+STATUSES = ["ok", "skipped", "failed"]
+"""From good to bad."""
+
+
 def side_of_runs(runs: Iterable[Mapping[str, pd.DataFrame]]) -> pd.DataFrame:
     """Of one run or more of the same cells. Each is one process: one sample of every time.
 
     A row with replicates brings those, of which the i-th drew from the same stream in every run
     with the same seed. One without brings its value and its standard error. What is no time is
-    taken from the first run that has it, since runs with one seed repeat each other.
+    taken from the first run that has it, since runs with one seed repeat each other. A cell that
+    failed, or was skipped, in one of them did so.
     """
     rows = [row for frames in runs for frame in frames.values() for row in _rows(frame)]
     table = pd.DataFrame(rows, columns=COLUMNS)
+    cells = [table["suite"], table["cell"]]
+    worst = table["status"].map(STATUSES.index).groupby(cells).transform("max")
+    table = table[table["status"].map(STATUSES.index) == worst]
     groups = table.groupby(["suite", "cell", "metric"], sort=False, as_index=False)
     return groups.agg(
         dict.fromkeys(("status", "message", "unit"), "first")
@@ -34,11 +42,40 @@ def side_of_runs(runs: Iterable[Mapping[str, pd.DataFrame]]) -> pd.DataFrame:
     )[COLUMNS]
 
 
-def side_of_asv(rows: Iterable[Row]) -> pd.DataFrame:
-    """Of a commit; what is tracked was drawn from the same seeds in every commit."""
+def sides_of_asv(
+    base: Iterable[Row], new: Iterable[Row], says_where: bool = False
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Of two commits, where both were measured on the same machines, in the same environments.
+
+    A cell says where if there are several such places, or if it is to. What is tracked was drawn
+    from the same seeds in every commit.
+
+    Raises:
+        ValueError: no place has both.
+    """
+    rows = [list(base), list(new)]
+    places = [{row.where for row in side} for side in rows]
+    common = places[0] & places[1]
+    if all(places) and not common:
+        found = [", ".join(sorted(names)) for names in places]
+        raise ValueError(
+            f"BASE was measured in {found[0]}, and NEW in {found[1]}; measure both in one place."
+        )
+    before, after = (
+        _side_of_asv(
+            (row for row in side if row.where in common or not all(places)),
+            says_where or len(common) > 1,
+        )
+        for side in rows
+    )
+    return before, after
+
+
+def _side_of_asv(rows: Iterable[Row], says_where: bool) -> pd.DataFrame:
     table = [
         (
-            *(row.suite, row.cell, row.metric if row.status == "ok" else ""),
+            *(row.suite, row.cell + f" [{row.where}]" * says_where),
+            row.metric if row.status == "ok" else "",
             *(row.status, row.message, row.unit),
             Samples(np.asarray(row.samples)),
             not _is_time(row.metric),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from resflow_bench.cli.group import cli, folder, refusals, results_option
+from resflow_bench.cli.group import cli, echo_all, folder, refusals, results_option
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,40 +64,67 @@ def gate(
     from resflow_bench.lab.asv_results import AsvError
 
     with refusals(AsvError, ValueError):
-        before, after, is_asv = _sides(base, new, results, config)
-        table = judge(before, after)
-        if again and is_asv and (flagged := _flagged(table)):
-            table = only_twice(table, judge(*_once_more(config, base, new, flagged)))
+        if "" in allowed:
+            raise ValueError("--allow-skip needs a TEXT; the empty one is in every name.")
+        sides = _of_runs(base, new, results)
+        if again and sides:
+            raise ValueError(
+                "--again builds and measures commits; of runs there is nothing to build."
+            )
+        sides = sides or _of_asv(base, new, config)
+    table = judge(*sides)
+    if again and (flagged := _flagged(table)):
+        with refusals(AsvError, ValueError):
+            says_where = bool(sides[1]["cell"].str.endswith("]").any())
+            second = _once_more(config, base, new, flagged, says_where)
+        table = only_twice(table, judge(*second))
     outcome = conclude(table, allowed, max_undecided)
-    click.echo(outcome.words(layout), nl=False)
+    echo_all(outcome.words(layout))
     return outcome.code
 
 
-def _sides(
-    base: str, new: str, results: Path, config: Path
-) -> tuple[pd.DataFrame, pd.DataFrame, bool]:
-    """Both sides, and whether they are asv's.
+def _of_runs(base: str, new: str, results: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """Both sides, None where neither is a run.
 
     Raises:
-        ValueError: one is a run and the other is a commit.
+        ValueError: only one is, or they were not measured alike.
     """
-    from resflow_bench.analysis.sides import side_of_asv, side_of_runs
-    from resflow_bench.lab.asv_again import results_folder
-    from resflow_bench.lab.asv_results import rows
+    from resflow_bench.analysis.sides import side_of_runs
 
     runs = [_runs(names, results) for names in (base, new)]
-    if all(runs):
-        before, after = (side_of_runs(run.frames() for run in side) for side in runs)
-        return before, after, False
-    if any(runs):
+    if not any(runs):
+        return None
+    if not all(runs):
         lacking, found = (new, base) if runs[0] else (base, new)
         raise ValueError(
             f"`{lacking}` is no run in `{results}`, and `{found}` is one; give two runs, or two "
             "commits that asv has measured."
         )
-    kept = results_folder(config)
-    before, after = (side_of_asv(rows(kept, _commit(name))) for name in (base, new))
-    return before, after, True
+    for side in runs:
+        paths = [run.path.resolve() for run in side]
+        if twice := next((path for path in paths if paths.count(path) > 1), None):
+            raise ValueError(f"run `{twice.name}` is given twice; it is one process, not two.")
+    for name in ("preset", "seed"):
+        given = dict.fromkeys(str(run.about.get(name)) for side in runs for run in side)
+        if len(given) > 1:
+            raise ValueError(
+                f"runs of {name} {' and '.join(given)} draw other points and cannot be compared; "
+                f"measure both with the same --{name}."
+            )
+    for run in (run for side in runs for run in side if run.about.get("dirty")):
+        commit = str(run.about["commit"])[:8]
+        click.echo(f"note: {run.name} measured {commit} and changes that no commit holds", err=True)
+    before, after = (side_of_runs(run.frames() for run in side) for side in runs)
+    return before, after
+
+
+def _of_asv(base: str, new: str, config: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    from resflow_bench.analysis.sides import sides_of_asv
+    from resflow_bench.lab.asv_again import results_folder
+    from resflow_bench.lab.asv_results import AsvResults
+
+    found = AsvResults(results_folder(config))
+    return sides_of_asv(found.rows(_commit(base)), found.rows(_commit(new)))
 
 
 def _runs(names: str, results: Path) -> list[Run]:
@@ -124,24 +151,25 @@ def _commit(name: str) -> str:
 
 
 def _flagged(table: pd.DataFrame) -> set[str]:
+    """The benchmarks, without parameters and places."""
     from resflow_bench.analysis.gate import WORSE
 
     bad = table[table["verdict"] == WORSE]
-    return set(bad["suite"] + "." + bad["cell"].str.partition("(")[0])
+    return set(bad["suite"] + "." + bad["cell"].str.extract(r"^([^ (]+)")[0])
 
 
 def _once_more(
-    config: Path, base: str, new: str, flagged: set[str]
+    config: Path, base: str, new: str, flagged: set[str], says_where: bool
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     import tempfile
 
-    from resflow_bench.analysis.sides import side_of_asv
+    from resflow_bench.analysis.sides import sides_of_asv
     from resflow_bench.lab.asv_again import measure_again
 
     click.echo(f"measuring {', '.join(sorted(flagged))} again", err=True)
     with tempfile.TemporaryDirectory() as scratch:
         before, after = measure_again(config, _commit(base), _commit(new), flagged, Path(scratch))
-    return side_of_asv(before), side_of_asv(after)
+    return sides_of_asv(before, after, says_where)
 
 
 @cli.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from resflow_bench.lab.store import Run
 
-CELLS_FAILED, REFUSED, SIGNALLED = 1, 2, 128
+CELLS_FAILED, REFUSED, MISTAKEN, SIGNALLED = 1, 2, 70, 128
 
 folder = click.Path(path_type=Path)
 results_option = click.option(
@@ -35,6 +36,9 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # while Python takes itself down
     except KeyboardInterrupt:
         code = SIGNALLED + signal.SIGINT
+    except Exception:  # noqa: BLE001 (a mistake of ours: Python's own 1 would look like an answer)
+        traceback.print_exc()
+        code = MISTAKEN
     sys.exit(code)
 
 
@@ -61,9 +65,23 @@ def _answer() -> int:
     except click.ClickException as error:
         click.echo(f"error: {' '.join(error.format_message().split())}", err=True)
         return REFUSED
-    except BrokenPipeError:  # `show ... | head` has seen enough; what Python still holds is dropped
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `show ... | head` has seen enough
+        _drop_the_rest()
         return 0
+
+
+def echo_all(text: str) -> None:
+    """Print it; a reader that has seen enough changes nothing about the exit code."""
+    try:
+        click.echo(text, nl=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_the_rest()
+
+
+def _drop_the_rest() -> None:
+    """What Python still holds of the output, which nobody reads any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

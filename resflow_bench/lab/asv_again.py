@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 from asv.config import Config  # type: ignore[import-untyped]
 from asv.util import UserError  # type: ignore[import-untyped]
 
-from resflow_bench.lab.asv_results import AsvError, Row, rows
+from resflow_bench.lab.asv_results import AsvError, AsvResults, Row
 
 
 def results_folder(config: Path) -> Path:
@@ -32,7 +34,8 @@ def measure_again(
     """What asv now finds for these benchmarks of both commits.
 
     Args:
-        config: asv's configuration; its environments are used, its results are left alone.
+        config: asv's configuration; its environments are used, its results are left alone. Its
+            commands find this Python's packages in `HOST_SITE`.
         base, new: commits, as git knows them.
         benchmarks: `module.Class.method`, all their parameters.
         scratch: an empty folder.
@@ -54,9 +57,12 @@ def measure_again(
         *("--interleave-rounds", "--show-stderr", "--bench", rf"^({wanted})(\(|$)"),
         *(base, new),
     ]
-    ended = subprocess.run(command, cwd=config.resolve().parent, check=False, stdout=sys.stderr)
+    host = {"HOST_SITE": sysconfig.get_path("purelib"), **os.environ}
+    here = config.resolve().parent
+    ended = subprocess.run(command, cwd=here, env=host, check=False, stdout=sys.stderr)
     try:
-        return rows(scratch / "results", base), rows(scratch / "results", new)
+        found = AsvResults(scratch / "results")
+        return found.rows(base), found.rows(new)
     except AsvError as error:
         raise AsvError(f"measuring again ended with code {ended.returncode}: {error}") from None
 

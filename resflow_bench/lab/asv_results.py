@@ -18,6 +18,10 @@ from typing import Any
 
 UNITS = {"seconds": "s"}
 
+UNKNOWN_CODE = (
+    "measured in an existing environment: asv files that under a commit which it did not check out"
+)
+
 NOT_TOLD = "skipped, or not a number: asv keeps both as NaN"
 
 
@@ -31,7 +35,8 @@ class Row:
 
     suite: the module. cell: `Class.method(parameters)`. metric: wall_s of a `time_`, else what
     follows `track_`. samples: of a time the median of each round, which is one process; of what is
-    tracked, as they were returned. version: of the benchmark; others are not comparable.
+    tracked, as they were returned. version: of the benchmark; others are not comparable. where:
+    `machine/environment`.
     """
 
     suite: str
@@ -42,53 +47,54 @@ class Row:
     unit: str
     samples: tuple[float, ...]
     version: str
+    where: str
 
 
-def commits(results: Path) -> list[str]:
-    """Every commit that has results, the newest first.
-
-    Raises:
-        AsvError: if a file is damaged.
-    """
-    when = dated(results)
-    return sorted(when, key=lambda commit: -when[commit])
-
-
-def dated(results: Path) -> dict[str, int]:
-    """Every commit that has results, and when it was made, in milliseconds since 1970.
+class AsvResults:
+    """Everything in asv's `results_dir`, read once.
 
     Raises:
         AsvError: if a file is damaged.
     """
-    files = map(_load, _files(results))
-    return {str(about["commit_hash"]): int(about["date"]) for about in files}
 
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        files = sorted(file for file in folder.glob("*/*.json") if file.name != "machine.json")
+        self._measured = [_load(file) | {"machine": file.parent.name} for file in files]
+        for file, data in zip(files, self._measured, strict=True):
+            for name in ("commit_hash", "env_name", "date", "result_columns", "results"):
+                if name not in data:
+                    raise AsvError(f"`{file}` says no `{name}`; move it away.")
+        self._described = _load(folder / "benchmarks.json") if files else {}
 
-def rows(results: Path, commit: str) -> list[Row]:
-    """What asv has measured of a commit.
+    def dated(self) -> dict[str, int]:
+        """Every commit that has results, and when it was made, in milliseconds since 1970."""
+        return {str(data["commit_hash"]): int(data["date"]) for data in self._measured}
 
-    Args:
-        results: asv's `results_dir`.
-        commit: the beginning of its hash, as long as no other begins so.
+    def commits(self) -> list[str]:
+        """Every commit that has results, the newest first."""
+        when = self.dated()
+        return sorted(when, key=lambda commit: -when[commit])
 
-    Raises:
-        AsvError: no commit, or several, begin so; or a file is damaged.
-    """
-    known = commits(results)
-    found = [name for name in known if name.startswith(commit)]
-    if len(found) != 1:
-        newest = ", ".join(name[:8] for name in known[:3]) or "none"
-        raise AsvError(
-            f"`{results}` holds results of {len(found) or 'no'} commits that begin with "
-            f"`{commit}`; the newest there: {newest}. `asv run` measures one."
-        )
-    about = _load(results / "benchmarks.json")
-    files = [data for data in map(_load, _files(results)) if data["commit_hash"] == found[0]]
-    return [row for data in files for row in _rows(data, about, several=len(files) > 1)]
+    def rows(self, commit: str) -> list[Row]:
+        """What asv has measured of a commit, wherever it did.
 
+        Args:
+            commit: the beginning of its hash, as long as no other begins so.
 
-def _files(results: Path) -> list[Path]:
-    return sorted(file for file in results.glob("*/*.json") if file.name != "machine.json")
+        Raises:
+            AsvError: no commit, or several, begin so.
+        """
+        known = self.commits()
+        found = [name for name in known if name.startswith(commit)]
+        if len(found) != 1:
+            newest = ", ".join(name[:8] for name in known[:3]) or "none"
+            raise AsvError(
+                f"`{self.folder}` holds results of {len(found) or 'no'} commits that begin with "
+                f"`{commit}`; the newest there: {newest}. `make asv-pair` measures two."
+            )
+        files = [data for data in self._measured if data["commit_hash"] == found[0]]
+        return [row for data in files for row in _rows(data, self._described)]
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -101,9 +107,8 @@ def _load(file: Path) -> dict[str, Any]:
     return loaded
 
 
-def _rows(data: dict[str, Any], about: dict[str, Any], several: bool) -> Iterator[Row]:
-    """several: there are results of other environments too, so that cells name theirs."""
-    where = f" [{data['env_name']}]" if several else ""
+def _rows(data: dict[str, Any], about: dict[str, Any]) -> Iterator[Row]:
+    where = f"{data['machine']}/{data['env_name']}"
     for name, values in data["results"].items():
         columns = dict(zip(data["result_columns"], values, strict=False))
         described = about.get(name, {})
@@ -115,10 +120,12 @@ def _rows(data: dict[str, Any], about: dict[str, Any], several: bool) -> Iterato
         unit = str(described.get("unit", ""))
         for point, value, sample in zip(points, results, samples, strict=True):
             status, message, kept = _measured(value, sample, described)
+            if data["env_name"].startswith("existing"):
+                status, message, kept = "skipped", UNKNOWN_CODE, ()
             label = f"{method}({', '.join(map(_plain, point))})" if point else method
             yield Row(
-                module, label + where, metric, status, message, UNITS.get(unit, unit), kept,
-                str(columns.get("version", "")),
+                module, label, metric, status, message, UNITS.get(unit, unit), kept,
+                str(columns.get("version", "")), where,
             )  # fmt: skip
 
 
@@ -126,6 +133,8 @@ def _measured(
     value: object, samples: Sequence[float] | None, described: dict[str, Any]
 ) -> tuple[str, str, tuple[float, ...]]:
     """(status, message, samples)."""
+    if not described:
+        return "failed", "asv's benchmarks.json does not know it any more", ()
     if value is None:
         return "failed", "it raised, or ran out of time; `asv run --show-stderr` says why", ()
     if not isinstance(value, int | float):
@@ -138,9 +147,11 @@ def _measured(
         return "ok", "", (float(value),)
     if described.get("type") != "time":
         return "ok", "", tuple(map(float, samples))
-    per_round = int(described["repeat"])
-    if not samples or len(samples) % per_round:
-        return "failed", f"{len(samples)} samples are no rounds of {per_round}", ()
+    n_rounds, per_round = int(described["rounds"]), int(described["repeat"])
+    if not samples or len(samples) % (n_rounds * per_round):
+        # A crash in one round takes those before it along, and asv goes on.
+        said = f"{len(samples)} samples, where {n_rounds} rounds of {per_round} were asked for"
+        return "failed", said, ()
     rounds = [sorted(samples[i : i + per_round]) for i in range(0, len(samples), per_round)]
     middle = per_round // 2
     return "ok", "", tuple((r[middle] + r[-1 - middle]) / 2 for r in rounds)

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from resflow_bench.lab.asv_results import AsvError, Row, commits, dated, rows
+from resflow_bench.lab.asv_results import AsvError, AsvResults, Row
 
 
 def export_otava(results: Path, out: Path, worse: Mapping[str, str]) -> list[str]:
@@ -22,25 +22,28 @@ def export_otava(results: Path, out: Path, worse: Mapping[str, str]) -> list[str
     Args:
         results: asv's `results_dir`.
         out: a folder, made if need be.
-        worse: metric to "more", "less" or "other": which way it gets worse.
+        worse: metric to "more", "less" or "other": which way it gets worse. Otava knows two ways;
+            of what is worse either way, as a bias is, it gets the absolute value.
 
     Raises:
         AsvError: there are no results, or a file is damaged.
     """
     suites: dict[str, dict[str, dict[str, float]]] = {}
     directions: dict[str, int] = {}
-    known = commits(results)
-    if not known:
+    history = AsvResults(results)
+    if not history.commits():
         raise AsvError(f"`{results}` holds no results; `asv run` makes some.")
-    for commit in known:
-        for row in rows(results, commit):
+    for commit in history.commits():
+        for row in history.rows(commit):
             if row.status != "ok":
                 continue
             name = _name(row)
-            suites.setdefault(row.suite, {}).setdefault(commit, {})[name] = median(row.samples)
+            value = median(row.samples)
+            value = abs(value) if worse.get(row.metric) == "other" else value
+            suites.setdefault(row.suite, {}).setdefault(commit, {})[name] = value
             directions[name] = 1 if worse.get(row.metric) == "less" else -1
     out.mkdir(parents=True, exist_ok=True)
-    when = dated(results)
+    when = history.dated()
     tests: dict[str, Any] = {}
     for suite, found in sorted(suites.items()):
         names = sorted({name for values in found.values() for name in values})

@@ -1,0 +1,87 @@
+"""`gate` on runs: what it refuses, what it notes, and what an empty side is worth."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import toys
+
+from resflow_bench.cli import main
+from resflow_bench.lab.plan import Plan, begin
+from resflow_bench.lab.store import Run, Store
+from resflow_bench.lab.sweep import sweep
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    def gate(*words: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["resflow-bench", "gate", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return gate
+
+
+def measured(folder: Path, preset: str = "smoke", seed: int = 0, dirty: bool = False) -> Path:
+    """The folder of a run of the toy suite `rows`, whose mean nobody declared a margin for."""
+    plan = Plan((toys.ROWS,), preset, seed=seed)
+    run = begin(plan, Store(folder))
+    sweep(plan, run)
+    run.write_about(run.about | {"dirty": dirty})
+    return run.path
+
+
+def test_runs_that_drew_other_points_are_refused(gate: Call, tmp_path: Path) -> None:
+    """Their exact values differ by nobody's fault."""
+    run = measured(tmp_path)
+    for other, name in ((measured(tmp_path, seed=1), "seed"), (measured(tmp_path, "quick"), "pre")):
+        for sides in ((run, other), (f"{run},{other}", run)):
+            code, out, err = gate(*sides)
+            assert (code, out) == (2, "")
+            assert err.startswith("error: runs of ")
+            assert f"the same --{name}" in err
+
+
+def test_a_run_cannot_be_measured_again(gate: Call, tmp_path: Path) -> None:
+    run = measured(tmp_path)
+    code, out, err = gate(run, run, "--again")
+    assert (code, out) == (2, "")
+    assert "--again builds and measures commits" in err
+
+
+def test_a_dirty_tree_is_said(gate: Call, tmp_path: Path) -> None:
+    """On standard error, whichever side it is: what was measured, no commit brings back."""
+    clean, dirty = measured(tmp_path), measured(tmp_path, dirty=True)
+    assert "note:" not in gate(clean, clean)[2]
+    for sides in ((clean, dirty), (dirty, clean)):
+        err = gate(*sides)[2]
+        assert err.count("note: ") == 1
+        assert f"note: {dirty.name} measured {Run(dirty).about['commit'][:8]} and changes" in err
+
+
+def test_nothing_that_can_be_judged_is_no_pass(gate: Call, tmp_path: Path) -> None:
+    """No margin declared; no suite at all; a run that somebody stopped before its first cell."""
+    run = measured(tmp_path)
+    code, out, _ = gate(run, run)
+    assert code == 4
+    assert "no margin is declared for mean" in out
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "run.json").write_text(json.dumps(Run(run).about | {"run": "empty"}))
+    assert gate(empty, empty)[0] == 4
+    code, out, _ = gate(run, empty)
+    assert code == 4
+    assert "6 missing" in out
+
+
+def test_a_run_against_a_commit_is_refused(gate: Call, tmp_path: Path) -> None:
+    code, out, err = gate(measured(tmp_path), "main")
+    assert (code, out) == (2, "")
+    assert "give two runs, or two commits" in err
