@@ -27,15 +27,17 @@ REPORTS ?= reports
 ACCURACY := bias variance inverse lipschitz
 BASELINE := results/baseline
 
-.PHONY: help env test bench check asv gate baseline clean
+.PHONY: help env test bench check asv asv-pair asv-history gate baseline clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make env    .venv with all that the rest needs, at the versions of constraints.txt'
 	@echo 'make test   the whole test suite'
 	@echo 'make bench  train a flow, measure it, write $(REPORTS)/index.html (PRESET=smoke|quick|full)'
-	@echo 'make check  ruff, formatting, types'
+	@echo 'make check  ruff, formatting, types, workflows'
 	@echo 'make asv    check the asv suites and run each benchmark once'
+	@echo 'make asv-pair BASE=main NEW=HEAD  build both commits and measure them in turn, for `gate`'
+	@echo 'make asv-history  measure this commit, add it to reports/asv and to build/history'
 	@echo 'make gate   measure accuracy and compare it with $(BASELINE); red if it is worse'
 	@echo 'make baseline  measure accuracy, say what has changed, and keep it in $(BASELINE)'
 	@echo 'make clean  remove .venv and caches; what was measured stays'
@@ -68,16 +70,52 @@ check: env
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*
+	$(BIN)/zizmor --offline --quiet --persona pedantic .github/workflows
 
 asv: env
 	$(BIN)/python -m asv check --environment existing
 	$(BIN)/python -m asv machine --yes
 	$(BIN)/python -m asv run --environment existing --quick --dry-run --show-stderr
 
+# asv where torch is here already: its environments see this one's packages.
+ASV_OVERLAY := HOST_SITE=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+	$(BIN)/python -m asv
+OVERLAY := --config asv.overlay.conf.json
+
+# A forked process must not touch CUDA; elsewhere it saves importing torch for every number.
+LAUNCH := $(if $(shell command -v nvidia-smi),spawn,forkserver)
+
+# Both commits are built, and measured in turn: what is not the code's own hits both alike. What was
+# found of them before goes: it was another hour's. asv's exit code means too many things, from a
+# slower benchmark to a misspelt commit; `gate` tells.
+asv-pair: env
+	@test '$(BASE)' -a '$(NEW)' || { echo 'make asv-pair BASE=main NEW=HEAD: name both' >&2; exit 2; }
+	@$(BIN)/python -m asv machine --yes >/dev/null
+	@for commit in $(BASE) $(NEW); do \
+		rm -f results/asv/*/$$(git rev-parse --short=8 "$$commit^{commit}")-*.json; \
+	done
+	-$(ASV_OVERLAY) continuous $(OVERLAY) --interleave-rounds --show-stderr \
+		--launch-method $(LAUNCH) $(BASE) $(NEW)
+
+# One suite at a time, since asv writes nothing of a run that dies.
+asv-history: env
+	@$(BIN)/python -m asv machine --yes >/dev/null
+	@status=0; \
+	for suite in $(basename $(notdir $(shell grep -lE 'def (time|track)_' suites/*.py))); do \
+		$(ASV_OVERLAY) run $(OVERLAY) --record-samples --show-stderr \
+			--launch-method $(LAUNCH) --bench "^$$suite\." 'HEAD^!' || status=$$?; \
+	done; \
+	rm -rf build/history; \
+	$(BIN)/resflow-bench export build/history || status=$$?; \
+	$(BIN)/python -m asv publish $(OVERLAY) || status=$$?; \
+	exit $$status
+
+# With the same seeds the noise is the same: what is undecided drew other numbers, or more of them.
 gate: env
 	@rm -rf build/gate
 	$(BIN)/resflow-bench run $(ACCURACY) --preset smoke --results build/gate
-	$(BIN)/resflow-bench gate $(BASELINE) build/gate/runs/*
+	$(BIN)/resflow-bench gate $(BASELINE) build/gate/runs/* --max-undecided 0
 
 baseline: env
 	@rm -rf build/gate

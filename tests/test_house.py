@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import json
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -12,8 +11,10 @@ from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
+from asv.config import Config
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -277,7 +278,18 @@ def test_every_import_is_a_declared_dependency() -> None:
     assert not undeclared, "\n".join(sorted(undeclared))
 
 
+def asv_settings(name: str) -> dict[str, Any]:
+    return vars(Config.load(str(ROOT / name)))
+
+
 def test_asv_measures_the_pinned_torch() -> None:
-    text = (ROOT / "asv.conf.json").read_text("utf-8")
-    lines = [line for line in text.splitlines() if not line.lstrip().startswith("//")]
-    assert json.loads("\n".join(lines))["matrix"]["req"]["torch"] == [pins()["torch"]]
+    assert asv_settings("asv.conf.json")["matrix"]["req"]["torch"] == [pins()["torch"]]
+
+
+def test_asv_s_two_configurations_differ_in_where_torch_comes_from_alone() -> None:
+    clean, overlay = map(asv_settings, ("asv.conf.json", "asv.overlay.conf.json"))
+    differing = {name for name in clean if clean[name] != overlay[name]}
+    assert clean.keys() == overlay.keys()
+    assert differing == {"matrix", "install_command"}
+    for settings in (clean, overlay):
+        assert "--no-deps" in settings["build_command"][0]  # else torch joins each commit's wheel
