@@ -86,7 +86,7 @@ class Peers(Face):
 
     suite = SUITE
     effort: ClassVar[dict[str, int | float]] = {
-        "n_points": 4, "n_calls": 16, "n_copies": 4, "n_gradients": 16, "n_pairs": 8,
+        "n_points": 4, "n_calls": 16, "n_copies": 4, "n_gradients": 2, "n_pairs": 2,
     }  # fmt: skip
     cells: ClassVar[dict[str, dict[str, Any]]] = {
         f"{name}-evaluation": {**SMALL, "implementation": name, "mode": "evaluation"}

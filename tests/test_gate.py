@@ -81,7 +81,9 @@ def verdict(metric: str, base: list[float], new: list[float], paired: bool = Tru
         ("wall_s", [1.0] * 3, [2.0] * 3, UNJUDGED),  # three processes a side
         ("wall_s", [1.0, 1.01] * 4, [1.2, 1.21] * 4, WORSE),
         ("wall_s", [1.2, 1.21] * 4, [1.0, 1.01] * 4, FINE),
-        ("wall_s", [1.0, 2.0] * 4, [1.3, 2.3] * 4, OPEN),
+        ("wall_s", [1.0, 2.0] * 4, [1.1, 2.1] * 4, OPEN),
+        ("wall_s", [1.0, 1.01] * 4, [1.2] * 6 + [9.0] * 2, WORSE),  # disturbed twice
+        ("wall_s", [1.0, 1.01] * 4, [1.0, 1.01] * 3 + [9.0] * 2, FINE),
         ("of my own", [1.0], [2.0], UNJUDGED),
     ],
 )
@@ -220,6 +222,14 @@ def test_the_same_numbers_are_fine_however_noisy() -> None:
     moved["samples"] = [Samples(np.array([0.9 + 1e-9]), 0.5)]
     assert judge(noisy, noisy)["verdict"].tolist() == [FINE]
     assert judge(noisy, moved)["verdict"].tolist() == [OPEN]
+
+
+def test_too_few_rounds_find_nothing_and_say_so() -> None:
+    """Four a side: one in 70 orders is as extreme, which is too often for twenty cells."""
+    cells = [(str(i), "wall_s", [1.0, 1.01, 1.02, 1.03]) for i in range(20)]
+    table = judge(side(*cells, paired=False), side(*cells, paired=False))
+    assert np.isinf(table["detectable"]).all()
+    assert "no change would be found: wall_s (20)" in conclude(table).words("text")
 
 
 def test_what_is_undecided_is_named() -> None:

@@ -54,6 +54,9 @@ class Outcome:
             reasons = left.groupby(["verdict", "reason"], sort=False).size()
             lines = (f"{v}, {n}: {why}" for (v, why), n in reasons.items())
             blocks.append(_listed(lines, layout))
+        if len(blind := self.table[np.isinf(self.table["detectable"])]):
+            each = ", ".join(f"{name} ({n})" for name, n in blind["metric"].value_counts().items())
+            blocks.append(f"So few samples that no change would be found: {each}.")
         if len(detectable := _detectable(self.table)):
             title = "The smallest change for the worse that would be found four times in five:"
             blocks.append(f"{title}\n\n{_table(detectable, layout)}")
