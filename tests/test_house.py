@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -276,6 +278,23 @@ def test_every_import_is_a_declared_dependency() -> None:
         if declared.isdisjoint(canonicalize_name(d) for d in distributions.get(name, [name]))
     }
     assert not undeclared, "\n".join(sorted(undeclared))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
+def test_importing_the_suites_starts_no_threads_of_torch() -> None:
+    """asv forks after the import, and a fork of a process with such threads waits for ever."""
+    count = "len(os.listdir('/proc/self/task'))"
+    lines = [
+        "import os, torch",
+        f"before = {count}",
+        f"import {', '.join(f'suites.{name}' for name in suites.NAMES)}",
+        f"assert {count} == before, {count}",
+        "torch.linalg.qr(torch.randn(128, 128)); torch.randn(999, 999) @ torch.randn(999, 999)",
+        f"assert {count} > before",  # else it could not be seen
+    ]
+    names = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1"}
+    environment = {**os.environ, **names}
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, cwd=ROOT, env=environment)
 
 
 def asv_settings(name: str) -> dict[str, Any]:
