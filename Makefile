@@ -27,7 +27,7 @@ REPORTS ?= reports
 ACCURACY := bias variance inverse lipschitz
 BASELINE := results/baseline
 
-.PHONY: help env test bench check asv asv-pair asv-history gate baseline clean
+.PHONY: help env test bench check asv asv-pair asv-history accuracy gate baseline clean
 .DEFAULT_GOAL := help
 
 help:
@@ -111,15 +111,15 @@ asv-history: env
 	$(BIN)/python -m asv publish $(OVERLAY) || status=$$?; \
 	exit $$status
 
-# With the same seeds the noise is the same: what is undecided drew other numbers, or more of them.
-gate: env
+accuracy: env
 	@rm -rf build/gate
 	$(BIN)/resflow-bench run $(ACCURACY) --preset smoke --results build/gate
+
+# With the same seeds the noise is the same: what is undecided drew other numbers, or more of them.
+gate: accuracy
 	$(BIN)/resflow-bench gate $(BASELINE) build/gate/runs/* --max-undecided 0
 
-baseline: env
-	@rm -rf build/gate
-	$(BIN)/resflow-bench run $(ACCURACY) --preset smoke --results build/gate
+baseline: accuracy
 	@test ! -e $(BASELINE) || $(BIN)/resflow-bench gate $(BASELINE) build/gate/runs/* || true
 	@rm -rf $(BASELINE) && mv build/gate/runs/* $(BASELINE)
 

@@ -85,3 +85,14 @@ def test_a_run_against_a_commit_is_refused(gate: Call, tmp_path: Path) -> None:
     code, out, err = gate(measured(tmp_path), "main")
     assert (code, out) == (2, "")
     assert "give two runs, or two commits" in err
+
+
+def test_a_mistake_of_ours_looks_like_no_verdict(
+    gate: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python's own exit code of a traceback is 1, which here says regression."""
+    run = measured(tmp_path)
+    monkeypatch.delattr("resflow_bench.analysis.sides.Samples")
+    code, out, err = gate(run, run)
+    assert (code, out) == (70, "")
+    assert "NameError" in err

@@ -52,7 +52,7 @@ def gate(
     RUN1,RUN2,..., are as many processes, which is what a time is judged by.
 
     \b
-    0  nothing is worse
+    0  nothing is shown to be worse
     1  a regression
     2  the command could not be carried out
     3  a cell failed

@@ -55,10 +55,9 @@ class Face:
     """Base of a suite's asv class; `params` are short strings that never change their meaning.
 
     A subclass names its `suite`, its `cells` (the axes behind each string) and what the measure may
-    spend, and has one-line methods `time_*` and `track_*`; what is timed but the measure, it puts
-    into `calls` in its own `build`. Models are built once per process, since
-    asv calls `setup` before every timed call. The clock waits for the accelerator, and on a CPU it
-    is a steady one.
+    spend, and has one-line methods `time_*` and `track_*`; its own `build` returns what is timed
+    where that is not the whole measure. It is built once per process, since asv calls `setup`
+    before every timed call. The clock waits for the accelerator, and on a CPU it is a steady one.
     """
 
     suite: ClassVar[Suite]
