@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from resflow_bench import theory
+from resflow_bench.advise import advice, ways
+from resflow_bench.advise.advice import Advice, Measured, advise
+from resflow_bench.advise.source import constructor
+from resflow_bench.architectures import linear_flow
 from resflow_bench.cli import main
 from resflow_bench.flows import ActNorm, ResidualBlock, ResidualFlow
-from resflow_bench.lab import advice, ways
-from resflow_bench.lab.advice import Advice, Measured, advise
-from resflow_bench.lab.source import constructor
 from resflow_bench.layers import mlp_branch
 from resflow_bench.logdet import (
     Arnoldi,
@@ -36,7 +37,6 @@ from resflow_bench.logdet import (
     exact_log_det,
 )
 from resflow_bench.logdet.averaged import Averaged
-from resflow_bench.models import linear_flow
 
 TARGET = 0.02
 

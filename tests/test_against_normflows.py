@@ -14,12 +14,14 @@ from scipy import stats
 
 from resflow_bench.data import Dataset, digits_images
 from resflow_bench.flows import Logit, MultiScale, ResidualFlow, image_flow
-from resflow_bench.lab.peers.normflows import normflows_flow, normflows_nets, normflows_seeded
 from resflow_bench.logdet import Exact, Fixed, Gaussian, Geometric, LogDetEstimator, Roulette
-from suites import against_normflows, density_against_normflows, training_against_normflows
-from suites.density_against_normflows import Course, Look, certified, exact_log_prob
-from suites.gradients_against_normflows import Reached, outcome
-from suites.training_against_normflows import THEIR_ROULETTE, ours, theirs
+from resflow_bench.peers.normflows import normflows_flow, normflows_nets, normflows_seeded
+from suites.comparisons import density as density_against_normflows
+from suites.comparisons import log_prob as against_normflows
+from suites.comparisons import training as training_against_normflows
+from suites.comparisons.density import Course, Look, certified, exact_log_prob
+from suites.comparisons.gradients import Reached, outcome
+from suites.comparisons.training import THEIR_ROULETTE, ours, theirs
 
 pytestmark = pytest.mark.skipif(
     find_spec("normflows") is None,

@@ -15,9 +15,9 @@ import pytest
 from asv.config import Config
 
 from resflow_bench.cli import main
-from resflow_bench.lab import asv_again
-from resflow_bench.lab.asv_again import measure_again, results_folder
-from resflow_bench.lab.asv_results import AsvError, AsvResults
+from resflow_bench.speed import asv_again
+from resflow_bench.speed.asv_again import measure_again, results_folder
+from resflow_bench.speed.asv_results import AsvError, AsvResults
 
 pytestmark = pytest.mark.timeout(900)  # environments are made, and pip is slow on a busy machine
 

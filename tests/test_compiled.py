@@ -10,12 +10,11 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
-from resflow_bench.lab.build import build_expansion
+from resflow_bench.jacobian.chain import Chain
+from resflow_bench.jacobian.packed import PACKED_FROM, ByPackedMatrix, packed
+from resflow_bench.jacobian.stages import ByMatrix
 from resflow_bench.lab.cells import Cell, Skip
 from resflow_bench.layers import Branch, conv_branch, mlp_branch
-from resflow_bench.layers.chain import Chain
-from resflow_bench.layers.packed import PACKED_FROM, ByPackedMatrix, packed
-from resflow_bench.layers.pulls import ByMatrix
 from resflow_bench.logdet import (
     Compiled,
     Fixed,
@@ -28,6 +27,7 @@ from resflow_bench.logdet import (
 )
 from resflow_bench.logdet import compiling as module
 from resflow_bench.logdet.expansions import Expansion, tf32
+from resflow_bench.models.build import build_expansion
 
 COMPILER = pytest.mark.skipif(
     shutil.which("g++") is None, reason="torch.compile needs a C++ compiler (g++) on a CPU"

@@ -12,6 +12,7 @@ import torch
 from reference import Array
 from torch import Tensor
 
+from resflow_bench.jacobian.products import DenseJacobian, Vjp, dense_jacobian
 from resflow_bench.layers import CLipSwish, conv_branch, dense_branch, mlp_branch
 from resflow_bench.logdet import (
     Controlled,
@@ -26,7 +27,6 @@ from resflow_bench.logdet import (
 )
 from resflow_bench.logdet.control import at_the_mean
 from resflow_bench.logdet.expansions import Expanded
-from resflow_bench.logdet.products import DenseJacobian, Vjp, dense_jacobian
 
 DTYPE = torch.float64
 DIM, N_TERMS = 4, 6

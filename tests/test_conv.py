@@ -19,8 +19,8 @@ from torch.nn import functional
 from resflow_bench.layers import conv
 from resflow_bench.layers.conv import SpectralConv2d, operator_gram, symbol_norm
 from resflow_bench.layers.layer import Layer
-from resflow_bench.layers.norms import cushion
-from resflow_bench.layers.spectral import Matrix
+from resflow_bench.layers.linear import Matrix
+from resflow_bench.layers.norms.spectral import cushion
 
 # C_in, C_out, kernel, grid: among them kernels that reach over the edge from everywhere.
 SHAPES = [

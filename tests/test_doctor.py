@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from resflow_bench.cli import main
-from resflow_bench.lab import doctor
-from resflow_bench.lab.doctor import examine
 from resflow_bench.lab.provenance import cores
+from resflow_bench.speed import doctor
+from resflow_bench.speed.doctor import examine
 
 ABOUT = {"threads": {"cores": 2, "torch": 2}, "commit": "0123456789abcdef", "dirty": False}
 

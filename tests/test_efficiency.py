@@ -14,11 +14,9 @@ import torch
 from reference import hutchinson_variance, series
 from torch import Tensor
 
-from resflow_bench.analysis.efficiency import compared, name_of, reference, seconds_to
+from resflow_bench.architectures import family_matrix, steep_flow
 from resflow_bench.flows import ResidualBlock, ResidualFlow
-from resflow_bench.lab import measure_efficiency as lab
 from resflow_bench.lab.axes import Value
-from resflow_bench.lab.build import build_problem
 from resflow_bench.lab.cells import Cell, Context, Observation
 from resflow_bench.layers import Branch, LinearBranch, conv_branch, mlp_branch
 from resflow_bench.logdet import (
@@ -36,8 +34,10 @@ from resflow_bench.logdet import (
     jacobian,
     tuned,
 )
-from resflow_bench.models import family_matrix, steep_flow
+from resflow_bench.models.build import build_problem
 from suites.efficiency import BASELINE, DETERMINANT, SUITE, TUNED, candidates
+from suites.efficiency import measure as lab
+from suites.efficiency.candidates import compared, name_of, reference, seconds_to
 
 DTYPE = torch.float64
 D, K = 4, 0.5

@@ -15,6 +15,7 @@ from scipy import fft, linalg
 from torch import Tensor
 
 from resflow_bench import theory
+from resflow_bench.jacobian.products import DenseJacobian
 from resflow_bench.layers import LinearBranch, conv_branch, mlp_branch
 from resflow_bench.logdet import (
     Arnoldi,
@@ -34,7 +35,6 @@ from resflow_bench.logdet import (
     exact_log_det,
     measured_interval,
 )
-from resflow_bench.logdet.products import DenseJacobian
 
 DTYPE = torch.float64
 SERIES: list[Expansion] = [Taylor(), Arnoldi(), Chebyshev(-0.6, 0.6)]

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from resflow_bench.architectures import LINEAR_FAMILIES, linear_flow
 from resflow_bench.fixed_point import Outcome
 from resflow_bench.flows import ActNorm, Inversion, ResidualBlock, ResidualFlow
 from resflow_bench.layers import LinearBranch, Tanh
 from resflow_bench.logdet import Exact, Fixed, Geometric, LogDetEstimator, Rademacher, Roulette
-from resflow_bench.models import LINEAR_FAMILIES, linear_flow
 
 DTYPE = torch.float64
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from resflow_bench.jacobian.chain import Chain
 from resflow_bench.layers import Branch, CLipSwish, LinearBranch, LipSwish, Tanh, fused, mlp_branch
 from resflow_bench.layers.branches import linearise_activation
-from resflow_bench.layers.chain import Chain
 from resflow_bench.logdet import Fixed, LogDetEstimator, Neumann, Rademacher, Taylor
 from resflow_bench.logdet.expansions import inner
 

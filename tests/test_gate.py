@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from resflow_bench.analysis.gate import (
+from resflow_bench.gate.judge import (
     FINE,
     NO_BASE,
     OPEN,
@@ -22,8 +22,8 @@ from resflow_bench.analysis.gate import (
     judge,
     only_twice,
 )  # fmt: skip
-from resflow_bench.analysis.metrics import METRICS
-from resflow_bench.analysis.outcome import (
+from resflow_bench.gate.metrics import METRICS
+from resflow_bench.gate.outcome import (
     FAILED,
     PASSED,
     REGRESSION,

@@ -92,7 +92,7 @@ def test_a_mistake_of_ours_looks_like_no_verdict(
 ) -> None:
     """Python's own exit code of a traceback is 1, which here says regression."""
     run = measured(tmp_path)
-    monkeypatch.delattr("resflow_bench.analysis.sides.Samples")
+    monkeypatch.delattr("resflow_bench.gate.samples.Samples")
     code, out, err = gate(run, run)
     assert (code, out) == (70, "")
     assert "NameError" in err

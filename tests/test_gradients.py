@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from resflow_bench.flows import ResidualFlow
-from resflow_bench.lab.timing import peak_bytes
+from resflow_bench.jacobian.products import Vjp
 from resflow_bench.layers import Branch, CLipSwish, conv_branch, dense_branch, mlp_branch
 from resflow_bench.logdet import (
     Expansion,
@@ -30,7 +30,7 @@ from resflow_bench.logdet import (
     linearise,
 )
 from resflow_bench.logdet.gradients import Attached
-from resflow_bench.logdet.products import Vjp
+from resflow_bench.speed.timing import peak_bytes
 
 DTYPE = torch.float64
 GRADIENTS = [Neumann(), Series()]

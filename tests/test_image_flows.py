@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from resflow_bench.architectures import mlp_flow
 from resflow_bench.fixed_point import Outcome, Solution
 from resflow_bench.flows import (
     ActNorm,
@@ -25,7 +26,6 @@ from resflow_bench.flows import (
     sample_grid,
 )
 from resflow_bench.logdet import Exact, Fixed, LogDetEstimator, Rademacher
-from resflow_bench.models import mlp_flow
 
 DTYPE = torch.float64
 SMALL = MultiScale(n_blocks=1, hidden=(4, 4), n_tail=1, tail_hidden=(16,), mixing=True)

@@ -13,7 +13,7 @@ from torch.autograd import gradcheck
 
 from resflow_bench.layers.induced import InducedConv2d, InducedLinear
 from resflow_bench.layers.layer import Layer
-from resflow_bench.layers.mixed_norms import Convolution, Matrix, climb
+from resflow_bench.layers.norms.mixed import Convolution, Matrix, climb
 from resflow_bench.layers.orders import LearnableOrder, Order, norm, same_order, value
 
 INF = math.inf

@@ -23,8 +23,8 @@ from resflow_bench.fixed_point import (
 from resflow_bench.flows import Inversion, ResidualBlock, ResidualFlow
 from resflow_bench.flows.refinement import in_float64, kept, refined
 from resflow_bench.layers import LinearBranch, LipSwish, mlp_branch
-from suites import against_normflows
-from suites import inverse_against_normflows as against
+from suites.comparisons import inverse as against
+from suites.comparisons import log_prob as against_normflows
 
 DOUBLE = torch.float64
 DIM = 8

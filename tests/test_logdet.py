@@ -150,7 +150,7 @@ def test_exact_takes_large_batches_in_slices(monkeypatch) -> None:
     """Rows in chunks and examples in slices: the same numbers as all at once."""
     branch, x = make_mlp()
     whole, matrices = exact_log_det(branch, x), jacobian(branch, x)
-    monkeypatch.setattr("resflow_bench.logdet.products.CHUNK_NUMBERS", 50)
+    monkeypatch.setattr("resflow_bench.jacobian.products.CHUNK_NUMBERS", 50)
     monkeypatch.setattr("resflow_bench.logdet.exact.CHUNK_NUMBERS", 50)
     torch.testing.assert_close(exact_log_det(branch, x), whole, rtol=0, atol=1e-13)
     torch.testing.assert_close(jacobian(branch, x), matrices, rtol=0, atol=1e-13)

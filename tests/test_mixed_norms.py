@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from resflow_bench.layers.mixed_norms import (
+from resflow_bench.layers.norms.mixed import (
     Convolution,
     Matrix,
     balance_at,

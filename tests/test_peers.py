@@ -16,9 +16,13 @@ from scipy import linalg
 
 import suites
 from resflow_bench.flows import ResidualFlow
-from resflow_bench.lab.build import build_problem, dense_truth
 from resflow_bench.lab.cells import Cell, Context, Observation, Skip
-from resflow_bench.lab.measure_peers import (
+from resflow_bench.models.build import build_problem, dense_truth
+from resflow_bench.peers import MODES, PEERS, Asked, Peer, peer
+from resflow_bench.peers.normflows import neumann_bias
+from resflow_bench.peers.torchflows import roulette_bias
+from suites.peers.figures import side_by_side
+from suites.peers.measure import (
     UPSTREAM,
     _values,
     batch_correlation,
@@ -27,10 +31,6 @@ from resflow_bench.lab.measure_peers import (
     gradient_error,
     inverse_error,
 )
-from resflow_bench.lab.peers import MODES, PEERS, Asked, Peer, peer
-from resflow_bench.lab.peers.normflows import neumann_bias
-from resflow_bench.lab.peers.torchflows import roulette_bias
-from resflow_bench.report.figures.peers import side_by_side
 
 pytestmark = pytest.mark.skipif(
     find_spec("normflows") is None or find_spec("torchflows") is None,

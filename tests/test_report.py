@@ -21,9 +21,9 @@ from resflow_bench.analysis.tables import wide
 from resflow_bench.analysis.verdicts import judge
 from resflow_bench.lab.plan import Plan
 from resflow_bench.report.figures import SECTIONS
-from resflow_bench.report.figures.efficiency import error_against_time, variance_time, winners
-from resflow_bench.report.figures.variance import bounds, over_closed_form, roulette
 from resflow_bench.report.page import REASONS, write_report
+from suites.efficiency.figures import error_against_time, variance_time, winners
+from suites.variance.figures import bounds, over_closed_form, roulette
 
 PICTURES = {picture.name: (s.suite, picture.draw) for s in SECTIONS for picture in s.pictures}
 

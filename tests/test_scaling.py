@@ -16,12 +16,12 @@ from scipy import optimize
 from resflow_bench.analysis.findings import findings
 from resflow_bench.analysis.tables import wide
 from resflow_bench.analysis.verdicts import judge
-from resflow_bench.lab import measure_scaling as lab
-from resflow_bench.lab import timing
 from resflow_bench.lab.axes import parse_assignment
 from resflow_bench.lab.cells import Cell, Context, Observation
-from resflow_bench.lab.timing import Call, count_flops
-from resflow_bench.report.figures.scaling import ladders
+from resflow_bench.speed import timing
+from resflow_bench.speed.timing import Call, count_flops
+from suites.scaling import measure as lab
+from suites.scaling.figures import ladders
 
 SMALL = {"dim": 6, "width": 10, "dtype": "float32", "device": "cpu"}
 FIRST = {"n_terms": 3, "n_probes": 2, "batch_size": 4}

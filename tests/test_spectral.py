@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 from resflow_bench.layers.layer import Layer
-from resflow_bench.layers.norms import leading
-from resflow_bench.layers.spectral import SpectralLinear
+from resflow_bench.layers.linear import SpectralLinear
+from resflow_bench.layers.norms.spectral import leading
 
 
 def generator(seed: int = 0) -> torch.Generator:

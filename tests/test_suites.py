@@ -13,12 +13,13 @@ import torch
 
 import suites
 import suites.bias
+from resflow_bench.architectures import LINEAR_FAMILIES, architecture_named, family_matrix
+from resflow_bench.architectures import catalogue as models
 from resflow_bench.intervals import median_interval
-from resflow_bench.lab import models, timing
-from resflow_bench.lab.build import build_flow, build_problem
 from resflow_bench.lab.cells import Cell, Context, Failure, Skip
-from resflow_bench.lab.face import YARDSTICK_S, SteadyClock
-from resflow_bench.models import LINEAR_FAMILIES, architecture_named, family_matrix
+from resflow_bench.models.build import build_flow, build_problem
+from resflow_bench.speed import timing
+from resflow_bench.speed.benchmark import YARDSTICK_S, SteadyClock
 
 EFFORT = {"n_points": 4, "max_draws": 6000, "half_width": 0.02, "seconds": 0.05}
 
@@ -298,12 +299,12 @@ def test_a_steady_clock_counts_in_yardsticks_on_a_cpu_alone(monkeypatch) -> None
     """A machine at half its speed: the yardstick takes twice as long, and so does a call."""
     for slowdown in (1.0, 2.0):
         times = iter([0.0, slowdown * YARDSTICK_S, 1.0, 1.0 + 3.0 * slowdown])
-        monkeypatch.setattr("resflow_bench.lab.face.timer", lambda times=times: next(times))
+        monkeypatch.setattr("resflow_bench.speed.benchmark.timer", lambda times=times: next(times))
         clock = SteadyClock()
         clock.pace(torch.device("cpu"))
         start = clock()
         assert clock() - start == pytest.approx(3.0)
-    monkeypatch.setattr("resflow_bench.lab.face.timer", lambda: 7.0)
+    monkeypatch.setattr("resflow_bench.speed.benchmark.timer", lambda: 7.0)
     clock.pace(torch.device("cuda"))
     assert clock() == 7.0
 

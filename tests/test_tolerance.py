@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from resflow_bench.architectures import linear_flow
 from resflow_bench.flows import Inversion
-from resflow_bench.models import linear_flow
 
 
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6])

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from resflow_bench import theory
+from resflow_bench.jacobian.products import Map, Products
+from resflow_bench.jacobian.stages import ByMatrix
 from resflow_bench.layers import (
     Branch,
     CLipSwish,
@@ -20,7 +22,6 @@ from resflow_bench.layers import (
     dense_branch,
     mlp_branch,
 )
-from resflow_bench.layers.pulls import ByMatrix
 from resflow_bench.logdet import (
     Estimate,
     Fixed,
@@ -39,7 +40,6 @@ from resflow_bench.logdet import (
     exact_log_det,
     jacobian,
 )
-from resflow_bench.logdet.products import Map, Products
 
 DTYPE = torch.float64
 

@@ -25,18 +25,18 @@ from trainings import (
 )
 
 from resflow_bench.analysis.tables import wide
+from resflow_bench.architectures import architecture_named
 from resflow_bench.data import dataset_named
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab import watch
-from resflow_bench.lab.course import PRESETS, TRAINING, Course
 from resflow_bench.lab.store import Store
-from resflow_bench.lab.train import Standing
-from resflow_bench.lab.weights import tame
-from resflow_bench.lab.workers import one_thread
 from resflow_bench.logdet import exact_log_det
-from resflow_bench.models import architecture_named
-from resflow_bench.report.figures import training as figures
-from resflow_bench.training import Trainer
+from resflow_bench.threads import one_thread
+from resflow_bench.training.course import PRESETS, TRAINING, Course
+from resflow_bench.training.run import Standing
+from resflow_bench.training.trainer import Trainer
+from resflow_bench.training.weights import tame
+from suites.training import figures
 
 
 @pytest.fixture(scope="module")

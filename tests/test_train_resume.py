@@ -27,9 +27,9 @@ from trainings import (
 )
 
 from resflow_bench.analysis.tables import wide
-from resflow_bench.lab import train as lab_train
 from resflow_bench.lab.store import Run
-from resflow_bench.training import Trainer
+from resflow_bench.training.trainer import Trainer
+from resflow_bench.training.trainer import run as lab_train
 
 ROOT = Path(__file__).parents[1]
 
@@ -124,8 +124,9 @@ def test_a_training_that_was_killed_goes_on_to_the_same_numbers(whole: Whole, ca
     script = f"""
 import os, signal, sys
 from resflow_bench.cli import main
-from resflow_bench.lab import store, train
-from resflow_bench.training import Trainer
+from resflow_bench.lab import store
+from resflow_bench.training.trainer import run as train
+from resflow_bench.training.trainer import Trainer
 store.SECONDS_BUFFERED, train.SECONDS_BETWEEN_CHECKPOINTS, train.SAVING = -1.0, 0.0, float("inf")
 step, log_prob = Trainer.step, train._log_prob
 def late(*arguments):

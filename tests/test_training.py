@@ -14,7 +14,7 @@ from torch import Tensor
 from resflow_bench.data import Dataset
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.logdet import Exact, Geometric, LogDetEstimator, Rademacher, Roulette
-from resflow_bench.training import JUMP, Diverged, Trainer, Training
+from resflow_bench.training.trainer import JUMP, Diverged, Trainer, Training
 
 ESTIMATOR = LogDetEstimator(Rademacher(), Roulette(Geometric(0.3), n_exact=2))
 

@@ -18,20 +18,21 @@ from resflow_bench.analysis.findings import findings
 from resflow_bench.analysis.rules import AtLeast
 from resflow_bench.analysis.tables import axes, wide
 from resflow_bench.analysis.verdicts import judge
+from resflow_bench.architectures import linear_flow
 from resflow_bench.cli import cli
 from resflow_bench.data import density_named
 from resflow_bench.flows import ResidualBlock
-from resflow_bench.lab import measure_training, weights
+from resflow_bench.lab import measure_training
 from resflow_bench.lab.cells import Cell, Context, Grid, Observation, Preset, Result, Skip, Suite
 from resflow_bench.lab.measure_training import density_recipe, gap_recipe
-from resflow_bench.lab.models import held_out
 from resflow_bench.lab.pictures import pack, unpack
 from resflow_bench.lab.plan import Plan, begin
 from resflow_bench.lab.store import COLUMNS, PICTURE, REPLICATES, Store, merge
 from resflow_bench.lab.sweep import sweep
 from resflow_bench.logdet import Fixed, LogDetEstimator, Rademacher
-from resflow_bench.models import linear_flow
+from resflow_bench.models.catalogue import held_out
 from resflow_bench.report.page import write_report
+from resflow_bench.training.trainer import weights
 
 FLOW = {"dataset": "checkerboard", "architecture": "mlp", "lipschitz": 0.9, "device": "cpu"}
 FIXED = {"truncation": "fixed", "n_terms": 1}
@@ -372,7 +373,7 @@ def test_a_training_s_gap_is_judged_told_and_drawn(tmp_path: Path) -> None:
 
 def test_pictures_are_drawn(results: Path, tmp_path: Path) -> None:
     """And the true density stands beside the learned one, on one scale of colours."""
-    from resflow_bench.report.figures.density import images, planes
+    from suites.density.figures import images, planes
 
     square = np.arange(4.0).reshape(2, 2)
     plane = pack(learned=square, true=2 * square, samples=np.zeros((3, 2)), reach=2.0)

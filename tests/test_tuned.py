@@ -28,8 +28,8 @@ from resflow_bench.logdet import (
     tuned,
 )
 from resflow_bench.logdet.optimal import Pilot, pilot, share
-from resflow_bench.logdet.threads import one_torch_thread
 from resflow_bench.logdet.tuned import N_PROBES, mean_terms
+from resflow_bench.threads import one_torch_thread
 
 DTYPE = torch.float64
 D, K = 8, 0.8

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from resflow_bench.flows import ResidualFlow
-from resflow_bench.lab import weights
 from resflow_bench.lab.cells import silent
-from resflow_bench.lab.weights import Recipe, tame, trained
 from resflow_bench.logdet import Fixed, LogDetEstimator, Rademacher
-from resflow_bench.training import Training
+from resflow_bench.training.trainer import Training, weights
+from resflow_bench.training.weights import Recipe, tame, trained
 
 RECIPE = Recipe(
     "mlp", "digits-logit", 0.8, Training(n_steps=4, batch_size=32), tame(0.8, per="batch")

@@ -15,8 +15,8 @@ import torch
 
 from resflow_bench.cli import main
 from resflow_bench.lab.store import Run, Store
-from resflow_bench.lab.train import Files
-from resflow_bench.training import Training
+from resflow_bench.training.run import Files
+from resflow_bench.training.trainer import Training
 
 STEPS = 12
 TINY = f"train checkerboard --preset smoke --steps {STEPS} --batch-size 16"

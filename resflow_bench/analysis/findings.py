@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 
-from resflow_bench.analysis.efficiency import compared, reference, seconds_to
 from resflow_bench.analysis.tables import number, wide, with_interval
+from suites.efficiency.candidates import compared, reference, seconds_to
 
 HOW_MANY = 3
 TARGET = 0.01  # nat: the standard deviation that a model comparison needs

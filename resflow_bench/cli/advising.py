@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from resflow_bench.lab.advice import Advice
+    from resflow_bench.advise.advice import Advice
 
 N_RUNNERS_UP = 5
 AXES = ("model", "dim", "lipschitz", "device", "dtype")
@@ -49,13 +49,13 @@ def advise(
 ) -> None:
     """Measure which estimator reaches an error in the least time; print the Python that makes it.
 
-    Of a flow of your own, the same from Python: resflow_bench.lab.advice.advise(flow, x).
+    Of a flow of your own, the same from Python: resflow_bench.advise.advice.advise(flow, x).
     """
-    from resflow_bench.lab import advice
+    from resflow_bench.advise import advice
     from resflow_bench.lab.axes import AXES as RULES
-    from resflow_bench.lab.build import build_flow, build_points
     from resflow_bench.lab.cells import Cell, Skip
-    from resflow_bench.lab.models import MODELS
+    from resflow_bench.models.build import build_flow, build_points
+    from resflow_bench.models.catalogue import MODELS
 
     with refusals(ValueError, Skip), _watching() as listen:
         given = {name: RULES[name].parse(text) for name, text in asked.items()}
@@ -87,7 +87,7 @@ def _problem(cell: Any, results: Path, n: int, gradient: bool) -> str:
     return "\n".join(
         [
             "from pathlib import Path",
-            "from resflow_bench.lab.build import build_flow, build_points",
+            "from resflow_bench.models.build import build_flow, build_points",
             "from resflow_bench.lab.cells import Cell",
             "",
             f'cell = Cell("advise", {{{axes}}})',

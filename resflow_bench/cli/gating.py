@@ -59,9 +59,9 @@ def gate(
     4  nothing, or too little, was measured in NEW
     5  too many metrics are undecided
     """  # noqa: D301 (the b is meant: click keeps the lines)
-    from resflow_bench.analysis.gate import judge, only_twice
-    from resflow_bench.analysis.outcome import conclude
-    from resflow_bench.lab.asv_results import AsvError
+    from resflow_bench.gate.judge import judge, only_twice
+    from resflow_bench.gate.outcome import conclude
+    from resflow_bench.speed.asv_results import AsvError
 
     with refusals(AsvError, ValueError):
         if "" in allowed:
@@ -89,7 +89,7 @@ def _of_runs(base: str, new: str, results: Path) -> tuple[pd.DataFrame, pd.DataF
     Raises:
         ValueError: only one is, or they were not measured alike.
     """
-    from resflow_bench.analysis.sides import side_of_runs
+    from resflow_bench.gate.samples import side_of_runs
 
     runs = [_runs(names, results) for names in (base, new)]
     if not any(runs):
@@ -119,9 +119,9 @@ def _of_runs(base: str, new: str, results: Path) -> tuple[pd.DataFrame, pd.DataF
 
 
 def _of_asv(base: str, new: str, config: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    from resflow_bench.analysis.sides import sides_of_asv
-    from resflow_bench.lab.asv_again import results_folder
-    from resflow_bench.lab.asv_results import AsvResults
+    from resflow_bench.gate.samples import sides_of_asv
+    from resflow_bench.speed.asv_again import results_folder
+    from resflow_bench.speed.asv_results import AsvResults
 
     found = AsvResults(results_folder(config))
     return sides_of_asv(found.rows(_commit(base)), found.rows(_commit(new)))
@@ -152,7 +152,7 @@ def _commit(name: str) -> str:
 
 def _flagged(table: pd.DataFrame) -> set[str]:
     """The benchmarks, without parameters and places."""
-    from resflow_bench.analysis.gate import WORSE
+    from resflow_bench.gate.judge import WORSE
 
     bad = table[table["verdict"] == WORSE]
     return set(bad["suite"] + "." + bad["cell"].str.extract(r"^([^ (]+)")[0])
@@ -163,8 +163,8 @@ def _once_more(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     import tempfile
 
-    from resflow_bench.analysis.sides import sides_of_asv
-    from resflow_bench.lab.asv_again import measure_again
+    from resflow_bench.gate.samples import sides_of_asv
+    from resflow_bench.speed.asv_again import measure_again
 
     click.echo(f"measuring {', '.join(sorted(flagged))} again", err=True)
     with tempfile.TemporaryDirectory() as scratch:
@@ -175,7 +175,7 @@ def _once_more(
 @cli.command()
 def doctor() -> None:
     """Is this machine fit to measure on? What is not, and what mends it; nothing is refused."""
-    from resflow_bench.lab.doctor import examine
+    from resflow_bench.speed.doctor import examine
 
     for sign in examine():
         click.echo(f"{'mend' if sign.remedy else 'fine'}  {sign.name}: {sign.found}")
@@ -190,10 +190,10 @@ def doctor() -> None:
 @asv_option
 def export(out: Path, config: Path) -> None:
     """asv's history for Apache Otava: a CSV per suite and a configuration in FOLDER."""
-    from resflow_bench.analysis.metrics import METRICS
-    from resflow_bench.lab.asv_again import results_folder
-    from resflow_bench.lab.asv_results import AsvError
-    from resflow_bench.lab.history import export_otava
+    from resflow_bench.gate.metrics import METRICS
+    from resflow_bench.speed.asv_again import results_folder
+    from resflow_bench.speed.asv_results import AsvError
+    from resflow_bench.speed.history import export_otava
 
     worse = {name: metric.worse for name, metric in METRICS.items()}
     with refusals(AsvError):

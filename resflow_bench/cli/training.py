@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from resflow_bench.lab.course import Course
     from resflow_bench.lab.store import Run
+    from resflow_bench.training.course import Course
 
 
 @cli.command()
@@ -53,10 +53,10 @@ def train(data: Path, results: Path, resume: str | None, **asked: Any) -> int:
     there, to the same numbers.
     """
     from resflow_bench.data import DATASETS, dataset_named
-    from resflow_bench.lab.course import Course, begin
     from resflow_bench.lab.store import Store
-    from resflow_bench.lab.train import train as carry_out
     from resflow_bench.lab.watch import watching
+    from resflow_bench.training.course import Course, begin
+    from resflow_bench.training.run import train as carry_out
 
     with refusals(ValueError), watching() as listen:
         store = Store(results)
@@ -93,8 +93,8 @@ def train(data: Path, results: Path, resume: str | None, **asked: Any) -> int:
 def _learnt(trained: Run, course: Course) -> Iterator[str]:
     """The last held-out log-likelihood, where the weights are, and how to load them."""
     from resflow_bench.analysis.tables import wide, with_interval
-    from resflow_bench.lab.course import TRAINING
-    from resflow_bench.lab.train import Files
+    from resflow_bench.training.course import TRAINING
+    from resflow_bench.training.run import Files
 
     rows = wide(trained.frame(TRAINING.name))
     if "log_prob_test" in rows and len(rows := rows.dropna(subset=["log_prob_test"])):
@@ -109,7 +109,7 @@ def _learnt(trained: Run, course: Course) -> Iterator[str]:
     if (file := Files(trained).weights).exists():
         architecture, lipschitz = course.recipe.architecture, course.recipe.lipschitz
         yield f"weights: {file}"
-        yield "  import torch, resflow_bench.models as models"
+        yield "  import torch, resflow_bench.architectures as models"
         yield f'  flow = models.architecture_named("{architecture}")({course.event}, {lipschitz})'
         quoted = json.dumps(str(file))
         yield f"  flow.load_state_dict(torch.load({quoted}, weights_only=True))"

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from resflow_bench.jacobian.products import dense_jacobian
 from resflow_bench.layers import Branch, DenseLayer, LinearBranch, SpectralConv2d, SpectralLinear
 from resflow_bench.layers.activations import Activation, Curved, Sloped
-from resflow_bench.logdet.products import dense_jacobian
 
 ROUNDING = 8.0
 """Units in float32's last place, relative to sqrt(d) Lip(g) >= ||J||_F, that J is charged for each

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from resflow_bench.fixed_point import Auto, NewtonKrylov, Secant, Solution, Step, solve
+from resflow_bench.jacobian.chain import Chain
+from resflow_bench.jacobian.products import dense_jacobian
+from resflow_bench.jacobian.stages import ByMatrix, Pull
 from resflow_bench.layers import Activation, Branch, LinearBranch, SpectralLinear
 from resflow_bench.layers.branches import linearise_activation
-from resflow_bench.layers.chain import Chain
-from resflow_bench.layers.pulls import ByMatrix, Pull
-from resflow_bench.logdet.products import dense_jacobian
 
 Part = TypeVar("Part", bound=nn.Module)
 Made = TypeVar("Made")

@@ -71,7 +71,7 @@ def _one_of(*names: str) -> Callable[[Any], str | None]:
 
 
 def _model(value: str) -> str | None:
-    from resflow_bench.lab.models import MODELS
+    from resflow_bench.models.catalogue import MODELS
 
     return _one_of(*MODELS)(value)
 
@@ -83,7 +83,7 @@ def _dataset(value: str) -> str | None:
 
 
 def _architecture(value: str) -> str | None:
-    from resflow_bench.models import ARCHITECTURES
+    from resflow_bench.architectures import ARCHITECTURES
 
     return _one_of(*ARCHITECTURES)(value)
 
@@ -101,13 +101,13 @@ def _expansion(value: str) -> str | None:
 
 
 def _implementation(value: str) -> str | None:
-    from resflow_bench.lab.peers import PEERS
+    from resflow_bench.peers import PEERS
 
     return _one_of(*PEERS)(value)
 
 
 def _mode(value: str) -> str | None:
-    from resflow_bench.lab.peers import MODES
+    from resflow_bench.peers import MODES
 
     return _one_of(*MODES)(value)
 
@@ -140,7 +140,7 @@ def _canonical_law(text: str) -> str:
 
 
 def _law(text: str) -> str | None:
-    from resflow_bench.lab.build import build_law
+    from resflow_bench.models.build import build_law
 
     try:
         build_law(text)

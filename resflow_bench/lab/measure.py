@@ -22,7 +22,9 @@ from resflow_bench.intervals import (
     mean_interval,
     variance_interval,
 )
-from resflow_bench.lab.build import (
+from resflow_bench.lab.cells import Cell, Context, Failure, Observation
+from resflow_bench.logdet import Fixed, LogDetEstimator, Probe, Roulette
+from resflow_bench.models.build import (
     Problem,
     build_estimator,
     build_flow,
@@ -31,8 +33,6 @@ from resflow_bench.lab.build import (
     dense_truth,
     sizes,
 )
-from resflow_bench.lab.cells import Cell, Context, Failure, Observation
-from resflow_bench.logdet import Fixed, LogDetEstimator, Probe, Roulette
 
 EXAMPLES_PER_CALL = 512
 """Probes x points x repeats in one call: large enough to hide overhead, small enough that the

@@ -15,7 +15,6 @@ from torch import Tensor
 from resflow_bench.data import DENSITIES, Dataset, density_named
 from resflow_bench.flows import ResidualFlow, sample_grid, tiled
 from resflow_bench.intervals import Interval, mean_interval
-from resflow_bench.lab.build import Problem, build_estimator, dense_truth, sizes
 from resflow_bench.lab.cells import Cell, Context, Observation, Skip, silent
 from resflow_bench.lab.measure import (
     EXAMPLES_PER_CALL,
@@ -24,11 +23,12 @@ from resflow_bench.lab.measure import (
     realised,
     sample_errors,
 )
-from resflow_bench.lab.models import held_out
 from resflow_bench.lab.pictures import pack
-from resflow_bench.lab.weights import Recipe, dataset, tame, trained
 from resflow_bench.logdet import Exact, LogDetEstimator
-from resflow_bench.training import Diverged, Training
+from resflow_bench.models.build import Problem, build_estimator, dense_truth, sizes
+from resflow_bench.models.catalogue import held_out
+from resflow_bench.training.trainer import Diverged, Training
+from resflow_bench.training.weights import Recipe, dataset, tame, trained
 
 GAP_TRAINING = Training(n_steps=2000, batch_size=64, learning_rate=2e-3)
 """Of `training_gap`, whatever the objective: its cells look at one training on the way."""

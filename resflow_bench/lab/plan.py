@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from resflow_bench.lab.doctor import findings
 from resflow_bench.lab.provenance import provenance
+from resflow_bench.speed.doctor import findings
 
 if TYPE_CHECKING:
     from resflow_bench.lab.axes import Value

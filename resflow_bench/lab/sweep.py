@@ -22,8 +22,8 @@ from resflow_bench.lab.workers import (
     by_workers,
     explain,
     in_turn,
-    one_thread,
 )
+from resflow_bench.threads import one_thread
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ from resflow_bench.lab.progress import SECONDS_BETWEEN_LINES, bar
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from resflow_bench.lab.train import Listener, Standing
+    from resflow_bench.training.run import Listener, Standing
 
 
 @contextmanager

@@ -7,16 +7,14 @@ import os
 import signal
 import threading
 from collections import deque
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from multiprocessing import connection, resource_tracker
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from threadpoolctl import threadpool_limits
-
 from resflow_bench.lab.cells import Cell, Context, Failure, Result, Skip, Suite
 from resflow_bench.lab.interrupt import NUMBERS, Interrupts
-from resflow_bench.logdet.threads import one_torch_thread
+from resflow_bench.threads import one_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -65,13 +63,6 @@ def explain(error: BaseException) -> str:
     """What went wrong, in one line."""
     text = " ".join(str(error).split())[:_LONGEST_MESSAGE]
     return text if isinstance(error, Failure) else f"{type(error).__name__}: {text}"
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """`one_torch_thread`, and one for every BLAS and OpenMP that is loaded, numpy's too."""
-    with one_torch_thread(), threadpool_limits(1):
-        yield
 
 
 def in_turn(tasks: Iterable[Task], interrupts: Interrupts) -> Iterator[Answer]:

@@ -10,19 +10,19 @@ from resflow_bench.layers.activations import (
     Softplus,
     Tanh,
 )
-from resflow_bench.layers.architectures import (
+from resflow_bench.layers.branches import Branch, LinearBranch
+from resflow_bench.layers.builders import (
     conv_branch,
     dense_branch,
     dense_conv_branch,
     mlp_branch,
 )
-from resflow_bench.layers.branches import Branch, LinearBranch
 from resflow_bench.layers.conv import SpectralConv2d
 from resflow_bench.layers.dense import DenseLayer
 from resflow_bench.layers.induced import InducedConv2d, InducedLinear
 from resflow_bench.layers.layer import Certificate, Layer
+from resflow_bench.layers.linear import SpectralLinear
 from resflow_bench.layers.orders import LearnableOrder, Order
-from resflow_bench.layers.spectral import SpectralLinear
 
 __all__ = [
     "ELU",

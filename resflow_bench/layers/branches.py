@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from resflow_bench.jacobian.chain import Chain
+from resflow_bench.jacobian.stages import ByMatrix, BySlope, Pull
 from resflow_bench.layers import fused
 from resflow_bench.layers.activations import Activation
-from resflow_bench.layers.chain import Chain
 from resflow_bench.layers.layer import Certificate, Layer
 from resflow_bench.layers.orders import Order, norm, same_order
-from resflow_bench.layers.pulls import ByMatrix, BySlope, Pull
 
 # A promise is met up to the rounding of the product that checks it.
 _SLACK = 1e-6

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from resflow_bench.jacobian.stages import FAST, ByKernel, padding
 from resflow_bench.layers.layer import Certificate
-from resflow_bench.layers.norms import Operator, Pair, SpectralNorm, finite, leading, unit
+from resflow_bench.layers.linear import Matrix, uniform
+from resflow_bench.layers.norms.spectral import Operator, Pair, SpectralNorm, finite, leading, unit
 from resflow_bench.layers.orders import Order
-from resflow_bench.layers.pulls import FAST, ByKernel, padding
-from resflow_bench.layers.spectral import Matrix, uniform
 
 # Smaller sides of an operator up to which its leading pair is exact: in every update (2 ms on one
 # core at 256) and where time is not pressing (0.1 s at 1024).

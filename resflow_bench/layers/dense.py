@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from resflow_bench.jacobian.chain import Chain
+from resflow_bench.jacobian.stages import ByConcatenation
 from resflow_bench.layers.activations import Activation
 from resflow_bench.layers.branches import linearise_activation
-from resflow_bench.layers.chain import Chain
 from resflow_bench.layers.layer import Certificate, Layer
 from resflow_bench.layers.orders import Order
-from resflow_bench.layers.pulls import ByConcatenation
 
 
 class DenseLayer(nn.Module):

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from resflow_bench.jacobian.stages import ByMatrix, BySlope, Pull
 from resflow_bench.layers.activations import LIPSWISH_SCALE, LipSwish, SwishAndSlope
-from resflow_bench.layers.pulls import ByMatrix, BySlope, Pull
-from resflow_bench.layers.spectral import SpectralLinear
+from resflow_bench.layers.linear import SpectralLinear
 
 Stages = Sequence[SpectralLinear | LipSwish]
 

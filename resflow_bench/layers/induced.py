@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from resflow_bench.jacobian.stages import FAST, ByKernel, ByMatrix, padding
 from resflow_bench.layers.layer import Certificate
-from resflow_bench.layers.mixed_norms import (
+from resflow_bench.layers.linear import uniform
+from resflow_bench.layers.norms.mixed import (
     Convolution,
     Matrix,
     Operator,
@@ -22,10 +24,8 @@ from resflow_bench.layers.mixed_norms import (
     simple_starts,
     upper_bounds,
 )
-from resflow_bench.layers.norms import cushion, finite
+from resflow_bench.layers.norms.spectral import cushion, finite
 from resflow_bench.layers.orders import LearnableOrder, Order, checked_order, value
-from resflow_bench.layers.pulls import FAST, ByKernel, ByMatrix, padding
-from resflow_bench.layers.spectral import uniform
 
 # Power iterations of an update, from the last best vector and two that are made anew.
 UPDATE_STEPS = 5

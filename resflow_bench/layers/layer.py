@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from resflow_bench.jacobian.stages import Pull
 from resflow_bench.layers.orders import Order
-from resflow_bench.layers.pulls import Pull
 
 
 class Certificate(NamedTuple):

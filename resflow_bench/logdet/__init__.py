@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 
+from resflow_bench.jacobian.products import Linearisation, autograd, cached, dense, linearise
 from resflow_bench.logdet.arnoldi import Arnoldi
 from resflow_bench.logdet.averaged import Averaged
 from resflow_bench.logdet.chebyshev import Chebyshev, Interval, measured_interval
@@ -23,7 +24,6 @@ from resflow_bench.logdet.probes import (
     Rademacher,
     Sphere,
 )
-from resflow_bench.logdet.products import Linearisation, autograd, cached, dense, linearise
 from resflow_bench.logdet.truncation import Fixed, Roulette, Terms, Truncation
 from resflow_bench.logdet.tuned import PerBranch, tuned
 

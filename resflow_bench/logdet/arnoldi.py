@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from resflow_bench.jacobian.products import Vjp
 from resflow_bench.logdet.expansions import Expanded, Work, longest_first, part
-from resflow_bench.logdet.products import Vjp
 from resflow_bench.logdet.truncation import Fixed, Terms
 
 BREAKDOWN = 10.0

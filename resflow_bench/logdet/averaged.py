@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from resflow_bench.jacobian.products import Map
 from resflow_bench.logdet.estimator import Estimate, Estimator
-from resflow_bench.logdet.products import Map
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from resflow_bench import theory
+from resflow_bench.jacobian.products import Vjp
 from resflow_bench.logdet.arnoldi import krylov
 from resflow_bench.logdet.expansions import Expanded, inner, longest_first, part
-from resflow_bench.logdet.products import Vjp
 from resflow_bench.logdet.truncation import Fixed, Terms
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resflow_bench.layers.chain import Chain
-from resflow_bench.layers.pulls import BySlope, Pull
+from resflow_bench.jacobian.chain import Chain
+from resflow_bench.jacobian.products import Vjp
+from resflow_bench.jacobian.stages import BySlope, Pull
 from resflow_bench.logdet.expansions import Expanded, headroom, inner, kept, longest_first, part
-from resflow_bench.logdet.products import Vjp
 from resflow_bench.logdet.truncation import Terms
 
 AT_ONCE = 4

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from resflow_bench.jacobian.products import Vjp, dense_jacobian
 from resflow_bench.logdet.expansions import Expanded, Expansion, Taylor, inner
-from resflow_bench.logdet.products import Vjp, dense_jacobian
 from resflow_bench.logdet.truncation import Terms
 
 

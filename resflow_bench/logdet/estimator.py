@@ -10,10 +10,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from resflow_bench.jacobian.products import Map, Products, Vjp, linearise
 from resflow_bench.logdet.expansions import Expansion, Taylor
 from resflow_bench.logdet.gradients import Gradient, Neumann, constant
 from resflow_bench.logdet.probes import Probe
-from resflow_bench.logdet.products import Map, Products, Vjp, linearise
 from resflow_bench.logdet.truncation import Fixed, Truncation
 
 

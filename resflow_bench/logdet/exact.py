@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.logdet.estimator import Estimate
-from resflow_bench.logdet.products import (
+from resflow_bench.jacobian.products import (
     CHUNK_NUMBERS,
     Map,
     Products,
@@ -17,7 +16,8 @@ from resflow_bench.logdet.products import (
     dense_jacobian,
     linearise,
 )
-from resflow_bench.logdet.threads import one_torch_thread
+from resflow_bench.logdet.estimator import Estimate
+from resflow_bench.threads import one_torch_thread
 
 
 def jacobian(g: Map, x: Tensor) -> Tensor:

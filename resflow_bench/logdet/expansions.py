@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resflow_bench.logdet.products import Vjp
+from resflow_bench.jacobian.products import Vjp
 from resflow_bench.logdet.truncation import Terms
 
 COMPACT_AT = 0.8

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from resflow_bench.layers.chain import Chain
-from resflow_bench.layers.pulls import ByMatrix, BySlope
+from resflow_bench.jacobian.chain import Chain
+from resflow_bench.jacobian.products import Vjp
+from resflow_bench.jacobian.stages import ByMatrix, BySlope
 from resflow_bench.logdet.expansions import Expansion, Taylor, inner
-from resflow_bench.logdet.products import Vjp
 from resflow_bench.logdet.truncation import Terms
 
 P = ParamSpec("P")

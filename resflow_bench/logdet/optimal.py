@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from resflow_bench import theory
+from resflow_bench.jacobian.products import Map
 from resflow_bench.logdet.estimator import LogDetEstimator
 from resflow_bench.logdet.laws import Tabulated
 from resflow_bench.logdet.probes import Probe
-from resflow_bench.logdet.products import Map
 from resflow_bench.logdet.truncation import Roulette
 
 MAX_TAILS = 512

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from resflow_bench.jacobian.products import Map
 from resflow_bench.logdet.estimator import Estimate, LogDetEstimator
 from resflow_bench.logdet.optimal import MAX_TAILS, pilot
-from resflow_bench.logdet.products import Map
 from resflow_bench.logdet.truncation import Roulette
 
 N_PROBES = (1, 2, 4, 8, 16, 32)

@@ -32,8 +32,9 @@ from resflow_bench.analysis.tables import (
     with_interval,
 )
 from resflow_bench.lab.store import BESIDE
-from resflow_bench.report.figures import SECTIONS, look
-from resflow_bench.report.figures.section import Picture, Section
+from resflow_bench.report import look
+from resflow_bench.report.figures import SECTIONS
+from resflow_bench.report.section import Picture, Section
 
 MAX_LINES = 60  # of a table or a list on the page; the CSV beside it has them all
 PHONE = 1

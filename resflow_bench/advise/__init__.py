@@ -1,0 +1,1 @@
+"""Advice: the estimator that reaches an asked error on a flow in the least time."""

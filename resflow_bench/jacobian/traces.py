@@ -1,0 +1,161 @@
+"""Exact traces of the powers of a branch's Jacobian, at the cost of about one product each.
+
+A probe spends most of its variance on the first terms of the series, and for the usual branches
+these are a contraction of weights that all examples share with slopes that each has for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from resflow_bench.jacobian.stages import ByKernel, ByMatrix, BySlope, Pull, padding
+
+
+def traces(pulls: Sequence[Pull], n: int) -> list[Tensor]:
+    """tr J, ..., tr J^n at each example, where J = S_L ... S_1 admits them.
+
+    * J = W, a matrix: any n, by the powers of W.
+    * J = W_2 D W_1, D = diag(slopes), matrices: tr J = sum_j D_j A_jj and
+      tr J^2 = sum_ij D_i A_ij A_ji D_j with A = W_1 W_2, formed once for the batch: n <= 2.
+    * J = W_3 D_2 W_2 D_1 W_1, matrices: tr J = sum_ij D_2i [W_2 * (W_1 W_3)^T]_ij D_1j: n = 1.
+    * The last two with convolutions of odd kernels on one grid, the middle one 1 x 1: the same at
+      each position q, with W_1 W_3 replaced by sum_t W_1(t) W_3(-t) over the taps t that lead from
+      q to a point of the grid, which at the border are fewer: n = 1.
+
+    Args:
+        pulls: of S_1 ... S_L.
+        n: at least 1.
+
+    Returns:
+        n tensors of shape (B,), or () where no slope depends on the example; differentiable in
+        weights and slopes.
+
+    Properties: exact to rounding, no random numbers; one matrix product of the batch each, of
+        (h, h) weights. Activations with several outputs per input count as that many rows of the
+        weights before them.
+
+    Raises:
+        ValueError: if J is no such product, or not for this n.
+
+    Source: tr(XY) = tr(YX).
+    """
+    found = _shape(pulls)
+    if found is None or (found.n_most is not None and n > found.n_most):
+        most = 0 if found is None else found.n_most
+        raise ValueError(
+            f"exact traces of J, ..., J^{n} are not to be had from this branch: "
+            f"{' '.join(type(pull).__name__ for pull in pulls)} admits {most}. Set "
+            f"`n_traced={most}`; branches W-phi-W admit 2, W-phi-W-phi-W and convolutions with a "
+            "1 x 1 kernel in the middle 1, those that begin with an activation none."
+        )
+    first, last = found.kernels[0], found.kernels[-1]
+    if not found.slopes:
+        return _of_powers(first[:, :, 0, 0], n)
+    if len(found.slopes) == 2:
+        return [_three(found.kernels, found.slopes)]
+    (slope,) = found.slopes
+    if n == 1:
+        return [_two(first, slope, last)]
+    a = first[:, :, 0, 0] @ last[:, :, 0, 0]  # (h, h)
+    d = slope[:, :, 0, 0]  # (B, h)
+    return [d @ a.diagonal(), ((d @ (a * a.mT)) * d).sum(1)]
+
+
+class _Shape(NamedTuple):
+    """W_L D_(L-1) ... D_1 W_1: kernels (C_out, C_in, kh, kw), slopes (B, C, H, W), all 4-D.
+
+    n_most: how many traces it admits; None is any number.
+    """
+
+    kernels: list[Tensor]
+    slopes: list[Tensor]
+    n_most: int | None
+
+
+def _shape(pulls: Sequence[Pull]) -> _Shape | None:
+    """What the pulls multiply with, a matrix being a kernel of one tap on a grid of one point."""
+    linear, slopes = pulls[::2], pulls[1::2]
+    if len(pulls) not in (1, 3, 5) or not all(isinstance(p, BySlope) for p in slopes):
+        return None
+    matrices = all(isinstance(p, ByMatrix) for p in linear)
+    if not matrices and not all(isinstance(p, ByKernel) for p in linear):
+        return None
+    kernels, expansions = [], [p.expansion for p in slopes if isinstance(p, BySlope)] + [1]
+    for pull, expansion in zip(linear, expansions, strict=True):
+        assert isinstance(pull, ByMatrix | ByKernel)  # asked above
+        weight = pull.weight[:, :, None, None] if matrices else pull.weight
+        kernels.append(weight.repeat(expansion, 1, 1, 1) if expansion > 1 else weight)
+    diagonals = [p.slope for p in slopes if isinstance(p, BySlope)]
+    if matrices:
+        diagonals = [slope[:, :, None, None] for slope in diagonals]
+    if len(kernels) == 1 and not matrices:
+        return None
+    if len(kernels) == 3 and kernels[1].shape[2:] != (1, 1):
+        return None
+    n_most = 1 if len(kernels) == 3 or not matrices else 2
+    return _Shape(kernels, diagonals, n_most if diagonals else None)
+
+
+def _of_powers(weight: Tensor, n: int) -> list[Tensor]:
+    power, found = weight, [weight.trace()]
+    for _ in range(n - 1):
+        power = power @ weight
+        found.append(power.trace())
+    return found
+
+
+def _two(first: Tensor, slope: Tensor, last: Tensor) -> Tensor:
+    """sum_(j,q) D_j(q) sum_(t: q+t on the grid) sum_c W_1[j,c,t] W_2[c,j,-t]."""
+    first, last = _common(first, last)
+    taps = (first * last.transpose(0, 1)).sum(1)  # (h, kh, kw)
+    grid = torch.ones(1, 1, *slope.shape[2:], dtype=slope.dtype, device=slope.device)
+    weights = functional.conv2d(grid, taps[:, None], padding=padding(first))  # (1, h, H, W)
+    return (slope * weights).flatten(1).sum(1)
+
+
+def _three(kernels: list[Tensor], slopes: list[Tensor]) -> Tensor:
+    """sum_(q,i,j) D_2i(q) W_2[i,j] C_q[j,i] D_1j(q), window by window of positions with one C_q."""
+    first, last = _common(kernels[0], kernels[2])
+    middle = kernels[1][:, :, 0, 0]  # (h_2, h_1)
+    one, two = (slope.permute(0, 2, 3, 1) for slope in slopes)  # (B, H, W, h)
+    taps = torch.einsum("jctu,citu->tuij", first, last)  # (kh, kw, h_2, h_1)
+    total: Tensor | float = 0.0
+    for rows, of_rows in _windows(one.shape[1], taps.shape[0]):
+        for columns, of_columns in _windows(one.shape[2], taps.shape[1]):
+            weight = middle * taps[of_rows, of_columns].sum((0, 1))
+            products = (one[:, rows, columns] @ weight.mT) * two[:, rows, columns]
+            total = total + products.flatten(1).sum(1)
+    assert isinstance(total, Tensor)  # a grid has at least one window
+    return total
+
+
+def _common(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """W_1(t) and W_L(-t) on the taps that both have."""
+    for axis in (2, 3):
+        size = min(first.shape[axis], last.shape[axis])
+        first = first.narrow(axis, (first.shape[axis] - size) // 2, size)
+        last = last.narrow(axis, (last.shape[axis] - size) // 2, size)
+    return first, last.flip(2, 3) if last.shape[2:] != (1, 1) else last
+
+
+def _windows(n_points: int, n_taps: int) -> list[tuple[slice, slice]]:
+    """(points, taps): the runs of points along an axis from which the same taps stay on the grid.
+
+    >>> _windows(4, 3)
+    [(slice(0, 1, None), slice(1, 3, None)), (slice(1, 3, None), slice(0, 3, None)), \
+(slice(3, 4, None), slice(0, 2, None))]
+    """
+    reach = n_taps // 2
+
+    def admitted(point: int) -> tuple[int, int]:
+        low, high = max(-point, -reach), min(n_points - 1 - point, reach)
+        return low + reach, high + reach + 1
+
+    runs = [(key, list(points)) for key, points in groupby(range(n_points), admitted)]
+    return [(slice(points[0], points[-1] + 1), slice(*key)) for key, points in runs]

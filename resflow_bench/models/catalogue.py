@@ -1,0 +1,135 @@
+"""The axis `model`: what a name stands for, and at which points it is looked at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from resflow_bench.architectures import LINEAR_FAMILIES, linear_flow, mlp_flow, steep_flow
+from resflow_bench.flows import ResidualFlow
+from resflow_bench.lab.cells import Skip
+from resflow_bench.training.trainer import Training
+from resflow_bench.training.weights import Recipe, dataset, tame, trained
+
+Say = Callable[[str], None]
+
+
+class Model(Protocol):
+    """A flow for each dim and promised constant, and the inputs that it is measured at."""
+
+    @property
+    def name(self) -> str:
+        """What the axis says."""
+        ...
+
+    @property
+    def n_distinct_points(self) -> int | None:
+        """How many points differ in their Jacobian; None if all do."""
+        ...
+
+    def flow(self, dim: int, lipschitz: float, results: Path, say: Say) -> ResidualFlow:
+        """The flow, on the CPU; trained weights are kept under `results` and made if missing.
+
+        Raises:
+            Skip: where the model does not exist at this dim.
+        """
+        ...
+
+    def points(self, n: int, dim: int) -> Tensor:
+        """n inputs, (n, *event)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One block with g(x) = x A^T of one of the linear families; the same J everywhere."""
+
+    name: str
+    n_distinct_points = 1
+
+    def flow(self, dim: int, lipschitz: float, results: Path, say: Say) -> ResidualFlow:
+        if self.name == "triangular" and dim == 1:
+            raise Skip("the triangular family is zero at dim=1; take dim=2 or more")
+        return linear_flow(self.name, dim, lipschitz)
+
+    def points(self, n: int, dim: int) -> Tensor:
+        return normal_points(n, dim)
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """Eight blocks that no data have touched, at standard normal points: they exist at every d."""
+
+    name: str
+    make: Callable[[int, float], ResidualFlow]
+    n_distinct_points = None
+
+    def flow(self, dim: int, lipschitz: float, results: Path, say: Say) -> ResidualFlow:
+        flow = self.make(dim, lipschitz)
+        flow.initialise(normal_points(256, dim))
+        return flow
+
+    def points(self, n: int, dim: int) -> Tensor:
+        return normal_points(n, dim)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A flow after maximum likelihood, at held-out examples.
+
+    n_traced: exact leading traces in the objective, as many as the branches admit or fewer.
+    """
+
+    name: str
+    architecture: str
+    dataset: str
+    training: Training
+    n_traced: int = 0
+    n_distinct_points = None
+
+    def flow(self, dim: int, lipschitz: float, results: Path, say: Say) -> ResidualFlow:
+        if dim != (needed := math.prod(dataset(self.dataset).event)):
+            raise Skip(f"the {self.name} flow has data of dim={needed}; got dim={dim}")
+        objective = tame(lipschitz, per="batch", n_traced=self.n_traced)
+        recipe = Recipe(self.architecture, self.dataset, lipschitz, self.training, objective)
+        return trained(recipe, results, say)
+
+    def points(self, n: int, dim: int) -> Tensor:
+        return held_out(self.dataset, n)
+
+
+_MODELS: tuple[Model, ...] = (
+    *map(Linear, LINEAR_FAMILIES),
+    Untrained("init", mlp_flow),
+    Untrained("steep", steep_flow),
+    Trained("trained", "mlp", "digits-logit", Training(600, learning_rate=2e-3)),
+    Trained("shallow", "shallow", "digits-logit", Training(400, learning_rate=2e-3), n_traced=2),
+    Trained("conv", "conv", "digits", Training(400, batch_size=64, learning_rate=5e-3)),
+    Trained("multiscale", "multiscale", "digits", Training(400, batch_size=64, learning_rate=5e-3)),
+    Trained(
+        "patches", "conv", "patches", Training(600, batch_size=64, learning_rate=5e-3), n_traced=1
+    ),
+)
+MODELS = {model.name: model for model in _MODELS}
+"""What the axis `model` offers, by name."""
+
+
+def normal_points(n: int, dim: int) -> Tensor:
+    """n standard normal points, (n, d), always the same."""
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(0))
+
+
+def held_out(name: str, n: int) -> Tensor:
+    """n test examples of a dataset, prepared, always the same; over and over if it has fewer.
+
+    In an order of their own: the first ones of a file may differ from the rest, as MNIST's do.
+    """
+    data, generator = dataset(name), torch.Generator().manual_seed(0)
+    order = torch.randperm(len(data.test), generator=generator)
+    return data.prepare(data.test[order[torch.arange(n) % len(order)]], generator)

@@ -1,0 +1,49 @@
+"""One thread, where a second one does harm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
+
+import torch
+from threadpoolctl import ThreadpoolController, threadpool_limits
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """One thread for torch's operations on a CPU, those of its BLAS and LAPACK included.
+
+    Sums of several threads differ in their last bits. And two made MKL's LU of a 768 x 768 matrix
+    complain of its own arguments (SLASWP) and never return, under torch 2.13.
+    """
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """`one_torch_thread`, and one thread for every BLAS and OpenMP that is loaded, numpy's too."""
+    with one_torch_thread(), threadpool_limits(1):
+        yield
+
+
+def one_blas_thread() -> AbstractContextManager[object]:
+    """One thread for every BLAS that was loaded at the first call.
+
+    More would change the rounding, and wait for each other where cores are shared.
+    """
+    blas = _blas()
+    if all(library.num_threads == 1 for library in blas.lib_controllers):
+        return nullcontext()  # to limit takes a tenth of what a small eigensolver does
+    limited: AbstractContextManager[object] = blas.limit(limits=1)
+    return limited
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController().select(user_api="blas")

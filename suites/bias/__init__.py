@@ -1,0 +1,107 @@
+"""How biased is a truncated log-determinant, and is the roulette estimate unbiased?"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from resflow_bench.architectures import LINEAR_FAMILIES
+from resflow_bench.lab.cells import Preset, Suite
+from resflow_bench.lab.measure import measure_bias
+from resflow_bench.models.build import prepare_models
+from resflow_bench.speed.benchmark import Face
+from suites.grids import (
+    ESTIMATOR_AXES,
+    IMAGE_FLOWS,
+    MODEL_AXES,
+    TRAINED_FLOWS,
+    Axes,
+    estimator_grids,
+)
+
+COMMON: Axes = {"probe": ("rademacher",), "n_probes": (1,), "dtype": ("float64",)}
+
+SUITE = Suite(
+    name="bias",
+    question="How biased is a truncated log-determinant, and is the roulette estimate unbiased?",
+    axes=(*MODEL_AXES, *ESTIMATOR_AXES),
+    presets={
+        "smoke": Preset(
+            estimator_grids(
+                models=("minus-identity", "init"),
+                constants=(0.5,),
+                trained=(),
+                fixed={"n_terms": (2, 10)},
+                roulette={"roulette": ("geometric(0.5)",), "n_exact": (3,)},
+                common=COMMON,
+            ),
+            {"n_points": 4, "max_draws": 4000, "half_width": 0.05},
+        ),
+        "quick": Preset(
+            estimator_grids(
+                models=("minus-identity", "plus-identity", "gaussian", "triangular"),
+                constants=(0.5, 0.9),
+                trained=(0.9,),
+                fixed={"n_terms": (1, 2, 5, 10, 20)},
+                roulette={
+                    "roulette": ("geometric(0.5)", "geometric(0.1)", "poisson(2)"),
+                    "n_exact": (3,),
+                },
+                common=COMMON,
+            )
+            + estimator_grids(
+                models=(),
+                constants=(),
+                trained=(0.9,),
+                fixed={"n_terms": (2, 10)},
+                roulette={"roulette": ("geometric(0.3)",), "n_exact": (3,)},
+                common=COMMON,
+                flows=IMAGE_FLOWS,
+            ),
+            {"n_points": 8, "max_draws": 20_000, "half_width": 0.02},
+        ),
+        "full": Preset(
+            estimator_grids(
+                models=(*LINEAR_FAMILIES, "init"),
+                constants=(0.3, 0.5, 0.7, 0.9, 0.97),
+                trained=(0.7, 0.9, 0.97),
+                fixed={"n_terms": (1, 2, 3, 5, 10, 20, 50)},
+                roulette={
+                    "roulette": ("geometric(0.5)", "geometric(0.1)", "poisson(2)"),
+                    "n_exact": (0, 3, 10),
+                },
+                common={**COMMON, "dtype": ("float32", "float64")},
+                flows=TRAINED_FLOWS,
+            ),
+            {"n_points": 16, "max_draws": 200_000, "half_width": 0.01},
+        ),
+    },
+    measure=measure_bias,
+    prepare=prepare_models,
+)
+
+
+class Bias(Face):
+    """Time of the measure, and the bias itself."""
+
+    suite = SUITE
+    effort: ClassVar[dict[str, int | float]] = {
+        "n_points": 2,
+        "max_draws": 1000,
+        "half_width": 0.1,
+    }
+    cells: ClassVar[dict[str, dict[str, Any]]] = {
+        f"{model}-K0.5-N5": {
+            **{"model": model, "dim": 64, "lipschitz": 0.5, "truncation": "fixed", "n_terms": 5},
+            **{"probe": "rademacher", "n_probes": 1, "dtype": "float64", "device": "cpu"},
+        }
+        for model in ("minus-identity", "init")
+    }
+    params: ClassVar[list[str]] = list(cells)
+
+    def time_measure(self, name: str) -> None:
+        self.call()
+
+    def track_bias(self, name: str) -> dict[str, Any]:
+        return self.track("bias")
+
+    track_bias.unit = "nat"  # type: ignore[attr-defined]

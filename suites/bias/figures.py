@@ -1,0 +1,125 @@
+"""The bias of a cut series against theory and its bound."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from resflow_bench.report.look import (
+    DASHES,
+    FLOWS,
+    GREY,
+    INK,
+    MAX_PANELS,
+    MODELS,
+    MUTED,
+    add_legend,
+    below_handle,
+    cells_with,
+    count_axis,
+    draw_points,
+    label_outer,
+    log_axis,
+    make_panels,
+    model_handles,
+    models_in,
+    spread,
+    themed,
+)
+from resflow_bench.report.section import Picture, Section
+
+DECADES = 7
+"""Of bias on one axis: what is smaller is of no interest to anyone."""
+
+
+@themed
+def by_terms(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
+    """|bias| / d against the number of terms, a panel for each Lipschitz constant."""
+    cells = cells_with(
+        cells, "bias_paired", "bias_expected", "bias_bound", "n_terms", "dim", "lipschitz"
+    )
+    if cells.empty:
+        return None
+    constants = spread(sorted(cells["lipschitz"].unique()), MAX_PANELS)
+    figure, panels = make_panels(len(constants), columns)
+    names = models_in(cells)
+    for ax, constant in zip(panels, constants, strict=True):
+        here = cells[cells["lipschitz"] == constant]
+        dim = here["dim"].astype(float)
+        bounds = (here["bias_bound"] / dim).groupby([here["model"], here["n_terms"]]).max()
+        expected = here["bias_expected"].abs() / dim
+        low, high = here["bias_paired_low"] / dim, here["bias_paired_high"] / dim
+        unresolved = (low <= 0) & (high >= 0)
+        size = np.where(unresolved, np.maximum(-low, high), here["bias_paired"].abs() / dim)
+        size = pd.Series(size, here.index)
+        floor = log_axis(ax, "y", [expected, bounds, size], DECADES)
+        for curve, owners in _shared(bounds).items():
+            color = MODELS[max(owners)][0] if owners <= FLOWS else INK
+            terms, heights = zip(*curve, strict=True)
+            ax.plot(terms, heights, color=color, lw=1.1, ls=DASHES)
+        for place, name in enumerate(names):
+            mine = here["model"] == name
+            curve = expected[mine].groupby(here["n_terms"]).first().sort_index()
+            color, _ = MODELS.get(name, (GREY, "o"))
+            heavy = name == "trained"
+            ax.plot(
+                curve.index.astype(float),
+                curve.where(curve > 0),
+                color=color,
+                lw=2.4 if heavy else 1.1,
+                alpha=1.0 if heavy else 0.75,
+            )
+            dodge = 1 + 0.09 * (place - (len(names) - 1) / 2) / max(len(names), 4)
+            terms = here["n_terms"].astype(float) * dodge
+            ends = np.abs([low, high])
+            draw_points(
+                ax,
+                name,
+                (terms, size.clip(lower=floor)),
+                (np.maximum(ends.min(axis=0), floor), np.maximum(ends.max(axis=0), floor)),
+                shown=mine.to_numpy(),
+                below=(unresolved | (size <= floor)).to_numpy(),
+            )
+        count_axis(ax, here["n_terms"])
+        ax.set(title=f"K = {constant:g}", xlabel="terms N")
+    label_outer(panels, columns, "|bias| / d  (nat)")
+    add_legend(
+        figure,
+        [
+            *model_handles(names),
+            Line2D([], [], color=INK, lw=1.1, ls=DASHES, label="bound from K alone"),
+            Line2D([], [], color=MUTED, lw=1.5, label="theory, no sampling"),
+            below_handle("not told from zero: at most"),
+        ],
+    )
+    return figure
+
+
+def _shared(curves: pd.Series) -> dict[tuple[tuple[float, float], ...], set[str]]:
+    """Each distinct curve among those of the models (the index' first level), and whose it is."""
+    owners: dict[tuple[tuple[float, float], ...], set[str]] = {}
+    for name in curves.index.unique(0):
+        owners.setdefault(tuple(curves[name].items()), set()).add(name)
+    return owners
+
+
+SECTION = Section(
+    "bias",
+    (
+        Picture(
+            "bias",
+            by_terms,
+            "Bias per dimension of a series cut after N terms. A mark is measured (paired: "
+            "against vᵀ log(I + J) v with the same probes), its bar the 99 % interval; it should "
+            "lie on its line, which theory computes from the Jacobian without sampling, and below "
+            "the dashed bound, which knows only K and, for a flow (in its colour), the number of "
+            "blocks. How far the trained flow stays below it is what its realised constant saves. "
+            "An open triangle is the end of an interval that holds zero: the bias is there or "
+            "below, and the line says where. A triangular map has no bias at any N, hence no line. "
+            "Roulettes, which should have none either, are in the table.",
+        ),
+    ),
+    ("bias", "bias_paired", "bias_expected", "bias_bound", "log_det_exact"),
+)

@@ -1,0 +1,1 @@
+"""Scripts that print a comparison with normflows: time, memory, variance, error, likelihood."""

@@ -1,0 +1,82 @@
+"""How good is the density, held out, exactly?"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from resflow_bench.data import DENSITIES
+from resflow_bench.lab.axes import Value
+from resflow_bench.lab.cells import Grid, Preset, Suite
+from resflow_bench.lab.measure_training import measure_density, prepare_densities
+from resflow_bench.speed.benchmark import Face
+
+
+def _grid(
+    datasets: tuple[str, ...],
+    architectures: tuple[str, ...],
+    constants: tuple[float, ...],
+    steps: tuple[int, ...],
+) -> Grid:
+    flows: dict[str, tuple[Value, ...]] = {
+        "dataset": datasets,
+        "architecture": architectures,
+        "lipschitz": constants,
+        "step": steps,
+    }
+    return Grid({**flows, "dtype": ("float32",), "device": ("cpu",)})
+
+
+IMAGES = ("digits", "patches", "mnist", "cifar10", "imagenet32")
+
+SUITE = Suite(
+    name="density",
+    question="How good is the density, held out, exactly?",
+    axes=("dataset", "architecture", "lipschitz", "step", "dtype", "device"),
+    presets={
+        "smoke": Preset(
+            (_grid(("checkerboard",), ("mlp",), (0.9,), (20,)),),
+            {"n_points": 200, "n_grid": 16, "n_samples": 200},
+        ),
+        "quick": Preset(
+            (
+                _grid(("checkerboard", "moons", "eight-gaussians"), ("mlp",), (0.9,), (400,)),
+                _grid(("digits",), ("mlp",), (0.9,), (300,)),
+            ),
+            {"n_points": 2000, "n_grid": 80, "n_samples": 2000},
+        ),
+        "full": Preset(
+            (
+                _grid(tuple(DENSITIES), ("mlp", "dense"), (0.7, 0.9, 0.97), (1000, 10_000)),
+                _grid(("digits-logit",), ("mlp", "dense"), (0.7, 0.9, 0.97), (1000, 10_000)),
+                _grid(IMAGES, ("conv", "multiscale"), (0.9, 0.97), (1000, 10_000)),
+            ),
+            {"n_points": 10_000, "n_grid": 120, "n_samples": 10_000},
+        ),
+    },
+    measure=measure_density,
+    prepare=prepare_densities,
+    has_pictures=True,
+)
+
+
+class Density(Face):
+    """Time of the measure on a flow trained for ten steps, and its log-likelihood."""
+
+    suite = SUITE
+    n_replicates = 1
+    effort: ClassVar[dict[str, int | float]] = {"n_points": 100, "n_grid": 8, "n_samples": 100}
+    cells: ClassVar[dict[str, dict[str, Any]]] = {
+        "checkerboard-mlp-K0.9-step10": {
+            **{"dataset": "checkerboard", "architecture": "mlp", "lipschitz": 0.9, "step": 10},
+            **{"dtype": "float32", "device": "cpu"},
+        }
+    }
+    params: ClassVar[list[str]] = list(cells)
+
+    def time_measure(self, name: str) -> None:
+        self.call()
+
+    def track_log_prob(self, name: str) -> dict[str, Any]:
+        return self.track("log_prob")
+
+    track_log_prob.unit = "nat"  # type: ignore[attr-defined]

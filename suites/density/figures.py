@@ -1,0 +1,138 @@
+"""What a flow has learnt: its density beside the true one, its samples beside the data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from resflow_bench.analysis.tables import number
+from resflow_bench.lab.pictures import unpack
+from resflow_bench.report.look import ACCENT, PANEL, PAPER, cells_with, themed
+from resflow_bench.report.section import Picture, Section
+
+MAX_PICTURES = 8
+PLANE = ("true", "learned", "samples")
+COLORS = "mako"
+
+
+@themed
+def planes(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
+    """The true density, the learned one, and samples, a row for each data set in the plane."""
+    rows = _pictures(cells, "learned")
+    if not rows:
+        return None
+    figure, panels = _rows([cell for cell, _ in rows], PLANE, columns, height=1.0)
+    for row, (_, arrays) in zip(panels, rows, strict=True):
+        reach = float(arrays["reach"])
+        top = max(arrays[name].max() for name in ("true", "learned") if name in arrays)
+        for ax, name in zip(row, PLANE, strict=True):
+            if name in arrays and name != "samples":
+                ax.imshow(
+                    arrays[name],
+                    extent=(-reach, reach, -reach, reach),
+                    origin="lower",
+                    cmap=COLORS,
+                    vmin=0,
+                    vmax=top,
+                )
+            else:
+                x, y = arrays["samples" if name == "samples" else "data"].T
+                ax.plot(x, y, ".", color=ACCENT, ms=1.2, mew=0, rasterized=True)
+            ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+    return figure
+
+
+@themed
+def images(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
+    """Test images beside samples, a row for each set of images."""
+    rows = [(cell, arrays) for cell, arrays in _pictures(cells, "samples") if "reach" not in arrays]
+    if not rows:
+        return None
+    heads = ("test images", "samples")
+    figure, panels = _rows([cell for cell, _ in rows], heads, columns, height=0.7)
+    for row, (_, arrays) in zip(panels, rows, strict=True):
+        for ax, name in zip(row, ("data", "samples"), strict=True):
+            pixels = np.moveaxis(arrays[name], 0, -1)
+            grey = pixels.shape[-1] == 1
+            ax.imshow(pixels[..., 0] if grey else pixels, cmap="gray" if grey else None)
+            _separate(ax, pixels.shape[:2], arrays["tiles"])
+    return figure
+
+
+def _separate(ax: Axes, size: tuple[int, ...], tiles: np.ndarray) -> None:
+    """Lines between the images of a sheet of `size` pixels, which holds rows x columns of them."""
+    for draw, length, count in zip((ax.axhline, ax.axvline), size, tiles, strict=True):
+        for place in range(1, count):
+            draw(place * length / count - 0.5, color=PAPER, lw=1.5)
+
+
+def _pictures(cells: pd.DataFrame, array: str) -> list[tuple[pd.Series, dict[str, np.ndarray]]]:
+    """Of each data set, the cell of the highest likelihood whose picture holds such an array."""
+    cells = cells_with(cells, "picture", "log_prob", "dataset")
+    if cells.empty:
+        return []
+    best = cells.sort_values("log_prob", ascending=False, kind="stable").drop_duplicates("dataset")
+    found = [(cell, unpack(cell["picture"])) for _, cell in best.sort_values("dataset").iterrows()]
+    return [(cell, arrays) for cell, arrays in found if array in arrays][:MAX_PICTURES]
+
+
+def _rows(
+    cells: list[pd.Series], heads: tuple[str, ...], columns: int, height: float
+) -> tuple[Figure, list[list[Axes]]]:
+    """A row of panels without ticks for each cell, under its name and how well it was learnt.
+
+    `height` is a row's, in units of a panel's width.
+    """
+    width = PANEL * min(columns, 2.2)
+    size = (width, len(cells) * (height * width / len(heads) + 0.6))
+    figure = Figure(size, layout="constrained")
+    rows = []
+    for part, cell in zip(
+        figure.subfigures(len(cells), 1, squeeze=False).ravel(), cells, strict=True
+    ):
+        part.suptitle(
+            ("\n" if columns == 1 else "; ").join(_name(cell)), x=0.01, ha="left", size=8.5
+        )
+        panels = part.subplots(1, len(heads), squeeze=False)[0]
+        for ax, head in zip(panels, heads, strict=True):
+            ax.set(xticks=[], yticks=[])
+            ax.set_title(head)
+            ax.grid(False)
+        rows.append(list(panels))
+    return figure, rows
+
+
+def _name(cell: pd.Series) -> tuple[str, str]:
+    flow = f"{cell['dataset']}: {cell['architecture']}, K = {cell['lipschitz']:g}"
+    if pd.isna(divergence := cell.get("divergence", np.nan)):
+        learnt = f"{number(cell['bits_per_dim'])} bit/dim"
+    else:
+        learnt = f"{number(divergence)} nat to learn"
+    return f"{flow}, {cell['step']} steps", learnt
+
+
+SECTION = Section(
+    "density",
+    (
+        Picture(
+            "density",
+            planes,
+            "Densities in the plane, both on one scale of colours, and draws from the flow. Of "
+            "each data set the cell of the highest likelihood is shown. What is left to learn is "
+            "the divergence, the mean of ln p_true − ln p over held-out points.",
+        ),
+        Picture(
+            "density_samples",
+            images,
+            "Test images, with the noise of their dequantisation, beside draws from the flow. "
+            "Of each data set the cell of the highest likelihood is shown; bits per dimension "
+            "are of the counts, and bound those of a model of the counts from above.",
+        ),
+    ),
+    (
+        *("log_prob", "bits_per_dim", "log_prob_true", "divergence"),
+        *("lipschitz_certified", "norm_realised"),
+    ),
+)

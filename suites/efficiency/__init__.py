@@ -1,0 +1,201 @@
+"""Which estimator reaches the error that I need in the least time?
+
+The baseline of each model is what the public implementations do in a training: a Gaussian probe
+and geometric(0.5) terms after three, one number for the whole batch. Then one remedy at a time,
+then all together; the whole Jacobian; and normflows, in a training and in evaluation. A few of
+them also on the steep flow, which exists at every d.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from resflow_bench.lab.axes import Value
+from resflow_bench.lab.cells import Grid, Preset, Suite
+from resflow_bench.models.build import prepare_models
+from resflow_bench.speed.benchmark import Face
+from suites.efficiency.measure import build_draw, measure_efficiency
+from suites.grids import ESTIMATOR_AXES, MODEL_AXES
+
+OURS: Mapping[str, Value] = {
+    "implementation": "ours",
+    "estimator": "hutchinson",
+    "truncation": "roulette",
+}
+BASELINE: Mapping[str, Value] = {
+    **OURS,
+    **{"roulette": "geometric(0.5)", "n_exact": 3, "per": "batch", "probe": "gaussian"},
+    **{"n_probes": 1, "n_traced": 0, "expansion": "taylor"},
+}
+TUNED: Mapping[str, Value] = {
+    **{"implementation": "ours", "estimator": "tuned", "expansion": "taylor"}
+}
+DETERMINANT: Mapping[str, Value] = {"implementation": "ours", "estimator": "determinant"}
+
+
+def remedies(n_traced: int, stop: float) -> Mapping[str, Value]:
+    """The baseline with all that takes noise off it and is free.
+
+    stop: of a geometric law that keeps the variance finite.
+    """
+    return {
+        **BASELINE,
+        **{"roulette": f"geometric({stop})", "per": "stratified"},
+        **{"probe": "rademacher", "n_traced": n_traced},
+    }
+
+
+def candidates(
+    n_traced: int, stop: float, controlled: bool = True
+) -> tuple[Mapping[str, Value], ...]:
+    """What is compared on a model that admits so many exact traces.
+
+    controlled: whether the whole mean Jacobian can be afforded once a batch.
+    """
+    finite: Mapping[str, Value] = {"roulette": f"geometric({stop})"}
+    best = remedies(n_traced, stop)
+    control: tuple[Mapping[str, Value], ...] = (
+        {**best, "expansion": "controlled"},
+        {**TUNED, "probe": "hadamard", "n_traced": n_traced, "expansion": "controlled"},
+    )
+    fixed: Mapping[str, Value] = {
+        **{**OURS, "truncation": "fixed", "n_terms": 10},
+        **{"probe": "rademacher", "n_probes": 1, "expansion": "taylor"},
+    }
+    return (
+        BASELINE,
+        {**BASELINE, "probe": "rademacher"},
+        {**BASELINE, "probe": "hadamard", "n_probes": 16},
+        {**BASELINE, **finite},
+        {**BASELINE, **finite, "per": "example"},
+        {**BASELINE, **finite, "per": "stratified"},
+        *({**BASELINE, "n_traced": n} for n in range(1, n_traced + 1)),
+        {**fixed, "n_traced": 0},
+        {**fixed, "n_traced": n_traced},
+        {**fixed, "n_traced": n_traced, "expansion": "arnoldi"},
+        best,
+        {**best, "expansion": "taylor(bfloat16)"},
+        {**best, "probe": "hadamard", "n_probes": 16},
+        {**TUNED, "probe": "rademacher", "n_traced": n_traced},
+        {**TUNED, "probe": "hadamard", "n_traced": n_traced},
+        *(control if controlled else ()),
+        DETERMINANT,
+        *(
+            {"implementation": "normflows", "mode": mode, "n_probes": 1}
+            for mode in ("roulette", "evaluation")
+        ),
+    )
+
+
+def few(n_traced: int, stop: float) -> tuple[Mapping[str, Value], ...]:
+    """Those that tell the story, where a call takes seconds."""
+    return (
+        BASELINE,
+        {**BASELINE, "n_traced": n_traced},
+        remedies(n_traced, stop),
+        {**TUNED, "probe": "rademacher", "n_traced": n_traced},
+        DETERMINANT,
+        {"implementation": "normflows", "mode": "roulette", "n_probes": 1},
+    )
+
+
+def grids(
+    model: str, dim: int, lipschitz: float, batch_size: int, compared: Iterable[Mapping[str, Value]]
+) -> tuple[Grid, ...]:
+    """One cell for each of what is compared."""
+    where: Mapping[str, Value] = {"model": model, "lipschitz": lipschitz}
+    free: Mapping[str, tuple[Value, ...]] = {
+        "dim": (dim,), "dtype": ("float32",), "device": ("cpu",), "batch_size": (batch_size,),
+    }  # fmt: skip
+    return tuple(Grid(free, {**where, **one}) for one in compared)
+
+
+def at_several_dims(batch_sizes: Mapping[int, int]) -> tuple[Grid, ...]:
+    """Those that win somewhere, on the steep flow; batch_sizes: d to B."""
+    compared = (
+        remedies(2, 0.3),
+        {**TUNED, "probe": "rademacher", "n_traced": 2},
+        {**TUNED, "probe": "hadamard", "n_traced": 2},
+        DETERMINANT,
+    )
+    return tuple(
+        grid
+        for dim, batch_size in batch_sizes.items()
+        for grid in grids("steep", dim, 0.9, batch_size, compared)
+    )
+
+
+SHALLOW = grids("shallow", 64, 0.9, 256, candidates(2, 0.3))
+TRAINED = grids("trained", 64, 0.9, 256, candidates(1, 0.3))
+PATCHES = grids("patches", 768, 0.9, 32, candidates(1, 0.3, controlled=False))
+
+
+SUITE = Suite(
+    name="efficiency",
+    question="Which estimator reaches the error that I need in the least time?",
+    axes=(
+        *MODEL_AXES,
+        "implementation",
+        "mode",
+        "estimator",
+        *ESTIMATOR_AXES,
+        "per",
+        "n_traced",
+        "expansion",
+        "batch_size",
+    ),
+    presets={
+        "smoke": Preset(
+            grids("init", 16, 0.5, 64, candidates(1, 0.5)),
+            {"n_points": 4, "n_calls": 16, "n_copies": 8, "n_pairs": 8},
+        ),
+        "quick": Preset(
+            SHALLOW
+            + grids("patches", 768, 0.9, 8, few(1, 0.3))
+            + at_several_dims({16: 256, 64: 256, 256: 16}),
+            {"n_points": 4, "n_calls": 48, "n_copies": 16, "n_pairs": 12},
+        ),
+        "full": Preset(
+            SHALLOW + TRAINED + PATCHES + at_several_dims({16: 256, 64: 256, 256: 64, 1024: 8}),
+            {"n_points": 8, "n_calls": 1000, "n_copies": 32, "n_pairs": 100},
+        ),
+    },
+    measure=measure_efficiency,
+    exclusive=True,
+    prepare=prepare_models,
+)
+
+
+class Efficiency(Face):
+    """Time of a draw, and variance x time: the baseline and all remedies, on the untrained flow."""
+
+    suite = SUITE
+    effort: ClassVar[dict[str, int | float]] = {
+        "n_points": 2, "n_calls": 16, "n_copies": 16, "n_pairs": 8,
+    }  # fmt: skip
+    n_replicates = 3
+    cells: ClassVar[dict[str, dict[str, Any]]] = {
+        name: {
+            **{"model": "init", "dim": 64, "lipschitz": 0.9, "dtype": "float32", "device": "cpu"},
+            **{"batch_size": 256, **candidate},
+        }
+        for name, candidate in (
+            ("baseline", BASELINE),
+            ("remedies", remedies(1, 0.3)),
+            ("determinant", DETERMINANT),
+        )
+    }
+    params: ClassVar[list[str]] = list(cells)
+
+    def build(self) -> Callable[[], object]:
+        return build_draw(self.cell, Path("results"))
+
+    def time_draw(self, name: str) -> None:
+        self.call()
+
+    def track_variance_time(self, name: str) -> dict[str, Any]:
+        return self.track("variance_time")
+
+    track_variance_time.unit = "nat^2 s"  # type: ignore[attr-defined]

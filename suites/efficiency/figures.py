@@ -1,0 +1,315 @@
+"""What an error costs in seconds: from one draw to many, and which candidate costs least."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from resflow_bench.analysis.tables import number
+from resflow_bench.report.look import (
+    ACCENT,
+    BLUE,
+    BROWN,
+    DASHES,
+    GREEN,
+    GREY,
+    INK,
+    LINE,
+    MUTED,
+    ORANGE,
+    PANEL,
+    PAPER,
+    PINK,
+    ROW,
+    SKY,
+    add_legend,
+    draw_edge_marks,
+    label_outer,
+    log_axis,
+    make_panels,
+    themed,
+)
+from resflow_bench.report.section import Picture, Section
+from suites.efficiency.candidates import BASELINE, column, compared, reference, seconds_to
+
+TARGET = 0.01  # nat
+ERRORS = (1.0, 0.1, 0.01, 0.001)  # nat, at which the map tells the seconds
+NOISELESS = 1e-12  # nat^2: rounding
+LEAST, MOST = 1e-4, 1.0  # nat, the ends of the map
+DECADES_OF_TIME = 4.5
+LOOKS = {
+    "one remedy": (GREY, 0.9),
+    BASELINE: (INK, 1.4),
+    "peer": (BLUE, 1.6),
+    "all together": (ORANGE, 1.4),
+    "tuned": (ACCENT, 1.6),
+    "determinant": (GREEN, 1.8),
+}
+"""Colour and width of each family, what is drawn first in front."""
+
+NONE = "none"
+WINNERS = (ORANGE, SKY, PINK, BROWN, BLUE, MUTED)
+"""Colours in the map for those that have none of their own."""
+
+
+@themed
+def error_against_time(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
+    """Root mean square error against seconds per example, a line for each candidate."""
+    groups = _groups(compared(cells))
+    if not groups:
+        return None
+    figure, panels = make_panels(len(groups), min(columns, 2), height=3.6)
+    names: dict[str, Artist] = {}
+    for ax, (title, some) in zip(panels, groups.items(), strict=True):
+        names |= _draw_lines(ax, some)
+        ax.set(title=title, xlabel="seconds per example")
+    label_outer(panels, min(columns, 2), "root mean square error (nat)")
+    band = Line2D([], [], color=ACCENT, alpha=0.25, lw=6, label="least of all")
+    floor = Line2D([], [], color=MUTED, ls=":", lw=1.4, label="its bias")
+    order = [name for look in LOOKS for name in names if _family(name) == look]
+    add_legend(figure, [*(names[name] for name in reversed(order)), band, floor])
+    return figure
+
+
+@themed
+def variance_time(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
+    """Variance x time of each draw over that of the reference's, sorted."""
+    groups = _groups(compared(cells))
+    groups = {title: some[some["spread"] > NOISELESS] for title, some in groups.items()}
+    groups = {title: some for title, some in groups.items() if reference(some) is not None}
+    if not groups:
+        return None
+    across = min(columns, 2, len(groups))
+    rows = max(map(len, groups.values()))
+    width = columns * PANEL / across
+    figure, panels = make_panels(len(groups), across, width=width, height=0.9 + 0.9 * ROW * rows)
+    for ax, (title, some) in zip(panels, groups.items(), strict=True):
+        _draw_ratios(ax, some)
+        ax.set_title(title)
+    marks: list[Artist] = [
+        Line2D([], [], color=INK, marker="o", ls="", ms=5, label="finite variance"),
+        Line2D([], [], color=INK, marker=">", mfc="none", ls="", ms=6, label="infinite: at least"),
+    ]
+    add_legend(figure, marks)
+    return figure
+
+
+@themed
+def winners(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
+    """Which candidate has the asked error in the least time, a column for each model and d."""
+    cells = compared(cells)
+    if cells.empty:
+        return None
+    cells = cells[cells["finite"]]
+    several = cells.groupby("model")["dim"].transform("nunique") > 1
+    cells = cells.assign(_single=~several).sort_values(["_single", "model", "dim"])
+    groups = [some for _, some in cells.groupby(["_single", "model", "dim"])]
+    asked = np.geomspace(MOST, LEAST, 401)
+    best = [_fastest(some, asked) for some in groups]
+    order = list(dict.fromkeys(n for names, _ in best for n in names))
+    colors = _winner_colors(order)
+    width = min(columns * PANEL, max(PANEL, 1.3 * len(groups) + 1))
+    figure, (ax,) = make_panels(1, 1, width=width, height=3.4)
+    for x, (names, seconds) in enumerate(best):
+        for name in dict.fromkeys(names):
+            mine = asked[[n == name for n in names]]
+            step = asked[0] / asked[1]
+            low = max(LEAST, mine.min() / step)
+            ax.bar(x, mine.max() - low, 0.94, low, color=colors[name], alpha=0.42, lw=0, zorder=1)
+        for error in ERRORS:
+            at = int(np.abs(np.log(asked / error)).argmin())
+            ax.annotate(
+                _duration(seconds[at]), (x, asked[at]), (0, -9 if at == 0 else 0),
+                textcoords="offset points", ha="center", va="center", size=8, color=INK,
+            )  # fmt: skip
+    log_axis(ax, "y", [pd.Series(asked)])
+    ax.set(ylim=(LEAST, MOST), xlim=(-0.5, len(groups) - 0.5), ylabel="asked error (nat)")
+    ax.set_xticks(range(len(groups)), [_place(some) for some in groups])
+    ax.tick_params(axis="x", length=0)
+    ax.grid(False)
+    add_legend(figure, [Patch(color=colors[n], alpha=0.42, lw=0, label=n) for n in order])
+    return figure
+
+
+def _groups(cells: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Title to the cells of one model at one d; a model at several d's is for the map alone."""
+    if cells.empty:
+        return {}
+    one = cells.groupby("model")["dim"].transform("nunique") == 1
+    cells = cells[one] if one.any() else cells
+    return {_place(some, ", "): some for _, some in cells.groupby(["model", "dim"], sort=False)}
+
+
+def _place(some: pd.DataFrame, between: str = "\n") -> str:
+    first = some.iloc[0]
+    return f"{first['model']}{between}d = {first['dim']:g}"
+
+
+def _family(name: str) -> str:
+    """One of `LOOKS`."""
+    if re.search(r", (training|evaluation|series|memory-saving)$", name):
+        return "peer"
+    return next((look for look in LOOKS if name.startswith(look)), "one remedy")
+
+
+def _draw_lines(ax: Axes, some: pd.DataFrame) -> dict[str, Artist]:
+    """Every candidate's line, the least of them all as a band; the entries of a legend."""
+    start = float(some["seconds"].min()) / 1.6
+    t = np.geomspace(start, start * 10**DECADES_OF_TIME, 300)
+    top = 1.6 * math.sqrt(float(some["spread"].max()))
+    bottom = TARGET / 10
+    ax.set(xscale="log", yscale="log")
+    reachable = some[some["finite"]]
+    least = np.min([_error(cell, t) for _, cell in reachable.iterrows()], axis=0, initial=np.inf)
+    shown = np.isfinite(least)
+    ax.plot(t[shown], least[shown].clip(min=bottom), color=ACCENT, alpha=0.25, lw=7, zorder=1)
+    ax.axhline(TARGET, color=INK, lw=0.8, ls=DASHES, zorder=1)
+    handles: dict[str, Artist] = {}
+    for _, cell in some.iterrows():
+        look = _family(cell["name"])
+        color, width = LOOKS[look]
+        after = t[t >= cell["seconds"]]
+        error, floor = _error(cell, after), cell["floor"]
+        style = DASHES if cell["name"].endswith("evaluation") else "-"
+        given: dict[str, Any] = {"color": color, "lw": width, "zorder": 2 + list(LOOKS).index(look)}
+        if cell["spread"] <= NOISELESS:
+            (line,) = ax.plot(after, error.clip(min=bottom), ls=style, **given)
+            draw_edge_marks(ax, after[:1], error[:1].clip(min=bottom), color)
+        else:
+            noisy = error > 1.2 * floor  # there the noise is still two thirds of the bias
+            (line,) = ax.plot(after[noisy], error[noisy], ls=style, **given)
+            ax.plot(after[~noisy], error[~noisy], ls=":", **given)
+            ax.plot(cell["seconds"], math.hypot(math.sqrt(cell["spread"]), floor), "o",
+                    ms=3.5, mew=0, **given)  # fmt: skip
+        name = "others" if look == "one remedy" else cell["name"]
+        if look in ("tuned", "all together"):
+            name = look
+        handles[name] = Line2D([], [], color=color, lw=1.8, ls=line.get_linestyle(), label=name)
+    log_axis(ax, "x", [pd.Series(t)])
+    log_axis(ax, "y", [pd.Series([bottom, top])])
+    ax.set(xlim=(t[0], t[-1]), ylim=(bottom, top))
+    return handles
+
+
+def _error(cell: pd.Series, t: np.ndarray) -> np.ndarray:
+    """sqrt(variance / n + bias^2), n = t / seconds draws; infinite before the first."""
+    n = t / cell["seconds"]
+    error = np.hypot(np.sqrt(cell["spread"] / n), cell["floor"])
+    return np.where(n >= 1 - 1e-9, error, np.inf)
+
+
+def _draw_ratios(ax: Axes, some: pd.DataFrame) -> None:
+    usual = reference(some)
+    assert usual is not None  # such a group is left out
+    over = usual["spread"] * usual["relative_time"]
+    closed = np.isfinite(column(some, "variance_expected")) & some["finite"]
+    low, high = (
+        some["spread"].where(closed, some[f"variance{end}"]) * some[f"relative_time{end}"] / over
+        for end in ("_low", "_high")
+    )
+    ratio = some["spread"] * some["relative_time"] / over
+    some = some.assign(ratio=ratio, low=low, high=high)
+    some = some.sort_values("ratio", ascending=False).reset_index(drop=True)
+    ends = some[["ratio", "high"]].replace(np.inf, np.nan)
+    log_axis(ax, "x", [some["ratio"], some["low"][some["low"] > 0], ends["high"].dropna()])
+    left, right = ax.get_xlim()
+    ax.set_xlim(left, right * (right / left) ** 0.22)  # room for the numbers
+    ax.axvline(1, color=INK, lw=0.9)
+    for y, row in some.iterrows():
+        color = LOOKS[_family(row["name"])][0]
+        last = row["high"] if math.isfinite(row["high"]) else row["ratio"]
+        ax.hlines(y, min(1, row["ratio"]), max(1, row["ratio"]), color=LINE, lw=5, zorder=1)
+        ax.hlines(y, max(row["low"], left), last, color=color, lw=1.8, clip_on=True)
+        marker, face = ("o", color) if row["finite"] else (">", PAPER)
+        ax.plot(row["ratio"], y, marker, color=color, mfc=face, ms=5.5, zorder=3)
+        at = max(1.0, last)
+        text = ("" if row["finite"] else "≥ ") + number(row["ratio"], 2)
+        ax.annotate(text, (at, y), (6, 0), textcoords="offset points", va="center", size=8)
+    ax.set_yticks(range(len(some)), some["name"])
+    for tick, name in zip(ax.get_yticklabels(), some["name"], strict=True):
+        tick.set_fontweight("bold" if name == usual["name"] else "normal")
+    ax.set_ylim(-0.6, len(some) - 0.4)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(False, axis="y")
+    ours = usual["implementation"] == "ours"
+    whose = "our baseline's (normflows: not measured)" if ours else usual["name"]
+    ax.set_xlabel(f"variance × time, over that of\n{whose}", loc="right")
+
+
+def _fastest(some: pd.DataFrame, asked: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """(its name, its seconds per example) at each asked error."""
+    needed = seconds_to(some, asked)
+    best, seconds = needed.argmin(axis=0), needed.min(axis=0)
+    named = zip(best, seconds, strict=True)
+    return [some["name"].iloc[i] if math.isfinite(s) else NONE for i, s in named], seconds
+
+
+def _winner_colors(names: list[str]) -> dict[str, str]:
+    """A family's own colour for the first of it, another for the next."""
+    colors: dict[str, str] = {NONE: LINE}
+    for name in names:
+        own = LOOKS[_family(name)][0]
+        free = [c for c in (own, *WINNERS) if c not in colors.values()]
+        colors.setdefault(name, free[0] if free else GREY)
+    return colors
+
+
+def _duration(seconds: float) -> str:
+    """``0.17 ms``."""
+    if not math.isfinite(seconds):
+        return "–"
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= 0.995 * size or unit == "µs":
+            return f"{number(seconds / size, 2)} {unit}"
+    raise AssertionError("the last unit takes all")
+
+
+SECTION = Section(
+    "efficiency",
+    (
+        Picture(
+            "efficiency",
+            error_against_time,
+            "Each line begins with one draw, in the time that one takes for an example of a "
+            "batch, and falls with the square root of time as draws are averaged, until the bias "
+            "is what is left (dotted; where no formula gives it, the most that it may be). The "
+            "band is the least error that can be had in a time; the dashed line is 0.01 nat. A "
+            "determinant is exact to rounding from its first call on: a triangle at or below the "
+            "edge. Where the variance is infinite, averaging does not keep what the line says: it "
+            "is that of the draws that were seen, and no part of the band.",
+        ),
+        Picture(
+            "variance_time",
+            variance_time,
+            "Variance times time of one draw, relative to that of the draw that normflows trains "
+            "by (our baseline is the same draw in our code): a tenth means the same error in a "
+            "tenth of the time. Each remedy alone, several, and all together. Times are ratios to "
+            "ten plain terms timed in turns. Bars are 99 % intervals, of the time alone where the "
+            "variance is a closed form; the reference's own stand at one; one that ends at its "
+            "mark has no upper limit. A variance that is infinite is as sampled, and at least "
+            "that; where the reference's is, every ratio to it is at most what is shown.",
+        ),
+        Picture(
+            "winners",
+            winners,
+            "Who wins, from an error of 1 nat down to 0.0001, and the seconds per example that it "
+            "takes (from variance, bias and time of a draw; candidates of infinite variance do "
+            "not compete). The steep flow is untrained, with every layer's norm at its limit, and "
+            "exists at every d; fewer candidates are measured on it.",
+        ),
+    ),
+    (
+        *("variance", "variance_expected", "variance_is_finite", "bias", "bias_expected"),
+        *("n_products", "seconds_per_example", "relative_time", "variance_time"),
+        *("seconds_to_target",),
+    ),
+)

@@ -1,0 +1,372 @@
+"""What an estimate of a flow's log-determinant costs, and what is had for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from resflow_bench.flows import Logit, ResidualFlow
+from resflow_bench.intervals import (
+    Interval,
+    chebyshev_mean_interval,
+    lower_variance_interval,
+    mean_interval,
+    median_interval,
+    variance_interval,
+)
+from resflow_bench.jacobian.products import Map
+from resflow_bench.lab.cells import Cell, Context, Observation
+from resflow_bench.lab.measure import ROUNDING, TAME, exactly, observe, realised
+from resflow_bench.logdet import (
+    PROBES,
+    Controlled,
+    Determinant,
+    Estimate,
+    Estimator,
+    Expansion,
+    Fixed,
+    LogDetEstimator,
+    PerBranch,
+    Rademacher,
+    Roulette,
+    Taylor,
+    tuned,
+)
+from resflow_bench.models.build import (
+    Problem,
+    build_estimator,
+    build_expansion,
+    build_points,
+    build_problem,
+)
+from resflow_bench.peers import PEERS, Asked
+from resflow_bench.speed.timing import elapsed
+
+TARGET = 0.01
+"""nat: the root mean square error per example that `seconds_to_target` is about."""
+
+BIAS_SHARE = 0.1
+"""A bias above this share of the target is no way to reach it, however many draws are averaged."""
+
+YARDSTICK = LogDetEstimator(Rademacher(), Fixed(10))
+"""What every candidate takes turns with: times of two cells compare as their ratios to it."""
+
+N_WARM_UP = 2
+
+PILOT = 512
+"""Numbers, in 2 to 16 points other than those measured at, from which an estimator is tuned: a form
+of many variables differs less from point to point, and costs more."""
+
+N_FIRST = 32
+"""Points that may be measured at."""
+
+MAX_DENSE = 128
+"""Of larger blocks the closed form of the variance, which takes powers of J, is not computed."""
+
+
+class Candidate(NamedTuple):
+    """One way to have the log-determinant of a flow, called once for a batch.
+
+    draw: (B, *event) -> (B,), nats.
+    seeded: makes the draws inside the context follow from a seed.
+    random: whether two calls differ.
+    independent: whether the examples of one call have errors of their own.
+    tame: whether so many moments are finite that the sample variance has an interval.
+    finite: whether the variance is.
+    variance: the closed form, (P,), nat^2; None where there is none.
+    bias: the closed form, (P,), nats; None where there is none.
+    note: what the message says of it.
+    counted: what counts its products; None if they are not known.
+    """
+
+    draw: Callable[[Tensor], Tensor]
+    seeded: Callable[[int], AbstractContextManager[None]]
+    random: bool
+    independent: bool
+    tame: bool
+    finite: bool
+    variance: np.ndarray | None
+    bias: np.ndarray | None
+    note: str
+    counted: _Counting | None = None
+
+
+def measure_efficiency(cell: Cell, context: Context) -> Iterable[Observation]:
+    """Variance, bias and seconds of a draw, and what they make together.
+
+    * `variance`, `bias`: per example, from `n_calls` independent calls at `n_points` points, each
+      with `n_copies` of every point, `batch_size` examples at most, if their errors are independent
+      of each other. What has no randomness is called twice. The interval of `bias` is Student's,
+      Chebyshev's where a high moment is infinite, and none where the variance is.
+    * `seconds_per_example`: median over `n_pairs` calls of `batch_size` examples.
+    * `relative_time`: the same over that of ten plain terms with one Rademacher probe, timed in
+      turn with it: what compares with another cell's, whatever else the machine does.
+    * `variance_time`: variance x seconds_per_example, nat^2 s: what remains when as many draws are
+      averaged as a second has room for.
+    * `seconds_to_target`: seconds per example to a root mean square error of `TARGET` by averaging
+      draws; infinite if the bias alone is above a tenth of it, or may be: where no formula gives
+      it, the farther end of its interval counts. An infinite variance counts there as what the
+      draws showed of it, which is too little.
+
+    The log-determinant is that of the residual blocks and affine layers: a logit in front, which
+    has a closed form and no counterpart elsewhere, is left out.
+    """
+    problem = build_problem(cell, context.results, int(context.effort["n_points"]))
+    flow, x, exact = without_logit(problem)
+    candidate = _candidate(cell, problem, flow)
+    rounding = ROUNDING * torch.finfo(x.dtype).eps * max(1.0, float(np.abs(exact).max()))  # nat
+    errors = _errors(candidate, x, exact, cell, context)  # (n_calls, R, P)
+    n, variance, bias = errors.size, _variance(candidate, errors), _bias(candidate, errors)
+    if candidate.random:
+        width = rounding * (2.0 * math.sqrt(variance.value) + rounding)
+        low = max(0.0, variance.low - width)
+        variance = variance._replace(low=low, high=variance.high + width)
+    bias = bias._replace(low=bias.low - rounding, high=bias.high + rounding)
+    yield observe("variance", variance, "nat^2", n, candidate.note)
+    yield observe("bias", bias, "nat", n, candidate.note)
+    if candidate.variance is not None:
+        yield exactly("variance_expected", candidate.variance.mean(), "nat^2")
+    yield exactly("variance_is_finite", float(candidate.finite), "1")
+    if candidate.bias is not None:
+        yield exactly("bias_expected", candidate.bias.mean(), "nat")
+    seconds, relative, n_products = _costs(candidate, flow, x, cell, context)
+    yield observe("seconds_per_example", seconds, "s", seconds.n)
+    yield observe("relative_time", relative, "1", relative.n, "to ten plain terms, in turns")
+    if not math.isnan(n_products):
+        yield exactly("n_products", n_products, "1")
+    yield from _together(candidate, variance, bias, seconds)
+    yield from realised(problem.norm, problem.spectral_radius)
+
+
+def _variance(candidate: Candidate, errors: np.ndarray) -> Interval:
+    """Per example, mean over points, from errors (n_calls, R, P)."""
+    rows = errors.reshape(-1, errors.shape[-1])
+    if not candidate.random:  # what is left is rounding
+        return Interval(0.0, 0.0, 0.0, 0.0, errors.size)
+    return variance_interval(rows) if candidate.tame else lower_variance_interval(rows)
+
+
+def _bias(candidate: Candidate, errors: np.ndarray) -> Interval:
+    """Of the mean over copies and points; one call is one sample."""
+    n_copies, n_points = errors.shape[1:]
+    calls = errors.mean((1, 2))
+    if not candidate.finite:
+        return Interval(float(calls.mean()), math.nan, -math.inf, math.inf, len(calls))
+    if candidate.tame or candidate.variance is None:
+        return mean_interval(calls)
+    # Of errors in common no more is known than Var(mean) <= mean of Var.
+    n = n_copies * n_points if candidate.independent else 1
+    return chebyshev_mean_interval(calls, float(candidate.variance.mean()) / n)
+
+
+def without_logit(problem: Problem) -> tuple[ResidualFlow, Tensor, np.ndarray]:
+    """The problem's flow behind its logit, the points there, and the exact log-det: (P,), nats."""
+    first, *rest = problem.flow.bijections
+    if not isinstance(first, Logit):
+        return problem.flow, problem.x, problem.log_det
+    with torch.no_grad():
+        x, log_det = first.forward_and_log_det(problem.x.double(), problem.flow.estimator)
+    flow = ResidualFlow(cast("list[nn.Module]", rest), problem.flow.event)
+    return flow, x.to(problem.x), problem.log_det - log_det.cpu().numpy()
+
+
+def _candidate(cell: Cell, problem: Problem, flow: ResidualFlow) -> Candidate:
+    implementation = cell.get("implementation", "ours")
+    if implementation != "ours":
+        peer = PEERS[implementation](flow, Asked(cell["mode"]))
+        rho, decay = problem.spectral_radius, peer.decay
+        return Candidate(
+            draw=peer.log_det,
+            seeded=peer.seeded,
+            random=True,
+            independent=False,
+            tame=decay == 0.0 or rho**TAME < decay ** (TAME - 1),
+            finite=decay == 0.0 or rho**2 < decay,
+            variance=None,
+            bias=None if peer.bias is None else problem.over_blocks(peer.bias),
+            note=peer.version,
+        )
+    estimator = build_candidate(cell, problem)
+    generator = torch.Generator(problem.x.device)
+
+    @contextmanager
+    def seeded(seed: int) -> Iterator[None]:
+        generator.manual_seed(seed)
+        yield
+
+    counted = _Counting(estimator)
+    running = flow.with_estimator(counted)
+    each = _of_each_block(estimator, problem)
+    truncations, rho = [one.truncation for one in each], problem.spectral_radius
+    variance, bias = _closed_forms(each, problem)
+    return Candidate(
+        draw=lambda x: running.forward_and_log_det(x, generator)[1],
+        seeded=seeded,
+        random=bool(each),
+        independent=not any(isinstance(t, Roulette) and t.per == "batch" for t in truncations),
+        tame=all(t.moment_is_finite(rho, TAME) for t in truncations),
+        finite=all(t.moment_is_finite(rho, 2) for t in truncations),
+        variance=variance,
+        bias=bias,
+        note="",
+        counted=counted,
+    )
+
+
+def build_draw(cell: Cell, results: Path) -> Callable[[], object]:
+    """What `seconds_per_example` times, without the yardstick: a draw of `batch_size` examples."""
+    problem = build_problem(cell, results, n_points=2)
+    flow, x, _ = without_logit(problem)
+    candidate, batch = _candidate(cell, problem, flow), repeated(x, int(cell["batch_size"]))
+
+    def draw() -> None:
+        with torch.no_grad(), candidate.seeded(0):
+            candidate.draw(batch.clone())
+
+    return draw
+
+
+def _of_each_block(estimator: Estimator, problem: Problem) -> list[LogDetEstimator]:
+    """The probed series that stands behind each block's log-det; none for a determinant."""
+    if isinstance(estimator, LogDetEstimator):
+        return [estimator] * len(problem.jacobians)
+    if isinstance(estimator, PerBranch):
+        return [estimator.estimators[block.branch] for block in problem.flow.blocks]
+    return []
+
+
+def _closed_forms(
+    each: list[LogDetEstimator], problem: Problem
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Variance and bias, (P,) each, where they are known and affordable."""
+    variance, bias = np.zeros(len(problem.x)), np.zeros(len(problem.x))
+    variance_is_known = bias_is_known = True
+    for one, matrices in zip(each, problem.jacobians, strict=bool(each)):
+        affordable = matrices.shape[-1] <= MAX_DENSE
+        variance_is_known &= affordable and one.expansion == Taylor()
+        bias_is_known &= _series(one.expansion) == Taylor()
+        bias_is_known &= affordable or isinstance(one.truncation, Roulette)
+        if variance_is_known:
+            variance += one.truncation.variance(matrices, one.probe, one.n_probes, one.n_traced)
+        if bias_is_known:
+            bias += one.truncation.bias(matrices)
+    return variance if variance_is_known else None, bias if bias_is_known else None
+
+
+def _series(expansion: Expansion) -> Expansion:
+    """What is left of it without a control, which has no mean."""
+    return expansion.expansion if isinstance(expansion, Controlled) else expansion
+
+
+def build_candidate(cell: Cell, problem: Problem) -> Estimator:
+    """The axis `estimator`: a probed series, one tuned to each branch, or the determinant of J.
+
+    The tuned one sees other points than those it is measured at, which are the model's first. A
+    control comes after the tuning, which is that of the series it controls.
+    """
+    if cell["estimator"] == "determinant":
+        return Determinant()
+    if cell["estimator"] == "hutchinson":
+        return build_estimator(cell)
+    expansion = build_expansion(cell)
+    base = LogDetEstimator(
+        PROBES[cell["probe"]],
+        Fixed(cell["n_traced"] + 1),  # to be replaced
+        n_traced=cell["n_traced"],
+        expansion=_series(expansion),
+    )
+    n_pilot = min(16, max(2, PILOT // cell["dim"]))
+    points = build_points(cell, N_FIRST + n_pilot)[N_FIRST:]
+    generator = torch.Generator(points.device).manual_seed(0)
+    branches = problem.flow.branches(points)
+    found = tuned(branches, base, generator=generator, n_draws=16).estimators
+    return PerBranch({g: replace(one, expansion=expansion) for g, one in found.items()})
+
+
+@dataclass
+class _Counting:
+    """An estimator that adds up the products per example of its calls."""
+
+    estimator: Estimator
+    n_products: float = 0.0
+
+    def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
+        estimate = self.estimator(g, x, generator)
+        self.n_products += estimate.n_products
+        return estimate
+
+
+@torch.no_grad()
+def _errors(
+    candidate: Candidate, x: Tensor, exact: np.ndarray, cell: Cell, context: Context
+) -> np.ndarray:
+    """estimate - exact, (n_calls, R, P), nats, float64."""
+    n_calls = int(context.effort["n_calls"]) if candidate.random else 2
+    most = max(1, cell["batch_size"] // len(x))
+    several = candidate.independent and candidate.random
+    n_copies = min(int(context.effort["n_copies"]), most) if several else 1
+    copies = repeated(x, n_copies * len(x))
+    with candidate.seeded(context.generator_seed(cell)):
+        draws = [candidate.draw(copies.clone()).double().cpu().numpy() for _ in range(n_calls)]
+    return np.stack(draws).reshape(n_calls, n_copies, len(x)) - exact
+
+
+@torch.no_grad()
+def _costs(
+    candidate: Candidate, flow: ResidualFlow, x: Tensor, cell: Cell, context: Context
+) -> tuple[Interval, Interval, float]:
+    """(seconds per example, ratio of a call to the yardstick's, products per example)."""
+    batch = repeated(x, int(cell["batch_size"]))
+    generator = torch.Generator(x.device).manual_seed(0)
+    yardstick = flow.with_estimator(YARDSTICK)
+    pairs = []
+    n_pairs = N_WARM_UP + int(context.effort["n_pairs"])
+    if candidate.counted is not None:
+        candidate.counted.n_products = 0.0
+    with candidate.seeded(context.generator_seed(cell, "time")):
+        for _ in range(n_pairs):
+            ours = elapsed(lambda: candidate.draw(batch.clone()), x.device)
+            theirs = elapsed(lambda: yardstick.forward_and_log_det(batch, generator), x.device)
+            pairs.append((ours, theirs))
+    taken = np.asarray(pairs[N_WARM_UP:])
+    n_products = math.nan if candidate.counted is None else candidate.counted.n_products / n_pairs
+    per_example = median_interval(taken[:, 0] / len(batch))
+    return per_example, median_interval(taken[:, 0] / taken[:, 1]), n_products
+
+
+def repeated(x: Tensor, n: int) -> Tensor:
+    """n points, the given ones over and over, in the order of memory that others rely on."""
+    return x[torch.arange(n, device=x.device) % len(x)].contiguous()
+
+
+def _together(
+    candidate: Candidate, variance: Interval, bias: Interval, seconds: Interval
+) -> Iterator[Observation]:
+    """Products of two medians or means: limits times limits."""
+    said = "of the sample"
+    if candidate.variance is not None and candidate.finite:
+        value = float(candidate.variance.mean())
+        variance, said = Interval(value, 0.0, value, value, variance.n), "of the closed form"
+    said += "" if candidate.finite else "; infinite variance: at least this"
+    off = max(abs(bias.low), abs(bias.high))
+    if candidate.bias is not None:
+        off = float(np.abs(candidate.bias).max())
+    left = TARGET**2 - off**2 if off <= BIAS_SHARE * TARGET else 0.0
+
+    def to_target(spread: float, each: float) -> float:
+        return each * max(1.0, spread / left) if left else math.inf
+
+    ends = [(getattr(variance, end), getattr(seconds, end)) for end in ("value", "low", "high")]
+    value, low, high = (max(0.0, spread) * each for spread, each in ends)
+    yield Observation("variance_time", value, "nat^2 s", math.nan, low, high, variance.n, said)
+    value, low, high = (to_target(max(0.0, spread), each) for spread, each in ends)
+    said += f"; to {TARGET} nat, |bias| {off:.1e} nat"
+    yield Observation("seconds_to_target", value, "s", math.nan, low, high, variance.n, said)

@@ -1,0 +1,91 @@
+"""How far is the fixed-point inverse from the true one, and how good is what it certifies?"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from resflow_bench.architectures import LINEAR_FAMILIES
+from resflow_bench.lab.cells import Grid, Preset, Suite
+from resflow_bench.lab.measure import measure_inverse
+from resflow_bench.models.build import prepare_models
+from resflow_bench.speed.benchmark import Face
+from suites.grids import IMAGE_FLOWS, MODEL_AXES, TRAINED_FLOWS, Axes, model_grids
+
+
+def _grids(
+    models: tuple[str, ...],
+    constants: tuple[float, ...],
+    trained: tuple[float, ...],
+    tolerances: tuple[float, ...],
+    steps: tuple[int, ...],
+    flows: tuple[str, ...] = ("trained",),
+) -> tuple[Grid, ...]:
+    """To a tolerance, however many steps that takes; and after so many steps, whatever is left."""
+    dtypes = ("float32", "float64")
+    to_tolerance: Axes = {"tolerance": tolerances, "max_steps": (5000,), "dtype": dtypes}
+    after_steps: Axes = {"max_steps": steps, "dtype": dtypes}
+    return (
+        *model_grids(models, constants, trained, to_tolerance, flows),
+        *(
+            Grid(grid.axes, {**grid.pinned, "tolerance": 0.0})
+            for grid in model_grids(models, constants, trained, after_steps, flows)
+        ),
+    )
+
+
+SUITE = Suite(
+    name="inverse",
+    question="How far is the fixed-point inverse from the true one, and what does it certify?",
+    axes=(*MODEL_AXES, "tolerance", "max_steps"),
+    presets={
+        "smoke": Preset(
+            _grids(("minus-identity", "init"), (0.5,), (), (1e-3,), (5, 20)), {"n_points": 16}
+        ),
+        "quick": Preset(
+            _grids(
+                ("minus-identity", "gaussian"),
+                (0.5, 0.9),
+                (0.9,),
+                (1e-2, 1e-4, 1e-6),
+                (1, 2, 5, 10, 20, 50, 100, 200),
+            )
+            + _grids((), (), (0.9,), (1e-4,), (5, 20, 100), IMAGE_FLOWS),
+            {"n_points": 64},
+        ),
+        "full": Preset(
+            _grids(
+                (*LINEAR_FAMILIES, "init"),
+                (0.3, 0.5, 0.7, 0.9, 0.97, 0.99),
+                (0.7, 0.9, 0.97),
+                (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-9),
+                (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000),
+                TRAINED_FLOWS,
+            ),
+            {"n_points": 256},
+        ),
+    },
+    measure=measure_inverse,
+    prepare=prepare_models,
+)
+
+
+class Inverse(Face):
+    """Time of the certified inverse with its truth, and the error itself."""
+
+    suite = SUITE
+    n_replicates = 1
+    effort: ClassVar[dict[str, int | float]] = {"n_points": 4}
+    cells: ClassVar[dict[str, dict[str, Any]]] = {
+        f"{model}-K0.5-tol1e-4": {
+            **{"model": model, "dim": 64, "lipschitz": 0.5, "dtype": "float32", "device": "cpu"},
+            **{"tolerance": 1e-4, "max_steps": 5000},
+        }
+        for model in ("minus-identity", "init")
+    }
+    params: ClassVar[list[str]] = list(cells)
+
+    def time_measure(self, name: str) -> None:
+        self.call()
+
+    def track_inverse_error(self, name: str) -> dict[str, Any]:
+        return self.track("inverse_error")

@@ -1,0 +1,60 @@
+"""Which Lipschitz constant was promised, which is certified, and which one do the data meet?"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from resflow_bench.architectures import LINEAR_FAMILIES
+from resflow_bench.lab.cells import Preset, Suite
+from resflow_bench.lab.measure import measure_lipschitz
+from resflow_bench.models.build import prepare_models
+from resflow_bench.speed.benchmark import Face
+from suites.grids import MODEL_AXES, TRAINED_FLOWS, model_grids
+
+DTYPES = {"dtype": ("float32",)}
+
+SUITE = Suite(
+    name="lipschitz",
+    question="Which Lipschitz constant is promised, which is certified, which do the data meet?",
+    axes=MODEL_AXES,
+    presets={
+        "smoke": Preset(model_grids(("gaussian", "init"), (0.5,), (), DTYPES), {"n_points": 16}),
+        "quick": Preset(
+            model_grids((*LINEAR_FAMILIES, "init"), (0.5, 0.9), (0.9,), DTYPES, TRAINED_FLOWS),
+            {"n_points": 32},
+        ),
+        "full": Preset(
+            model_grids(
+                (*LINEAR_FAMILIES, "init"),
+                (0.3, 0.5, 0.7, 0.9, 0.97, 0.99),
+                (0.7, 0.9, 0.97),
+                {"dtype": ("float32", "float64")},
+                TRAINED_FLOWS,
+            ),
+            {"n_points": 128},
+        ),
+    },
+    measure=measure_lipschitz,
+    prepare=prepare_models,
+)
+
+
+class Lipschitz(Face):
+    """Time of the certification and of the dense Jacobians, and the certified constant."""
+
+    suite = SUITE
+    n_replicates = 1
+    effort: ClassVar[dict[str, int | float]] = {"n_points": 4}
+    cells: ClassVar[dict[str, dict[str, Any]]] = {
+        "init-K0.9": {
+            **{"model": "init", "dim": 64, "lipschitz": 0.9},
+            **{"dtype": "float32", "device": "cpu"},
+        }
+    }
+    params: ClassVar[list[str]] = list(cells)
+
+    def time_measure(self, name: str) -> None:
+        self.call()
+
+    def track_lipschitz_certified(self, name: str) -> dict[str, Any]:
+        return self.track("lipschitz_certified")

@@ -1,0 +1,115 @@
+"""Given the same weights, what do other implementations return, at what speed and in what memory?
+
+Needs the `peers` extra; an implementation that is not installed is a skipped row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from resflow_bench.lab.axes import Value
+from resflow_bench.lab.cells import Grid, Preset, Suite
+from resflow_bench.models.build import build_flow, build_points, prepare_models
+from resflow_bench.peers import MODES, PEERS, Asked
+from resflow_bench.speed.benchmark import Face
+from suites.grids import MODEL_AXES, Axes
+from suites.peers.measure import measure_peers
+
+UNTERMED = tuple(mode for mode in MODES if mode != "series")
+ROULETTES = ("roulette",)
+
+
+def _grids(
+    model: str, dim: int, constants: tuple[float, ...], n_terms: tuple[int, ...]
+) -> tuple[Grid, ...]:
+    """Each implementation in each mode with one probe; and with eight, where a training has them.
+
+    Cells are ordered by mode, so that an implementation stands beside the others.
+    """
+    common: Mapping[str, Value] = {
+        "model": model,
+        "dim": dim,
+        "dtype": "float32",
+        "device": "cpu",
+        "batch_size": 256,
+    }
+    free: Axes = {"lipschitz": constants}
+    whose: Axes = {"implementation": tuple(PEERS)}
+    one, eight = {**common, "n_probes": 1}, {**common, "n_probes": 8}
+    return (
+        Grid({**free, "mode": UNTERMED, **whose}, one),
+        Grid({**free, "n_terms": n_terms, **whose}, {**one, "mode": "series"}),
+        Grid({**free, "mode": ROULETTES, **whose}, eight),
+        Grid({**free, "n_terms": n_terms[:1], **whose}, {**eight, "mode": "series"}),
+    )
+
+
+SMALL: Mapping[str, Value] = {
+    **{"model": "init", "dim": 16, "lipschitz": 0.9, "dtype": "float32", "device": "cpu"},
+    **{"batch_size": 256, "n_probes": 1},
+}
+
+SUITE = Suite(
+    name="peers",
+    question="Given the same weights, what do other implementations return, how fast, in what "
+    "memory?",
+    axes=(*MODEL_AXES, "mode", "implementation", "n_terms", "n_probes", "batch_size"),
+    presets={
+        "smoke": Preset(
+            (Grid({"mode": MODES[2:], "implementation": tuple(PEERS)}, SMALL),),
+            {"n_points": 4, "n_calls": 16, "n_copies": 4, "n_gradients": 16, "n_pairs": 8},
+        ),
+        "quick": Preset(
+            _grids("trained", 64, (0.9,), (5,)),
+            {"n_points": 4, "n_calls": 48, "n_copies": 16, "n_gradients": 16, "n_pairs": 10},
+        ),
+        "full": Preset(
+            _grids("init", 64, (0.9,), (5, 20)) + _grids("trained", 64, (0.7, 0.9), (5, 20)),
+            {"n_points": 8, "n_calls": 2000, "n_copies": 8, "n_gradients": 640, "n_pairs": 100},
+        ),
+    },
+    measure=measure_peers,
+    exclusive=True,
+    prepare=prepare_models,
+)
+
+
+class Peers(Face):
+    """Log-prob in evaluation, and the bias of its value, on the untrained flow.
+
+    Skipped where an implementation is not installed.
+    """
+
+    suite = SUITE
+    effort: ClassVar[dict[str, int | float]] = {
+        "n_points": 4, "n_calls": 16, "n_copies": 4, "n_gradients": 2, "n_pairs": 2,
+    }  # fmt: skip
+    cells: ClassVar[dict[str, dict[str, Any]]] = {
+        f"{name}-evaluation": {**SMALL, "implementation": name, "mode": "evaluation"}
+        for name in PEERS
+    }
+    params: ClassVar[list[str]] = list(cells)
+
+    def build(self) -> Callable[[], object]:
+        peer = PEERS[self.cell["implementation"]](
+            build_flow(self.cell, Path("results")), Asked("evaluation")
+        )
+        x = build_points(self.cell, self.cell["batch_size"])
+
+        def log_prob() -> None:
+            with torch.no_grad(), peer.seeded(0):
+                peer.log_prob(x.clone())
+
+        return log_prob
+
+    def time_log_prob(self, name: str) -> None:
+        self.call()
+
+    def track_bias(self, name: str) -> dict[str, Any]:
+        return self.track("bias")
+
+    track_bias.unit = "nat"  # type: ignore[attr-defined]

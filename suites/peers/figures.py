@@ -1,0 +1,173 @@
+"""Implementations that hold the same weights, beside each other: what they return, and its cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter
+
+from resflow_bench.report.look import (
+    ACCENT,
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    MUTED,
+    add_legend,
+    below_handle,
+    cells_with,
+    draw_edge_marks,
+    log_axis,
+    make_panels,
+    themed,
+)
+from resflow_bench.report.section import Picture, Section
+
+LOOKS = {"ours": (ACCENT, "o"), "normflows": (BLUE, "s"), "torchflows": (GREEN, "D")}
+RATIOS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
+OFFSET = 0.24  # between the marks of one line
+LINE_HEIGHT = 0.52  # inches, of a mode with the marks of three implementations
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """One metric: its title, its axis, the metric that it is expected at, and a line to draw."""
+
+    metric: str
+    title: str
+    label: str
+    logarithmic: bool = True
+    expected: str = ""
+    line: float | str | None = None
+
+
+PANELS = (
+    _Panel("bias", "bias of the value", "mean − exact log-det (nat)", False, "bias_expected", 0.0),
+    _Panel("gradient_error", "bias of the gradient", "‖mean − exact‖ / ‖exact‖"),
+    _Panel("inverse_error", "error of the inverse", "largest ‖x̂ − x‖", line="inverse_asked"),
+    _Panel("time_over_ours", "time of log-prob", "times ours", line=1.0),
+    _Panel("peak_over_ours", "peak memory of log-prob", "times ours", line=1.0),
+)
+
+
+@themed
+def side_by_side(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
+    """Bias, gradient, inverse, time and memory, a line for each mode, a mark for each peer."""
+    cells = _one_flow(cells_with(cells, "implementation", "mode"))
+    panels = [panel for panel in PANELS if panel.metric in cells and cells[panel.metric].any()]
+    if cells.empty or not panels:
+        return None
+    height = 0.95 + LINE_HEIGHT * cells["line"].nunique()
+    figure, axes = make_panels(len(panels), columns, height=height)
+    below = [_draw(ax, panel, cells) for ax, panel in zip(axes, panels, strict=True)]
+    handles = [
+        Line2D([], [], color=_look(name)[0], marker=_look(name)[1], ls="", ms=6, label=name)
+        for name in _order(cells["implementation"])
+    ]
+    if "bias_expected" in cells:
+        ring: dict[str, Any] = {"marker": "o", "mfc": "none", "ls": "", "ms": 9}
+        handles.append(Line2D([], [], color=MUTED, label="mean of its formula", **ring))
+    if any(below):
+        handles.append(below_handle("at most"))  # type: ignore[arg-type]
+    add_legend(figure, handles)
+    return figure
+
+
+def _one_flow(cells: pd.DataFrame) -> pd.DataFrame:
+    """One probe, on the trained flow where there is one, at its largest K; `line` is the mode."""
+    if cells.empty:
+        return cells
+    cells = cells[cells["n_probes"] == 1] if "n_probes" in cells else cells
+    name = "trained" if (cells["model"] == "trained").any() else cells["model"].iloc[0]
+    cells = cells[cells["model"] == name]
+    cells = cells[cells["lipschitz"] == cells["lipschitz"].max()]
+    terms = cells["n_terms"] if "n_terms" in cells else pd.Series(np.nan, cells.index)
+    words = [
+        mode if pd.isna(n) else f"{mode},\nN = {int(n)}"
+        for mode, n in zip(cells["mode"], terms, strict=True)
+    ]
+    return cells.assign(line=[word.replace("memory-", "memory-\n") for word in words])
+
+
+def _draw(ax: Axes, panel: _Panel, cells: pd.DataFrame) -> bool:
+    """The panel's marks; whether one of them stands for "here or below"."""
+    some = cells.dropna(subset=[panel.metric])
+    lines = list(dict.fromkeys(some["line"]))
+    low, high = some[f"{panel.metric}_low"], some[f"{panel.metric}_high"]
+    value = some[panel.metric]
+    edge = -np.inf
+    if panel.logarithmic:
+        edge = log_axis(ax, "x", [value[value > 0], high[np.isfinite(high)]])
+        if panel.line == 1.0:
+            ax.set_xlim(min(0.8 * float(low.min()), 0.8), 1.25 * float(high.max()))
+            ax.xaxis.set_major_locator(FixedLocator(RATIOS))
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
+    at = np.asarray([lines.index(line) for line in some["line"]], float)
+    names = _order(some["implementation"])
+    at += OFFSET * np.asarray(
+        [names.index(n) - (len(names) - 1) / 2 for n in some["implementation"]]
+    )
+    if isinstance(panel.line, float):
+        ax.axvline(panel.line, color=INK, lw=1.0)
+    elif panel.line is not None and panel.line in some:
+        asked = some[panel.line].to_numpy(float)
+        ax.vlines(asked, at - OFFSET / 2, at + OFFSET / 2, color=INK, lw=1.6)
+    unresolved = panel.logarithmic & ((value <= edge) | (low <= 0)).to_numpy()
+    for name in names:
+        mine = (some["implementation"] == name).to_numpy()
+        color, marker = _look(name)
+        told = mine & ~unresolved
+        ax.hlines(at[told], low[told].clip(lower=edge), high[told], color=color, lw=1.8)
+        ax.plot(value[told], at[told], marker, color=color, ms=6, mew=0)
+        draw_edge_marks(ax, high[mine & unresolved].to_numpy(), at[mine & unresolved], color)
+    if panel.expected and panel.expected in some:
+        rings: dict[str, Any] = {"mfc": "none", "mec": MUTED, "ms": 11, "mew": 1.0}
+        ax.plot(some[panel.expected], at, "o", **rings)
+    ax.set_yticks(range(len(lines)), lines)
+    ax.set_ylim(len(lines) - 0.45, -0.55)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(False, axis="y")
+    ax.set(title=panel.title, xlabel=panel.label)
+    return bool(unresolved.any())
+
+
+def _order(names: pd.Series) -> list[str]:
+    """Ours first, then the rest as in `LOOKS`, then what is new."""
+    found = set(names)
+    return [name for name in LOOKS if name in found] + sorted(found - set(LOOKS))
+
+
+def _look(name: str) -> tuple[str, str]:
+    return LOOKS.get(name, (GREY, "X"))
+
+
+SECTION = Section(
+    "peers",
+    (
+        Picture(
+            "peers",
+            side_by_side,
+            "Each implementation holds the same weights and is measured by the same code, on one "
+            "thread; bars are 99 % intervals. The value: mean of its estimates less the exact "
+            "log-det of its own map, in float64; the ring is the mean of the formula in its "
+            "source, so that a mark inside a ring away from zero estimates another quantity than "
+            "the log-det, or a cut series. The gradient: relative error of the mean, each example "
+            "with an upstream weight of its own (1, 2, 5, −1); a triangle is the end of an "
+            "interval that holds zero. The inverse: in float64, against the tolerance it was "
+            "asked for, the short black line, where one can be asked. Time and memory: a call "
+            "without gradients, at its own number of terms; memory-saving modes take their "
+            "gradients in that call.",
+        ),
+    ),
+    (
+        *("bias", "bias_expected", "variance", "batch_correlation", "gradient_error"),
+        *("inverse_error", "inverse_bound", "wall_s", "time_over_ours", "peak_over_ours"),
+        *("peak_bytes_gradient", "norm_over_asked", "weight_change", "map_difference"),
+    ),
+)

@@ -1,0 +1,248 @@
+"""What is observed of an implementation, ours or another, that holds the same weights.
+
+All of them go through the functions below, ours included: the truth is each one's own map, in
+float64, and nothing here knows whose it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resflow_bench.intervals import (
+    Interval,
+    lower_variance_interval,
+    mean_interval,
+    median_interval,
+    variance_interval,
+)
+from resflow_bench.lab.cells import Cell, Context, Observation
+from resflow_bench.lab.measure import ROUNDING, TAME, exactly, observe, realised
+from resflow_bench.logdet import exact_log_det
+from resflow_bench.models.build import Problem, build_points, build_problem
+from resflow_bench.peers import PEERS, TRAINING, Asked, Peer
+from resflow_bench.speed.timing import elapsed, peak_bytes
+from resflow_bench.threads import one_thread
+
+UPSTREAM = (1.0, 2.0, 5.0, -1.0)
+"""d loss / d log_det of one example after the other: unequal, as importance weights are."""
+
+N_GROUPS = 8
+"""Pairs of means whose products are averaged: their interval has this many samples, less one."""
+
+N_WARM_UP = 3
+
+REACHABLE = 1e-9
+"""A term evaluated less often than once in 1e9 draws does not show in any experiment."""
+
+
+def measure_peers(cell: Cell, context: Context) -> Iterable[Observation]:
+    """Bias, variance, gradient, inverse, seconds and bytes of `implementation` in `mode`.
+
+    Bias and variance: of its estimate of ln|det df/dx|. Those of a training are differentiated,
+    the one of evaluation is not; its inverse, which samples are drawn by, is. With more than one
+    probe asked for, bias and variance are all that is looked at. Of a roulette it is also said
+    whether the variance is finite: 1 if rho^2 < decay, else 0, rho the largest spectral radius of
+    a J at the points and `decay` its law's.
+    """
+    asked = Asked(cell["mode"], cell.get("n_terms", 1), cell.get("n_probes", 1))
+    problem = build_problem(cell, context.results, int(context.effort["n_points"]))
+    make = PEERS[cell["implementation"]]
+    with one_thread():
+        peer = make(problem.flow, asked)
+        double = make(copy.deepcopy(problem.flow).double(), asked)
+        truth = exact(double, problem.x.double())
+        seed, n_copies = context.generator_seed(cell), int(context.effort["n_copies"])
+        n_calls = int(context.effort["n_calls"])
+        yield from _values(problem, peer, truth.detach().numpy(), n_calls, n_copies, seed)
+        if asked.n_probes == 1:
+            yield from _map_and_weights(problem, peer, seed)
+            if asked.mode in TRAINING:
+                n_draws = int(context.effort["n_gradients"])
+                yield gradient_error(peer, double, problem.x, n_draws, n_copies, seed)
+            else:
+                yield from inverse_error(double, problem.x.double(), seed)
+            x = build_points(cell, cell["batch_size"])
+            yield from _costs(peer, PEERS["ours"](problem.flow, asked), asked, x,
+                              int(context.effort["n_pairs"]), seed)  # fmt: skip
+        yield from realised(problem.norm, problem.spectral_radius)
+
+
+def _values(
+    problem: Problem, peer: Peer, truth: np.ndarray, n_calls: int, n_copies: int, seed: int
+) -> Iterator[Observation]:
+    """`bias`, `bias_expected`, `variance`, whether that is finite, and `batch_correlation`.
+
+    A call is one sample, because the examples of a batch may share their number of terms. Where
+    the law of that number is too heavy in its tail for a finite variance, the interval of `bias`
+    speaks of the terms reached once in 1e9 draws or more often, and is widened by the rest.
+    """
+    draws = draw(peer, problem.x, n_calls, n_copies, seed)  # (n, P, R)
+    errors = draws.mean(2) - truth  # (n, P)
+    rest = _unreached(problem, peer)
+    eps = torch.finfo(problem.x.dtype).eps
+    width = rest + ROUNDING * eps * max(1.0, float(np.abs(truth).max()))
+    interval = mean_interval(errors.mean(1))
+    interval = interval._replace(low=interval.low - width, high=interval.high + width)
+    rho = problem.spectral_radius
+    message = f"{peer.version}; {n_calls} calls of {n_copies} x {len(problem.x)} examples"
+    if not _is_tame(peer, rho, 2):
+        message += f"; infinite variance, but terms met once in 1e9 draws leave {rest:.1e} nat"
+    yield observe("bias", interval, "nat", draws.size, message)
+    if peer.bias is not None:
+        yield exactly("bias_expected", float(problem.over_blocks(peer.bias).mean()), "nat")
+    yield exactly("log_det_exact", float(truth.mean()), "nat")
+    rows = draws.reshape(n_calls, -1)
+    tame = _is_tame(peer, rho, TAME)
+    spread = variance_interval(rows) if tame else lower_variance_interval(rows)
+    yield observe("variance", spread, "nat^2", draws.size)
+    if peer.decay > 0.0:
+        yield exactly("variance_is_finite", float(_is_tame(peer, rho, 2)), "1")
+    if n_copies > 1:
+        yield observe("batch_correlation", batch_correlation(draws), "1", n_calls)
+
+
+def draw(peer: Peer, x: Tensor, n_calls: int, n_copies: int, seed: int) -> np.ndarray:
+    """Estimates of n calls, each on R copies of the P points: (n, P, R), nats, float64."""
+    copies = x.repeat(n_copies, 1)
+    with peer.seeded(seed), torch.no_grad():
+        calls = [peer.log_det(copies.clone()).detach().double() for _ in range(n_calls)]
+    return torch.stack(calls).view(n_calls, n_copies, len(x)).transpose(1, 2).numpy()
+
+
+def exact(double: Peer, x: Tensor) -> Tensor:
+    """ln|det df/dx| of its own map, (P,), nats, float64, differentiable in its parameters."""
+    # ln|det(I + J)| with g(x) = f(x) - x is that of f, whatever the blocks of f are.
+    return exact_log_det(lambda inputs: double.map(inputs) - inputs, x)
+
+
+def batch_correlation(draws: np.ndarray) -> Interval:
+    """Cov(a, b) / Var(a) of two estimates a, b at the same x in the same call.
+
+    Zero where each example has draws of its own. Args: draws (n, P, R), R at least 2.
+    The interval is that of a ratio of means over the n calls, by the delta method.
+    """
+    n_copies = draws.shape[2]
+    centred = draws - draws.mean((0, 2), keepdims=True)
+    squares = (centred**2).mean((1, 2))  # (n,)
+    pairs = (centred.sum(2) ** 2 - (centred**2).sum(2)).mean(1) / (n_copies * (n_copies - 1))
+    ratio = pairs.mean() / squares.mean()
+    return mean_interval(ratio + (pairs - ratio * squares) / squares.mean())
+
+
+def gradient_error(
+    peer: Peer, double: Peer, x: Tensor, n_draws: int, n_copies: int, seed: int
+) -> Observation:
+    """||E grad - exact|| / ||exact||, grad of sum_i u_i log_det_i in the parameters of all g.
+
+    u is `UPSTREAM`, over and over. With e = (grad - exact) / ||exact|| the squared length of E e
+    is the mean of <e', e''>, e' and e'' independent: no noise adds to it, as it would to ||mean||.
+    """
+    u = torch.tensor(UPSTREAM, dtype=torch.float64).repeat(-(-len(x) // len(UPSTREAM)))[: len(x)]
+    truth = _flat(exact(double, x.double()) @ u, double.parameters)
+    size, weights, copies = truth.norm(), u.to(x).repeat(n_copies) / n_copies, x.repeat(n_copies, 1)
+    length = max(1, n_draws // (2 * N_GROUPS))
+    means = []
+    with peer.seeded(seed):
+        for _ in range(2 * N_GROUPS):
+            total = torch.zeros_like(truth)
+            for _ in range(length):
+                total += _flat(peer.log_det(copies.clone()) @ weights, peer.parameters).double()
+            means.append((total / length - truth) / size)
+    e = torch.stack(means).view(N_GROUPS, 2, -1)
+    squared = mean_interval((e[:, 0] * e[:, 1]).sum(1).numpy())
+    value, low, high = (math.sqrt(max(0.0, y)) for y in (squared.value, squared.low, squared.high))
+    n = 2 * N_GROUPS * length
+    given = ", ".join(f"{w:g}" for w in UPSTREAM)
+    message = f"{peer.version}; {n} calls of {len(copies)} examples weighted {given}, ..."
+    return Observation("gradient_error", value, "1", math.nan, low, high, n, message)
+
+
+def _flat(value: Tensor, parameters: list[Tensor]) -> Tensor:
+    """d value / d parameters as one vector."""
+    parts = torch.autograd.grad(value, parameters, materialize_grads=True)
+    return torch.cat([part.flatten() for part in parts])
+
+
+def inverse_error(double: Peer, x: Tensor, seed: int) -> Iterator[Observation]:
+    """max ||x^ - x||_2 over points, x^ its inverse of z = f(x), in float64 throughout.
+
+    In float64, so that what is left is where the iteration stops, not what float32 rounds off.
+    """
+    with double.seeded(seed), torch.no_grad():
+        found, bound = double.inverse(double.map(x))
+    error = float((found - x).norm(dim=1).max())
+    asked = "no tolerance can be asked for"
+    if double.tolerance is not None:
+        asked = f"asked for {double.tolerance:g}"
+        yield exactly("inverse_asked", double.tolerance, "1")
+    if bound is not None:
+        yield exactly("inverse_bound", float(bound.max()), "1")
+    message = f"{double.version}; {asked}; {len(x)} points"
+    yield Observation("inverse_error", error, "1", 0.0, error, error, len(x), message)
+
+
+def _map_and_weights(problem: Problem, peer: Peer, seed: int) -> Iterator[Observation]:
+    """That it is the same flow; and what its own linear layers make of the constant asked for."""
+    with torch.no_grad(), peer.seeded(seed):
+        difference = (peer.map(problem.x) - problem.flow(problem.x)).abs().max()
+        first, second = peer.weights(), peer.weights()
+    norms = [float(torch.linalg.matrix_norm(w.double(), 2)) / c for w, c in first]
+    again = zip(first, second, strict=True)
+    moved = [float(torch.linalg.matrix_norm((w - v).double(), 2)) / c for (w, c), (v, _) in again]
+    yield exactly("map_difference", float(difference), "1")
+    yield exactly("norm_over_asked", max(norms), "1")
+    yield exactly("weight_change", max(moved), "1")
+
+
+def _costs(
+    peer: Peer, ours: Peer, asked: Asked, x: Tensor, n_pairs: int, seed: int
+) -> Iterator[Observation]:
+    """Seconds of log-prob on one thread, their ratio to ours in interleaved pairs, and bytes."""
+
+    def log_prob(of: Peer) -> Callable[[], object]:
+        return torch.no_grad()(lambda: of.log_prob(x.clone()))
+
+    def gradient() -> object:
+        return _flat(peer.log_prob(x.clone()).mean(), peer.parameters)
+
+    with peer.seeded(seed), ours.seeded(seed):
+        theirs_call, our_call = log_prob(peer), log_prob(ours)
+        pairs = [(elapsed(theirs_call), elapsed(our_call)) for _ in range(N_WARM_UP + n_pairs)]
+        seconds = np.asarray(pairs[N_WARM_UP:])
+        wall = median_interval(seconds[:, 0])
+        ratio = median_interval(seconds[:, 0] / seconds[:, 1])
+        yield observe("wall_s", wall, "s", n_pairs, f"{peer.version}; one thread, B = {len(x)}")
+        yield observe("time_over_ours", ratio, "1", n_pairs, "interleaved pairs")
+        device = str(x.device)
+        peak = float(peak_bytes(theirs_call, device))
+        yield Observation("peak_bytes", peak, "B")
+        yield exactly("peak_over_ours", peak / peak_bytes(our_call, device), "1")
+        if asked.mode in TRAINING:
+            yield Observation("peak_bytes_gradient", float(peak_bytes(gradient, device)), "B")
+
+
+def _is_tame(peer: Peer, rho: float, order: int) -> bool:
+    """Whether the moment of that order is finite; always with a fixed number of terms."""
+    return peer.decay == 0.0 or rho**order < peer.decay ** (order - 1)
+
+
+def _unreached(problem: Problem, peer: Peer) -> float:
+    """Nats by which terms met less than once in 1e9 draws can move the mean.
+
+    At most sum_{k >= n} sum_i |lambda_i|^k / k <= sum_i |lambda_i|^n / (n (1 - |lambda_i|)).
+    """
+    if _is_tame(peer, problem.spectral_radius, 2):
+        return 0.0
+    n = math.ceil(math.log(REACHABLE) / math.log(peer.decay))
+
+    def of(jacobian: np.ndarray) -> np.ndarray:
+        sizes = np.abs(np.linalg.eigvals(jacobian))  # (P, d)
+        return np.asarray((sizes**n / (n * (1 - sizes))).sum(-1))
+
+    return float(problem.over_blocks(of).mean())

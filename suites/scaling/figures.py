@@ -1,0 +1,139 @@
+"""Seconds of a log-prob against what it is asked for, beside a straight line."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from resflow_bench.analysis.findings import GROWING
+from resflow_bench.analysis.tables import axes, label, number, varying
+from resflow_bench.report.look import (
+    ACCENT,
+    BLUE,
+    BROWN,
+    DASHES,
+    GREEN,
+    MUTED,
+    ORANGE,
+    PAPER,
+    PINK,
+    add_legend,
+    cells_with,
+    count_axis,
+    label_outer,
+    log_axis,
+    make_panels,
+    themed,
+)
+from resflow_bench.report.section import Picture, Section
+
+LOOKS = ((ACCENT, "o"), (BLUE, "s"), (GREEN, "D"), (ORANGE, "^"), (PINK, "v"), (BROWN, "P"))
+SYMBOLS = {"n_terms": "N", "n_probes": "m", "batch_size": "B"}
+ENDS = ("low", "high")
+RUNG = re.compile(r"wall_s_(\d+)")
+
+
+@themed
+def ladders(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
+    """Seconds of a log-prob against terms, probes and examples, with and without a constant."""
+    cells = cells_with(cells, "grows", "exponent", "overhead_s", "marginal_s", "dim", "width")
+    if cells.empty:
+        return None
+    cells = _named(cells)
+    looks = dict(zip(dict.fromkeys(cells["name"]), LOOKS, strict=False))
+    places = [
+        (device, grows)
+        for device in dict.fromkeys(cells["device"])
+        for grows in GROWING
+        if (cells["grows"] == grows).any()
+    ]
+    columns = min(columns, cells["grows"].nunique())
+    figure, panels = make_panels(len(places), columns)
+    for ax, (device, grows) in zip(panels, places, strict=True):
+        here = cells[(cells["device"] == device) & (cells["grows"] == grows)]
+        ladders = [(_rungs(cell), cell) for _, cell in here.iterrows() if cell["name"] in looks]
+        if ladders:
+            log_axis(ax, "y", [rungs[end] for rungs, _ in ladders for end in ("wall_s", *ENDS)])
+            count_axis(ax, pd.concat([rungs["size"] for rungs, _ in ladders]))
+        for rungs, cell in ladders:
+            _draw(ax, rungs, cell, *looks[cell["name"]])
+        ax.set(title=f"{GROWING[grows]}, {device}", xlabel=f"{GROWING[grows]} {SYMBOLS[grows]}")
+    label_outer(panels, columns, "seconds of a log-prob")
+    add_legend(
+        figure,
+        [
+            *(
+                Line2D([], [], color=color, marker=marker, lw=1.4, ms=5.5, label=name)
+                for name, (color, marker) in looks.items()
+            ),
+            Line2D([], [], color=MUTED, ls=DASHES, lw=1.1, label="without the constant"),
+        ],
+    )
+    return figure
+
+
+def _named(cells: pd.DataFrame) -> pd.DataFrame:
+    """With `name`, d × h of the flow and whatever else tells two ladders of a panel apart."""
+    others = [name for name in axes(cells) if name not in ("dim", "width", "device", "grows")]
+    alike = [some for _, some in cells.groupby(["device", "grows", "dim", "width"], sort=False)]
+    told = [name for name in others if any(varying(some, [name]) for some in alike)]
+    names = [
+        ", ".join(filter(None, [f"{cell['dim']} × {cell['width']}", label(cell, told)]))
+        for _, cell in cells.iterrows()
+    ]
+    return cells.assign(name=names)
+
+
+def _rungs(cell: pd.Series) -> pd.DataFrame:
+    """size, wall_s and the ends of its interval, a line for each rung that was timed."""
+    rungs = [
+        (
+            int(found[1]) * cell[cell["grows"]],
+            *(cell[f"{name}{end}"] for end in ("", "_low", "_high")),
+        )
+        for name in cell.index
+        if (found := RUNG.fullmatch(name)) and not pd.isna(cell[name])
+    ]
+    return pd.DataFrame(rungs, columns=["size", "wall_s", *ENDS]).astype(float)
+
+
+def _draw(ax: Axes, rungs: pd.DataFrame, cell: pd.Series, color: str, marker: str) -> None:
+    """The marks, a + b n through them, b n alone, and the exponent at the last."""
+    ax.vlines(rungs["size"], rungs["low"], rungs["high"], color=color, lw=1.8)
+    ax.plot(rungs["size"], rungs["wall_s"], marker, color=color, ms=5.5, mec=PAPER, mew=0.4)
+    size = np.geomspace(rungs["size"].min(), rungs["size"].max(), 50)
+    ax.plot(size, cell["overhead_s"] + cell["marginal_s"] * size, color=color, lw=1.4)
+    ax.plot(size, cell["marginal_s"] * size, color=color, lw=1.1, ls=DASHES)
+    end = rungs.loc[rungs["size"].idxmax()]
+    ax.annotate(
+        f"exponent {number(cell['exponent'], 2)}",
+        (end["size"], end["wall_s"]),
+        (-8, 4),
+        textcoords="offset points",
+        ha="right",
+        color=color,
+        size=8,
+    )
+
+
+SECTION = Section(
+    "scaling",
+    (
+        Picture(
+            "scaling",
+            ladders,
+            "Seconds of a log-prob with a fixed number of terms, of two untrained blocks W-φ-W "
+            "named by their d × h; each ladder doubles one size from mark to mark, and its marks "
+            "are timed in turn. Bars are 99 % intervals of the median. The line is a constant and "
+            "a slope, fitted in relative error; the dashed one is the slope alone, which on these "
+            "axes rises with slope 1. Where the two part, a call is what it does whatever its "
+            "size, which takes the exponent of a power law, written at the last mark, below 1.",
+        ),
+    ),
+    ("exponent", "exponent_flops", "overhead_s", "marginal_s", "flops_fraction"),
+)

@@ -1,0 +1,105 @@
+"""How many examples a second, in how many bytes, and at what share of the hardware's rate?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from resflow_bench.lab.cells import Preset, Suite
+from resflow_bench.models.build import prepare_models
+from resflow_bench.speed.benchmark import Face
+from resflow_bench.speed.timing import build_call, measure_throughput, peak_bytes
+from suites.grids import (
+    ESTIMATOR_AXES,
+    IMAGE_FLOWS,
+    MODEL_AXES,
+    TRAINED_FLOWS,
+    Axes,
+    estimator_grids,
+)
+
+OPERATIONS = ("log_prob", "train_step", "sample")
+COMMON: Axes = {"operation": OPERATIONS, "probe": ("rademacher",), "dtype": ("float32",)}
+
+SUITE = Suite(
+    name="throughput",
+    question="How many examples a second, in how many bytes, at what share of the matmul rate?",
+    axes=(*MODEL_AXES, *ESTIMATOR_AXES, "operation", "batch_size"),
+    presets={
+        "smoke": Preset(
+            estimator_grids(
+                models=("init",),
+                constants=(0.9,),
+                trained=(),
+                fixed={"n_terms": (10,)},
+                roulette={"roulette": (), "n_exact": ()},
+                common={**COMMON, "n_probes": (1,), "batch_size": (64,)},
+            ),
+            {"seconds": 0.2},
+        ),
+        "quick": Preset(
+            estimator_grids(
+                models=(),
+                constants=(),
+                trained=(0.9,),
+                fixed={"n_terms": (5, 20)},
+                roulette={"roulette": ("geometric(0.5)",), "n_exact": (3,)},
+                common={**COMMON, "n_probes": (1,), "batch_size": (256,)},
+            )
+            + estimator_grids(
+                models=(),
+                constants=(),
+                trained=(0.9,),
+                fixed={"n_terms": (5,)},
+                roulette={"roulette": (), "n_exact": ()},
+                common={**COMMON, "n_probes": (1,), "batch_size": (64,)},
+                flows=IMAGE_FLOWS,
+            ),
+            {"seconds": 2.0},
+        ),
+        "full": Preset(
+            estimator_grids(
+                models=("init",),
+                constants=(0.9,),
+                trained=(0.9,),
+                fixed={"n_terms": (5, 10, 20, 50)},
+                roulette={"roulette": ("geometric(0.5)", "geometric(0.1)"), "n_exact": (3,)},
+                common={**COMMON, "n_probes": (1, 4), "batch_size": (64, 256, 1024)},
+                flows=TRAINED_FLOWS,
+            ),
+            {"seconds": 5.0},
+        ),
+    },
+    measure=measure_throughput,
+    exclusive=True,
+    prepare=prepare_models,
+)
+
+
+class Throughput(Face):
+    """Time and peak memory of each operation on the untrained flow."""
+
+    suite = SUITE
+    effort: ClassVar[dict[str, int | float]] = {}
+    cells: ClassVar[dict[str, dict[str, Any]]] = {
+        f"{operation}-{device}": {
+            **{"model": "init", "dim": 64, "lipschitz": 0.9, "truncation": "fixed", "n_terms": 20},
+            **{"probe": "rademacher", "n_probes": 1, "dtype": "float32", "device": device},
+            **{"operation": operation, "batch_size": 256},
+        }
+        for operation in OPERATIONS
+        for device in ("cpu", "cuda")
+    }
+    params: ClassVar[list[str]] = list(cells)
+
+    def build(self) -> Callable[[], object]:
+        return build_call(self.cell, Path("results"))
+
+    def time_operation(self, name: str) -> None:
+        self.call()
+
+    def track_peak_bytes(self, name: str) -> float:
+        return float(peak_bytes(self.calls[self.cell], self.cell["device"]))
+
+    track_peak_bytes.unit = "bytes"  # type: ignore[attr-defined]

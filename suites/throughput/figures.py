@@ -1,0 +1,71 @@
+"""Examples a second and the share of the machine that they use."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from resflow_bench.analysis.tables import axes, label, number, varying
+from resflow_bench.report.look import (
+    GREY,
+    INK,
+    MAX_ROWS,
+    MODELS,
+    cells_with,
+    make_panels,
+    themed,
+)
+from resflow_bench.report.section import Picture, Section
+
+
+@themed
+def rates(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
+    """Examples a second, a panel for each operation, with the share of the peak written."""
+    cells = cells_with(cells, "examples_per_s", "operation")
+    if cells.empty:
+        return None
+    operations = list(dict.fromkeys(cells["operation"]))
+    rows = min(int(cells["operation"].value_counts().max()), MAX_ROWS)
+    figure, panels = make_panels(len(operations), columns, height=0.8 + 0.58 * rows)
+    for ax, operation in zip(panels, operations, strict=True):
+        here = cells[cells["operation"] == operation].head(MAX_ROWS)
+        shown = [a for a in varying(cells, axes(cells)) if a != "operation"]
+        rate = here["examples_per_s"]
+        places = np.arange(len(here))
+        colors = [MODELS.get(m, (GREY, ""))[0] for m in here["model"]]
+        ax.barh(places, rate, 0.3, color=colors)
+        if "examples_per_s_low" in here:
+            low, high = here["examples_per_s_low"], here["examples_per_s_high"]
+            ax.hlines(places, low, high, color=INK, lw=1.4)
+        for place, (_, cell) in zip(places, here.iterrows(), strict=True):
+            share = cell.get("flops_fraction", math.nan)
+            peak = "" if math.isnan(share) else f" · {100 * share:.1f} % of peak"
+            text = f"{label(cell, shown)}\n{number(cell['examples_per_s'])} /s{peak}"
+            ax.text(0, place - 0.19, text, va="bottom", size=8, linespacing=1.25)
+        ax.set(title=operation, yticks=[], ylim=(len(here) - 0.7, -0.85), xlabel="examples / s")
+        ax.set_xlim(0, 1.05 * rate.max())
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: number(v, 2)))
+        ax.locator_params(axis="x", nbins=4)
+        ax.spines["left"].set_visible(False)
+        ax.grid(False, axis="y")
+    return figure
+
+
+SECTION = Section(
+    "throughput",
+    (
+        Picture(
+            "throughput",
+            rates,
+            "Examples a second, median of repeated timings; the thin line at a bar's end is its "
+            "99 % interval. The peak is the rate of a large matrix product measured in the same "
+            "run: a share above 100 %, or a long thin line, says that the machine had other work "
+            "while one of the two was timed.",
+        ),
+    ),
+    ("examples_per_s", "wall_s", "peak_bytes", "flops_fraction"),
+)

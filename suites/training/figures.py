@@ -1,0 +1,136 @@
+"""Learning curves: the likelihood, and the constants that were promised, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from resflow_bench.analysis.tables import label, varying
+from resflow_bench.report.look import (
+    ACCENT,
+    BLUE,
+    DASHES,
+    INK,
+    MAX_PANELS,
+    add_legend,
+    cells_with,
+    label_outer,
+    make_panels,
+    themed,
+)
+from resflow_bench.report.section import Picture, Section
+
+TRAINING = ["dataset", "architecture", "lipschitz", "batch_size", "device"]
+"""What one curve has in common."""
+
+SHARE = 0.15
+"""Of the rows, the first that a panel may leave below its edge: the fall from the start would
+flatten all that follows it."""
+
+
+@themed
+def likelihood(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
+    """Log-likelihood of the batches and of held-out points over the steps, a panel a training."""
+    cells = cells_with(cells, "loss", "log_prob_test")
+    if cells.empty:
+        return None
+    figure, panels = _panels(cells, columns)
+    for ax, here in panels:
+        steps = here["step"].astype(float)
+        batches, low, high = -here["loss"], -here["loss_high"], -here["loss_low"]
+        ax.fill_between(steps, low, high, color=BLUE, alpha=0.15, lw=0)
+        ax.plot(steps, batches, color=BLUE, lw=1.2)
+        test = (here[f"log_prob_test{end}"] for end in ("", "_low", "_high"))
+        held_out, low, high = test
+        ax.fill_between(steps, low, high, color=ACCENT, alpha=0.18, lw=0)
+        ax.plot(steps, held_out, color=ACCENT, lw=1.8, marker="o", ms=3)
+        shown = np.concatenate([batches, held_out, low])
+        bottom, top = np.quantile(shown, SHARE), max(batches.max(), high.max())
+        lowest = min(shown.min(), bottom)
+        if bottom - lowest > top - bottom:
+            ax.set_ylim(bottom - 0.25 * (top - bottom), top + 0.1 * (top - bottom))
+    label_outer([ax for ax, _ in panels], columns, "log p (nat)")
+    handles = [
+        Line2D([], [], color=ACCENT, lw=1.8, marker="o", ms=3, label="held out, averaged weights"),
+        Line2D([], [], color=BLUE, lw=1.2, label="training batches"),
+    ]
+    add_legend(figure, handles)
+    return figure
+
+
+@themed
+def promises(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
+    """The worst block's certified constant over the steps, before and after each update."""
+    cells = cells_with(cells, "lipschitz_certified", "lipschitz_excess")
+    if cells.empty:
+        return None
+    figure, panels = _panels(cells, columns)
+    for ax, here in panels:
+        steps, promised = here["step"].astype(float), here["lipschitz"].iloc[0]
+        certified, excess = (
+            100 * here["lipschitz_certified"] / promised,
+            100 * here["lipschitz_excess"],
+        )
+        ax.axhline(100, color=INK, lw=1.1, ls=DASHES)
+        ax.plot(steps, excess, color=ACCENT, lw=1.2, marker="s", ms=3)
+        ax.plot(steps, certified, color=BLUE, lw=1.8, marker="o", ms=3)
+        # What matters is near the promise; blocks begin far below it.
+        reach = max(0.1, excess.max() - 100, 100 - certified.median())
+        ax.set_ylim(100 - 1.2 * reach, 100 + 1.2 * reach)
+    label_outer([ax for ax, _ in panels], columns, "% of the promised K")
+    handles = [
+        Line2D([], [], color=INK, lw=1.1, ls=DASHES, label="promised"),
+        Line2D([], [], color=BLUE, lw=1.8, marker="o", ms=3, label="certified"),
+        Line2D([], [], color=ACCENT, lw=1.2, marker="s", ms=3, label="before the update"),
+    ]
+    add_legend(figure, handles)
+    return figure
+
+
+def _panels(cells: pd.DataFrame, columns: int) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
+    """A panel for each training, titled by what tells it apart, with its rows by step."""
+    shown = list(dict.fromkeys(["dataset", "architecture", "lipschitz", *varying(cells, TRAINING)]))
+    groups = list(_trainings(cells))[:MAX_PANELS]
+    figure, panels = make_panels(len(groups), columns)
+    for ax, here in zip(panels, groups, strict=True):
+        ax.set(title=label(here.iloc[0], shown), xlabel="step")
+    return figure, list(zip(panels, groups, strict=True))
+
+
+def _trainings(cells: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    for _, here in cells.groupby(TRAINING, sort=False):
+        yield here.sort_values("step")
+
+
+SECTION = Section(
+    "training",
+    (
+        Picture(
+            "likelihood",
+            likelihood,
+            "Higher is better. Batches: the objective, an unbiased estimate of log p by the "
+            "weights of the moment, mean over the steps since the last row. Held out: points that "
+            "the training never sees, by the moving average of the weights, which is what is kept "
+            "in the end. Bands are 99 % intervals. Held-out points that fall behind the batches "
+            "are overfitting; the first steps may lie below the panel's edge.",
+        ),
+        Picture(
+            "promises",
+            promises,
+            "The worst block's constant as its layers' norms certify it, in percent of the "
+            "promise: after each step's update, where it must not pass 100, and before that "
+            "update, as the optimiser's step had left it: what is above 100 there, a training "
+            "that updates its norms more rarely adds up. Where the blocks have not grown to "
+            "their promise yet, they lie below the panel's edge or far under the line.",
+        ),
+    ),
+    (
+        *("loss", "log_prob_test", "bits_per_dim", "lipschitz_certified", "lipschitz_excess"),
+        *("learning_rate", "examples_per_s"),
+    ),
+)

@@ -1,0 +1,93 @@
+"""By how much does a truncated training objective overstate the likelihood, and does roulette's?"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from resflow_bench.lab.cells import Grid, Preset, Suite
+from resflow_bench.lab.measure_training import measure_training_gap, prepare_gaps
+from resflow_bench.speed.benchmark import Face
+from suites.grids import ESTIMATOR_AXES, Axes
+
+COMMON: Axes = {
+    "probe": ("rademacher",),
+    "n_probes": (1,),
+    "dtype": ("float64",),
+    "device": ("cpu",),
+}
+ROULETTE: Axes = {"roulette": ("geometric(0.3)",), "n_exact": (4,)}
+
+
+def _grids(
+    datasets: tuple[str, ...],
+    constants: tuple[float, ...],
+    n_terms: tuple[int, ...],
+    steps: tuple[int, ...],
+) -> tuple[Grid, ...]:
+    """Trained with N terms, and with a roulette."""
+    flows: Axes = {
+        "dataset": datasets,
+        "architecture": ("mlp",),
+        "lipschitz": constants,
+        "step": steps,
+    }
+    return (
+        Grid({**flows, "n_terms": n_terms, **COMMON}, {"truncation": "fixed"}),
+        Grid({**flows, **ROULETTE, **COMMON}, {"truncation": "roulette"}),
+    )
+
+
+SUITE = Suite(
+    name="training_gap",
+    question="By how much does a truncated training objective overstate the likelihood, and does "
+    "roulette's?",
+    axes=("dataset", "architecture", "lipschitz", *ESTIMATOR_AXES, "step", "dtype", "device"),
+    presets={
+        "smoke": Preset(
+            _grids(("checkerboard",), (0.9,), (1, 5), (20,)),
+            {"n_points": 8, "max_draws": 4000, "half_width": 0.05},
+        ),
+        "quick": Preset(
+            _grids(("digits-logit",), (0.7, 0.97), (1, 2, 5), (100, 200)),
+            {"n_points": 8, "max_draws": 8000, "half_width": 0.01},
+        ),
+        "full": Preset(
+            _grids(
+                ("digits-logit", "digits", "checkerboard", "pinwheel"),
+                (0.5, 0.7, 0.9, 0.97),
+                (1, 2, 3, 5, 10),
+                (100, 300, 1000, 2000),
+            ),
+            {"n_points": 32, "max_draws": 64_000, "half_width": 0.002},
+        ),
+    },
+    measure=measure_training_gap,
+    prepare=prepare_gaps,
+)
+
+
+class TrainingGap(Face):
+    """Time of the measure on a flow trained for ten steps with one term, and its gap."""
+
+    suite = SUITE
+    effort: ClassVar[dict[str, int | float]] = {
+        "n_points": 2,
+        "max_draws": 1000,
+        "half_width": 0.1,
+    }
+    cells: ClassVar[dict[str, dict[str, Any]]] = {
+        "checkerboard-mlp-K0.9-N1-step10": {
+            **{"dataset": "checkerboard", "architecture": "mlp", "lipschitz": 0.9, "step": 10},
+            **{"truncation": "fixed", "n_terms": 1, "probe": "rademacher", "n_probes": 1},
+            **{"dtype": "float64", "device": "cpu"},
+        }
+    }
+    params: ClassVar[list[str]] = list(cells)
+
+    def time_measure(self, name: str) -> None:
+        self.call()
+
+    def track_gap(self, name: str) -> dict[str, Any]:
+        return self.track("gap")
+
+    track_gap.unit = "bit/dim"  # type: ignore[attr-defined]

@@ -1,0 +1,104 @@
+"""How noisy is an estimate of the log-determinant, and what do the bounds say of it?"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from resflow_bench.architectures import LINEAR_FAMILIES
+from resflow_bench.lab.cells import Preset, Suite
+from resflow_bench.lab.measure import measure_variance
+from resflow_bench.models.build import prepare_models
+from resflow_bench.speed.benchmark import Face
+from suites.grids import (
+    ESTIMATOR_AXES,
+    IMAGE_FLOWS,
+    MODEL_AXES,
+    TRAINED_FLOWS,
+    Axes,
+    estimator_grids,
+)
+
+COMMON: Axes = {"probe": ("gaussian", "rademacher"), "n_probes": (1, 4), "dtype": ("float64",)}
+
+SUITE = Suite(
+    name="variance",
+    question="How noisy is an estimate of the log-determinant, and what do the bounds say of it?",
+    axes=(*MODEL_AXES, *ESTIMATOR_AXES),
+    presets={
+        "smoke": Preset(
+            estimator_grids(
+                models=("minus-identity", "init"),
+                constants=(0.5,),
+                trained=(),
+                fixed={"n_terms": (10,)},
+                roulette={"roulette": ("geometric(0.5)",), "n_exact": (3,)},
+                common={**COMMON, "n_probes": (1,)},
+            ),
+            {"n_points": 4, "max_draws": 4000},
+        ),
+        "quick": Preset(
+            estimator_grids(
+                models=("minus-identity", "gaussian", "triangular"),
+                constants=(0.5, 0.9),
+                trained=(0.9,),
+                fixed={"n_terms": (5, 10)},
+                roulette={
+                    "roulette": ("geometric(0.5)", "geometric(0.1)", "poisson(2)"),
+                    "n_exact": (3,),
+                },
+                common=COMMON,
+            )
+            + estimator_grids(
+                models=(),
+                constants=(),
+                trained=(0.9,),
+                fixed={"n_terms": (10,)},
+                roulette={"roulette": ("geometric(0.3)",), "n_exact": (3,)},
+                common={**COMMON, "n_probes": (1,)},
+                flows=IMAGE_FLOWS,
+            ),
+            {"n_points": 8, "max_draws": 8_000},
+        ),
+        "full": Preset(
+            estimator_grids(
+                models=(*LINEAR_FAMILIES, "init"),
+                constants=(0.3, 0.5, 0.7, 0.9, 0.97),
+                trained=(0.7, 0.9, 0.97),
+                fixed={"n_terms": (1, 2, 5, 10, 20, 50)},
+                roulette={
+                    "roulette": ("geometric(0.5)", "geometric(0.1)", "poisson(2)"),
+                    "n_exact": (0, 3, 10),
+                },
+                common={**COMMON, "n_probes": (1, 4, 16)},
+                flows=TRAINED_FLOWS,
+            ),
+            {"n_points": 16, "max_draws": 200_000},
+        ),
+    },
+    measure=measure_variance,
+    prepare=prepare_models,
+)
+
+
+class Variance(Face):
+    """Time of the measure, and the variance itself."""
+
+    suite = SUITE
+    effort: ClassVar[dict[str, int | float]] = {"n_points": 2, "max_draws": 1000}
+    cells: ClassVar[dict[str, dict[str, Any]]] = {
+        f"{model}-K0.5-geometric": {
+            **{"model": model, "dim": 64, "lipschitz": 0.5, "truncation": "roulette"},
+            **{"roulette": "geometric(0.5)", "n_exact": 3, "probe": "gaussian", "n_probes": 1},
+            **{"dtype": "float64", "device": "cpu"},
+        }
+        for model in ("minus-identity", "init")
+    }
+    params: ClassVar[list[str]] = list(cells)
+
+    def time_measure(self, name: str) -> None:
+        self.call()
+
+    def track_variance(self, name: str) -> dict[str, Any]:
+        return self.track("variance")
+
+    track_variance.unit = "nat^2"  # type: ignore[attr-defined]
