@@ -200,11 +200,14 @@ def hostile_training(branch: Branch, update: bool, n_steps: int) -> tuple[float,
         optimiser.zero_grad()
         (-(branch(x) * target).sum()).backward()
         optimiser.step()
-        if step % 10 == 9:
-            before = max(before, branch.lipschitz_certified() / branch.lipschitz)
+        looked_at = step % 10 == 9
+        found = branch.lipschitz_certified() / branch.lipschitz if looked_at else 0.0
+        before = max(before, found)
         if update:
             branch.update()
-            after = max(after, branch.lipschitz_certified() / branch.lipschitz)
+            updated = branch.lipschitz_certified() / branch.lipschitz
+            after = max(after, updated)
+            assert not looked_at or updated <= max(found, 1.0), "the update made it worse"
     return after, before
 
 
@@ -216,9 +219,8 @@ def test_hostile_training_never_breaks_the_promise(name):
     certified / promised was 1.02 ("one layer").
     """
     branch = BRANCHES[name]()
-    after, before = hostile_training(branch, update=True, n_steps=1000)
+    after, _ = hostile_training(branch, update=True, n_steps=1000)
     assert after <= 1
-    assert before >= after
 
 
 def test_without_update_the_promise_is_lost():

@@ -37,7 +37,7 @@ from resflow_bench.logdet import (
 from resflow_bench.models.build import build_problem
 from suites.efficiency import BASELINE, DETERMINANT, SUITE, TUNED, candidates
 from suites.efficiency import measure as lab
-from suites.efficiency.candidates import compared, name_of, reference, seconds_to
+from suites.efficiency.comparison import compared, name_of, reference, seconds_to
 
 DTYPE = torch.float64
 D, K = 4, 0.5

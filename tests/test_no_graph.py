@@ -14,7 +14,7 @@ from resflow_bench.lab.cells import Cell, Value
 from resflow_bench.logdet import Fixed, LogDetEstimator, Rademacher
 from resflow_bench.models.build import build_flow
 from resflow_bench.speed import timing
-from resflow_bench.training.trainer import run as train
+from resflow_bench.training import run as train
 
 AXES: dict[str, Value] = {
     **{"model": "init", "dim": 8, "lipschitz": 0.5, "dtype": "float32", "device": "cpu"},

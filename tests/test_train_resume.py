@@ -28,8 +28,8 @@ from trainings import (
 
 from resflow_bench.analysis.tables import wide
 from resflow_bench.lab.store import Run
+from resflow_bench.training import run as lab_train
 from resflow_bench.training.trainer import Trainer
-from resflow_bench.training.trainer import run as lab_train
 
 ROOT = Path(__file__).parents[1]
 
@@ -125,7 +125,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_numbers(whole: Whole, ca
 import os, signal, sys
 from resflow_bench.cli import main
 from resflow_bench.lab import store
-from resflow_bench.training.trainer import run as train
+from resflow_bench.training import run as train
 from resflow_bench.training.trainer import Trainer
 store.SECONDS_BUFFERED, train.SECONDS_BETWEEN_CHECKPOINTS, train.SAVING = -1.0, 0.0, float("inf")
 step, log_prob = Trainer.step, train._log_prob

@@ -32,7 +32,7 @@ from resflow_bench.lab.sweep import sweep
 from resflow_bench.logdet import Fixed, LogDetEstimator, Rademacher
 from resflow_bench.models.catalogue import held_out
 from resflow_bench.report.page import write_report
-from resflow_bench.training.trainer import weights
+from resflow_bench.training import weights
 
 FLOW = {"dataset": "checkerboard", "architecture": "mlp", "lipschitz": 0.9, "device": "cpu"}
 FIXED = {"truncation": "fixed", "n_terms": 1}

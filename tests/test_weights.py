@@ -11,7 +11,7 @@ import torch
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab.cells import silent
 from resflow_bench.logdet import Fixed, LogDetEstimator, Rademacher
-from resflow_bench.training.trainer import Training, weights
+from resflow_bench.training import Training, weights
 from resflow_bench.training.weights import Recipe, tame, trained
 
 RECIPE = Recipe(

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from resflow_bench.analysis.tables import number, wide, with_interval
-from suites.efficiency.candidates import compared, reference, seconds_to
+from suites.efficiency.comparison import compared, reference, seconds_to
 
 HOW_MANY = 3
 TARGET = 0.01  # nat: the standard deviation that a model comparison needs

@@ -16,6 +16,7 @@ from math import isnan, nan
 from typing import TYPE_CHECKING, Any, Literal
 
 from resflow_bench.lab.axes import AXES, Value, axis_named
+from resflow_bench.lab.claims import Claims
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -177,7 +178,9 @@ class Suite:
     `measure` must be a module's function, since workers import it. An `exclusive` suite runs alone,
     in the main process, on all threads (it times). `prepare` does once what many cells share, such
     as training a model and caching its weights; it is an economy: every cell can do without it.
-    Only the rows of a suite that `has_pictures` have a column for them.
+    Only the rows of a suite that `has_pictures` have a column for them. `claims` are what its rows
+    are held to, `table` the metrics of its table on the page (none named: all of them), `figures`
+    the module whose `PICTURES` the page draws, imported only then.
 
     Raises:
         ValueError: if an axis does not exist, or a grid uses one that the suite does not name.
@@ -191,6 +194,9 @@ class Suite:
     exclusive: bool = False
     prepare: Callable[[list[Cell], Context], None] | None = None
     has_pictures: bool = False
+    claims: Claims = field(default_factory=Claims)
+    table: tuple[str, ...] = ()
+    figures: str = ""
 
     def __post_init__(self) -> None:
         for axis in self.axes:

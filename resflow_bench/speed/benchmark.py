@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch.utils.benchmark.utils.timer import timer
 
 from resflow_bench.lab.cells import Cell, Context, Skip, Suite
+
+Method = TypeVar("Method", bound=Callable[..., object])
 
 YARDSTICK_S = 5e-3
 """About what the yardstick takes on the machine that this was written on; any number would do."""
@@ -114,3 +116,19 @@ class Face:
         if not all(map(math.isfinite, samples)):
             raise ArithmeticError(f"{metric} of {self.cell} is not finite: {samples}.")
         return {"samples": samples, "number": 1}
+
+
+def described(unit: str = "", name: str = "") -> Callable[[Method], Method]:
+    """A decorator that gives a `track_` method what asv reads from it.
+
+    unit: of the samples.
+    name: `module.Class.method` in asv's history, for a benchmark whose file has moved since.
+    """
+
+    def describe(method: Method) -> Method:
+        for attribute, value in (("unit", unit), ("benchmark_name", name)):
+            if value:
+                setattr(method, attribute, value)
+        return method
+
+    return describe

@@ -8,7 +8,7 @@ from resflow_bench.architectures import LINEAR_FAMILIES
 from resflow_bench.lab.cells import Preset, Suite
 from resflow_bench.lab.measure import measure_bias
 from resflow_bench.models.build import prepare_models
-from resflow_bench.speed.benchmark import Face
+from resflow_bench.speed.benchmark import Face, described
 from suites.grids import (
     ESTIMATOR_AXES,
     IMAGE_FLOWS,
@@ -101,7 +101,6 @@ class Bias(Face):
     def time_measure(self, name: str) -> None:
         self.call()
 
+    @described(unit="nat")
     def track_bias(self, name: str) -> dict[str, Any]:
         return self.track("bias")
-
-    track_bias.unit = "nat"  # type: ignore[attr-defined]

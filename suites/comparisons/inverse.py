@@ -23,6 +23,7 @@ from resflow_bench.flows.refinement import in_float64
 from resflow_bench.intervals import median_interval
 from resflow_bench.layers import LinearBranch
 from resflow_bench.peers.normflows import normflows_flow
+from resflow_bench.speed.benchmark import described
 from suites.comparisons.log_prob import (
     flow_and_points,
     need_normflows,
@@ -168,6 +169,7 @@ class InverseAgainstNormflows:
         self.flow, x = flow_and_points("init")
         self.z = latents(x)
 
+    @described(name="inverse_against_normflows.InverseAgainstNormflows.track_time_ratio")
     def track_time_ratio(self) -> dict[str, Any]:
         return {"samples": compare(self.flow, self.z).tolist(), "number": 1}
 

@@ -21,6 +21,7 @@ from resflow_bench.lab.cells import Cell
 from resflow_bench.logdet import Fixed, LogDetEstimator, Rademacher
 from resflow_bench.models.build import build_flow, build_points
 from resflow_bench.peers.normflows import normflows_flow, normflows_nets, normflows_seeded
+from resflow_bench.speed.benchmark import described
 from resflow_bench.speed.timing import elapsed
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class AgainstNormflows:
         skip_without_normflows()
         self.flow, self.x = flow_and_points("init")
 
+    @described(name="against_normflows.AgainstNormflows.track_time_ratio")
     def track_time_ratio(self) -> dict[str, Any]:
         return {"samples": compare(self.flow, self.x)[1].tolist(), "number": 1}
 

@@ -46,6 +46,7 @@ from resflow_bench.peers.normflows import (
     normflows_seeded,
     normflows_update,
 )
+from resflow_bench.speed.benchmark import described
 from resflow_bench.speed.timing import peak_bytes
 from suites.comparisons.log_prob import (
     N_REPEATS,
@@ -255,6 +256,7 @@ class TrainingAgainstNormflows:
         skip_without_normflows()
         self.flow, self.x = flow_and_points("init")
 
+    @described(name="training_against_normflows.TrainingAgainstNormflows.track_time_ratio")
     def track_time_ratio(self) -> dict[str, Any]:
         seconds = compare(self.flow, self.x, Fixed(N_TERMS)).sum(2)
         return {"samples": (seconds[:, 0] / seconds[:, 1]).tolist(), "number": 1}

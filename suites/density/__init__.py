@@ -8,7 +8,7 @@ from resflow_bench.data import DENSITIES
 from resflow_bench.lab.axes import Value
 from resflow_bench.lab.cells import Grid, Preset, Suite
 from resflow_bench.lab.measure_training import measure_density, prepare_densities
-from resflow_bench.speed.benchmark import Face
+from resflow_bench.speed.benchmark import Face, described
 
 
 def _grid(
@@ -76,7 +76,6 @@ class Density(Face):
     def time_measure(self, name: str) -> None:
         self.call()
 
+    @described(unit="nat")
     def track_log_prob(self, name: str) -> dict[str, Any]:
         return self.track("log_prob")
-
-    track_log_prob.unit = "nat"  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from resflow_bench.lab.axes import Value
 from resflow_bench.lab.cells import Grid, Preset, Suite
 from resflow_bench.models.build import prepare_models
-from resflow_bench.speed.benchmark import Face
+from resflow_bench.speed.benchmark import Face, described
 from suites.efficiency.measure import build_draw, measure_efficiency
 from suites.grids import ESTIMATOR_AXES, MODEL_AXES
 
@@ -195,7 +195,6 @@ class Efficiency(Face):
     def time_draw(self, name: str) -> None:
         self.call()
 
+    @described(unit="nat^2 s")
     def track_variance_time(self, name: str) -> dict[str, Any]:
         return self.track("variance_time")
-
-    track_variance_time.unit = "nat^2 s"  # type: ignore[attr-defined]

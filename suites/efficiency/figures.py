@@ -39,7 +39,7 @@ from resflow_bench.report.look import (
     themed,
 )
 from resflow_bench.report.section import Picture, Section
-from suites.efficiency.candidates import BASELINE, column, compared, reference, seconds_to
+from suites.efficiency.comparison import BASELINE, column, compared, reference, seconds_to
 
 TARGET = 0.01  # nat
 ERRORS = (1.0, 0.1, 0.01, 0.001)  # nat, at which the map tells the seconds

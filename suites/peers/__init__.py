@@ -15,7 +15,7 @@ from resflow_bench.lab.axes import Value
 from resflow_bench.lab.cells import Grid, Preset, Suite
 from resflow_bench.models.build import build_flow, build_points, prepare_models
 from resflow_bench.peers import MODES, PEERS, Asked
-from resflow_bench.speed.benchmark import Face
+from resflow_bench.speed.benchmark import Face, described
 from suites.grids import MODEL_AXES, Axes
 from suites.peers.measure import measure_peers
 
@@ -109,7 +109,6 @@ class Peers(Face):
     def time_log_prob(self, name: str) -> None:
         self.call()
 
+    @described(unit="nat")
     def track_bias(self, name: str) -> dict[str, Any]:
         return self.track("bias")
-
-    track_bias.unit = "nat"  # type: ignore[attr-defined]

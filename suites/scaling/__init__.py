@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from resflow_bench.lab.axes import Value
 from resflow_bench.lab.cells import Grid, Preset, Suite
-from resflow_bench.speed.benchmark import Face
+from resflow_bench.speed.benchmark import Face, described
 from suites.scaling.measure import build_log_prob, build_sized_flow, measure_scaling
 
 FIRST_RUNGS: Mapping[str, Mapping[str, Value]] = {
@@ -87,7 +87,6 @@ class Scaling(Face):
     def time_log_prob(self, name: str) -> None:
         self.call()
 
+    @described(unit="1")
     def track_flops_fraction(self, name: str) -> dict[str, Any]:
         return self.track("flops_fraction")
-
-    track_flops_fraction.unit = "1"  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from resflow_bench.lab.cells import Preset, Suite
 from resflow_bench.models.build import prepare_models
-from resflow_bench.speed.benchmark import Face
+from resflow_bench.speed.benchmark import Face, described
 from resflow_bench.speed.timing import build_call, measure_throughput, peak_bytes
 from suites.grids import (
     ESTIMATOR_AXES,
@@ -99,7 +99,6 @@ class Throughput(Face):
     def time_operation(self, name: str) -> None:
         self.call()
 
+    @described(unit="bytes")
     def track_peak_bytes(self, name: str) -> float:
         return float(peak_bytes(self.calls[self.cell], self.cell["device"]))
-
-    track_peak_bytes.unit = "bytes"  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from resflow_bench.lab.cells import Grid, Preset, Suite
 from resflow_bench.lab.measure_training import measure_training_gap, prepare_gaps
-from resflow_bench.speed.benchmark import Face
+from resflow_bench.speed.benchmark import Face, described
 from suites.grids import ESTIMATOR_AXES, Axes
 
 COMMON: Axes = {
@@ -87,7 +87,6 @@ class TrainingGap(Face):
     def time_measure(self, name: str) -> None:
         self.call()
 
+    @described(unit="bit/dim")
     def track_gap(self, name: str) -> dict[str, Any]:
         return self.track("gap")
-
-    track_gap.unit = "bit/dim"  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from resflow_bench.architectures import LINEAR_FAMILIES
 from resflow_bench.lab.cells import Preset, Suite
 from resflow_bench.lab.measure import measure_variance
 from resflow_bench.models.build import prepare_models
-from resflow_bench.speed.benchmark import Face
+from resflow_bench.speed.benchmark import Face, described
 from suites.grids import (
     ESTIMATOR_AXES,
     IMAGE_FLOWS,
@@ -98,7 +98,6 @@ class Variance(Face):
     def time_measure(self, name: str) -> None:
         self.call()
 
+    @described(unit="nat^2")
     def track_variance(self, name: str) -> dict[str, Any]:
         return self.track("variance")
-
-    track_variance.unit = "nat^2"  # type: ignore[attr-defined]
