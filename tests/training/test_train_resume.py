@@ -31,7 +31,7 @@ from resflow_bench.lab.store import Run
 from resflow_bench.training import run as lab_train
 from resflow_bench.training.trainer import Trainer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

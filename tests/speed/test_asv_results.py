@@ -21,7 +21,7 @@ from resflow_bench.speed.asv_results import AsvError, AsvResults
 
 pytestmark = pytest.mark.timeout(900)  # environments are made, and pip is slow on a busy machine
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 SUITE = """
 from work import work

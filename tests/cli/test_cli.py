@@ -24,7 +24,7 @@ from resflow_bench.lab.plan import Plan, begin
 from resflow_bench.lab.store import REPLICATES, Run, Store
 from resflow_bench.lab.sweep import sweep
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TOYS = "import toys; toys.install(); from resflow_bench.cli import main; main()"
 
 
