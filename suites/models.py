@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import pandas as pd
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAIN = "trained"
 """The model that stands out in figures, tables and findings, wherever it was measured."""
@@ -42,7 +46,7 @@ def telling(cells: pd.DataFrame) -> pd.DataFrame:
     model = next(name for name in names if (cells["model"] == name).any())
     cells = cells[cells["model"] == model]
     largest = cells["lipschitz"].max()
-    return cells[cells["lipschitz"] == largest] if not pd.isna(largest) else cells
+    return cells[cells["lipschitz"] == largest] if not math.isnan(largest) else cells
 
 
 def named(cell: pd.Series) -> str:

@@ -17,8 +17,9 @@ from resflow_bench import analysis
 from resflow_bench.analysis import rules
 from resflow_bench.analysis.findings import findings
 from resflow_bench.analysis.rules import AtMost, Equals, Exactly, apply
-from resflow_bench.analysis.tables import axes, label, number, units, wide, with_interval
+from resflow_bench.analysis.tables import axes, label, units, wide
 from resflow_bench.analysis.verdicts import judge, judge_disputed, summary
+from resflow_bench.analysis.words import number, with_interval
 from resflow_bench.lab.claims import Claims, Rule, Statement
 from resflow_bench.models.build import build_law
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 
-from resflow_bench.analysis.tables import number, with_interval
+from resflow_bench.analysis.words import number, with_interval
 from resflow_bench.intervals import LEVEL
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from resflow_bench.lab.claims import Statement
 
 ROUNDING = 1e-6  # relative, of a bound: eight units in the last place of float32
@@ -44,7 +45,7 @@ def apply(statement: Statement, cells: pd.DataFrame) -> pd.DataFrame:
     """The rule's lines for the cells that the statement is about, with `statement` and `cell`."""
     rule = statement.rule
     if not set(rule.metrics) <= set(cells):
-        return pd.DataFrame()
+        return cells.head(0)
     cells = cells[cells["status"] == "ok"].dropna(subset=list(rule.metrics))
     if statement.only:
         cells = cells.query(statement.only)
@@ -229,4 +230,4 @@ def _lines(
     cells: pd.DataFrame, p: np.ndarray, shown: np.ndarray, reason: np.ndarray, detail: list[str]
 ) -> pd.DataFrame:
     columns = {"p": p, "shown": shown, "broken": False, "reason": reason, "detail": detail}
-    return pd.DataFrame(columns, index=cells.index)
+    return cells[[]].assign(**columns)

@@ -1,8 +1,7 @@
-"""Long rows to one row per cell; cells and numbers in words."""
+"""Long rows to one row per cell, and cells in words."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -81,42 +80,6 @@ def plain(value: Any) -> str:
     if pd.isna(value):
         return ""
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def number(value: float, digits: int = 3) -> str:
-    """A number to `digits` significant digits, as ``1,240``, ``0.0123``, ``4.1e-7``."""
-    if not math.isfinite(value):
-        return {math.inf: "∞", -math.inf: "−∞"}.get(value, "–")
-    if value == 0.0:
-        return "0"
-    if not 1e-4 <= abs(value) < 1e7:
-        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        text = f"{mantissa}e{int(exponent)}"
-    elif abs(value) >= 10 ** (digits - 1):
-        text = f"{value:,.0f}"
-    else:
-        text = f"{value:.{digits - 1 - math.floor(math.log10(abs(value)))}f}"
-    return "−" + text[1:] if value < 0 else text
-
-
-def with_interval(value: float, low: float, high: float) -> str:
-    """``0.591 [0.588, 0.594]``, to the second digit of the half-width; without one, the value."""
-    half = (high - low) / 2
-    if math.isnan(half) or half == 0.0:
-        return number(value)
-    three = (value, low, high)
-    size = max(abs(x) for x in three if math.isfinite(x))
-    if math.isinf(half) or not 1e-3 <= size < 1e7:
-        value_, low_, high_ = (number(x) for x in three)
-    else:
-        decimals = min(max(0, 1 - math.floor(math.log10(half) + 1e-9)), 6)
-        value_, low_, high_ = (_signed(f"{x:,.{decimals}f}") for x in three)
-    return f"{value_} [{low_}, {high_}]"
-
-
-def _signed(text: str) -> str:
-    """With a minus for a hyphen, and no sign where only zeros are left."""
-    return text.lstrip("-") if not text.strip("-0.,") else text.replace("-", "−", 1)
 
 
 def _distinct(messages: pd.Series) -> str:

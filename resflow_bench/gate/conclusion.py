@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from resflow_bench.analysis.tables import number
+from resflow_bench.analysis.words import number
 from resflow_bench.gate.judge import FINE, NO_BASE, OPEN, UNJUDGED, WORSE
 
 PASSED, REGRESSION, FAILED, TOO_LITTLE, UNDECIDED = 0, 1, 3, 4, 5

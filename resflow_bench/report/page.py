@@ -21,16 +21,8 @@ from matplotlib.figure import Figure
 from resflow_bench import __version__
 from resflow_bench.analysis import rules, verdicts
 from resflow_bench.analysis.findings import findings
-from resflow_bench.analysis.tables import (
-    axes,
-    label,
-    number,
-    plain,
-    units,
-    varying,
-    wide,
-    with_interval,
-)
+from resflow_bench.analysis.tables import axes, label, plain, units, varying, wide
+from resflow_bench.analysis.words import number, with_interval
 from resflow_bench.lab.store import BESIDE
 from resflow_bench.report import style
 from resflow_bench.report.picture import Picture

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import pandas as pd
+from typing import TYPE_CHECKING
 
-from resflow_bench.analysis.findings import interval, measured
 from resflow_bench.analysis.rules import AtMost, Equals
-from resflow_bench.analysis.tables import number
+from resflow_bench.analysis.words import interval, measured, number
 from resflow_bench.lab.claims import Claims, Finding, Statement
 from suites.margins import BIAS_RESOLUTION, EXACT, REALISED, SAMPLED_NAT
 from suites.models import FIRST, GLOSSARY, named, telling
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 STATEMENTS = (
     Statement(

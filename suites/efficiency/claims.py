@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pandas as pd
+from typing import TYPE_CHECKING
 
-from resflow_bench.analysis.findings import interval
+import numpy as np
+
 from resflow_bench.analysis.rules import Equals
+from resflow_bench.analysis.words import interval
 from resflow_bench.lab.claims import TIME, Claims, Finding, Statement
 from suites.efficiency.comparison import compared, reference, seconds_to
 from suites.margins import (
@@ -20,6 +21,9 @@ from suites.margins import (
     TARGET,
 )
 from suites.models import FIRST, GLOSSARY, named, telling
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 STATEMENTS = (
     Statement(
@@ -47,11 +51,12 @@ STATEMENTS = (
 
 def cheapest(cells: pd.DataFrame) -> str:
     """The candidate that reaches `TARGET` in the least time, against the reference's draw."""
-    flows = [some for _, some in compared(cells).groupby(["dim", "model"])]
-    flows = [some for some in flows if reference(some) is not None]
-    if not flows:
+    cells = compared(cells)
+    if not cells.empty:
+        cells = cells.groupby(["dim", "model"]).filter(lambda some: reference(some) is not None)
+    if cells.empty:
         return ""
-    cells = telling(pd.concat(flows))
+    cells = telling(cells.sort_values(["dim", "model"], kind="stable"))
     cells = cells[cells["dim"] == cells["dim"].iloc[0]]
     seconds, usual = seconds_to(cells, np.asarray([TARGET]))[:, 0], reference(cells)
     if usual is None or not np.isfinite(seconds).any():

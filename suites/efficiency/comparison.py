@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BASELINE = "baseline"
 ROUNDING = 1e-6  # nat, below which no answer in float32 can be told from another
@@ -111,7 +113,7 @@ def name_of(cell: Mapping[Any, Any]) -> str:
 
 def column(cells: pd.DataFrame, name: str) -> pd.Series:
     """The column; NaN where the cells have none."""
-    return cells[name] if name in cells else pd.Series(math.nan, cells.index)
+    return cells[name] if name in cells else cells.assign(**{name: math.nan})[name]
 
 
 def _joined(*words: str) -> str:

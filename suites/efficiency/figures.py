@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from resflow_bench.analysis.tables import number
+from resflow_bench.analysis.words import number
 from resflow_bench.report.picture import Picture
 from resflow_bench.report.style import (
     ACCENT,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from resflow_bench.analysis.findings import measured
 from resflow_bench.analysis.rules import Exactly
-from resflow_bench.analysis.tables import number
+from resflow_bench.analysis.words import measured, number
 from resflow_bench.lab.claims import Claims, Finding, Metric, Statement
 from suites.margins import ERROR, EXACT, REALISED
 from suites.models import FIRST, GLOSSARY, named, telling
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 OUTCOMES: Mapping[float, str] = {
     0: "converged",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pandas as pd
+from typing import TYPE_CHECKING
 
-from resflow_bench.analysis.findings import measured
+import numpy as np
+
 from resflow_bench.analysis.rules import Equals, Exactly
-from resflow_bench.analysis.tables import number
+from resflow_bench.analysis.words import measured, number
 from resflow_bench.lab.claims import TIME, Claims, Finding, Statement
 from suites.margins import (
     BIAS_RESOLUTION,
@@ -20,6 +20,9 @@ from suites.margins import (
     SAMPLED_NAT,
 )
 from suites.models import FIRST, GLOSSARY, named, telling
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NOTICEABLE = 0.1  # nat
 # All peers draw their number of terms from geometric(0.5). A finite variance takes rho^2 < 1/2

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import pandas as pd
+from typing import TYPE_CHECKING
 
-from resflow_bench.analysis.findings import interval, measured
 from resflow_bench.analysis.rules import AtMost, Exactly
+from resflow_bench.analysis.words import interval, measured
 from resflow_bench.lab.claims import TIME, Claims, Finding, Metric, Statement
 from suites.margins import RATE
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 GROWING = {"n_terms": "terms", "n_probes": "probes", "batch_size": "examples"}
 RESOLUTION = 0.05  # of an exponent: 11 % over a ladder from 1 to 8, what leaving a cache may cost

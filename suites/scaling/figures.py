@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from resflow_bench.analysis.tables import axes, label, number, varying
+from resflow_bench.analysis.tables import axes, label, varying
+from resflow_bench.analysis.words import number
 from resflow_bench.report.picture import Picture
 from resflow_bench.report.style import (
     ACCENT,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from resflow_bench.analysis.findings import interval, measured
 from resflow_bench.analysis.rules import AtMost
+from resflow_bench.analysis.words import interval, measured
 from resflow_bench.lab.claims import TIME, Claims, Finding, Statement
 from suites.margins import MEMORY, RATE, REALISED
 from suites.models import FIRST, GLOSSARY, named, telling
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 STATEMENTS = (
     Statement(

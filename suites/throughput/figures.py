@@ -9,7 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from resflow_bench.analysis.tables import axes, label, number, varying
+from resflow_bench.analysis.tables import axes, label, varying
+from resflow_bench.analysis.words import number
 from resflow_bench.report.picture import Picture
 from resflow_bench.report.style import INK, MAX_ROWS, cells_with, make_panels, themed
 from suites.marks import mark

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import pandas as pd
+from typing import TYPE_CHECKING
 
-from resflow_bench.analysis.findings import interval, measured
 from resflow_bench.analysis.rules import AtMost, Equals
-from resflow_bench.analysis.tables import number
+from resflow_bench.analysis.words import interval, measured, number
 from resflow_bench.lab.claims import Claims, Finding, Statement
 from suites.margins import BITS, CERTIFIED, EXACT, REALISED
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RESOLUTION = 0.01  # bit/dim: the last digit that likelihoods are printed with
 

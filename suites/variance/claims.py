@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pandas as pd
+from typing import TYPE_CHECKING
 
-from resflow_bench.analysis.findings import interval, measured
+import numpy as np
+
 from resflow_bench.analysis.rules import AtMost, Equals
-from resflow_bench.analysis.tables import number
+from resflow_bench.analysis.words import interval, measured, number
 from resflow_bench.lab.claims import Claims, Finding, Statement
 from suites.margins import EXACT, FLAG, NOISE, REALISED, TARGET
 from suites.models import FIRST, GLOSSARY, named, telling
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 STATEMENTS = (
     Statement(
