@@ -21,6 +21,12 @@ NAMES = (
     "efficiency",
 )
 
+PAGE = (
+    *("bias", "variance", "inverse", "lipschitz", "throughput", "scaling", "training"),
+    *("training_gap", "density", "efficiency", "peers"),
+)
+"""The order of the page. `training` is the log of `resflow-bench train`; no run measures it."""
+
 
 def load(name: str) -> Suite:
     """The suite of that name; its module, and all that it needs, is imported only now.
@@ -28,7 +34,7 @@ def load(name: str) -> Suite:
     Raises:
         ValueError: if no suite has that name.
     """
-    if name not in NAMES:
+    if name not in (*NAMES, *PAGE):
         raise ValueError(f"no suite is called `{name}`; the suites are {', '.join(NAMES)}.")
     suite: Suite = import_module(f"suites.{name}").SUITE
     return suite

@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from resflow_bench.lab.discovery import load, page_order
 from resflow_bench.lab.pictures import pack
+
+SUITES = {name: load(name) for name in page_order()}
+"""Every suite that has a section on the page."""
 
 DIM, K = 64, 0.9
 SIGNS = {"minus-identity": -K, "plus-identity": K, "triangular": 0.0, "trained": -0.45}

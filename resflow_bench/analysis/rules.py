@@ -1,86 +1,72 @@
-"""Statements about the cells of a suite, and the rules by which a measurement is held to them.
+"""Rules by which measured cells are compared with what a suite states of them.
 
-A `Statement` is words and a rule; a rule takes the cells of a suite (`tables.wide`) to one line
-each: how surprising the measurement is if the statement is true, and whether its interval alone
-shows the statement.
+A rule takes the cells of a suite (`tables.wide`) and returns one line per cell: how surprising the
+measurement is if the statement is true, and whether its interval alone shows the statement.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 
-from resflow_bench.analysis.tables import number, with_interval
+from resflow_bench.analysis.words import number, with_interval
 from resflow_bench.intervals import LEVEL
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from resflow_bench.lab.claims import Statement
 
 ROUNDING = 1e-6  # relative, of a bound: eight units in the last place of float32
 Z = stats.norm.ppf((1 + LEVEL) / 2)
-OUTCOMES = {
-    0: "converged",
-    1: "stopped at max_steps",
-    2: "stagnated",
-    3: "diverged",
-    4: "uncertified",
-}
+
 NO_INTERVAL, INFINITE = "no interval", "infinite variance"
 CHANCE = "outside its interval, as one in a hundred is by chance"
+ATTAINED, WIDE, ACROSS = "the bound is attained", "interval too wide", "interval across the bound"
+REASONS = {
+    INFINITE: "the roulette has no finite variance there, so no interval can be trusted.",
+    NO_INTERVAL: "there were too few draws for one.",
+    CHANCE: "a near miss, too small to reject among so many comparisons.",
+    ATTAINED: "theory puts the mean on the bound itself, so the interval straddles the bound "
+    "however many draws are made.",
+    WIDE: "the interval holds the expected value but is too wide to show it: it reaches further "
+    "than 10 % of the value, and further than a difference that anybody would act upon; more draws "
+    "would decide.",
+    ACROSS: "the interval holds the bound; more draws would decide.",
+}
+"""The meaning of each reason for which a verdict is undecided."""
 
 
-class Rule(Protocol):
-    """Cells in; out, per cell, on the same index: `p`, `shown`, `broken`, `reason`, `detail`.
-
-    `p` is NaN where nothing was sampled; then `broken` decides. `shown`: the interval alone shows
-    the statement. `reason`: why it does not.
-    """
-
-    @property
-    def metrics(self) -> tuple[str, ...]: ...
-
-    def test(self, cells: pd.DataFrame) -> pd.DataFrame: ...
-
-
-@dataclass(frozen=True)
-class Statement:
-    """A sentence of theory about one suite; `only`, a query, restricts it."""
-
-    suite: str
-    name: str
-    says: str
-    source: str
-    rule: Rule
-    only: str = ""
-
-    def test(self, cells: pd.DataFrame) -> pd.DataFrame:
-        """The rule's lines for the cells that it speaks of, with `cell`; maybe none."""
-        if not set(self.rule.metrics) <= set(cells):
-            return pd.DataFrame()
-        cells = cells[cells["status"] == "ok"].dropna(subset=list(self.rule.metrics))
-        if self.only:
-            cells = cells.query(self.only)
-        lines = self.rule.test(cells).assign(
-            suite=self.suite, statement=self.name, cell=cells["cell"]
-        )
-        if "variance_is_finite" in cells:  # no interval of a mean or a variance means much then
-            infinite = cells["variance_is_finite"].reindex(lines.index) == 0.0
-            lines.loc[infinite, ["p", "shown", "reason"]] = [np.nan, False, INFINITE]
-        return lines
+def apply(statement: Statement, cells: pd.DataFrame) -> pd.DataFrame:
+    """The rule's lines for the cells that the statement is about, with `statement` and `cell`."""
+    rule = statement.rule
+    if not set(rule.metrics) <= set(cells):
+        return cells.head(0)
+    cells = cells[cells["status"] == "ok"].dropna(subset=list(rule.metrics))
+    if statement.only:
+        cells = cells.query(statement.only)
+    lines = rule.test(cells).assign(statement=statement.name, cell=cells["cell"])
+    if "variance_is_finite" in cells:  # else no interval of a mean or a variance can be trusted
+        infinite = cells["variance_is_finite"].reindex(lines.index) == 0.0
+        lines.loc[infinite, ["p", "shown", "reason"]] = [np.nan, False, INFINITE]
+    return lines
 
 
 @dataclass(frozen=True)
 class Equals:
     """mean = reference, two-sided.
 
-    Shown if the interval holds the reference and reaches no further than 10 % of it, or
-    `resolution`, to either side.
+    Shown if the interval holds the reference and is no wider than twice the larger of
+    `resolution` and 10 % of the reference.
     """
 
     metric: str
     reference: str | float
-    resolution: float = 0.02  # nat (nat^2): what nobody would act upon
+    resolution: float = 0.02  # nat (nat^2): a difference that nobody would act upon
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -94,7 +80,7 @@ class Equals:
         unbounded = np.isneginf(interval.low) & np.isposinf(interval.high)
         reason = np.select(
             [interval.missing, unbounded, ~inside, ~narrow],
-            [NO_INTERVAL, INFINITE, CHANCE, "interval too wide"],
+            [NO_INTERVAL, INFINITE, CHANCE, WIDE],
             default="",
         )
         p = np.where(unbounded, np.nan, interval.p_value(reference))
@@ -105,8 +91,8 @@ class Equals:
 class AtMost:
     """mean <= bound, one-sided; shown if the whole 99 % interval is inside.
 
-    With `absolute`, |mean| <= bound. An infinite bound says nothing: such a cell is left out.
-    `theory` is the metric of what the mean should be, to tell a bound that is attained.
+    With `absolute`, |mean| <= bound. A cell whose bound is infinite is left out. `theory` names the
+    metric of the expected mean, by which a bound that theory attains is recognised.
     """
 
     metric: str
@@ -132,8 +118,8 @@ class AtMost:
             attained = np.abs(_column(cells, self.theory)) >= bound * (1 - 1e-3)
         reason = np.select(
             [interval.missing, shown, interval.low > bound, attained],
-            [NO_INTERVAL, "", CHANCE, "the bound is attained"],
-            default="interval across the bound",
+            [NO_INTERVAL, "", CHANCE, ATTAINED],
+            default=ACROSS,
         )
         p = interval.p_value(bound, one_sided=True)
         return _lines(cells, p, shown, reason, against)
@@ -160,10 +146,14 @@ class AtLeast:
 
 @dataclass(frozen=True)
 class Exactly:
-    """value <= bound, two numbers without sampling error, to rounding."""
+    """value <= bound, two numbers without sampling error, up to rounding.
+
+    `words`: value to words, for a metric whose numbers are codes.
+    """
 
     metric: str
     bound: str | float
+    words: Mapping[float, str] = field(default_factory=dict)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -174,16 +164,14 @@ class Exactly:
         shown = value <= bound + ROUNDING * np.abs(bound)
         digits = np.where(shown, 3, 8)  # a violation may be small
         three = zip(value, bound, digits, strict=True)
-        words = [f"{number(v, n)}, bound {number(b, n)}" for v, b, n in three]
-        if self.metric == "outcome":
-            words = [OUTCOMES[int(v)] for v in value]
-        lines = _lines(cells, np.full(len(cells), np.nan), shown, np.full(len(cells), ""), words)
+        said = [self.words.get(v, f"{number(v, n)}, bound {number(b, n)}") for v, b, n in three]
+        lines = _lines(cells, np.full(len(cells), np.nan), shown, np.full(len(cells), ""), said)
         return lines.assign(broken=~shown)
 
 
 @dataclass(frozen=True)
 class _Intervals:
-    """99 % intervals of one metric, one per cell; `normal`: their standard error is known."""
+    """99 % intervals of one metric, one per cell; `normal`: where their standard error is known."""
 
     value: np.ndarray
     low: np.ndarray
@@ -206,10 +194,10 @@ class _Intervals:
         return _Intervals(np.where(where, -self.value, self.value), low, high, self.normal)
 
     def p_value(self, reference: np.ndarray, one_sided: bool = False) -> np.ndarray:
-        """From z = 2.576 distance / half-width, the half on the reference's side.
+        """From z = 2.576 distance / half-width, with the half on the reference's side.
 
-        An interval that is not normal (Chebyshev's, or one that is open above) can only say
-        "outside": p = 0.01. NaN where there is no interval.
+        An interval that is not normal (Chebyshev's, or one that is open above) only tells inside
+        (p = 1) from outside (p = 0.01). NaN where there is no interval.
         """
         distance = self.value - reference
         half = np.where(distance > 0, self.value - self.low, self.high - self.value)
@@ -231,14 +219,15 @@ def _named(*metrics: str | float) -> tuple[str, ...]:
     return tuple(m for m in metrics if isinstance(m, str) and m)
 
 
-def _column(cells: pd.DataFrame, source: str | float) -> np.ndarray:
-    if isinstance(source, str):
-        return cells[source].to_numpy(float)
-    return np.full(len(cells), source)
+def _column(cells: pd.DataFrame, metric: str | float) -> np.ndarray:
+    """The metric's values, or a constant as often."""
+    if isinstance(metric, str):
+        return cells[metric].to_numpy(float)
+    return np.full(len(cells), metric)
 
 
 def _lines(
     cells: pd.DataFrame, p: np.ndarray, shown: np.ndarray, reason: np.ndarray, detail: list[str]
 ) -> pd.DataFrame:
     columns = {"p": p, "shown": shown, "broken": False, "reason": reason, "detail": detail}
-    return pd.DataFrame(columns, index=cells.index)
+    return cells[[]].assign(**columns)

@@ -1,6 +1,6 @@
-"""What theory says of each cell, and whether the measurement agrees.
+"""Verdicts: whether each measured cell agrees with the statements of its suite.
 
-`judge` asks every statement of every cell, and controls the false discoveries over all of them at
+`judge` tests every statement on every cell and controls the false discoveries over all of them at
 once, so that a thousand true statements do not yield ten violations:
 
     violated   rejected by Benjamini and Hochberg (1995) at q = 0.01, or broken without sampling
@@ -11,37 +11,54 @@ once, so that a thousand true statements do not yield ten violations:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from resflow_bench.analysis.rules import Statement
-from resflow_bench.analysis.statements import STATEMENTS
+from resflow_bench.analysis.rules import apply
 from resflow_bench.analysis.tables import wide
+
+if TYPE_CHECKING:
+    from resflow_bench.lab.cells import Suite
+    from resflow_bench.lab.claims import Statement
 
 FALSE_DISCOVERIES = 0.01
 VERDICTS = ("holds", "violated", "undecided")
+_COLUMNS = ["suite", "statement", "cell", "verdict", "p", "q", "reason", "detail"]
 
 
-def judge(
-    frames: Mapping[str, pd.DataFrame], statements: Iterable[Statement] = STATEMENTS
-) -> pd.DataFrame:
-    """Every statement on every cell that it speaks of, the false discoveries controlled over all.
+def judge(frames: Mapping[str, pd.DataFrame], suites: Mapping[str, Suite]) -> pd.DataFrame:
+    """Every statement of the suites on every cell that it is about.
 
     Args:
-        frames: suite to long frame of rows.
-        statements: `STATEMENTS`, or `CLAIMS`.
+        frames: suite to long frame of rows; rows of a suite that is not in `suites` are not judged.
+        suites: name to suite.
 
     Returns:
         suite, statement, cell, verdict, p, q, reason, detail; p and q are NaN where nothing was
         sampled (two exact numbers were compared) and where no interval can be given.
     """
-    cells = {suite: wide(frame) for suite, frame in frames.items() if len(frame)}
-    tested = [s.test(cells[s.suite]) for s in statements if s.suite in cells]
-    columns = ["suite", "statement", "cell", "verdict", "p", "q", "reason", "detail"]
+    return _judge(frames, {name: suite.claims.statements for name, suite in suites.items()})
+
+
+def judge_disputed(frames: Mapping[str, pd.DataFrame], suites: Mapping[str, Suite]) -> pd.DataFrame:
+    """The same for the disputed statements, whose false discoveries are controlled apart."""
+    return _judge(frames, {name: suite.claims.disputed for name, suite in suites.items()})
+
+
+def _judge(
+    frames: Mapping[str, pd.DataFrame], statements: Mapping[str, Iterable[Statement]]
+) -> pd.DataFrame:
+    cells = {name: wide(frames[name]) for name in statements if len(frames.get(name, ()))}
+    tested = [
+        apply(statement, cells[name]).assign(suite=name)
+        for name in cells
+        for statement in statements[name]
+    ]
     if not any(map(len, tested)):
-        return pd.DataFrame(columns=columns)
+        return pd.DataFrame(columns=_COLUMNS)
     lines = pd.concat([t for t in tested if len(t)], ignore_index=True)
     p = lines["p"].to_numpy(float)
     sampled = ~np.isnan(p)
@@ -52,11 +69,11 @@ def judge(
     shown = lines["shown"].to_numpy(bool)
     verdict = np.select([violated, shown], ["violated", "holds"], "undecided")
     reason = np.where(verdict == "undecided", lines["reason"], "")
-    return lines.assign(verdict=verdict, q=q, reason=reason)[columns]
+    return lines.assign(verdict=verdict, q=q, reason=reason)[_COLUMNS]
 
 
 def summary(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """suite, statement, holds, violated, undecided: cells of each verdict, in STATEMENTS' order."""
+    """suite, statement, holds, violated, undecided: cells of each verdict, in `verdicts`' order."""
     counts = verdicts.groupby(["suite", "statement"], sort=False)["verdict"].value_counts()
     table = counts.unstack(fill_value=0).reindex(columns=list(VERDICTS), fill_value=0)
     order = verdicts[["suite", "statement"]].drop_duplicates()

@@ -1,4 +1,4 @@
-"""The commands that keep regressions out: `gate`, `doctor` and `export`."""
+"""The commands against regressions: `gate`, `doctor` and `export`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from resflow_bench.cli.group import cli, echo_all, folder, refusals, results_opt
 if TYPE_CHECKING:
     import pandas as pd
 
+    from resflow_bench.gate.margins import Margins
     from resflow_bench.lab.store import Run
 
 asv_option = click.option(
@@ -29,11 +30,11 @@ asv_option = click.option(
 @click.argument("new", metavar="NEW")
 @results_option
 @asv_option
-@click.option("--again", is_flag=True, help="Of commits: measure what is flagged once more.")
+@click.option("--again", is_flag=True, help="Of commits: measure flagged benchmarks once more.")
 @click.option("--allow-skip", "allowed", multiple=True, metavar="TEXT",
               help="Cells whose name holds TEXT may be skipped (cuda, say).")  # fmt: skip
 @click.option("--max-undecided", type=click.FloatRange(0, 1), default=0.5, show_default=True,
-              help="The share of undecided metrics above which nothing is said.")  # fmt: skip
+              help="The largest share of random metrics that may be undecided.")  # fmt: skip
 @click.option("--format", "layout", type=click.Choice(["text", "markdown", "json"]),
               default="text", show_default=True)  # fmt: skip
 def gate(
@@ -46,10 +47,10 @@ def gate(
     max_undecided: float,
     layout: str,
 ) -> int:
-    """Is NEW worse than BASE by more than is allowed? The exit code answers.
+    """Is NEW worse than BASE by more than the margins allow? The exit code answers.
 
-    BASE and NEW are runs, folders of runs, or commits that asv has measured; several runs,
-    RUN1,RUN2,..., are as many processes, which is what a time is judged by.
+    BASE and NEW are runs, folders of runs, or commits that asv has measured. Several runs,
+    RUN1,RUN2,..., count as that many processes, by which times are judged.
 
     \b
     0  nothing is shown to be worse
@@ -59,72 +60,82 @@ def gate(
     4  nothing, or too little, was measured in NEW
     5  too many metrics are undecided
     """  # noqa: D301 (the b is meant: click keeps the lines)
-    from resflow_bench.gate.judge import judge, only_twice
-    from resflow_bench.gate.outcome import conclude
+    from resflow_bench.gate.conclusion import conclude
+    from resflow_bench.gate.judge import confirmed, judge
     from resflow_bench.speed.asv_results import AsvError
 
     with refusals(AsvError, ValueError):
         if "" in allowed:
             raise ValueError("--allow-skip needs a TEXT; the empty one is in every name.")
-        sides = _of_runs(base, new, results)
-        if again and sides:
-            raise ValueError(
-                "--again builds and measures commits; of runs there is nothing to build."
-            )
-        sides = sides or _of_asv(base, new, config)
-    table = judge(*sides)
+        compared = _of_runs(base, new, results)
+        if again and compared:
+            raise ValueError("--again builds and measures commits; a run has nothing to build.")
+        before, after, margins = compared or _of_commits(base, new, config)
+    table = judge(before, after, margins)
     if again and (flagged := _flagged(table)):
         with refusals(AsvError, ValueError):
-            says_where = bool(sides[1]["cell"].str.endswith("]").any())
-            second = _once_more(config, base, new, flagged, says_where)
-        table = only_twice(table, judge(*second))
-    outcome = conclude(table, allowed, max_undecided)
-    echo_all(outcome.words(layout))
-    return outcome.code
+            names_places = bool(after["cell"].str.endswith("]").any())
+            second = _once_more(config, base, new, flagged, margins, names_places)
+        table = confirmed(table, judge(*second, margins))
+    conclusion = conclude(table, allowed, max_undecided)
+    echo_all(conclusion.words(layout))
+    return conclusion.code
 
 
-def _of_runs(base: str, new: str, results: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """Both sides, None where neither is a run.
+def _of_runs(
+    base: str, new: str, results: Path
+) -> tuple[pd.DataFrame, pd.DataFrame, Margins] | None:
+    """The samples of BASE and of NEW, and their margins; None where neither is a run.
 
     Raises:
-        ValueError: only one is, or they were not measured alike.
+        ValueError: only one is a run, or they were not measured alike.
     """
-    from resflow_bench.gate.samples import side_of_runs
+    from resflow_bench.cli.suites import suites_of
+    from resflow_bench.gate.margins import Margins
+    from resflow_bench.gate.samples import of_runs
 
-    runs = [_runs(names, results) for names in (base, new)]
-    if not any(runs):
+    both = [_runs(names, results) for names in (base, new)]
+    if not any(both):
         return None
-    if not all(runs):
-        lacking, found = (new, base) if runs[0] else (base, new)
+    if not all(both):
+        lacking, found = (new, base) if both[0] else (base, new)
         raise ValueError(
             f"`{lacking}` is no run in `{results}`, and `{found}` is one; give two runs, or two "
             "commits that asv has measured."
         )
-    for side in runs:
-        paths = [run.path.resolve() for run in side]
+    for runs in both:
+        paths = [run.path.resolve() for run in runs]
         if twice := next((path for path in paths if paths.count(path) > 1), None):
             raise ValueError(f"run `{twice.name}` is given twice; it is one process, not two.")
+    every = [run for runs in both for run in runs]
     for name in ("preset", "seed"):
-        given = dict.fromkeys(str(run.about.get(name)) for side in runs for run in side)
+        given = dict.fromkeys(str(run.about.get(name)) for run in every)
         if len(given) > 1:
             raise ValueError(
                 f"runs of {name} {' and '.join(given)} draw other points and cannot be compared; "
                 f"measure both with the same --{name}."
             )
-    for run in (run for side in runs for run in side if run.about.get("dirty")):
+    for run in (run for run in every if run.about.get("dirty")):
         commit = str(run.about["commit"])[:8]
-        click.echo(f"note: {run.name} measured {commit} and changes that no commit holds", err=True)
-    before, after = (side_of_runs(run.frames() for run in side) for side in runs)
-    return before, after
+        click.echo(f"note: {run.name} measured {commit} with uncommitted changes", err=True)
+    margins = Margins.of_suites(suites_of(every))
+    before, after = (of_runs((run.frames() for run in runs), margins) for runs in both)
+    return before, after, margins
 
 
-def _of_asv(base: str, new: str, config: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    from resflow_bench.gate.samples import sides_of_asv
+def _of_commits(base: str, new: str, config: Path) -> tuple[pd.DataFrame, pd.DataFrame, Margins]:
+    """The samples of two commits, and the margins of the suites that are asv's modules."""
+    from resflow_bench.gate.margins import Margins
+    from resflow_bench.gate.samples import of_commits
+    from resflow_bench.lab.discovery import load, names
     from resflow_bench.speed.asv_again import results_folder
     from resflow_bench.speed.asv_results import AsvResults
 
     found = AsvResults(results_folder(config))
-    return sides_of_asv(found.rows(_commit(base)), found.rows(_commit(new)))
+    before, after = (found.rows(_commit(name)) for name in (base, new))
+    modules = {row.suite for row in (*before, *after)}
+    margins = Margins.of_suites({name: load(name) for name in names() if name in modules})
+    return *of_commits(before, after, margins), margins
 
 
 def _runs(names: str, results: Path) -> list[Run]:
@@ -144,14 +155,14 @@ def _runs(names: str, results: Path) -> list[Run]:
 
 
 def _commit(name: str) -> str:
-    """Its hash, if git knows the name; else the name."""
+    """The hash of the commit, if git knows the name; else the name."""
     from resflow_bench.lab.provenance import commit_of
 
     return commit_of(name) or name
 
 
 def _flagged(table: pd.DataFrame) -> set[str]:
-    """The benchmarks, without parameters and places."""
+    """The benchmarks with a regression, without parameters and places."""
     from resflow_bench.gate.judge import WORSE
 
     bad = table[table["verdict"] == WORSE]
@@ -159,22 +170,23 @@ def _flagged(table: pd.DataFrame) -> set[str]:
 
 
 def _once_more(
-    config: Path, base: str, new: str, flagged: set[str], says_where: bool
+    config: Path, base: str, new: str, flagged: set[str], margins: Margins, names_places: bool
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The samples of a second measurement of the flagged benchmarks."""
     import tempfile
 
-    from resflow_bench.gate.samples import sides_of_asv
+    from resflow_bench.gate.samples import of_commits
     from resflow_bench.speed.asv_again import measure_again
 
     click.echo(f"measuring {', '.join(sorted(flagged))} again", err=True)
     with tempfile.TemporaryDirectory() as scratch:
         before, after = measure_again(config, _commit(base), _commit(new), flagged, Path(scratch))
-    return sides_of_asv(before, after, says_where)
+    return of_commits(before, after, margins, names_places)
 
 
 @cli.command()
 def doctor() -> None:
-    """Is this machine fit to measure on? What is not, and what mends it; nothing is refused."""
+    """Check whether this machine is fit to measure on, and print a remedy for each defect."""
     from resflow_bench.speed.doctor import examine
 
     for sign in examine():
@@ -189,13 +201,17 @@ def doctor() -> None:
               expose_value=False)  # fmt: skip
 @asv_option
 def export(out: Path, config: Path) -> None:
-    """asv's history for Apache Otava: a CSV per suite and a configuration in FOLDER."""
-    from resflow_bench.gate.metrics import METRICS
+    """Write asv's history for Apache Otava: a CSV per suite and a configuration in FOLDER."""
+    from resflow_bench.lab.discovery import load, names
     from resflow_bench.speed.asv_again import results_folder
     from resflow_bench.speed.asv_results import AsvError
     from resflow_bench.speed.history import export_otava
 
-    worse = {name: metric.worse for name, metric in METRICS.items()}
+    worse = {
+        (name, metric): margin.worse
+        for name in names()
+        for metric, margin in load(name).claims.metrics.items()
+    }
     with refusals(AsvError):
         tests = export_otava(results_folder(config), out, worse)
     click.echo(f"{len(tests)} suites: {', '.join(tests)}")

@@ -1,4 +1,4 @@
-"""The commands that read what was measured, and where: `report`, `show`, `compare`, `env`."""
+"""The commands that read results: `report`, `show`, `compare` and `env`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 @cli.command()
 @click.argument("runs", metavar="[RUN]...", nargs=-1)
 @results_option
-@click.option("--out", type=folder, default="reports", show_default=True, help="Where it goes.")
+@click.option("--out", type=folder, default="reports", show_default=True, help="The page's folder.")
 def report(runs: tuple[str, ...], results: Path, out: Path) -> None:
-    """One page from RUNs (the newest, if none is named); of a cell in several, the last counts."""
+    """Write one page from RUNs, or from the newest; of a cell in several, the last counts."""
     from resflow_bench.lab.store import Store, merge
 
     with refusals():
@@ -31,32 +31,34 @@ def report(runs: tuple[str, ...], results: Path, out: Path) -> None:
         provenance = [run.about for run in chosen]
     if not frames:
         raise click.ClickException(
-            f"run `{chosen[-1].name}` has no finished cell; go on with "
+            f"run `{chosen[-1].name}` has no finished cell; resume it with "
             f"`{resumption(chosen[-1], results)}`."
         )
     from resflow_bench.analysis.findings import findings
+    from resflow_bench.cli.suites import suites_of
     from resflow_bench.report.page import write_report
 
+    suites = suites_of(chosen)
     try:
-        page = write_report(frames, provenance, out)
+        page = write_report(frames, provenance, out, suites)
     except OSError as error:
         raise click.ClickException(
             f"reports folder `{out}` cannot be written ({error.strerror}); name another with "
             "--out DIR."
         ) from error
-    for finding in findings(frames):
+    for finding in findings(frames, suites):
         click.echo(f"- {finding}")
     click.echo(f"report: {page}, of {', '.join(run.name for run in chosen)}")
 
 
 @cli.command()
 @click.argument("name", metavar="RUN")
-@click.option("--suite", help="Rows of this suite alone.")
+@click.option("--suite", help="Only rows of this suite.")
 @click.option("--format", "layout", type=click.Choice(["table", "csv", "json"]), default="table",
               show_default=True)  # fmt: skip
 @results_option
 def show(name: str, suite: str | None, layout: str, results: Path) -> None:
-    """The rows of RUN, in the terminal or for a pipe."""
+    """Print the rows of RUN, in the terminal or for a pipe."""
     import pandas as pd
 
     from resflow_bench.lab.store import BESIDE, Store
@@ -74,7 +76,7 @@ def show(name: str, suite: str | None, layout: str, results: Path) -> None:
 
 
 def _json(rows: pd.DataFrame) -> str:
-    """A list of one object per row; what is missing is null, what is infinite a string."""
+    """A list of one object per row; a missing value is null, an infinite one a string."""
     import pandas as pd
 
     def plain(value: Any) -> Any:
@@ -86,11 +88,11 @@ def _json(rows: pd.DataFrame) -> str:
 
 
 def _table(frame: pd.DataFrame) -> str:
-    """Every row, to six digits; long messages last, columns that say nothing left out."""
+    """Every row, to six digits; messages last, empty columns left out."""
     order = sorted(frame.columns, key=lambda name: name == "message")
     shown = frame[order].astype(object).where(frame.notna(), "")
-    said = [name for name in order if (shown[name] != "").any()]
-    return shown[said].to_string(index=False, float_format="{:.6g}".format)
+    filled = [name for name in order if (shown[name] != "").any()]
+    return shown[filled].to_string(index=False, float_format="{:.6g}".format)
 
 
 @cli.command()
@@ -98,7 +100,7 @@ def _table(frame: pd.DataFrame) -> str:
 @click.argument("new", metavar="NEW")
 @results_option
 def compare(base: str, new: str, results: Path) -> None:
-    """NEW - BASE for what both runs measured, with 99 % intervals, the surest change first."""
+    """Print NEW - BASE of all that both runs measured, with 99 % intervals, surest first."""
     from resflow_bench.lab.store import Store
 
     with refusals():
@@ -117,7 +119,7 @@ def compare(base: str, new: str, results: Path) -> None:
 
 @cli.command()
 def env() -> None:
-    """Versions, devices and threads, as a run records them."""
+    """Print versions, devices and threads, as a run records them."""
     from resflow_bench.lab.provenance import provenance
 
     click.echo(json.dumps(provenance(), indent=2))

@@ -92,7 +92,8 @@ def train(data: Path, results: Path, resume: str | None, **asked: Any) -> int:
 
 def _learnt(trained: Run, course: Course) -> Iterator[str]:
     """The last held-out log-likelihood, where the weights are, and how to load them."""
-    from resflow_bench.analysis.tables import wide, with_interval
+    from resflow_bench.analysis.tables import wide
+    from resflow_bench.analysis.words import with_interval
     from resflow_bench.training.course import TRAINING
     from resflow_bench.training.run import Files
 

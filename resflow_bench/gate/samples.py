@@ -1,15 +1,20 @@
-"""What the gate compares, from runs of ours or from asv's results: one row a metric of a cell."""
+"""Tables of the samples that the gate compares, from runs or from asv: a row per metric of a cell.
+
+A table has the columns suite, cell, metric (empty where a cell has none), status, message, unit,
+samples (`Samples`), paired (whether the i-th sample of two tables drew the same random numbers) and
+version (of the benchmark; different versions are not compared).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from resflow_bench.gate.judge import Samples
-from resflow_bench.gate.metrics import METRICS
+from resflow_bench.gate.margins import Margins
 from resflow_bench.lab.store import REPLICATES, axis_columns
 from resflow_bench.speed.asv_results import Row
 
@@ -17,20 +22,58 @@ COLUMNS = [
     "suite", "cell", "metric", "status", "message", "unit", "samples", "paired", "version",
 ]  # fmt: skip
 
-
 STATUSES = ["ok", "skipped", "failed"]
 """From good to bad."""
 
 
-def side_of_runs(runs: Iterable[Mapping[str, pd.DataFrame]]) -> pd.DataFrame:
-    """Of one run or more of the same cells. Each is one process: one sample of every time.
+@dataclass(frozen=True)
+class Samples:
+    """Everything measured of a metric of a cell.
 
-    A row with replicates brings those, of which the i-th drew from the same stream in every run
-    with the same seed. One without brings its value and its standard error. What is no time is
-    taken from the first run that has it, since runs with one seed repeat each other. A cell that
-    failed, or was skipped, in one of them did so.
+    values: independent of each other, (n,); a single one where nothing is random.
+    standard_error: of their mean, where it was recorded; NaN where it follows from the values.
     """
-    rows = [row for frames in runs for frame in frames.values() for row in _rows(frame)]
+
+    values: np.ndarray
+    standard_error: float = math.nan
+
+    @property
+    def mean(self) -> float:
+        return float(self.values.mean())
+
+    @property
+    def error(self) -> float:
+        """The standard error of the mean."""
+        if not math.isnan(self.standard_error):
+            return self.standard_error
+        n = len(self.values)
+        if not math.isfinite(self.mean):
+            return math.nan
+        return float(self.values.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
+
+    def typical(self, by_rank: bool) -> float:
+        """The median if `by_rank`, else the mean."""
+        return float(np.median(self.values)) if by_rank else self.mean
+
+    def same_as(self, other: Samples) -> bool:
+        """Equal to the last bit, as common random numbers repeat it and no clock does."""
+        return np.array_equal(self.values, other.values) and self.error == other.error
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom behind `error`."""
+        return len(self.values) - 1 if math.isnan(self.standard_error) else math.inf
+
+
+def of_runs(runs: Iterable[Mapping[str, pd.DataFrame]], margins: Margins) -> pd.DataFrame:
+    """The table of one or more runs of the same cells. Each run is one process.
+
+    A row with replicates contributes those: the i-th was drawn from the same stream in every run
+    of the same seed. A row without contributes its value and its standard error. A time has one
+    sample per run. Any other metric is taken from the first run that has it, since runs of one seed
+    repeat each other. A cell that failed or was skipped in one of the runs counts as such.
+    """
+    rows = [row for frames in runs for frame in frames.values() for row in _rows(frame, margins)]
     table = pd.DataFrame(rows, columns=COLUMNS)
     cells = [table["suite"], table["cell"]]
     worst = table["status"].map(STATUSES.index).groupby(cells).transform("max")
@@ -42,19 +85,19 @@ def side_of_runs(runs: Iterable[Mapping[str, pd.DataFrame]]) -> pd.DataFrame:
     )[COLUMNS]
 
 
-def sides_of_asv(
-    base: Iterable[Row], new: Iterable[Row], says_where: bool = False
+def of_commits(
+    base: Iterable[Row], new: Iterable[Row], margins: Margins, names_places: bool = False
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Of two commits, where both were measured on the same machines, in the same environments.
+    """The tables of two commits, from the machines and environments where asv measured both.
 
-    A cell says where if there are several such places, or if it is to. What is tracked was drawn
-    from the same seeds in every commit.
+    A tracked number was drawn from the same seeds in every commit. Cells name the machine and the
+    environment where there are several, or if `names_places`.
 
     Raises:
-        ValueError: no place has both.
+        ValueError: no machine and environment has both.
     """
-    rows = [list(base), list(new)]
-    places = [{row.where for row in side} for side in rows]
+    both = [list(base), list(new)]
+    places = [{row.where for row in rows} for rows in both]
     common = places[0] & places[1]
     if all(places) and not common:
         found = [", ".join(sorted(names)) for names in places]
@@ -62,23 +105,24 @@ def sides_of_asv(
             f"BASE was measured in {found[0]}, and NEW in {found[1]}; measure both in one place."
         )
     before, after = (
-        _side_of_asv(
-            (row for row in side if row.where in common or not all(places)),
-            says_where or len(common) > 1,
+        _of_commit(
+            (row for row in rows if row.where in common or not all(places)),
+            margins,
+            names_places or len(common) > 1,
         )
-        for side in rows
+        for rows in both
     )
     return before, after
 
 
-def _side_of_asv(rows: Iterable[Row], says_where: bool) -> pd.DataFrame:
+def _of_commit(rows: Iterable[Row], margins: Margins, names_places: bool) -> pd.DataFrame:
     table = [
         (
-            *(row.suite, row.cell + f" [{row.where}]" * says_where),
+            *(row.suite, row.cell + f" [{row.where}]" * names_places),
             row.metric if row.status == "ok" else "",
             *(row.status, row.message, row.unit),
             Samples(np.asarray(row.samples)),
-            not _is_time(row.metric),
+            not margins.is_time(row.suite, row.metric),
             row.version,
         )
         for row in rows
@@ -86,7 +130,7 @@ def _side_of_asv(rows: Iterable[Row], says_where: bool) -> pd.DataFrame:
     return pd.DataFrame(table, columns=COLUMNS)
 
 
-def _rows(frame: pd.DataFrame) -> list[tuple[object, ...]]:
+def _rows(frame: pd.DataFrame, margins: Margins) -> list[tuple[object, ...]]:
     axes = axis_columns(frame.columns)
     found: list[tuple[object, ...]] = []
     for row in frame.to_dict(orient="records"):
@@ -94,22 +138,18 @@ def _rows(frame: pd.DataFrame) -> list[tuple[object, ...]]:
         replicates = row.get(REPLICATES)
         is_replicated = replicates is not None and len(replicates) > 0
         values = np.asarray(replicates if is_replicated else [row["value"]], dtype=float)
-        error = math.nan if is_replicated or _is_time(row["metric"]) else row["standard_error"]
-        samples = Samples(values, error)
+        is_time = margins.is_time(row["suite"], row["metric"])
+        error = math.nan if is_replicated or is_time else row["standard_error"]
         found.append(
             (row["suite"], label, row["metric"], row["status"], row["message"], row["unit"],
-             samples, is_replicated, "")
+             Samples(values, error), is_replicated, "")
         )  # fmt: skip
     return found
 
 
 def _joined(samples: pd.Series) -> Samples:
-    """Of times, those of every run; of anything else the first."""
+    """Of a time, the samples of all runs; of anything else, those of the first."""
     first: Samples = samples.iloc[0]
     if len(samples) == 1 or len(first.values) > 1 or not math.isnan(first.standard_error):
         return first
     return Samples(np.concatenate([one.values for one in samples]))
-
-
-def _is_time(metric: str) -> bool:
-    return metric in METRICS and METRICS[metric].is_time

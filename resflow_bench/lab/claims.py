@@ -1,6 +1,6 @@
 """Claims about a suite's rows, as data: margins, statements, disputed statements and findings.
 
-The engine tests them, and knows none of its own; each suite brings its own, see `suite.Suite`.
+The engine tests them and knows none of its own: each suite brings its claims, see `Suite.claims`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 class Metric:
     """A margin: a metric may go from b to b + atol + rtol |b| in its worse direction.
 
-    worse: "more" or "less" is worse, or "other": any change is, as of what the cell's axes alone
-        decide.
-    rtol, atol: the margin, relative and in the metric's unit: a change that nobody would act upon,
-        or that another machine's rounding makes.
-    is_time: whether it is read from a clock, so that the calls of one process share a disturbance
-        and only processes are independent of each other.
+    worse: "more" or "less" is worse; or "other": any change is worse, for a value that the cell's
+        axes alone determine.
+    rtol, atol: the margin, relative and in the metric's unit. It covers changes that nobody would
+        act upon, and the rounding of another machine.
+    is_time: whether the value is read from a clock. The calls of one process then share its
+        disturbances, and only processes are independent of each other.
     """
 
     worse: Literal["more", "less", "other"]
@@ -31,12 +31,12 @@ class Metric:
     is_time: bool = False
 
 
-class Rule(Protocol):
-    """Cells in; out, per cell, on the same index: `p`, `shown`, `broken`, `reason`, `detail`.
+TIME = Metric("more", rtol=0.05, is_time=True)
+"""Seconds in any suite; asv's `wall_s`, which every suite has, is judged by it."""
 
-    `p` is NaN where nothing was sampled; then `broken` decides. `shown`: the interval alone shows
-    the statement. `reason`: why it does not.
-    """
+
+class Rule(Protocol):
+    """A comparison of columns, as `analysis.rules.AtMost`."""
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -44,7 +44,13 @@ class Rule(Protocol):
         ...
 
     def test(self, cells: pd.DataFrame) -> pd.DataFrame:
-        """One line for each cell."""
+        """One line per cell: `p`, `shown`, `broken`, `reason`, `detail`, on the cells' index.
+
+        p: the p-value; NaN where nothing was sampled, and `broken` decides instead.
+        shown: whether the interval alone shows the statement.
+        reason: why the interval does not show it.
+        detail: the numbers compared, in words.
+        """
         ...
 
 
@@ -61,10 +67,10 @@ class Statement:
 
 @dataclass(frozen=True)
 class Finding:
-    """A sentence that the page begins with.
+    """A sentence for the head of the page.
 
     rank: findings of lower rank come first, over all suites.
-    find: cells (`analysis.tables.wide`) to the sentence, "" where they do not support one.
+    find: from cells (`analysis.tables.wide`) to the sentence, "" where they do not support one.
     """
 
     rank: int
@@ -73,15 +79,19 @@ class Finding:
 
 @dataclass(frozen=True)
 class Claims:
-    """All claims about a suite's rows.
+    """All claims about a suite's rows, and the words that a reader needs for them.
 
     metrics: metric to margin; a metric that is not here is shown by the gate and never judged.
     statements: theorems, whose violation is a failure of ours.
     disputed: statements made elsewhere that may be wrong, whose violation is a finding.
     findings: sentences for the head of the page.
+    first: a pandas query; its cells stand first in the suite's table on the page.
+    glossary: term to meaning, for the page.
     """
 
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     statements: tuple[Statement, ...] = ()
     disputed: tuple[Statement, ...] = ()
     findings: tuple[Finding, ...] = ()
+    first: str = ""
+    glossary: Mapping[str, str] = field(default_factory=dict)

@@ -13,8 +13,14 @@ _PACKAGE = "suites"
 
 
 def names() -> tuple[str, ...]:
-    """The names of this project's suites, in the order of the page."""
+    """The names of the suites that a run can measure."""
     found: tuple[str, ...] = import_module(_PACKAGE).NAMES
+    return found
+
+
+def page_order() -> tuple[str, ...]:
+    """The names of all suites that have a section on the page, in its order."""
+    found: tuple[str, ...] = import_module(_PACKAGE).PAGE
     return found
 
 

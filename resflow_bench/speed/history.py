@@ -16,14 +16,15 @@ from typing import Any
 from resflow_bench.speed.asv_results import AsvError, AsvResults, Row
 
 
-def export_otava(results: Path, out: Path, worse: Mapping[str, str]) -> list[str]:
+def export_otava(results: Path, out: Path, worse: Mapping[tuple[str, str], str]) -> list[str]:
     """Write `<suite>.csv`, a line a commit, and `otava.yaml` to `out`; the suites' names.
 
     Args:
         results: asv's `results_dir`.
         out: a folder, made if need be.
-        worse: metric to "more", "less" or "other": which way it gets worse. Otava knows two ways;
-            of what is worse either way, as a bias is, it gets the absolute value.
+        worse: (suite, metric) to "more", "less" or "other", the direction that is worse. Otava
+            knows two directions; a metric that is worse in either is exported as its absolute
+            value.
 
     Raises:
         AsvError: there are no results, or a file is damaged.
@@ -39,9 +40,10 @@ def export_otava(results: Path, out: Path, worse: Mapping[str, str]) -> list[str
                 continue
             name = _name(row)
             value = median(row.samples)
-            value = abs(value) if worse.get(row.metric) == "other" else value
+            direction = worse.get((row.suite, row.metric))
+            value = abs(value) if direction == "other" else value
             suites.setdefault(row.suite, {}).setdefault(commit, {})[name] = value
-            directions[name] = 1 if worse.get(row.metric) == "less" else -1
+            directions[name] = 1 if direction == "less" else -1
     out.mkdir(parents=True, exist_ok=True)
     when = history.dated()
     tests: dict[str, Any] = {}

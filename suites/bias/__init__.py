@@ -9,6 +9,7 @@ from resflow_bench.lab.cells import Preset, Suite
 from resflow_bench.lab.measure import measure_bias
 from resflow_bench.models.build import prepare_models
 from resflow_bench.speed.benchmark import Face, described
+from suites.bias.claims import CLAIMS
 from suites.grids import (
     ESTIMATOR_AXES,
     IMAGE_FLOWS,
@@ -77,6 +78,9 @@ SUITE = Suite(
     },
     measure=measure_bias,
     prepare=prepare_models,
+    claims=CLAIMS,
+    table=("bias", "bias_paired", "bias_expected", "bias_bound", "log_det_exact"),
+    figures="suites.bias.figures",
 )
 
 

@@ -7,28 +7,24 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from resflow_bench.report.look import (
+from resflow_bench.report.picture import Picture
+from resflow_bench.report.style import (
     DASHES,
-    FLOWS,
-    GREY,
     INK,
     MAX_PANELS,
-    MODELS,
     MUTED,
     add_legend,
     below_handle,
     cells_with,
     count_axis,
-    draw_points,
     label_outer,
     log_axis,
     make_panels,
-    model_handles,
-    models_in,
     spread,
     themed,
 )
-from resflow_bench.report.section import Picture, Section
+from suites.marks import FLOWS, MODELS, draw_points, mark, model_handles, models_in
+from suites.models import MAIN
 
 DECADES = 7
 """Of bias on one axis: what is smaller is of no interest to anyone."""
@@ -62,8 +58,8 @@ def by_terms(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
         for place, name in enumerate(names):
             mine = here["model"] == name
             curve = expected[mine].groupby(here["n_terms"]).first().sort_index()
-            color, _ = MODELS.get(name, (GREY, "o"))
-            heavy = name == "trained"
+            color, _ = mark(name)
+            heavy = name == MAIN
             ax.plot(
                 curve.index.astype(float),
                 curve.where(curve > 0),
@@ -105,21 +101,17 @@ def _shared(curves: pd.Series) -> dict[tuple[tuple[float, float], ...], set[str]
     return owners
 
 
-SECTION = Section(
-    "bias",
-    (
-        Picture(
-            "bias",
-            by_terms,
-            "Bias per dimension of a series cut after N terms. A mark is measured (paired: "
-            "against vᵀ log(I + J) v with the same probes), its bar the 99 % interval; it should "
-            "lie on its line, which theory computes from the Jacobian without sampling, and below "
-            "the dashed bound, which knows only K and, for a flow (in its colour), the number of "
-            "blocks. How far the trained flow stays below it is what its realised constant saves. "
-            "An open triangle is the end of an interval that holds zero: the bias is there or "
-            "below, and the line says where. A triangular map has no bias at any N, hence no line. "
-            "Roulettes, which should have none either, are in the table.",
-        ),
+PICTURES = (
+    Picture(
+        "bias",
+        by_terms,
+        "Bias per dimension of a series cut after N terms. A mark is measured (paired: "
+        "against vᵀ log(I + J) v with the same probes), its bar the 99 % interval; it should "
+        "lie on its line, which theory computes from the Jacobian without sampling, and below "
+        "the dashed bound, which knows only K and, for a flow (in its colour), the number of "
+        "blocks. How far the trained flow stays below it is what its realised constant saves. "
+        "An open triangle is the end of an interval that holds zero: the bias is there or "
+        "below, and the line says where. A triangular map has no bias at any N, hence no line. "
+        "Roulettes, which should have none either, are in the table.",
     ),
-    ("bias", "bias_paired", "bias_expected", "bias_bound", "log_det_exact"),
 )

@@ -9,6 +9,7 @@ from resflow_bench.lab.axes import Value
 from resflow_bench.lab.cells import Grid, Preset, Suite
 from resflow_bench.lab.measure_training import measure_density, prepare_densities
 from resflow_bench.speed.benchmark import Face, described
+from suites.density.claims import CLAIMS
 
 
 def _grid(
@@ -56,6 +57,12 @@ SUITE = Suite(
     measure=measure_density,
     prepare=prepare_densities,
     has_pictures=True,
+    claims=CLAIMS,
+    table=(
+        *("log_prob", "bits_per_dim", "log_prob_true", "divergence"),
+        *("lipschitz_certified", "norm_realised"),
+    ),
+    figures="suites.density.figures",
 )
 
 

@@ -7,10 +7,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from resflow_bench.analysis.tables import number
+from resflow_bench.analysis.words import number
 from resflow_bench.lab.pictures import unpack
-from resflow_bench.report.look import ACCENT, PANEL, PAPER, cells_with, themed
-from resflow_bench.report.section import Picture, Section
+from resflow_bench.report.picture import Picture
+from resflow_bench.report.style import ACCENT, PANEL, PAPER, cells_with, themed
 
 MAX_PICTURES = 8
 PLANE = ("true", "learned", "samples")
@@ -113,26 +113,19 @@ def _name(cell: pd.Series) -> tuple[str, str]:
     return f"{flow}, {cell['step']} steps", learnt
 
 
-SECTION = Section(
-    "density",
-    (
-        Picture(
-            "density",
-            planes,
-            "Densities in the plane, both on one scale of colours, and draws from the flow. Of "
-            "each data set the cell of the highest likelihood is shown. What is left to learn is "
-            "the divergence, the mean of ln p_true − ln p over held-out points.",
-        ),
-        Picture(
-            "density_samples",
-            images,
-            "Test images, with the noise of their dequantisation, beside draws from the flow. "
-            "Of each data set the cell of the highest likelihood is shown; bits per dimension "
-            "are of the counts, and bound those of a model of the counts from above.",
-        ),
+PICTURES = (
+    Picture(
+        "density",
+        planes,
+        "Densities in the plane, both on one scale of colours, and draws from the flow. Of "
+        "each data set the cell of the highest likelihood is shown. What is left to learn is "
+        "the divergence, the mean of ln p_true − ln p over held-out points.",
     ),
-    (
-        *("log_prob", "bits_per_dim", "log_prob_true", "divergence"),
-        *("lipschitz_certified", "norm_realised"),
+    Picture(
+        "density_samples",
+        images,
+        "Test images, with the noise of their dequantisation, beside draws from the flow. "
+        "Of each data set the cell of the highest likelihood is shown; bits per dimension "
+        "are of the counts, and bound those of a model of the counts from above.",
     ),
 )

@@ -16,6 +16,7 @@ from resflow_bench.lab.axes import Value
 from resflow_bench.lab.cells import Grid, Preset, Suite
 from resflow_bench.models.build import prepare_models
 from resflow_bench.speed.benchmark import Face, described
+from suites.efficiency.claims import CLAIMS
 from suites.efficiency.measure import build_draw, measure_efficiency
 from suites.grids import ESTIMATOR_AXES, MODEL_AXES
 
@@ -165,6 +166,13 @@ SUITE = Suite(
     measure=measure_efficiency,
     exclusive=True,
     prepare=prepare_models,
+    claims=CLAIMS,
+    table=(
+        *("variance", "variance_expected", "variance_is_finite", "bias", "bias_expected"),
+        *("n_products", "seconds_per_example", "relative_time", "variance_time"),
+        *("seconds_to_target",),
+    ),
+    figures="suites.efficiency.figures",
 )
 
 

@@ -5,23 +5,26 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BASELINE = "baseline"
 ROUNDING = 1e-6  # nat, below which no answer in float32 can be told from another
 
 
 def compared(cells: pd.DataFrame) -> pd.DataFrame:
-    """The measured cells at their model's largest K, with what one compares them by.
+    """The finished cells at their model's largest K, with the columns that they are compared by.
 
-    `name`; `finite`, whether the variance is; `spread`, the variance of a draw (nat^2), closed
-    where there is a closed form; `floor`, |bias| (nat) by its formula, by the farther end of its
-    interval where there is none; `seconds` per example: a call's time over that of ten plain terms
-    timed in turns, times their median seconds there, so that what the machine did in the meantime
-    is in both.
+    name: of the candidate, by `name_of`.
+    finite: whether the variance is.
+    spread: the variance of a draw (nat^2), from the closed form where there is one.
+    floor: |bias| (nat) from its formula; where there is none, the farther end of its interval.
+    seconds: per example: a call's time over that of ten plain terms timed in turns, times the
+        median seconds of these terms, so that a disturbance of the machine is in both.
     """
     needed = ("variance", "bias", "variance_is_finite", "seconds_per_example", "relative_time")
     if not {"implementation", *needed} <= set(cells):
@@ -46,19 +49,29 @@ def compared(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def seconds_to(cells: pd.DataFrame, asked: np.ndarray) -> np.ndarray:
-    """seconds max(1, spread/(asked^2 - floor^2)), (n,) nat -> (cells, n); inf below the floor.
+    """Seconds per example that averaged draws of each cell take to errors (n,) nat: (cells, n)."""
+    spread, floor, seconds = (
+        cells[c].to_numpy(float)[:, None] for c in ("spread", "floor", "seconds")
+    )
+    variance = np.where(cells["finite"].to_numpy(bool)[:, None], spread, math.inf)
+    return _seconds_to_error(seconds, variance, floor, asked)
 
-    By averaging draws; infinite too where the variance is, which no average makes small.
+
+def _seconds_to_error(
+    seconds: np.ndarray, variance: np.ndarray, bias: np.ndarray, error: np.ndarray
+) -> np.ndarray:
+    """seconds max(1, variance / (error^2 - bias^2)): of n draws in n times the seconds of one.
+
+    Infinite where the error is not above the bias, and where the variance is infinite, which no
+    average makes smaller.
     """
-    v, b, s = (cells[c].to_numpy(float)[:, None] for c in ("spread", "floor", "seconds"))
-    left = asked**2 - b**2
+    left = error**2 - bias**2
     with np.errstate(divide="ignore", invalid="ignore"):
-        needed = np.where(left > 0.0, s * np.maximum(1.0, v / left), math.inf)
-    return np.where(cells["finite"].to_numpy(bool)[:, None], needed, math.inf)
+        return np.where(left > 0.0, seconds * np.maximum(1.0, variance / left), math.inf)
 
 
 def reference(cells: pd.DataFrame) -> pd.Series | None:
-    """The draw that normflows trains by; our baseline where it was not measured; maybe neither."""
+    """The draw that normflows trains by; where it was not measured our baseline, or None."""
     theirs = cells[(cells["implementation"] == "normflows") & (column(cells, "mode") == "roulette")]
     ours = cells[cells["name"] == BASELINE]
     found = theirs if len(theirs) else ours
@@ -66,7 +79,7 @@ def reference(cells: pd.DataFrame) -> pd.Series | None:
 
 
 def name_of(cell: Mapping[Any, Any]) -> str:
-    """A candidate in few words: what sets it apart from the baseline.
+    """A candidate in few words: its differences from the baseline.
 
     >>> name_of({"implementation": "ours", "estimator": "determinant"})
     'determinant'
@@ -99,8 +112,8 @@ def name_of(cell: Mapping[Any, Any]) -> str:
 
 
 def column(cells: pd.DataFrame, name: str) -> pd.Series:
-    """The column; NaN where there is none."""
-    return cells[name] if name in cells else pd.Series(math.nan, cells.index)
+    """The column; NaN where the cells have none."""
+    return cells[name] if name in cells else cells.assign(**{name: math.nan})[name]
 
 
 def _joined(*words: str) -> str:

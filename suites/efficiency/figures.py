@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from resflow_bench.analysis.tables import number
-from resflow_bench.report.look import (
+from resflow_bench.analysis.words import number
+from resflow_bench.report.picture import Picture
+from resflow_bench.report.style import (
     ACCENT,
     BLUE,
     BROWN,
@@ -38,10 +39,9 @@ from resflow_bench.report.look import (
     make_panels,
     themed,
 )
-from resflow_bench.report.section import Picture, Section
 from suites.efficiency.comparison import BASELINE, column, compared, reference, seconds_to
+from suites.margins import TARGET
 
-TARGET = 0.01  # nat
 ERRORS = (1.0, 0.1, 0.01, 0.001)  # nat, at which the map tells the seconds
 NOISELESS = 1e-12  # nat^2: rounding
 LEAST, MOST = 1e-4, 1.0  # nat, the ends of the map
@@ -273,43 +273,35 @@ def _duration(seconds: float) -> str:
     raise AssertionError("the last unit takes all")
 
 
-SECTION = Section(
-    "efficiency",
-    (
-        Picture(
-            "efficiency",
-            error_against_time,
-            "Each line begins with one draw, in the time that one takes for an example of a "
-            "batch, and falls with the square root of time as draws are averaged, until the bias "
-            "is what is left (dotted; where no formula gives it, the most that it may be). The "
-            "band is the least error that can be had in a time; the dashed line is 0.01 nat. A "
-            "determinant is exact to rounding from its first call on: a triangle at or below the "
-            "edge. Where the variance is infinite, averaging does not keep what the line says: it "
-            "is that of the draws that were seen, and no part of the band.",
-        ),
-        Picture(
-            "variance_time",
-            variance_time,
-            "Variance times time of one draw, relative to that of the draw that normflows trains "
-            "by (our baseline is the same draw in our code): a tenth means the same error in a "
-            "tenth of the time. Each remedy alone, several, and all together. Times are ratios to "
-            "ten plain terms timed in turns. Bars are 99 % intervals, of the time alone where the "
-            "variance is a closed form; the reference's own stand at one; one that ends at its "
-            "mark has no upper limit. A variance that is infinite is as sampled, and at least "
-            "that; where the reference's is, every ratio to it is at most what is shown.",
-        ),
-        Picture(
-            "winners",
-            winners,
-            "Who wins, from an error of 1 nat down to 0.0001, and the seconds per example that it "
-            "takes (from variance, bias and time of a draw; candidates of infinite variance do "
-            "not compete). The steep flow is untrained, with every layer's norm at its limit, and "
-            "exists at every d; fewer candidates are measured on it.",
-        ),
+PICTURES = (
+    Picture(
+        "efficiency",
+        error_against_time,
+        "Each line begins with one draw, in the time that one takes for an example of a "
+        "batch, and falls with the square root of time as draws are averaged, until the bias "
+        "is what is left (dotted; where no formula gives it, the most that it may be). The "
+        "band is the least error that can be had in a time; the dashed line is 0.01 nat. A "
+        "determinant is exact to rounding from its first call on: a triangle at or below the "
+        "edge. Where the variance is infinite, averaging does not keep what the line says: it "
+        "is that of the draws that were seen, and no part of the band.",
     ),
-    (
-        *("variance", "variance_expected", "variance_is_finite", "bias", "bias_expected"),
-        *("n_products", "seconds_per_example", "relative_time", "variance_time"),
-        *("seconds_to_target",),
+    Picture(
+        "variance_time",
+        variance_time,
+        "Variance times time of one draw, relative to that of the draw that normflows trains "
+        "by (our baseline is the same draw in our code): a tenth means the same error in a "
+        "tenth of the time. Each remedy alone, several, and all together. Times are ratios to "
+        "ten plain terms timed in turns. Bars are 99 % intervals, of the time alone where the "
+        "variance is a closed form; the reference's own stand at one; one that ends at its "
+        "mark has no upper limit. A variance that is infinite is as sampled, and at least "
+        "that; where the reference's is, every ratio to it is at most what is shown.",
+    ),
+    Picture(
+        "winners",
+        winners,
+        "Who wins, from an error of 1 nat down to 0.0001, and the seconds per example that it "
+        "takes (from variance, bias and time of a draw; candidates of infinite variance do "
+        "not compete). The steep flow is untrained, with every layer's norm at its limit, and "
+        "exists at every d; fewer candidates are measured on it.",
     ),
 )

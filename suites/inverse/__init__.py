@@ -10,6 +10,7 @@ from resflow_bench.lab.measure import measure_inverse
 from resflow_bench.models.build import prepare_models
 from resflow_bench.speed.benchmark import Face
 from suites.grids import IMAGE_FLOWS, MODEL_AXES, TRAINED_FLOWS, Axes, model_grids
+from suites.inverse.claims import CLAIMS
 
 
 def _grids(
@@ -66,6 +67,12 @@ SUITE = Suite(
     },
     measure=measure_inverse,
     prepare=prepare_models,
+    claims=CLAIMS,
+    table=(
+        *("inverse_error", "inverse_error_bound", "inverse_error_banach"),
+        *("n_steps", "n_steps_bound", "outcome"),
+    ),
+    figures="suites.inverse.figures",
 )
 
 

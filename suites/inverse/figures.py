@@ -10,26 +10,23 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from resflow_bench.report.look import (
+from resflow_bench.report.picture import Picture
+from resflow_bench.report.style import (
     ACCENT,
     BLUE,
     DASHES,
     INK,
     MAX_PANELS,
-    MODELS,
     MUTED,
     add_legend,
     cells_with,
     count_axis,
-    draw_points,
     label_outer,
     log_axis,
     make_panels,
-    model_handles,
-    models_in,
     themed,
 )
-from resflow_bench.report.section import Picture, Section
+from suites.marks import MODELS, draw_points, model_handles, models_in
 
 STYLES: dict[str, tuple[Any, Any]] = {"float64": (DASHES, "-"), "float32": ((0, (4, 2, 1, 2)), ":")}
 """Of Banach's rate and of the certificate."""
@@ -118,29 +115,22 @@ def _dtype_handles(cells: pd.DataFrame) -> list[Artist]:
     ]
 
 
-SECTION = Section(
-    "inverse",
-    (
-        Picture(
-            "convergence",
-            convergence,
-            "The largest error over the points after so many steps in each block. It must stay "
-            "under its certificate, which is measured along the way and levels off at the "
-            "rounding floor of its dtype, and under Banach's rate, which is known before the "
-            "first step. For a flow both multiply 1 / (1 − K) over the blocks, hence the gap.",
-        ),
-        Picture(
-            "inverse",
-            against_bounds,
-            "Left: the true error of the inverse against its certificate: how far it is from an "
-            "inverse in float64, and what that one's residuals, ‖r‖ / m a block, m ≥ 1 − K, may "
-            "have become. Right: the steps taken, over all blocks, "
-            "against the number that Banach's theorem asks for beforehand. Each mark belongs on "
-            "or under the diagonal; how far under is how cautious the theory is.",
-        ),
+PICTURES = (
+    Picture(
+        "convergence",
+        convergence,
+        "The largest error over the points after so many steps in each block. It must stay "
+        "under its certificate, which is measured along the way and levels off at the "
+        "rounding floor of its dtype, and under Banach's rate, which is known before the "
+        "first step. For a flow both multiply 1 / (1 − K) over the blocks, hence the gap.",
     ),
-    (
-        *("inverse_error", "inverse_error_bound", "inverse_error_banach"),
-        *("n_steps", "n_steps_bound", "outcome"),
+    Picture(
+        "inverse",
+        against_bounds,
+        "Left: the true error of the inverse against its certificate: how far it is from an "
+        "inverse in float64, and what that one's residuals, ‖r‖ / m a block, m ≥ 1 − K, may "
+        "have become. Right: the steps taken, over all blocks, "
+        "against the number that Banach's theorem asks for beforehand. Each mark belongs on "
+        "or under the diagonal; how far under is how cautious the theory is.",
     ),
 )

@@ -10,6 +10,7 @@ from resflow_bench.lab.measure import measure_lipschitz
 from resflow_bench.models.build import prepare_models
 from resflow_bench.speed.benchmark import Face
 from suites.grids import MODEL_AXES, TRAINED_FLOWS, model_grids
+from suites.lipschitz.claims import CLAIMS
 
 DTYPES = {"dtype": ("float32",)}
 
@@ -36,6 +37,12 @@ SUITE = Suite(
     },
     measure=measure_lipschitz,
     prepare=prepare_models,
+    claims=CLAIMS,
+    table=(
+        *("lipschitz_promised", "lipschitz_certified", "lipschitz_power_iteration"),
+        *("lipschitz_realised", "spectral_radius"),
+    ),
+    figures="suites.lipschitz.figures",
 )
 
 

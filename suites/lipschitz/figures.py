@@ -8,22 +8,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from resflow_bench.analysis.tables import varying
-from resflow_bench.report.look import (
+from resflow_bench.report.picture import Picture
+from resflow_bench.report.style import (
     ACCENT,
     BLUE,
     GREEN,
     INK,
     LINE,
     MAX_ROWS,
-    MODELS,
     PAPER,
     PINK,
     add_legend,
     cells_with,
-    make_rows,
     themed,
 )
-from resflow_bench.report.section import Picture, Section
+from suites.marks import MODELS, make_rows
 
 CONSTANTS = {
     "lipschitz_promised": ("promised", INK, "|"),
@@ -74,21 +73,14 @@ def constants(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     return figure
 
 
-SECTION = Section(
-    "lipschitz",
-    (
-        Picture(
-            "lipschitz",
-            constants,
-            "From right to left: the promise, the product of the layers' norms by SVD, the "
-            "largest ‖J(x)‖₂ met at the points, and the spectral radius, which alone decides how "
-            "fast the series converges in the end. Of a flow, the worst block is shown. A "
-            "triangle beyond the promise would be a certified constant as the training's last "
-            "update left it; every other number here is of norms aligned by SVD.",
-        ),
-    ),
-    (
-        *("lipschitz_promised", "lipschitz_certified", "lipschitz_power_iteration"),
-        *("lipschitz_realised", "spectral_radius"),
+PICTURES = (
+    Picture(
+        "lipschitz",
+        constants,
+        "From right to left: the promise, the product of the layers' norms by SVD, the "
+        "largest ‖J(x)‖₂ met at the points, and the spectral radius, which alone decides how "
+        "fast the series converges in the end. Of a flow, the worst block is shown. A "
+        "triangle beyond the promise would be a certified constant as the training's last "
+        "update left it; every other number here is of norms aligned by SVD.",
     ),
 )

@@ -17,6 +17,7 @@ from resflow_bench.models.build import build_flow, build_points, prepare_models
 from resflow_bench.peers import MODES, PEERS, Asked
 from resflow_bench.speed.benchmark import Face, described
 from suites.grids import MODEL_AXES, Axes
+from suites.peers.claims import CLAIMS
 from suites.peers.measure import measure_peers
 
 UNTERMED = tuple(mode for mode in MODES if mode != "series")
@@ -75,6 +76,13 @@ SUITE = Suite(
     measure=measure_peers,
     exclusive=True,
     prepare=prepare_models,
+    claims=CLAIMS,
+    table=(
+        *("bias", "bias_expected", "variance", "batch_correlation", "gradient_error"),
+        *("inverse_error", "inverse_bound", "wall_s", "time_over_ours", "peak_over_ours"),
+        *("peak_bytes_gradient", "norm_over_asked", "weight_change", "map_difference"),
+    ),
+    figures="suites.peers.figures",
 )
 
 

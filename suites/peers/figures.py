@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from resflow_bench.report.look import (
+from resflow_bench.report.picture import Picture
+from resflow_bench.report.style import (
     ACCENT,
     BLUE,
     GREEN,
@@ -27,7 +28,7 @@ from resflow_bench.report.look import (
     make_panels,
     themed,
 )
-from resflow_bench.report.section import Picture, Section
+from suites.models import MAIN
 
 LOOKS = {"ours": (ACCENT, "o"), "normflows": (BLUE, "s"), "torchflows": (GREEN, "D")}
 RATIOS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
@@ -84,7 +85,7 @@ def _one_flow(cells: pd.DataFrame) -> pd.DataFrame:
     if cells.empty:
         return cells
     cells = cells[cells["n_probes"] == 1] if "n_probes" in cells else cells
-    name = "trained" if (cells["model"] == "trained").any() else cells["model"].iloc[0]
+    name = "trained" if (cells["model"] == MAIN).any() else cells["model"].iloc[0]
     cells = cells[cells["model"] == name]
     cells = cells[cells["lipschitz"] == cells["lipschitz"].max()]
     terms = cells["n_terms"] if "n_terms" in cells else pd.Series(np.nan, cells.index)
@@ -147,27 +148,19 @@ def _look(name: str) -> tuple[str, str]:
     return LOOKS.get(name, (GREY, "X"))
 
 
-SECTION = Section(
-    "peers",
-    (
-        Picture(
-            "peers",
-            side_by_side,
-            "Each implementation holds the same weights and is measured by the same code, on one "
-            "thread; bars are 99 % intervals. The value: mean of its estimates less the exact "
-            "log-det of its own map, in float64; the ring is the mean of the formula in its "
-            "source, so that a mark inside a ring away from zero estimates another quantity than "
-            "the log-det, or a cut series. The gradient: relative error of the mean, each example "
-            "with an upstream weight of its own (1, 2, 5, −1); a triangle is the end of an "
-            "interval that holds zero. The inverse: in float64, against the tolerance it was "
-            "asked for, the short black line, where one can be asked. Time and memory: a call "
-            "without gradients, at its own number of terms; memory-saving modes take their "
-            "gradients in that call.",
-        ),
-    ),
-    (
-        *("bias", "bias_expected", "variance", "batch_correlation", "gradient_error"),
-        *("inverse_error", "inverse_bound", "wall_s", "time_over_ours", "peak_over_ours"),
-        *("peak_bytes_gradient", "norm_over_asked", "weight_change", "map_difference"),
+PICTURES = (
+    Picture(
+        "peers",
+        side_by_side,
+        "Each implementation holds the same weights and is measured by the same code, on one "
+        "thread; bars are 99 % intervals. The value: mean of its estimates less the exact "
+        "log-det of its own map, in float64; the ring is the mean of the formula in its "
+        "source, so that a mark inside a ring away from zero estimates another quantity than "
+        "the log-det, or a cut series. The gradient: relative error of the mean, each example "
+        "with an upstream weight of its own (1, 2, 5, −1); a triangle is the end of an "
+        "interval that holds zero. The inverse: in float64, against the tolerance it was "
+        "asked for, the short black line, where one can be asked. Time and memory: a call "
+        "without gradients, at its own number of terms; memory-saving modes take their "
+        "gradients in that call.",
     ),
 )

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from resflow_bench.lab.axes import Value
 from resflow_bench.lab.cells import Grid, Preset, Suite
 from resflow_bench.speed.benchmark import Face, described
+from suites.scaling.claims import CLAIMS
 from suites.scaling.measure import build_log_prob, build_sized_flow, measure_scaling
 
 FIRST_RUNGS: Mapping[str, Mapping[str, Value]] = {
@@ -62,6 +63,9 @@ SUITE = Suite(
     },
     measure=measure_scaling,
     exclusive=True,
+    claims=CLAIMS,
+    table=("exponent", "exponent_flops", "overhead_s", "marginal_s", "flops_fraction"),
+    figures="suites.scaling.figures",
 )
 
 

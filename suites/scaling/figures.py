@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from resflow_bench.analysis.findings import GROWING
-from resflow_bench.analysis.tables import axes, label, number, varying
-from resflow_bench.report.look import (
+from resflow_bench.analysis.tables import axes, label, varying
+from resflow_bench.analysis.words import number
+from resflow_bench.report.picture import Picture
+from resflow_bench.report.style import (
     ACCENT,
     BLUE,
     BROWN,
@@ -30,7 +31,7 @@ from resflow_bench.report.look import (
     make_panels,
     themed,
 )
-from resflow_bench.report.section import Picture, Section
+from suites.scaling.claims import GROWING
 
 LOOKS = ((ACCENT, "o"), (BLUE, "s"), (GREEN, "D"), (ORANGE, "^"), (PINK, "v"), (BROWN, "P"))
 SYMBOLS = {"n_terms": "N", "n_probes": "m", "batch_size": "B"}
@@ -121,19 +122,15 @@ def _draw(ax: Axes, rungs: pd.DataFrame, cell: pd.Series, color: str, marker: st
     )
 
 
-SECTION = Section(
-    "scaling",
-    (
-        Picture(
-            "scaling",
-            ladders,
-            "Seconds of a log-prob with a fixed number of terms, of two untrained blocks W-φ-W "
-            "named by their d × h; each ladder doubles one size from mark to mark, and its marks "
-            "are timed in turn. Bars are 99 % intervals of the median. The line is a constant and "
-            "a slope, fitted in relative error; the dashed one is the slope alone, which on these "
-            "axes rises with slope 1. Where the two part, a call is what it does whatever its "
-            "size, which takes the exponent of a power law, written at the last mark, below 1.",
-        ),
+PICTURES = (
+    Picture(
+        "scaling",
+        ladders,
+        "Seconds of a log-prob with a fixed number of terms, of two untrained blocks W-φ-W "
+        "named by their d × h; each ladder doubles one size from mark to mark, and its marks "
+        "are timed in turn. Bars are 99 % intervals of the median. The line is a constant and "
+        "a slope, fitted in relative error; the dashed one is the slope alone, which on these "
+        "axes rises with slope 1. Where the two part, a call is what it does whatever its "
+        "size, which takes the exponent of a power law, written at the last mark, below 1.",
     ),
-    ("exponent", "exponent_flops", "overhead_s", "marginal_s", "flops_fraction"),
 )

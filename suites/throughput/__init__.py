@@ -18,6 +18,7 @@ from suites.grids import (
     Axes,
     estimator_grids,
 )
+from suites.throughput.claims import CLAIMS
 
 OPERATIONS = ("log_prob", "train_step", "sample")
 COMMON: Axes = {"operation": OPERATIONS, "probe": ("rademacher",), "dtype": ("float32",)}
@@ -74,6 +75,9 @@ SUITE = Suite(
     measure=measure_throughput,
     exclusive=True,
     prepare=prepare_models,
+    claims=CLAIMS,
+    table=("examples_per_s", "wall_s", "peak_bytes", "flops_fraction"),
+    figures="suites.throughput.figures",
 )
 
 

@@ -9,17 +9,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from resflow_bench.analysis.tables import axes, label, number, varying
-from resflow_bench.report.look import (
-    GREY,
-    INK,
-    MAX_ROWS,
-    MODELS,
-    cells_with,
-    make_panels,
-    themed,
-)
-from resflow_bench.report.section import Picture, Section
+from resflow_bench.analysis.tables import axes, label, varying
+from resflow_bench.analysis.words import number
+from resflow_bench.report.picture import Picture
+from resflow_bench.report.style import INK, MAX_ROWS, cells_with, make_panels, themed
+from suites.marks import mark
 
 
 @themed
@@ -36,7 +30,7 @@ def rates(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
         shown = [a for a in varying(cells, axes(cells)) if a != "operation"]
         rate = here["examples_per_s"]
         places = np.arange(len(here))
-        colors = [MODELS.get(m, (GREY, ""))[0] for m in here["model"]]
+        colors = [mark(m)[0] for m in here["model"]]
         ax.barh(places, rate, 0.3, color=colors)
         if "examples_per_s_low" in here:
             low, high = here["examples_per_s_low"], here["examples_per_s_high"]
@@ -55,17 +49,13 @@ def rates(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     return figure
 
 
-SECTION = Section(
-    "throughput",
-    (
-        Picture(
-            "throughput",
-            rates,
-            "Examples a second, median of repeated timings; the thin line at a bar's end is its "
-            "99 % interval. The peak is the rate of a large matrix product measured in the same "
-            "run: a share above 100 %, or a long thin line, says that the machine had other work "
-            "while one of the two was timed.",
-        ),
+PICTURES = (
+    Picture(
+        "throughput",
+        rates,
+        "Examples a second, median of repeated timings; the thin line at a bar's end is its "
+        "99 % interval. The peak is the rate of a large matrix product measured in the same "
+        "run: a share above 100 %, or a long thin line, says that the machine had other work "
+        "while one of the two was timed.",
     ),
-    ("examples_per_s", "wall_s", "peak_bytes", "flops_fraction"),
 )

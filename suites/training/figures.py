@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from resflow_bench.analysis.tables import label, varying
-from resflow_bench.report.look import (
+from resflow_bench.report.picture import Picture
+from resflow_bench.report.style import (
     ACCENT,
     BLUE,
     DASHES,
@@ -23,7 +24,6 @@ from resflow_bench.report.look import (
     make_panels,
     themed,
 )
-from resflow_bench.report.section import Picture, Section
 
 TRAINING = ["dataset", "architecture", "lipschitz", "batch_size", "device"]
 """What one curve has in common."""
@@ -107,30 +107,23 @@ def _trainings(cells: pd.DataFrame) -> Iterator[pd.DataFrame]:
         yield here.sort_values("step")
 
 
-SECTION = Section(
-    "training",
-    (
-        Picture(
-            "likelihood",
-            likelihood,
-            "Higher is better. Batches: the objective, an unbiased estimate of log p by the "
-            "weights of the moment, mean over the steps since the last row. Held out: points that "
-            "the training never sees, by the moving average of the weights, which is what is kept "
-            "in the end. Bands are 99 % intervals. Held-out points that fall behind the batches "
-            "are overfitting; the first steps may lie below the panel's edge.",
-        ),
-        Picture(
-            "promises",
-            promises,
-            "The worst block's constant as its layers' norms certify it, in percent of the "
-            "promise: after each step's update, where it must not pass 100, and before that "
-            "update, as the optimiser's step had left it: what is above 100 there, a training "
-            "that updates its norms more rarely adds up. Where the blocks have not grown to "
-            "their promise yet, they lie below the panel's edge or far under the line.",
-        ),
+PICTURES = (
+    Picture(
+        "likelihood",
+        likelihood,
+        "Higher is better. Batches: the objective, an unbiased estimate of log p by the "
+        "weights of the moment, mean over the steps since the last row. Held out: points that "
+        "the training never sees, by the moving average of the weights, which is what is kept "
+        "in the end. Bands are 99 % intervals. Held-out points that fall behind the batches "
+        "are overfitting; the first steps may lie below the panel's edge.",
     ),
-    (
-        *("loss", "log_prob_test", "bits_per_dim", "lipschitz_certified", "lipschitz_excess"),
-        *("learning_rate", "examples_per_s"),
+    Picture(
+        "promises",
+        promises,
+        "The worst block's constant as its layers' norms certify it, in percent of the "
+        "promise: after each step's update, where it must not pass 100, and before that "
+        "update, as the optimiser's step had left it: what is above 100 there, a training "
+        "that updates its norms more rarely adds up. Where the blocks have not grown to "
+        "their promise yet, they lie below the panel's edge or far under the line.",
     ),
 )

@@ -8,6 +8,7 @@ from resflow_bench.lab.cells import Grid, Preset, Suite
 from resflow_bench.lab.measure_training import measure_training_gap, prepare_gaps
 from resflow_bench.speed.benchmark import Face, described
 from suites.grids import ESTIMATOR_AXES, Axes
+from suites.training_gap.claims import CLAIMS
 
 COMMON: Axes = {
     "probe": ("rademacher",),
@@ -63,6 +64,12 @@ SUITE = Suite(
     },
     measure=measure_training_gap,
     prepare=prepare_gaps,
+    claims=CLAIMS,
+    table=(
+        *("log_prob_objective", "log_prob_unbiased", "log_prob_exact"),
+        *("gap", "gap_expected", "gap_bound", "spectral_radius"),
+    ),
+    figures="suites.training_gap.figures",
 )
 
 

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from resflow_bench.report.look import (
+from resflow_bench.report.picture import Picture
+from resflow_bench.report.style import (
     ACCENT,
     DASHES,
     INK,
@@ -26,7 +27,6 @@ from resflow_bench.report.look import (
     make_panels,
     themed,
 )
-from resflow_bench.report.section import Picture, Section
 
 FLOW = ["dataset", "architecture", "lipschitz"]
 MARKERS = "osD^vPX"
@@ -165,31 +165,24 @@ def _handles(looks: dict[str, tuple[str, str]]) -> list[Line2D]:
     ]
 
 
-SECTION = Section(
-    "training_gap",
-    (
-        Picture(
-            "training_gap",
-            over_steps,
-            "One flow, trained with each objective in turn. Dashed, with open marks: what the "
-            "objective itself says of held-out points; solid: the exact log-likelihood there; "
-            "filled marks: an unbiased estimate, which should lie on the solid line. Bars are "
-            "99 % intervals. The shaded gap is likelihood that a cut series makes up, and that "
-            "training on it is paid for making up: a curve that rises while its solid line "
-            "falls has learnt to deceive the objective. A roulette has no gap.",
-        ),
-        Picture(
-            "training_gap_terms",
-            by_terms,
-            "How far the objective is off at the last step, against its number of terms. A filled "
-            "mark overstates the likelihood, an open one understates it; its bar, the 99 % "
-            "interval, should hold the line, which is computed from the Jacobian without "
-            "sampling, and stay below the dashed bound, which knows K and the blocks alone. "
-            "A triangle is the end of an interval that holds zero.",
-        ),
+PICTURES = (
+    Picture(
+        "training_gap",
+        over_steps,
+        "One flow, trained with each objective in turn. Dashed, with open marks: what the "
+        "objective itself says of held-out points; solid: the exact log-likelihood there; "
+        "filled marks: an unbiased estimate, which should lie on the solid line. Bars are "
+        "99 % intervals. The shaded gap is likelihood that a cut series makes up, and that "
+        "training on it is paid for making up: a curve that rises while its solid line "
+        "falls has learnt to deceive the objective. A roulette has no gap.",
     ),
-    (
-        *("log_prob_objective", "log_prob_unbiased", "log_prob_exact"),
-        *("gap", "gap_expected", "gap_bound", "spectral_radius"),
+    Picture(
+        "training_gap_terms",
+        by_terms,
+        "How far the objective is off at the last step, against its number of terms. A filled "
+        "mark overstates the likelihood, an open one understates it; its bar, the 99 % "
+        "interval, should hold the line, which is computed from the Jacobian without "
+        "sampling, and stay below the dashed bound, which knows K and the blocks alone. "
+        "A triangle is the end of an interval that holds zero.",
     ),
 )

@@ -17,6 +17,7 @@ from suites.grids import (
     Axes,
     estimator_grids,
 )
+from suites.variance.claims import CLAIMS
 
 COMMON: Axes = {"probe": ("gaussian", "rademacher"), "n_probes": (1, 4), "dtype": ("float64",)}
 
@@ -77,6 +78,12 @@ SUITE = Suite(
     },
     measure=measure_variance,
     prepare=prepare_models,
+    claims=CLAIMS,
+    table=(
+        *("variance", "variance_expected", "variance_bound", "variance_bound_lipschitz"),
+        *("variance_bound_printed", "variance_is_finite"),
+    ),
+    figures="suites.variance.figures",
 )
 
 

@@ -9,15 +9,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from resflow_bench.analysis.tables import decay, label, varying
-from resflow_bench.report.look import (
+from resflow_bench.analysis.tables import label, varying
+from resflow_bench.models.build import build_law
+from resflow_bench.report.picture import Picture
+from resflow_bench.report.style import (
     ACCENT,
     BLUE,
     GREEN,
-    GREY,
     INK,
     LINE,
-    MODELS,
     MUTED,
     PANEL,
     PAPER,
@@ -26,15 +26,12 @@ from resflow_bench.report.look import (
     below_handle,
     cells_with,
     draw_edge_marks,
-    draw_points,
     log_axis,
     make_panels,
-    make_rows,
-    model_handles,
-    models_in,
     themed,
 )
-from resflow_bench.report.section import Picture, Section
+from suites.marks import draw_points, make_rows, mark, model_handles, models_in
+from suites.models import MAIN
 
 ALMOST_NO_VARIANCE = 1e-12
 
@@ -61,7 +58,7 @@ def over_closed_form(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     ax.axhline(1, color=INK, lw=1)
     for name in names:
         draw_points(ax, name, (order, value), (low, top), shown=(cells["model"] == name).to_numpy())
-    colors = cells["model"].map(lambda name: MODELS.get(name, (GREY, ""))[0])[unbounded]
+    colors = cells["model"].map(lambda name: mark(name)[0])[unbounded]
     ax.scatter(
         order[unbounded], top[unbounded], s=26, c=colors, marker="^", clip_on=False, zorder=3
     )
@@ -144,12 +141,12 @@ def roulette(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     ax.annotate("ρ² = 1 − stop", (0.42, math.sqrt(0.58)), (3, 4), textcoords="offset points")
     ax.text(0.97, 0.94, "infinite", ha="right", color=ACCENT, weight="bold")
     ax.text(0.03, 0.06, "finite", color=BLUE, weight="bold")
-    ratio = cells["roulette"].map(decay)
+    ratio = cells["roulette"].map(lambda law: build_law(law).decay)
     x = np.where(ratio > 0, 1 - ratio, 1.15)
     for finite, color, marker in ((1, BLUE, "o"), (0, ACCENT, "X")):
         mine = cells["variance_is_finite"] == finite
         for strong in (False, True):
-            some = mine & ((cells["model"] == "trained") == strong)
+            some = mine & ((cells["model"] == MAIN) == strong)
             ax.plot(
                 x[some],
                 cells["spectral_radius"][some],
@@ -177,38 +174,31 @@ def _common(cells: pd.DataFrame, names: list[str]) -> str:
     return label(cells.iloc[0], shared)
 
 
-SECTION = Section(
-    "variance",
-    (
-        Picture(
-            "variance",
-            over_closed_form,
-            "Measured variance of one draw over its closed form, with 99 % intervals; one mark "
-            "is one cell. Marks scatter about one, and one bar in a hundred misses it by chance. "
-            "Where a bar ends in a triangle, the roulette's tail is too heavy for an upper "
-            "limit. Cells whose variance is zero or infinite have no ratio and are not drawn.",
-        ),
-        Picture(
-            "bounds",
-            bounds,
-            "What each model is allowed, at its hardest setting. From left to right: measured "
-            "(on its closed form), Avron and Toledo's bound, the bound from K alone (for a flow, "
-            "summed over its blocks); where they fall together, the bound is attained. The cross "
-            "is the bound as printed in a widely read post: wherever it lies left of the "
-            "measurement, it is no bound. A triangle on the left edge is a variance of zero.",
-        ),
-        Picture(
-            "roulette",
-            roulette,
-            "Which roulettes have a variance at all. A geometric law that stops with probability "
-            "p needs ρ(J)² < 1 − p (below the curve), with ρ the largest spectral radius over "
-            "blocks and points; a Poisson law stops so early that only a nilpotent J (ρ = 0) is "
-            "safe. Where the variance is infinite, a sample variance looks tame, is no estimate "
-            "of anything, and the mean of however many draws has infinite variance too.",
-        ),
+PICTURES = (
+    Picture(
+        "variance",
+        over_closed_form,
+        "Measured variance of one draw over its closed form, with 99 % intervals; one mark "
+        "is one cell. Marks scatter about one, and one bar in a hundred misses it by chance. "
+        "Where a bar ends in a triangle, the roulette's tail is too heavy for an upper "
+        "limit. Cells whose variance is zero or infinite have no ratio and are not drawn.",
     ),
-    (
-        *("variance", "variance_expected", "variance_bound", "variance_bound_lipschitz"),
-        *("variance_bound_printed", "variance_is_finite"),
+    Picture(
+        "bounds",
+        bounds,
+        "What each model is allowed, at its hardest setting. From left to right: measured "
+        "(on its closed form), Avron and Toledo's bound, the bound from K alone (for a flow, "
+        "summed over its blocks); where they fall together, the bound is attained. The cross "
+        "is the bound as printed in a widely read post: wherever it lies left of the "
+        "measurement, it is no bound. A triangle on the left edge is a variance of zero.",
+    ),
+    Picture(
+        "roulette",
+        roulette,
+        "Which roulettes have a variance at all. A geometric law that stops with probability "
+        "p needs ρ(J)² < 1 − p (below the curve), with ρ the largest spectral radius over "
+        "blocks and points; a Poisson law stops so early that only a nilpotent J (ρ = 0) is "
+        "safe. Where the variance is infinite, a sample variance looks tame, is no estimate "
+        "of anything, and the mean of however many draws has infinite variance too.",
     ),
 )

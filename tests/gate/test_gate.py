@@ -11,19 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from made_up import SUITES
 
-from resflow_bench.gate.judge import (
-    FINE,
-    NO_BASE,
-    OPEN,
-    UNJUDGED,
-    WORSE,
-    Samples,
-    judge,
-    only_twice,
-)  # fmt: skip
-from resflow_bench.gate.metrics import METRICS
-from resflow_bench.gate.outcome import (
+from resflow_bench.gate import judge as gate
+from resflow_bench.gate.conclusion import (
     FAILED,
     PASSED,
     REGRESSION,
@@ -31,8 +22,13 @@ from resflow_bench.gate.outcome import (
     UNDECIDED,
     conclude,
 )
+from resflow_bench.gate.judge import FINE, NO_BASE, OPEN, UNJUDGED, WORSE, confirmed
+from resflow_bench.gate.margins import Margins
+from resflow_bench.gate.samples import Samples
 
 Row = tuple[str, str, list[float]]
+
+METRICS = {name: metric for s in SUITES.values() for name, metric in s.claims.metrics.items()}
 
 
 def side(
@@ -49,6 +45,11 @@ def side(
             for cell, metric, samples in rows
         ]
     )
+
+
+def judge(base: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """By the margins of all suites."""
+    return gate.judge(base, new, Margins({"s": METRICS}))
 
 
 def verdict(metric: str, base: list[float], new: list[float], paired: bool = True) -> str:
@@ -91,6 +92,15 @@ def test_one_metric(metric: str, base: list[float], new: list[float], expected: 
     assert verdict(metric, base, new, paired=metric != "wall_s") == expected
 
 
+def test_each_suite_has_margins_of_its_own() -> None:
+    """The same metric of a suite without a margin is not judged; a wall_s is a time anywhere."""
+    base = side(("c", "bias", [0.0]), ("c", "wall_s", [1.0, 1.01] * 4), paired=False)
+    new = side(("c", "bias", [1.0]), ("c", "wall_s", [1.3, 1.31] * 4), paired=False)
+    both = [pd.concat([one, one.assign(suite="t")]) for one in (base, new)]
+    table = gate.judge(*both, Margins({"s": METRICS}))
+    assert table["verdict"].tolist() == [WORSE, WORSE, UNJUDGED, WORSE]
+
+
 def test_common_random_numbers_count_only_where_they_are_common() -> None:
     """0.02 nat under a noise of 0.1: seen in pairs, not between strangers."""
     noise = np.random.default_rng(0).normal(0, 0.1, 16)
@@ -131,10 +141,10 @@ def test_the_exit_code(base: pd.DataFrame, new: pd.DataFrame, expected: int) -> 
 def test_a_failed_cell_hides_no_regression_and_no_other_cell() -> None:
     base = side(("a", "bias", [0.0]), ("b", "bias", [0.0]), ("c", "bias", [0.0]))
     new = pd.concat([side(("a", "", []), status="failed", message="boom"), base[1:]])
-    outcome = conclude(judge(base, new))
-    assert outcome.code == FAILED
-    assert outcome.table["verdict"].tolist() == ["failed", FINE, FINE]
-    assert "boom" in outcome.words("text")
+    conclusion = conclude(judge(base, new))
+    assert conclusion.code == FAILED
+    assert conclusion.table["verdict"].tolist() == ["failed", FINE, FINE]
+    assert "boom" in conclusion.words("text")
     worse = pd.concat([new[:2], side(("c", "bias", [1.0]))])
     assert conclude(judge(base, worse)).code == REGRESSION
 
@@ -154,11 +164,11 @@ def test_a_regression_stands_if_it_is_found_twice() -> None:
     new = side(("a", "bias", [1.0]), ("b", "bias", [1.0]))
     first = judge(base, new)
     second = judge(base, side(("a", "bias", [1.0]), ("b", "bias", [0.0])))
-    assert only_twice(first, second)["verdict"].tolist() == [WORSE, FINE]
-    assert only_twice(first, second[:0])["verdict"].tolist() == [WORSE, WORSE]
+    assert confirmed(first, second)["verdict"].tolist() == [WORSE, FINE]
+    assert confirmed(first, second[:0])["verdict"].tolist() == [WORSE, WORSE]
     failed = pd.concat([side(("a", "", []), ("b", "", []), status="failed")])
-    assert only_twice(first, judge(base, failed))["verdict"].tolist() == [WORSE, WORSE]
-    assert only_twice(first, judge(failed, new))["verdict"].tolist() == [WORSE, WORSE]
+    assert confirmed(first, judge(base, failed))["verdict"].tolist() == [WORSE, WORSE]
+    assert confirmed(first, judge(failed, new))["verdict"].tolist() == [WORSE, WORSE]
 
 
 def test_a_base_that_mostly_failed_is_no_base() -> None:
@@ -235,10 +245,10 @@ def test_too_few_rounds_find_nothing_and_say_so() -> None:
 def test_what_is_undecided_is_named() -> None:
     base = side(("steady", "bias", [0.0, 1e-4] * 4), ("noisy", "bias", [0.0, 9.0] * 4))
     new = side(("steady", "bias", [1e-4, 0.0] * 4), ("noisy", "bias", [9.0, 0.0] * 4))
-    outcome = conclude(judge(base, new))
-    assert outcome.code == PASSED
-    assert "noisy" in outcome.words("text")
-    assert "steady" not in outcome.words("text")
+    conclusion = conclude(judge(base, new))
+    assert conclusion.code == PASSED
+    assert "noisy" in conclusion.words("text")
+    assert "steady" not in conclusion.words("text")
     assert conclude(judge(base, new), max_undecided=0.0).code == UNDECIDED
 
 
@@ -246,14 +256,14 @@ def test_words() -> None:
     """Suite, cell, both values and the margin, in every layout."""
     base = side(("a | b", "bias", [0.0]), ("c", "wall_s", [1.0, 1.1] * 4))
     new = side(("a | b", "bias", [1.0]), ("c", "wall_s", [1.0, 1.1] * 4))
-    outcome = conclude(judge(base, new))
-    text, markdown = outcome.words("text"), outcome.words("markdown")
+    conclusion = conclude(judge(base, new))
+    text, markdown = conclusion.words("text"), conclusion.words("markdown")
     for said in (text, markdown):
-        assert said.startswith("gate: REGRESSION (1 metrics are worse)")
+        assert said.startswith("gate: REGRESSION (metrics worse: 1)")
         for word in ("bias", "1.00", "0.0100", "wall_s", "four times in five"):
             assert word in said
     assert "| s | a / b | bias |" in markdown
-    rows = json.loads(outcome.words("json"))
+    rows = json.loads(conclusion.words("json"))
     assert rows["code"] == REGRESSION
     assert [row["verdict"] for row in rows["rows"]] == [WORSE, FINE]
 
@@ -277,8 +287,9 @@ def timed_in(text: str) -> set[str]:
 
 def test_every_metric_that_the_suites_time_is_known_as_a_time() -> None:
     """Else the calls of one process would count as many, and any busy minute as a regression."""
-    lab = Path(__file__).parents[2] / "resflow_bench" / "lab"
-    names = {name for file in lab.glob("*.py") for name in timed_in(file.read_text("utf-8"))}
+    root = Path(__file__).parents[2]
+    files = [*root.glob("resflow_bench/**/*.py"), *root.glob("suites/**/*.py")]
+    names = {name for file in files for name in timed_in(file.read_text("utf-8"))}
     assert names >= {"wall_s", "examples_per_s", "seconds_per_example", "overhead_s", "wall_s_"}
     for name in names:
         known = {metric for metric in METRICS if metric.startswith(name)}

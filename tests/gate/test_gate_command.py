@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import toys
 
+import suites
 from resflow_bench.cli import main
 from resflow_bench.lab.plan import Plan, begin
 from resflow_bench.lab.store import Run, Store
@@ -20,6 +21,12 @@ Call = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """The command, with the toys in place of the suites."""
+    monkeypatch.setattr(suites, "NAMES", suites.NAMES)
+    for name in toys.SUITES:
+        monkeypatch.setitem(sys.modules, f"suites.{name}", None)
+    toys.install()
+
     def gate(*words: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["resflow-bench", "gate", *map(str, words)])
         with pytest.raises(SystemExit) as end:
@@ -63,7 +70,8 @@ def test_a_dirty_tree_is_said(gate: Call, tmp_path: Path) -> None:
     for sides in ((clean, dirty), (dirty, clean)):
         err = gate(*sides)[2]
         assert err.count("note: ") == 1
-        assert f"note: {dirty.name} measured {Run(dirty).about['commit'][:8]} and changes" in err
+        commit = Run(dirty).about["commit"][:8]
+        assert f"note: {dirty.name} measured {commit} with uncommitted changes" in err
 
 
 def test_nothing_that_can_be_judged_is_no_pass(gate: Call, tmp_path: Path) -> None:
@@ -81,6 +89,20 @@ def test_nothing_that_can_be_judged_is_no_pass(gate: Call, tmp_path: Path) -> No
     assert "6 missing" in out
 
 
+def test_rows_of_a_suite_that_is_gone_are_not_judged(
+    gate: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One note says which suite, and why."""
+    run = measured(tmp_path)
+    monkeypatch.setattr(suites, "NAMES", ("mixed",))
+    code, out, err = gate(run, run)
+    assert code == 4
+    assert "no margin is declared for mean" in out
+    assert err.count("note: ") == 1
+    assert "note: the rows of rows are shown and not judged" in err
+    assert "no suite is called `rows`" in err
+
+
 def test_a_run_against_a_commit_is_refused(gate: Call, tmp_path: Path) -> None:
     code, out, err = gate(measured(tmp_path), "main")
     assert (code, out) == (2, "")
@@ -92,7 +114,7 @@ def test_a_mistake_of_ours_looks_like_no_verdict(
 ) -> None:
     """Python's own exit code of a traceback is 1, which here says regression."""
     run = measured(tmp_path)
-    monkeypatch.delattr("resflow_bench.gate.samples.Samples")
+    monkeypatch.delattr("resflow_bench.gate.samples._rows")
     code, out, err = gate(run, run)
     assert (code, out) == (70, "")
     assert "NameError" in err

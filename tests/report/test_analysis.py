@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import ast
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from made_up import SUITES
 from scipy import stats
 
 from resflow_bench import analysis
 from resflow_bench.analysis import rules
 from resflow_bench.analysis.findings import findings
-from resflow_bench.analysis.rules import AtMost, Equals, Exactly, Statement
-from resflow_bench.analysis.statements import CLAIMS, STATEMENTS
-from resflow_bench.analysis.tables import axes, decay, label, number, units, wide, with_interval
-from resflow_bench.analysis.verdicts import judge, summary
+from resflow_bench.analysis.rules import AtMost, Equals, Exactly, apply
+from resflow_bench.analysis.tables import axes, label, units, wide
+from resflow_bench.analysis.verdicts import judge, judge_disputed, summary
+from resflow_bench.analysis.words import number, with_interval
+from resflow_bench.lab.claims import Claims, Rule, Statement
+from resflow_bench.models.build import build_law
 
 NAN, INF = math.nan, math.inf
 FIXED = "truncation == 'fixed'"
@@ -86,14 +90,14 @@ def test_a_cell_in_words() -> None:
 
 
 def test_decay_of_a_law() -> None:
-    assert decay("geometric(0.1)") == pytest.approx(0.9)
-    assert decay("poisson(2)") == 0.0
+    assert build_law("geometric(0.1)").decay == pytest.approx(0.9)
+    assert build_law("poisson(2)").decay == 0.0
 
 
-def lines(rule: rules.Rule, cells: str) -> list[tuple[str, str]]:
+def lines(rule: Rule, cells: str) -> list[tuple[str, str]]:
     """Verdict and reason of each cell, by that rule alone."""
-    statement = Statement("s", "it", "says", "source", rule)
-    tested = statement.test(table(cells).assign(status="ok"))
+    statement = Statement("it", "says", "source", rule)
+    tested = apply(statement, table(cells).assign(status="ok"))
     return list(zip(tested["shown"], tested["reason"], strict=True))
 
 
@@ -165,8 +169,8 @@ def test_exact_numbers_are_compared_up_to_rounding() -> None:
         round 0.9000001  0.9
         more  0.91       0.9
     """
-    statement = Statement("s", "it", "says", "source", Exactly("y", "b"))
-    tested = statement.test(table(cells).assign(status="ok"))
+    statement = Statement("it", "says", "source", Exactly("y", "b"))
+    tested = apply(statement, table(cells).assign(status="ok"))
     assert tested["broken"].tolist() == [False, False, True]
     assert tested["p"].isna().all()
 
@@ -189,7 +193,7 @@ def test_judge_gives_each_cell_a_verdict_with_its_numbers() -> None:
         wide  1.0  0.50  1.50  0.190  1.20
     """)
     frame = rows(cells)
-    judged = judge({"bias": frame, "empty": frame.head(0)}).set_index("cell")
+    judged = judge({"bias": frame, "empty": frame.head(0)}, SUITES).set_index("cell")
     assert judged["statement"].unique().tolist() == ["bias as expected"]
     assert judged["verdict"].to_dict() == {"good": "holds", "bad": "violated", "wide": "undecided"}
     assert judged["reason"].to_dict() == {"good": "", "bad": "", "wide": "interval too wide"}
@@ -212,7 +216,7 @@ def test_infinite_variance_is_said_and_not_averaged() -> None:
         yes   1.0  0.99   1.01    0.01  1.0  1                   ok
         no    9.0  8.99   9.01    0.01  1.0  0                   ok
     """)
-    tested = Statement("s", "it", "says", "source", Equals("y", "x")).test(cells)
+    tested = apply(Statement("it", "says", "source", Equals("y", "x")), cells)
     assert tested["reason"].tolist() == ["", rules.INFINITE]
     assert tested["p"].isna().tolist() == [False, True]
 
@@ -225,10 +229,10 @@ def test_a_statement_speaks_only_of_the_cells_it_is_about() -> None:
         c     1.0  2.0  fixed       failed
         d     1.0  -    fixed       ok
     """)
-    statement = Statement("s", "it", "says", "source", Exactly("y", "b"), only=FIXED)
-    assert statement.test(cells)["cell"].tolist() == ["a"]
-    elsewhere = Statement("s", "it", "says", "source", Exactly("y", "absent"))
-    assert elsewhere.test(cells).empty
+    statement = Statement("it", "says", "source", Exactly("y", "b"), only=FIXED)
+    assert apply(statement, cells)["cell"].tolist() == ["a"]
+    elsewhere = Statement("it", "says", "source", Exactly("y", "absent"))
+    assert apply(elsewhere, cells).empty
 
 
 def _judged(draw: np.random.Generator, bias: float, n: int) -> pd.DataFrame:
@@ -237,7 +241,7 @@ def _judged(draw: np.random.Generator, bias: float, n: int) -> pd.DataFrame:
     half = 0.01 * stats.norm.ppf(0.995)
     frame = pd.DataFrame({"y": 1 + 0.01 * z, "se": 0.01, "expected": 1.0})
     frame = frame.assign(low=frame["y"] - half, high=frame["y"] + half, cell=range(n))
-    return judge({"bias": rows(frame)})
+    return judge({"bias": rows(frame)}, SUITES)
 
 
 def test_true_statements_are_hardly_ever_violated_and_false_ones_are() -> None:
@@ -252,9 +256,9 @@ def test_true_statements_are_hardly_ever_violated_and_false_ones_are() -> None:
 
 
 def test_findings_of_nothing_are_none() -> None:
-    assert findings({}) == []
-    assert findings({"bias": LONG.head(0)}) == []
-    assert findings({"bias": LONG}) == []
+    assert findings({}, SUITES) == []
+    assert findings({"bias": LONG.head(0)}, SUITES) == []
+    assert findings({"bias": LONG}, SUITES) == []
 
 
 def peers(cells: str) -> dict[str, pd.DataFrame]:
@@ -281,7 +285,7 @@ def test_claims_about_a_mean_are_not_judged_by_draws_that_have_none() -> None:
         light    normflows       memory-saving  -2.0   -9.4           0.40
         cut      normflows       series         0.2    0.2            0.76
     """)
-    stated, claimed = judge(frames), judge(frames, CLAIMS)
+    stated, claimed = judge(frames, SUITES), judge_disputed(frames, SUITES)
     assert stated.set_index("cell")["verdict"].to_dict() == {
         "light": "violated",
         "cut": "undecided",
@@ -289,14 +293,16 @@ def test_claims_about_a_mean_are_not_judged_by_draws_that_have_none() -> None:
     assert claimed.set_index("cell")["verdict"].to_dict() == {
         **{"unlucky": "holds", "other": "violated", "light": "violated"},
     }
-    by_draws = Statement("peers", "it", "says", "source", Equals("bias", 0.0))  # a twin
-    judged = judge(frames, [by_draws]).set_index("cell")
+    by_draws = Claims(statements=(Statement("it", "says", "source", Equals("bias", 0.0)),))
+    twin = {"peers": replace(SUITES["peers"], claims=by_draws)}
+    judged = judge(frames, twin).set_index("cell")
     assert judged.loc["unlucky", "verdict"] == "violated"
 
 
 def test_statements_have_names_of_their_own() -> None:
-    named = [(s.suite, s.name) for s in (*STATEMENTS, *CLAIMS)]
-    assert len(named) == len(set(named))
+    for suite in SUITES.values():
+        named = [s.name for s in (*suite.claims.statements, *suite.claims.disputed)]
+        assert len(named) == len(set(named))
 
 
 def test_analysis_reads_frames_and_nothing_else() -> None:

@@ -6,33 +6,44 @@ import math
 import re
 import shutil
 import subprocess
+import sys
+from dataclasses import replace
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import toys
-from made_up import make_frames, rows
+from made_up import SUITES, make_frames, rows
+from matplotlib.figure import Figure
 
 from resflow_bench.analysis.findings import findings
+from resflow_bench.analysis.rules import REASONS, AtMost
 from resflow_bench.analysis.tables import wide
 from resflow_bench.analysis.verdicts import judge
+from resflow_bench.lab.claims import Claims, Finding, Statement
 from resflow_bench.lab.plan import Plan
-from resflow_bench.report.figures import SECTIONS
-from resflow_bench.report.page import REASONS, write_report
+from resflow_bench.report.page import write_report
+from resflow_bench.report.picture import Picture
 from suites.efficiency.figures import error_against_time, variance_time, winners
 from suites.variance.figures import bounds, over_closed_form, roulette
 
-PICTURES = {picture.name: (s.suite, picture.draw) for s in SECTIONS for picture in s.pictures}
+PICTURES = {
+    picture.name: (name, picture.draw)
+    for name, suite in SUITES.items()
+    for picture in import_module(suite.figures).PICTURES
+}
 
 RUN = {
     "run": "20260101-quick",
     "preset": "quick",
     "seed": 7,
     "versions": {"python": "3.11", "torch": "2.13.0"},
-    "questions": {section.suite: f"What of <{section.suite}>?" for section in SECTIONS},
+    "questions": {name: f"What of <{name}>?" for name in SUITES},
     "arguments": ["run", "--preset", "quick", "--set", "roulette=geometric(0.5)"],
 }
 
@@ -44,7 +55,7 @@ def frames() -> dict[str, pd.DataFrame]:
 
 @pytest.fixture(scope="module")
 def page(frames: dict[str, pd.DataFrame], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(frames, [RUN], tmp_path_factory.mktemp("report"))
+    return write_report(frames, [RUN], tmp_path_factory.mktemp("report"), SUITES)
 
 
 VOID = {"meta", "link", "br", "img", "hr"}
@@ -112,7 +123,7 @@ def test_every_link_leads_somewhere(page: Path, outline: Outline) -> None:
 def test_the_page_says_what_was_found(
     frames: dict[str, pd.DataFrame], outline: Outline, page: Path
 ) -> None:
-    said = findings(frames)
+    said = findings(frames, SUITES)
     assert len(said) == 3
     for text in [*said, *RUN["questions"].values(), "resflow-bench run --preset quick"]:
         assert text in outline.text
@@ -124,7 +135,7 @@ def test_the_page_says_what_was_found(
 
 
 def test_every_doubt_is_explained(frames: dict[str, pd.DataFrame], outline: Outline) -> None:
-    reasons = set(judge(frames)["reason"]) - {""}
+    reasons = set(judge(frames, SUITES)["reason"]) - {""}
     assert reasons
     for reason in reasons:
         assert f"{reason}: {REASONS[reason]}" in " ".join(outline.text.split())
@@ -146,7 +157,7 @@ def test_figures_beside_the_page_stand_alone(page: Path) -> None:
 def test_the_same_rows_give_the_same_figures(
     frames: dict[str, pd.DataFrame], page: Path, tmp_path: Path
 ) -> None:
-    again = write_report(frames, [RUN], tmp_path)
+    again = write_report(frames, [RUN], tmp_path, SUITES)
     for figure in (page.parent / "figures").iterdir():
         assert (again.parent / "figures" / figure.name).read_bytes() == figure.read_bytes()
 
@@ -155,13 +166,15 @@ def test_the_same_rows_give_the_same_figures(
 def test_a_partial_run_has_a_page(
     suite: str, frames: dict[str, pd.DataFrame], tmp_path: Path
 ) -> None:
-    text = write_report({suite: frames[suite]}, [], tmp_path).read_text(encoding="utf-8")
+    text = write_report({suite: frames[suite]}, [], tmp_path, SUITES).read_text(encoding="utf-8")
     assert f'id="{suite}"' in text
 
 
 def test_a_run_of_failures_has_a_page(frames: dict[str, pd.DataFrame], tmp_path: Path) -> None:
     only = frames["inverse"].query("status == 'failed'")
-    text = write_report({"inverse": only, "bias": only.head(0)}, [RUN], tmp_path).read_text()
+    text = write_report(
+        {"inverse": only, "bias": only.head(0)}, [RUN], tmp_path, SUITES
+    ).read_text()
     assert "1 of 1 cells gave no number" in text
     assert "Nothing that a statement speaks of" in text
 
@@ -178,18 +191,59 @@ def test_a_suite_that_the_page_does_not_know_has_its_question_and_a_table(
     record: dict[str, Any], question: str | None, tmp_path: Path
 ) -> None:
     cell = {"model": "init", "colour": "green"}, {"novelty": (1.0, 0.1), "oddity": 7.0}
-    text = write_report({"later": rows("later", iter([cell]))}, [record], tmp_path).read_text()
+    frame = rows("later", iter([cell]))
+    text = write_report({"later": frame}, [record], tmp_path, SUITES).read_text()
     (section,) = re.findall(r"<section>.*?</section>", text, flags=re.DOTALL)
     assert '<h2 id="later">later</h2>' in section
     asked = re.findall(r'<p class="question">(.*?)</p>', section)
     assert asked == ([question] if question else [])  # or its name alone, which heads it
     assert "<details open>" in section
+    assert "could not be loaded" in section
     heads = re.findall(r"<th(?: [^>]*)?>(.*?)</th>", section)
     values = re.findall(r"<td.*?>(.*?)</td>", section)
     assert heads == ["model", "novelty (nat)", "oddity (nat)"]
     assert values == ["init", "1.00 [0.90, 1.10]", "7.00"]
     assert 'href="tables/later.csv"' in section
     assert (tmp_path / "tables" / "later.csv").is_file()
+
+
+def test_a_suite_of_the_user_s_own_has_figures_verdicts_and_findings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All from its own data; its table begins with the cells that it names first."""
+
+    def draw(cells: pd.DataFrame, columns: int) -> Figure:
+        """Nothing but a frame."""
+        figure = Figure((columns, 1))
+        figure.subplots()
+        return figure
+
+    figures = ModuleType("mine.figures")
+    figures.PICTURES = (Picture("novelty", draw, "How new it is."),)
+    monkeypatch.setitem(sys.modules, "mine", ModuleType("mine"))
+    monkeypatch.setitem(sys.modules, "mine.figures", figures)
+    claims = Claims(
+        statements=(Statement("small", "novelty ≤ 2", "common sense", AtMost("novelty", 2.0)),),
+        disputed=(Statement("none", "novelty ≤ 0", "a rumour", AtMost("novelty", 0.0)),),
+        findings=(Finding(0, lambda cells: f"{len(cells)} of them are new."),),
+        first="colour == 'red'",
+        glossary={"red": "the colour of blood"},
+    )
+    mine = replace(
+        SUITES["bias"], name="mine", claims=claims, table=("novelty",), figures="mine.figures"
+    )
+    metrics = {"novelty": (1.0, 0.1), "oddity": 7.0}
+    frame = rows("mine", iter([({"colour": c}, metrics) for c in ("green", "red")]))
+    text = write_report({"mine": frame}, [RUN], tmp_path, {"mine": mine}).read_text()
+    for said in ("How new it is.", "2 of them are new.", "the colour of blood", "a rumour"):
+        assert said in text
+    assert '<td class="n" data-verdict="hold">2</td>' in text
+    assert "could not be loaded" not in text
+    section = text[text.index('<h2 id="mine">') :]
+    heads = re.findall(r"<th(?: [^>]*)?>(.*?)</th>", section)
+    values = re.findall(r"<td.*?>(.*?)</td>", section)
+    assert heads == ["colour", "novelty (nat)"]
+    assert values[::2] == ["red", "green"]
 
 
 def test_a_run_records_the_questions_that_it_asks() -> None:
@@ -200,7 +254,9 @@ def test_a_run_records_the_questions_that_it_asks() -> None:
 def test_the_newest_run_tells_the_question(frames: dict[str, pd.DataFrame], tmp_path: Path) -> None:
     old = {key: value for key, value in RUN.items() if key != "questions"}
     runs = [old, RUN, RUN | {"questions": {"bias": "And now?"}}]
-    text = write_report({"bias": frames["bias"]}, runs, tmp_path).read_text(encoding="utf-8")
+    text = write_report({"bias": frames["bias"]}, runs, tmp_path, SUITES).read_text(
+        encoding="utf-8"
+    )
     assert '<p class="question">And now?</p>' in text
     assert "What of" not in text
 
@@ -289,11 +345,11 @@ def test_what_has_no_variance_is_marked_and_does_not_win(frames: dict[str, pd.Da
 
 def test_what_an_error_costs_is_said(frames: dict[str, pd.DataFrame]) -> None:
     """3.2 of 40 us for the determinant; 1.1 x 40.5 nat^2 / 1e-4 for the draw, at the least."""
-    (text,) = findings({"efficiency": frames["efficiency"]})
+    (text,) = findings({"efficiency": frames["efficiency"]}, SUITES)
     assert "to 0.01 nat takes 0.128 [" in text
     assert "“determinant”" in text
     assert "of infinite variance there, takes at least 140,000 times as long" in text
-    (text,) = findings({"peers": frames["peers"]})
+    (text,) = findings({"peers": frames["peers"]}, SUITES)
     assert "is off by −9.00 nat" in text
 
 

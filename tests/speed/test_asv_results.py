@@ -9,12 +9,16 @@ import sys
 import sysconfig
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from asv.config import Config
+from made_up import SUITES
 
+import suites
 from resflow_bench.cli import main
+from resflow_bench.lab.claims import Claims
 from resflow_bench.speed import asv_again
 from resflow_bench.speed.asv_again import measure_again, results_folder
 from resflow_bench.speed.asv_results import AsvError, AsvResults
@@ -215,6 +219,17 @@ def written(folder: Path, base: dict[str, Any], new: dict[str, Any]) -> Path:
     }
     (folder / "asv.conf.json").write_text(json.dumps(config))
     return folder / "asv.conf.json"
+
+
+@pytest.fixture(autouse=True)
+def margins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A suite `toys` of this project, with margins for what its benchmarks track."""
+    owners = {"bias": SUITES["bias"], "log_prob": SUITES["density"]}
+    claims = Claims({name: suite.claims.metrics[name] for name, suite in owners.items()})
+    module = ModuleType("suites.toys")
+    module.SUITE = replace(SUITES["bias"], name="toys", claims=claims)
+    monkeypatch.setitem(sys.modules, "suites.toys", module)
+    monkeypatch.setattr(suites, "NAMES", ("toys",))
 
 
 NAN = float("nan")

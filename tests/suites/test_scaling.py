@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from made_up import make_frames, rows, scaling_cells
+from made_up import SUITES, make_frames, rows, scaling_cells
 from scipy import optimize
 
 from resflow_bench.analysis.findings import findings
@@ -149,7 +149,7 @@ def test_a_cost_that_is_not_linear_is_found(monkeypatch: pytest.MonkeyPatch) -> 
     verdicts = {}
     for power in (1.0, 1.2):
         monkeypatch.setattr(lab, "elapsed", clock(lambda flops, p=power: (1e-9 * flops) ** p))
-        lines = judge({"scaling": frame("batch_size")}).set_index("statement")["verdict"]
+        lines = judge({"scaling": frame("batch_size")}, SUITES).set_index("statement")["verdict"]
         verdicts[power] = (
             lines["seconds no worse than linear"],
             lines["work no worse than linear"],
@@ -165,7 +165,7 @@ def test_more_work_than_linear_is_found_without_a_clock() -> None:
             yield axes, {**metrics, "exponent_flops": 1.0001}
 
     for cells, verdict in ((scaling_cells(), "holds"), (twin(), "violated")):
-        lines = judge({"scaling": rows("scaling", cells)})
+        lines = judge({"scaling": rows("scaling", cells)}, SUITES)
         work = lines[lines["statement"] == "work no worse than linear"]
         assert set(work["verdict"]) == {verdict}
 
@@ -235,6 +235,6 @@ def test_ladders_of_one_panel_have_names_of_their_own() -> None:
 
 
 def test_the_widest_flow_is_said() -> None:
-    (text,) = findings({"scaling": make_frames()["scaling"]})
+    (text,) = findings({"scaling": make_frames()["scaling"]}, SUITES)
     assert "d = 64, h = 1024 takes 2.00 [1.90, 2.10] ms and another 4.000 [3.990, 4.010] ms" in text
     assert "each of its terms; at the most of them it runs at 80.0 [78.0, 82.0] %" in text

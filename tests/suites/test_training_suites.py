@@ -12,6 +12,7 @@ import pytest
 import reference
 import torch
 from click.testing import CliRunner
+from made_up import SUITES
 
 import suites
 from resflow_bench.analysis.findings import findings
@@ -283,7 +284,7 @@ def test_a_picture_comes_back_from_the_store(tmp_path: Path) -> None:
         assert shown.exit_code == 0
         assert "drawn" in shown.output or layout == "table"
         assert PICTURE not in shown.output
-    page = write_report({"drawn": frame}, [], tmp_path / "report")
+    page = write_report({"drawn": frame}, [], tmp_path / "report", {})
     assert PICTURE not in (page.parent / "tables" / "drawn.csv").read_text()
 
 
@@ -329,7 +330,7 @@ def rows(suite: str, *cells: dict[str, object]) -> pd.DataFrame:
 
 def test_at_least_is_at_most_of_the_negatives() -> None:
     cells = [{"dataset": "moons", "divergence": (value, 0.1)} for value in (0.5, -0.5, 0.05, -0.05)]
-    judged = judge({"density": rows("density", *cells)})
+    judged = judge({"density": rows("density", *cells)}, SUITES)
     assert judged["verdict"].tolist() == ["holds", "violated", "undecided", "undecided"]
     assert judged["detail"][0] == "0.50 [0.40, 0.60], at least 0"
     assert AtLeast("divergence", 0.0).metrics == ("divergence",)
@@ -356,18 +357,18 @@ def gap_rows() -> pd.DataFrame:
 
 def test_a_training_s_gap_is_judged_told_and_drawn(tmp_path: Path) -> None:
     frame = gap_rows()
-    judged = judge({"training_gap": frame})
+    judged = judge({"training_gap": frame}, SUITES)
     assert judged["statement"].value_counts().to_dict() == {
         "gap as expected": 12,
         "gap within bound": 8,
         "no gap with a roulette": 4,
     }
     assert set(judged["verdict"]) == {"holds"}
-    (said,) = findings({"training_gap": frame})
+    (said,) = findings({"training_gap": frame}, SUITES)
     assert said.startswith("Trained for 300 steps on checkerboard at K = 0.97 with 1 term, ")
     assert "0.2910 [0.2900, 0.2920] bit/dim" in said
     assert said.endswith("log-likelihood of −0.809, and has −1.10.")
-    page = write_report({"training_gap": frame}, [], tmp_path)
+    page = write_report({"training_gap": frame}, [], tmp_path, SUITES)
     assert page.read_text(encoding="utf-8").count("<svg") == 4  # two figures in two widths
 
 
@@ -408,7 +409,7 @@ def test_pictures_are_drawn(results: Path, tmp_path: Path) -> None:
             inside = figure.get_tightbbox()
             assert -0.02 <= inside.x0 < inside.x1 <= width + 0.02
             assert -0.02 <= inside.y0 < inside.y1 <= height + 0.02
-    text = write_report({"density": frame}, [], tmp_path).read_text(encoding="utf-8")
+    text = write_report({"density": frame}, [], tmp_path, SUITES).read_text(encoding="utf-8")
     assert text.count("<svg") == 4
     assert "data:image/png;base64" in text
     assert planes(wide(frame.drop(columns=PICTURE)), 3) is None

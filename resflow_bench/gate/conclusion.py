@@ -1,4 +1,4 @@
-"""What the gate says in the end: one exit code, and the words for it."""
+"""The conclusion of the gate: one exit code, and the words for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from resflow_bench.analysis.tables import number
+from resflow_bench.analysis.words import number
 from resflow_bench.gate.judge import FINE, NO_BASE, OPEN, UNJUDGED, WORSE
 
 PASSED, REGRESSION, FAILED, TOO_LITTLE, UNDECIDED = 0, 1, 3, 4, 5
@@ -18,40 +18,45 @@ SAYS = {
     PASSED: "nothing is shown to be worse by more than its margin",
     REGRESSION: "REGRESSION",
     FAILED: "FAILED: a cell gave no number",
-    TOO_LITTLE: "TOO LITTLE MEASURED: this says nothing of NEW",
-    UNDECIDED: "UNDECIDED: too noisy to say; measure more rounds or draws",
+    TOO_LITTLE: "TOO LITTLE MEASURED: nothing can be said about NEW",
+    UNDECIDED: "UNDECIDED: too noisy to judge; measure more rounds or draws",
 }
 
 QUIET = [UNJUDGED, NO_BASE, "skipped"]
-"""Verdicts that are counted by their reasons."""
+"""Verdicts that are shown as counts, one for each reason."""
 
 MAX_LINES = 40
-"""Of a table: more is in the other formats."""
+"""Of a table; json has all lines."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """code: what the command exits with. reason: why, if it is not 0. table: `gate.judge`'s."""
+class Conclusion:
+    """The end of a comparison.
+
+    code: the command's exit code.
+    reason: the numbers behind a code other than 0.
+    table: the verdicts, from `judge`.
+    """
 
     code: int
     reason: str
     table: pd.DataFrame
 
     def words(self, layout: str) -> str:
-        """As text, markdown or json, with its last newline."""
+        """The conclusion in layout text, markdown or json, ending in a newline."""
         if layout == "json":
             return self._json()
         counts = self.table["verdict"].value_counts()
-        said = ", ".join(f"{n} {verdict}" for verdict, n in counts.items()) or "nothing compared"
+        totals = ", ".join(f"{n} {verdict}" for verdict, n in counts.items()) or "nothing compared"
         head = f"gate: {SAYS[self.code]}{self.reason and f' ({self.reason})'}"
         bad = self.table[~self.table["verdict"].isin([FINE, *QUIET])]
-        blocks = [head, f"{said}."]
+        blocks = [head, f"{totals}."]
         if len(bad):
             order = ["open", "p"]
             bad = bad.assign(open=bad["verdict"] == OPEN).sort_values(order, na_position="first")
             blocks.append(_table(bad.drop(columns="open"), layout))
-        if len(left := self.table[self.table["verdict"].isin(QUIET)]):
-            reasons = left.groupby(["verdict", "reason"], sort=False).size()
+        if len(quiet := self.table[self.table["verdict"].isin(QUIET)]):
+            reasons = quiet.groupby(["verdict", "reason"], sort=False).size()
             lines = (f"{v}, {n}: {why}" for (v, why), n in reasons.items())
             blocks.append(_listed(lines, layout))
         if len(blind := self.table[np.isinf(self.table["detectable"])]):
@@ -70,14 +75,14 @@ class Outcome:
 
 def conclude(
     table: pd.DataFrame, allowed: Iterable[str] = (), max_undecided: float = 0.5
-) -> Outcome:
-    """A regression weighs most, then what failed, what is missing, and what is undecided.
+) -> Conclusion:
+    """A regression counts first, then failures, then gaps, then undecided metrics.
 
     Args:
-        table: of `judge`.
-        allowed: a skipped cell is no gap if its name holds one of these, in capitals or not.
-        max_undecided: the share of what was tested, and is random, above which the gate has no
-            power; and of what was asked, above which too much of BASE is missing to compare with.
+        table: from `judge`.
+        allowed: a skipped cell is no gap if its name contains one of these, in any case.
+        max_undecided: the largest share of the random metrics that may be undecided; and of all
+            metrics, the largest share that may be missing from BASE.
     """
     verdicts = table["verdict"]
     is_tested = verdicts.isin([FINE, WORSE, OPEN])
@@ -90,23 +95,23 @@ def conclude(
     ).astype(bool)
     gaps = gaps[~excused]
     for code, n, what in (
-        (REGRESSION, int((verdicts == WORSE).sum()), "metrics are worse"),
+        (REGRESSION, int((verdicts == WORSE).sum()), "metrics worse"),
         (FAILED, int((verdicts == "failed").sum()), "cells or metrics failed in NEW"),
-        (TOO_LITTLE, len(gaps), "are missing or skipped in NEW, and BASE or the suite has them"),
+        (TOO_LITTLE, len(gaps), "cells or metrics missing or skipped in NEW"),
     ):
         if n:
-            return Outcome(code, f"{n} {what}", table)
+            return Conclusion(code, f"{what}: {n}", table)
     if not tested:
-        return Outcome(TOO_LITTLE, "nothing could be judged", table)
+        return Conclusion(TOO_LITTLE, "nothing could be judged", table)
     if n_lost > max_undecided * (tested + n_lost):
-        return Outcome(TOO_LITTLE, f"{n_lost} of {tested + n_lost} have no BASE", table)
+        return Conclusion(TOO_LITTLE, f"{n_lost} of {tested + n_lost} metrics have no BASE", table)
     if n_open > max_undecided * n_random:
-        return Outcome(UNDECIDED, f"{n_open} of {n_random}", table)
-    return Outcome(PASSED, "", table)
+        return Conclusion(UNDECIDED, f"{n_open} of {n_random} random metrics", table)
+    return Conclusion(PASSED, "", table)
 
 
 def _detectable(table: pd.DataFrame) -> pd.DataFrame:
-    """Per metric: how many were tested, the median and the worst, in its unit and of BASE."""
+    """Per metric, the smallest detectable change: median, worst, and median share of BASE."""
     tested = table[table["verdict"].isin([FINE, WORSE, OPEN]) & np.isfinite(table["detectable"])]
     tested = tested.assign(share=tested["detectable"] / tested["base"].abs())
     lines = [
@@ -132,7 +137,7 @@ def _listed(lines: Iterable[str], layout: str) -> str:
 
 
 def _table(rows: pd.DataFrame, layout: str) -> str:
-    """The first lines, in columns."""
+    """The first `MAX_LINES` lines, in columns."""
     kept = [name for name in rows if rows[name].notna().any()]
     shown = rows[kept].head(MAX_LINES).map(_cell)
     more = f"\n... and {len(rows) - MAX_LINES} more" if len(rows) > MAX_LINES else ""
@@ -143,6 +148,6 @@ def _table(rows: pd.DataFrame, layout: str) -> str:
 
 
 def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return "" if np.isnan(value) else number(value)
+    if value is None or isinstance(value, float):
+        return "" if value is None or np.isnan(value) else number(value)
     return str(value).replace("|", "/").replace("\n", " ")

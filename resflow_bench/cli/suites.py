@@ -1,0 +1,42 @@
+"""The suites behind rows that were measured, loaded for their claims and figures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from resflow_bench.lab.cells import Suite
+    from resflow_bench.lab.store import Run
+
+
+def suites_of(runs: Iterable[Run]) -> dict[str, Suite]:
+    """Name to suite, for every suite of which a run has rows, in the order of the page.
+
+    A suite is loaded by the reference in `run.json`, its name or its folder, else by the name in
+    the rows. One that cannot be loaded is left out, with a note on standard error.
+    """
+    from resflow_bench.lab.discovery import load, page_order
+
+    runs = list(runs)
+    names = {name: None for run in runs for name in run.suites}
+    references = [str(reference) for run in runs for reference in run.about.get("suites", ())]
+    found: dict[str, Suite] = {}
+    refused: dict[str, str] = {}
+    for reference in dict.fromkeys([*references, *names]):
+        if reference not in found:
+            try:
+                suite = load(reference)
+                found[suite.name] = suite
+            except (ValueError, ImportError) as error:
+                refused[reference] = str(error)
+    if lost := [name for name in names if name not in found]:
+        click.echo(
+            f"note: the rows of {', '.join(lost)} are shown and not judged, since the suite "
+            f"cannot be loaded: {' '.join(refused.values())}",
+            err=True,
+        )
+    return {name: found[name] for name in dict.fromkeys([*page_order(), *names]) if name in found}

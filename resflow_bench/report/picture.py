@@ -1,0 +1,21 @@
+"""A figure of the page, as a suite declares it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from resflow_bench.report.style import Draw
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure and its caption, which says how to read it.
+
+    name: of the figure's file, unique on the page.
+    draw: from cells (`analysis.tables.wide`) and a number of columns to a figure as many panels
+        wide; to None where there is nothing to draw. Its docstring is the figure's alt text.
+    """
+
+    name: str
+    draw: Draw
+    caption: str

@@ -1,0 +1,94 @@
+"""What is claimed of the inverse: margins, statements, a finding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from resflow_bench.analysis.rules import Exactly
+from resflow_bench.analysis.words import measured, number
+from resflow_bench.lab.claims import Claims, Finding, Metric, Statement
+from suites.margins import ERROR, EXACT, REALISED
+from suites.models import FIRST, GLOSSARY, named, telling
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OUTCOMES: Mapping[float, str] = {
+    0: "converged",
+    1: "stopped at max_steps",
+    2: "stagnated",
+    3: "diverged",
+    4: "uncertified",
+}
+# A tolerance that the dtype can tell from rounding, and steps enough to reach it.
+REACHABLE = (
+    "tolerance > 0 and n_steps_bound <= max_steps and "
+    "(dtype == 'float64' and tolerance >= 1e-14 or dtype == 'float32' and tolerance >= 1e-6)"
+)
+
+STATEMENTS = (
+    Statement(
+        "error within certificate",
+        "‖x̂ − x‖ ≤ ‖x̂ − x′‖ + ‖r′‖ / m, x′ the inverse in float64, r′ its residual, m ≥ 1 − K",
+        "‖f(x) − f(y)‖ ≥ m ‖x − y‖, block by block; Banach's theorem for m = 1 − K",
+        Exactly("error_over_bound", 1.0),
+    ),
+    Statement(
+        "error within Banach's rate",
+        "after n steps, ‖x̂ − x‖ ≤ Kⁿ ‖g(y)‖ / (1 − K), block by block (float64, above rounding)",
+        "Banach's fixed-point theorem, a priori",
+        Exactly("inverse_error", "inverse_error_banach"),
+        # Far above the rounding floor u / (1 - K), of which a theorem on real numbers says nothing.
+        only="dtype == 'float64' and inverse_error_banach > 1e-6",
+    ),
+    Statement(
+        "steps within Banach's count",
+        "no more steps than ln(ε (1 − K) / ‖g(y)‖) / ln K",
+        "Banach's fixed-point theorem, a priori",
+        Exactly("n_steps", "n_steps_bound"),
+        only=REACHABLE,
+    ),
+    Statement(
+        "every solve converged",
+        "every point met its tolerance",
+        "K < 1 and a tolerance above the rounding floor u / (1 − K)",
+        Exactly("outcome", 0.0, OUTCOMES),
+        only=REACHABLE,
+    ),
+)
+
+
+def certified(cells: pd.DataFrame) -> str:
+    """The error of the inverse, its certificate, and its steps against Banach's count."""
+    cells = measured(cells, "inverse_error", "inverse_error_bound", "n_steps", "n_steps_bound")
+    cells = cells[cells["outcome"] == 0] if "outcome" in cells else cells
+    if cells.empty:
+        return ""
+    c = telling(cells).sort_values(["dtype", "tolerance"], kind="stable").iloc[0]
+    n = c["inverse_error_n"]
+    return (
+        f"The inverse of {named(c)}, to a tolerance of {number(c['tolerance'], 1)} in "
+        f"{c['dtype']}, is off by {number(c['inverse_error'])} at the worst of {n:,.0f} points; "
+        f"its residual and K = {c['lipschitz']:g} certify, without the true inverse, an error of "
+        f"at most {number(c['inverse_error_bound'])}. It took {c['n_steps']:,.0f} steps; Banach's "
+        f"theorem allows {c['n_steps_bound']:,.0f}."
+    )
+
+
+CLAIMS = Claims(
+    metrics={
+        "inverse_error": ERROR,
+        "inverse_error_bound": ERROR,
+        "residual": ERROR,
+        "outcome": Metric("more"),
+        "n_steps": Metric("more", rtol=0.1, atol=1.0),
+        "n_steps_bound": Metric("other", rtol=0.05, atol=1.0),
+        "inverse_error_banach": EXACT,
+        **REALISED,
+    },
+    statements=STATEMENTS,
+    findings=(Finding(60, certified),),
+    first=FIRST,
+    glossary=GLOSSARY,
+)

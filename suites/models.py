@@ -1,0 +1,54 @@
+"""The values of the axis `model` in words, and which of them a sentence is about."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAIN = "trained"
+"""The model that stands out in figures, tables and findings, wherever it was measured."""
+
+FIRST = f"model == '{MAIN}'"
+"""Its cells, as a pandas query."""
+
+NAMES = {
+    MAIN: "the trained flow",
+    "conv": "the trained convolutional flow",
+    "multiscale": "the trained multi-scale flow",
+    "shallow": "the trained shallow flow",
+    "patches": "the flow trained on patches",
+    "init": "the untrained flow",
+    "steep": "the steep flow",
+    "minus-identity": "g(x) = −Kx",
+    "plus-identity": "g(x) = +Kx",
+}
+
+GLOSSARY = {
+    "trained, init": "a flow of several blocks, trained on images of digits, and the same flow "
+    "before training",
+    "minus-identity, plus-identity": "one block with g(x) = −Kx, the worst case of every bound, "
+    "and with g(x) = Kx",
+    "orthogonal, symmetric, gaussian, triangular": "one linear block whose random matrix is of "
+    "that kind, of norm K; the triangular one is zero on its diagonal, so that ρ = 0 and the "
+    "log-det is 0",
+}
+
+
+def telling(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells of the most telling model that was measured, at its largest Lipschitz constant.
+
+    The trained flow, else the untrained one, else the worst linear map, else the first there is.
+    """
+    names = list(dict.fromkeys([MAIN, "init", "minus-identity", *cells["model"]]))
+    model = next(name for name in names if (cells["model"] == name).any())
+    cells = cells[cells["model"] == model]
+    largest = cells["lipschitz"].max()
+    return cells[cells["lipschitz"] == largest] if not math.isnan(largest) else cells
+
+
+def named(cell: pd.Series) -> str:
+    """The cell's model in a sentence."""
+    return NAMES.get(cell["model"], f"the {cell['model']} map")

@@ -1,0 +1,95 @@
+"""What is claimed of other implementations, and what they claim: margins, statements, a finding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from resflow_bench.analysis.rules import Equals, Exactly
+from resflow_bench.analysis.words import measured, number
+from resflow_bench.lab.claims import TIME, Claims, Finding, Statement
+from suites.margins import (
+    BIAS_RESOLUTION,
+    ERROR,
+    EXACT,
+    FLAG,
+    MEMORY,
+    NOISE,
+    REALISED,
+    SAMPLED_NAT,
+)
+from suites.models import FIRST, GLOSSARY, named, telling
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NOTICEABLE = 0.1  # nat
+# All peers draw their number of terms from geometric(0.5). A finite variance takes rho^2 < 1/2
+# there; the interval of a mean of some dozen calls is trusted where rho^8 < (1/2)^7.
+LIGHT_TAILED = "mode == 'series' or spectral_radius < 0.54"
+
+STATEMENTS = (
+    Statement(
+        "value as its formula",
+        "the mean of an implementation's estimates is that of the formula in its source",
+        "its source, evaluated on the blocks' Jacobians",
+        Equals("bias", "bias_expected", BIAS_RESOLUTION),
+        only=LIGHT_TAILED,
+    ),
+)
+
+DISPUTED = (
+    Statement(
+        "the value is the log-determinant",
+        "the mean of an implementation's estimates is ln |det(I + J)|",
+        "claimed of each estimator in its source; judged by the mean of its formula, without draws",
+        Equals("bias_expected", 0.0, BIAS_RESOLUTION),
+        only="implementation != 'ours' and mode != 'series'",
+    ),
+    Statement(
+        "the inverse keeps its tolerance",
+        "‖x̂ − x‖ is at most the tolerance that the inverse was asked for",
+        "the tolerance's name; a bound on a step does not bound the error",
+        Exactly("inverse_error", "inverse_asked"),
+        only="implementation != 'ours'",
+    ),
+)
+
+
+def another_quantity(cells: pd.DataFrame) -> str:
+    """The implementation whose value is the farthest from the log-det by its own formula."""
+    cells = measured(cells, "bias", "bias_expected", "implementation", "mode")
+    if cells.empty:
+        return ""
+    cells = cells[(cells["implementation"] != "ours") & (cells["mode"] != "series")]
+    cells = cells[cells["bias_expected"].abs() > NOTICEABLE]
+    if cells.empty:
+        return ""
+    c = telling(cells).sort_values("bias_expected", key=np.abs, ascending=False).iloc[0]
+    return (
+        f"The value that {c['implementation']} returns as the log-det of {named(c)} in its mode "
+        f"“{c['mode']}” is another quantity: by the formula in its source it is off by "
+        f"{number(c['bias_expected'])} nat, and as measured by {number(c['bias'])} nat."
+    )
+
+
+CLAIMS = Claims(
+    metrics={
+        "bias": SAMPLED_NAT,
+        "bias_expected": EXACT,
+        "log_det_exact": EXACT,
+        "variance": NOISE,
+        "variance_is_finite": FLAG,
+        "inverse_error": ERROR,
+        "wall_s": TIME,
+        "peak_bytes": MEMORY,
+        "peak_bytes_gradient": MEMORY,
+        **REALISED,
+    },
+    statements=STATEMENTS,
+    disputed=DISPUTED,
+    findings=(Finding(40, another_quantity),),
+    first=FIRST,
+    glossary=GLOSSARY,
+)

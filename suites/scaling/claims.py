@@ -1,0 +1,60 @@
+"""What is claimed of the growing cost: margins, statements, a finding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from resflow_bench.analysis.rules import AtMost, Exactly
+from resflow_bench.analysis.words import interval, measured
+from resflow_bench.lab.claims import TIME, Claims, Finding, Metric, Statement
+from suites.margins import RATE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+GROWING = {"n_terms": "terms", "n_probes": "probes", "batch_size": "examples"}
+RESOLUTION = 0.05  # of an exponent: 11 % over a ladder from 1 to 8, what leaving a cache may cost
+
+STATEMENTS = (
+    Statement(
+        "work no worse than linear",
+        "the FLOPs of a log-prob are at most proportional to its terms, probes and examples",
+        "one product a term, probe and example",
+        Exactly("exponent_flops", 1.0),
+    ),
+    Statement(
+        "seconds no worse than linear",
+        f"its seconds grow as nᵉ with e ≤ {1 + RESOLUTION:g}",
+        "seconds in proportion to products, and a constant, which makes e less than 1",
+        AtMost("exponent", 1 + RESOLUTION),
+    ),
+)
+
+
+def cost(cells: pd.DataFrame) -> str:
+    """The constant and the slope of the widest flow's log-prob."""
+    needed = ("overhead_s", "marginal_s", "flops_fraction", "grows", "dim", "width")
+    cells = measured(cells, *needed)
+    if cells.empty:
+        return ""
+    c = cells[cells["width"] == cells["width"].max()].iloc[0]
+    return (
+        f"A log-prob at d = {c['dim']}, h = {c['width']} takes {interval(c, 'overhead_s', 1e3)} ms "
+        f"and another {interval(c, 'marginal_s', 1e3)} ms for each of its {GROWING[c['grows']]}; "
+        f"at the most of them it runs at {interval(c, 'flops_fraction', 100)} % of the rate of a "
+        f"matrix product on {c['device']}."
+    )
+
+
+CLAIMS = Claims(
+    metrics={
+        **{f"wall_s_{factor}": TIME for factor in (1, 2, 4, 8)},
+        "exponent": Metric("more", atol=RESOLUTION, is_time=True),
+        "exponent_flops": Metric("more", atol=1e-3),
+        "overhead_s": TIME,
+        "marginal_s": TIME,
+        "flops_fraction": RATE,
+    },
+    statements=STATEMENTS,
+    findings=(Finding(90, cost),),
+)

@@ -1,0 +1,103 @@
+"""What is claimed of the variance: margins, statements, a printed bound, two findings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from resflow_bench.analysis.rules import AtMost, Equals
+from resflow_bench.analysis.words import interval, measured, number
+from resflow_bench.lab.claims import Claims, Finding, Statement
+from suites.margins import EXACT, FLAG, NOISE, REALISED, TARGET
+from suites.models import FIRST, GLOSSARY, named, telling
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STATEMENTS = (
+    Statement(
+        "variance as expected",
+        "the variance is the closed form of its probe and truncation",
+        "2‖sym A‖² + (κ₄ − 3) Σ A_ii², and Abel summation over the roulette's stops",
+        Equals("variance", "variance_expected"),
+    ),
+    Statement(
+        "variance within Avron–Toledo",
+        "variance ≤ (2/m) ‖A‖²_F, with A the weighted series",
+        "Avron and Toledo (2011), for symmetric A; any A, as vᵀAv = vᵀ sym(A) v",
+        AtMost("variance", "variance_bound", theory="variance_expected"),
+    ),
+    Statement(
+        "variance within Lipschitz bound",
+        "variance ≤ (2d/m) (Σ_{k≤N} Kᵏ/k)², from K, d, m and N alone (roulette: its like)",
+        "‖Jᵏ‖_F ≤ √d Kᵏ and the triangle inequality",
+        AtMost("variance", "variance_bound_lipschitz", theory="variance_expected"),
+    ),
+)
+
+DISPUTED = (
+    Statement(
+        "variance within 2 H_N √d / m, as printed",
+        "variance ≤ 2 H_N √d / m, as printed in a widely read post",
+        "there the norm lost its square and the sum its signs; right is (2d/m) (Σ_{k≤N} Kᵏ/k)²",
+        AtMost("variance", "variance_bound_printed", theory="variance_expected"),
+        only="truncation == 'fixed'",
+    ),
+)
+
+
+def probes(cells: pd.DataFrame) -> str:
+    """The variance of a probe, and the number of probes for a standard deviation of `TARGET`."""
+    cells = measured(cells, "variance", "variance_expected", "variance_bound")
+    cells = cells[(cells["variance_expected"] > 0) & np.isfinite(cells["variance_expected"])]
+    cells = cells[cells["truncation"] == "fixed"]  # more probes do nothing for a roulette's noise
+    if cells.empty:
+        return ""
+    order = cells.assign(_terms=-cells["n_terms"].fillna(0).astype(float))
+    c = telling(order).sort_values(["n_probes", "_terms"], kind="stable").iloc[0]
+    m = int(c["n_probes"])
+    needed = float(f"{m * c['variance'] / TARGET**2:.2g}")
+    these = f"{m if m > 1 else 'One'} {c['probe'].capitalize()} probe{'s' * (m > 1)}"
+    return (
+        f"{these} on {named(c)} give{'s' * (m == 1)} a variance of "
+        f"{interval(c, 'variance')} nat², {100 * c['variance'] / c['variance_bound']:.0f} % of "
+        f"Avron and Toledo's bound; a standard deviation of {TARGET} nat takes about "
+        f"{needed:,.0f} probes."
+    )
+
+
+def infinite(cells: pd.DataFrame) -> str:
+    """The roulettes of infinite variance."""
+    cells = measured(cells, "variance_is_finite", "roulette", "spectral_radius")
+    if cells.empty:
+        return ""
+    without = cells[cells["variance_is_finite"] == 0]
+    if without.empty:
+        return f"All {len(cells)} roulettes measured have finite variance."
+    rho = without["spectral_radius"]
+    laws = ", ".join(sorted(without["roulette"].unique()))
+    return (
+        f"{len(without)} of {len(cells)} roulettes measured have infinite variance ({laws}), at "
+        f"spectral radii in [{number(rho.min())}, {number(rho.max())}]; so has the mean of any "
+        f"number of their draws."
+    )
+
+
+CLAIMS = Claims(
+    metrics={
+        "variance": NOISE,
+        "variance_expected": EXACT,
+        "variance_reachable": EXACT,
+        "variance_bound": EXACT,
+        "variance_bound_lipschitz": EXACT,
+        "variance_bound_printed": EXACT,
+        "variance_is_finite": FLAG,
+        **REALISED,
+    },
+    statements=STATEMENTS,
+    disputed=DISPUTED,
+    findings=(Finding(50, probes), Finding(70, infinite)),
+    first=FIRST,
+    glossary=GLOSSARY,
+)
