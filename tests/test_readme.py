@@ -86,7 +86,7 @@ def test_the_commands_of_a_page_exist(page: Path) -> None:
 
 
 def test_the_readme_shows_commands() -> None:
-    assert len(re.findall(r"^\$ resflow-bench \w+", commands(ROOT / "README.md"), re.M)) > 5
+    assert len(re.findall(r"^\$ resflow-bench \w+", commands(ROOT / "README.md"), re.MULTILINE)) > 5
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
