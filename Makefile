@@ -1,6 +1,6 @@
-# `make help` says what there is. Everything happens in .venv.
+# `make help` lists the targets. Everything is installed in .venv.
 
-# The first interpreter that we support; `make env PYTHON=...` takes another.
+# The first supported interpreter that is found; `make env PYTHON=...` chooses another.
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell \
 	$(p) -c '$(SUPPORTED)' 2>/dev/null && echo $(p))))
@@ -8,22 +8,22 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(she
 UNSUPPORTED = resflow_bench runs on Python 3.11, 3.12 or 3.13; got "$(PYTHON)". \
 	Install one of them, or name it: make env PYTHON=/path/to/python3.12
 
-# Where torch comes from. On Linux PyPI's own wheels carry 2 GB of CUDA, so a machine without an
-# NVIDIA driver asks PyTorch's CPU index too, whose "+cpu" build pip ranks above PyPI's.
-# `make env TORCH_INDEX=` takes PyPI's.
+# An extra package index for torch. On Linux PyPI's wheels include 2 GB of CUDA, so a machine without
+# an NVIDIA driver also uses PyTorch's CPU index, whose "+cpu" build pip ranks above PyPI's.
+# `make env TORCH_INDEX=` uses PyPI alone.
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
 
 BIN := .venv/bin
-# An environment belongs to the folder that it was made in: a copied clone gets its own.
+# The stamp's name contains a checksum of the folder, so that a copied clone makes its own .venv.
 STAMP := .venv/.installed-$(firstword $(shell printf %s '$(CURDIR)' | cksum))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# The preset of `make bench`, and where it writes.
+# The preset of `make bench`, and the folders that it writes to.
 PRESET ?= quick
 RESULTS ?= results
 REPORTS ?= reports
 
-# Accuracy that does not depend on how fast the machine is, and whose models need no training.
+# Suites whose numbers do not depend on the machine's speed and whose smoke models need no training.
 ACCURACY := bias variance inverse lipschitz
 BASELINE := results/baseline
 
@@ -31,16 +31,16 @@ BASELINE := results/baseline
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make env    .venv with all that the rest needs, at the versions of constraints.txt'
-	@echo 'make test   the whole test suite'
-	@echo 'make bench  train a flow, measure it, write $(REPORTS)/index.html (PRESET=smoke|quick|full)'
-	@echo 'make check  ruff, formatting, types, workflows'
-	@echo 'make asv    check the asv suites and run each benchmark once'
-	@echo 'make asv-pair BASE=main NEW=HEAD  build both commits and measure them in turn, for `gate`'
-	@echo 'make asv-history  measure this commit, add it to reports/asv and to build/history'
-	@echo 'make gate   measure accuracy and compare it with $(BASELINE); red if it is worse'
-	@echo 'make baseline  measure accuracy, say what has changed, and keep it in $(BASELINE)'
-	@echo 'make clean  remove .venv and caches; what was measured stays'
+	@echo 'make env    create .venv with all dependencies, at the versions of constraints.txt'
+	@echo 'make test   run the whole test suite'
+	@echo 'make bench  train flows, run all suites, write $(REPORTS)/index.html (PRESET=smoke|quick|full)'
+	@echo 'make check  run ruff, mypy and the checks of the workflows'
+	@echo 'make asv    check the asv benchmarks and run each of them once'
+	@echo 'make asv-pair BASE=main NEW=HEAD  build two commits and measure them in turn, for `gate`'
+	@echo 'make asv-history  measure this commit and add it to reports/asv and build/history'
+	@echo 'make gate   measure accuracy and compare it with $(BASELINE); fail if it is worse'
+	@echo 'make baseline  measure accuracy, print what has changed, and store it in $(BASELINE)'
+	@echo 'make clean  remove .venv and caches; keep results and reports'
 
 env: $(STAMP)
 
@@ -56,11 +56,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) --no-build-isolation -e '.[dev]'
 	@touch $@
 
-# One thread per worker: the workers share the cores already.
+# One thread per worker, because the workers already use all cores.
 test: env
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --timeout 240
 
-# A run in which cells failed is still worth a page; the exit code says that some did.
+# Exit code 1 means that some cells failed; the report is still written, and the code is passed on.
 bench: env
 	@status=0; $(BIN)/resflow-bench run --preset $(PRESET) --results $(RESULTS) || status=$$?; \
 	test $$status -le 1 || exit $$status; \
@@ -78,17 +78,17 @@ asv: env
 	$(BIN)/python -m asv machine --yes
 	$(BIN)/python -m asv run --environment existing --quick --dry-run --show-stderr
 
-# asv where torch is here already: its environments see this one's packages.
+# asv with environments that use the packages of this one, torch included.
 ASV_OVERLAY := HOST_SITE=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
 	$(BIN)/python -m asv
 OVERLAY := --config asv.overlay.conf.json
 
-# A forked process must not touch CUDA; elsewhere it saves importing torch for every number.
+# A forked process must not use CUDA. Without CUDA, forking saves an import of torch per benchmark.
 LAUNCH := $(if $(shell command -v nvidia-smi),spawn,forkserver)
 
-# Both commits are built, and measured in turn: what is not the code's own hits both alike. What was
-# found of them before goes: it was another hour's. asv's exit code means too many things, from a
-# slower benchmark to a misspelt commit; `gate` tells.
+# Both commits are built and measured in turn, so that disturbances of the machine affect both alike.
+# Earlier results of the two commits are removed, since they were measured at another time. asv's exit
+# code is ignored: it is 1 for a slower benchmark and for a misspelt commit alike. `gate` decides.
 asv-pair: env
 	@test '$(BASE)' -a '$(NEW)' || { echo 'make asv-pair BASE=main NEW=HEAD: name both' >&2; exit 2; }
 	@$(BIN)/python -m asv machine --yes >/dev/null
@@ -98,7 +98,7 @@ asv-pair: env
 	-$(ASV_OVERLAY) continuous $(OVERLAY) --interleave-rounds --show-stderr \
 		--launch-method $(LAUNCH) $(BASE) $(NEW)
 
-# One suite at a time, since asv writes nothing of a run that dies.
+# One suite at a time, since asv writes no result of a run that dies.
 asv-history: env
 	@$(BIN)/python -m asv machine --yes >/dev/null
 	@status=0; \
@@ -115,7 +115,7 @@ accuracy: env
 	@rm -rf build/gate
 	$(BIN)/resflow-bench run $(ACCURACY) --preset smoke --results build/gate
 
-# With the same seeds the noise is the same: what is undecided drew other numbers, or more of them.
+# With the same seeds the noise is the same, so an undecided metric has drawn other or more numbers.
 gate: accuracy
 	$(BIN)/resflow-bench gate $(BASELINE) build/gate/runs/* --max-undecided 0
 

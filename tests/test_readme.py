@@ -1,46 +1,103 @@
-"""What the README shows runs."""
+"""The README and the pages of `docs`: their code runs; their commands, files and links exist."""
 
 from __future__ import annotations
 
+import ast
 import re
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 import torch
+from test_workflows import wrong
 
-from resflow_bench.cli import cli
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SOURCE = r"(?:resflow_bench|suites|tests|docs|\.github)/[\w./-]+"
 
-README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
 
 
-def test_the_python_runs() -> None:
-    """Each block as it stands; then what the first one's comments say of shapes, signs, sizes."""
-    block, *others = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    names: dict[str, object] = {}
+def commands(page: Path) -> str:
+    """The lines of a page's console blocks and its code spans, one a line."""
+    text = page.read_text("utf-8")
+    blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("$")]
+    outside = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    return "\n".join([*(line.split("#")[0] for line in lines), *re.findall(r"`([^`]+)`", outside)])
+
+
+def names(page: Path) -> list[str]:
+    """The files and folders of this project that a page names in code spans."""
+    spans = re.findall(r"`([^`\n]+)`", page.read_text("utf-8"))
+    return [span for span in spans if re.fullmatch(SOURCE, span)]
+
+
+def broken_links(page: Path) -> list[str]:
+    """The relative links of a page whose target does not exist."""
+    links = re.findall(r"\]\(([\w./-]+)(?:#[\w-]*)?\)", page.read_text("utf-8"))
+    return [link for link in links if not (page.parent / link).exists()]
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        exec(block, names)
-        for other in others:
-            exec(other, {})
-    out, exact = names["out"], names["exact"]
-    assert out.value.shape == exact.shape == names["log_p"].shape == (8,)  # type: ignore[attr-defined]
+        yield
+
+
+def test_the_python_of_the_readme_runs() -> None:
+    """Each block runs as it stands; shapes, signs and sizes are those of the comments."""
+    (block,) = python_blocks(ROOT / "README.md")
+    found: dict[str, object] = {}
+    exec(block, found)
+    out, exact = found["out"], found["exact"]
+    assert out.value.shape == exact.shape == found["log_p"].shape == (8,)  # type: ignore[attr-defined]
     assert (out.value - exact).abs().max() < 2.0  # type: ignore[attr-defined]
-    assert names["samples"].shape == (8, 64)  # type: ignore[attr-defined]
-    assert bool(names["solution"].converged.all())  # type: ignore[attr-defined]
-    assert torch.isfinite(names["solution"].error_bound).all()  # type: ignore[attr-defined]
+    assert found["samples"].shape == (8, 64)  # type: ignore[attr-defined]
+    assert bool(found["solution"].converged.all())  # type: ignore[attr-defined]
+    assert torch.isfinite(found["solution"].error_bound).all()  # type: ignore[attr-defined]
 
 
-def test_every_command_exists() -> None:
-    shown = set(re.findall(r"^\$ resflow-bench (\w+)", README, re.MULTILINE))
-    assert shown
-    assert shown <= set(cli.commands)
+def test_the_python_of_the_efficiency_page_runs() -> None:
+    for block in python_blocks(ROOT / "docs" / "efficiency.md"):
+        exec(block, {})
 
 
-def test_the_make_targets_exist() -> None:
-    makefile = (Path(__file__).parents[1] / "Makefile").read_text("utf-8")
-    for target in re.findall(r"[`$] ?make (\w+)", README):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_a_page_imports_exists(page: Path) -> None:
+    for block in python_blocks(page):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("resflow_bench"):
+                module = import_module(str(node.module))
+                missing = [name.name for name in node.names if not hasattr(module, name.name)]
+                assert not missing, f"{node.module} lacks {missing}"
 
 
-def test_the_figure_is_there() -> None:
-    for path in re.findall(r"\]\((\w[^):]*)\)", README):
-        assert (Path(__file__).parents[1] / path).exists(), path
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_commands_of_a_page_exist(page: Path) -> None:
+    text = commands(page)
+    assert not wrong(text)
+    for module in re.findall(r"python -m (suites[\w.]*\w)", text):
+        assert find_spec(module) is not None, module
+
+
+def test_the_readme_shows_commands() -> None:
+    assert len(re.findall(r"^\$ resflow-bench \w+", commands(ROOT / "README.md"), re.MULTILINE)) > 5
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_links_and_files_of_a_page_exist(page: Path) -> None:
+    assert not broken_links(page)
+    assert [name for name in names(page) if not (ROOT / name).exists()] == []
+
+
+def test_the_checks_see_what_is_missing(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("`make nothing`, `resflow_bench/lab/gone.py`, [a](gone.md), [b](page.md#top)")
+    assert wrong(commands(page)) == {"make nothing"}
+    assert names(page) == ["resflow_bench/lab/gone.py"]
+    assert broken_links(page) == ["gone.md"]
