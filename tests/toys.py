@@ -13,7 +13,9 @@ from types import ModuleType
 
 import torch
 
-from resflow_bench.lab.cells import Cell, Context, Failure, Grid, Observation, Preset, Skip, Suite
+from resflow_bench.lab.cells import Cell, Grid, Preset
+from resflow_bench.lab.observe import Observation
+from resflow_bench.lab.suite import Context, Failure, Skip, Suite
 
 
 def measure_rows(cell: Cell, context: Context) -> Iterable[Observation]:

@@ -36,7 +36,7 @@ from resflow_bench.logdet import (
     tuned,
 )
 from resflow_bench.logdet.tuned import PROBES_A_DRAW, mean_terms
-from resflow_bench.models.build import dense_truth
+from resflow_bench.models.problem import dense_truth
 from resflow_bench.speed.timing import elapsed
 from resflow_bench.theory.bias import tail
 from resflow_bench.threads import one_thread

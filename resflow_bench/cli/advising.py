@@ -52,13 +52,15 @@ def advise(
     Of a flow of your own, the same from Python: resflow_bench.advise.advice.advise(flow, x).
     """
     from resflow_bench.advise import advice
+    from resflow_bench.cli.choices import parse
     from resflow_bench.lab.axes import AXES as RULES
-    from resflow_bench.lab.cells import Cell, Skip
+    from resflow_bench.lab.cells import Cell
+    from resflow_bench.lab.suite import Skip
     from resflow_bench.models.build import build_flow, build_points
     from resflow_bench.models.catalogue import MODELS
 
     with refusals(ValueError, Skip), _watching() as listen:
-        given = {name: RULES[name].parse(text) for name, text in asked.items()}
+        given = {name: parse(RULES[name], text) for name, text in asked.items()}
         if given["dtype"] == "bfloat16":
             raise ValueError(
                 "advise needs float32 or float64, which has determinants; got bfloat16."

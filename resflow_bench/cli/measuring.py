@@ -34,11 +34,12 @@ N_FAILURES_SHOWN = 3
 @cli.command("list")
 def list_suites() -> None:
     """The suites, the question each answers, their axes, and cells per preset."""
-    import suites
+    from resflow_bench.cli.choices import rule_of
     from resflow_bench.lab.axes import AXES
+    from resflow_bench.lab.discovery import load, names
 
-    for name in suites.NAMES:
-        suite = suites.load(name)
+    for name in names():
+        suite = load(name)
         click.secho(name, bold=True)
         click.echo(f"  {suite.question}")
         counts = (f"{len(suite.cells(preset))} {preset}" for preset in suite.presets)
@@ -46,7 +47,7 @@ def list_suites() -> None:
         click.echo(click.wrap_text(", ".join(suite.axes), 96, "  axes:  ", " " * 9) + "\n")
     click.secho("axes, set with `--set AXIS=V1,V2`", bold=True)
     for axis in AXES.values():
-        click.echo(f"  {axis.name:<11} {axis.meaning}; it {axis.rule}")
+        click.echo(f"  {axis.name:<11} {axis.meaning}; it {rule_of(axis) or axis.rule}")
 
 
 @cli.command()
@@ -103,7 +104,7 @@ def run(
 
 def _overrides(asked: Mapping[str, Any], names: Iterable[str]) -> dict[str, tuple[Any, ...]]:
     """Axis -> values, of --set, of what follows it, and of --device and --dtype."""
-    from resflow_bench.lab.axes import parse_assignment
+    from resflow_bench.cli.choices import parse_assignment
 
     texts = [*asked["assignments"], *(name for name in names if "=" in name)]
     texts += [f"{axis}={asked[axis]}" for axis in ("device", "dtype") if asked[axis] is not None]
@@ -125,23 +126,23 @@ def _given(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _begin(asked: Mapping[str, Any], store: Store) -> tuple[Plan, Run]:
-    import suites
+    from resflow_bench.lab.discovery import load, names
     from resflow_bench.lab.plan import Plan, begin
 
-    names = dict.fromkeys(asked["suites"] or suites.NAMES)
-    plan = Plan(tuple(map(suites.load, names)), asked["preset"], asked["set"], asked["seed"])
+    chosen = dict.fromkeys(asked["suites"] or names())
+    plan = Plan(tuple(map(load, chosen)), asked["preset"], asked["set"], asked["seed"])
     return plan, begin(plan, store)
 
 
 def _go_on(given: Mapping[str, Any], measured: Run) -> tuple[Plan, Run]:
     """A run's own plan; whatever was given beside its name must not differ from it."""
-    import suites
+    from resflow_bench.lab.discovery import load
     from resflow_bench.lab.plan import Plan
 
     if "training" in measured.about:
         command = resumption(measured, measured.path.parents[1])
         raise ValueError(f"run `{measured.name}` is a training; go on with `{command}`.")
-    plan = Plan.recorded(measured.about, suites.load)
+    plan = Plan.recorded(measured.about, load)
     recorded = plan.record()
     for name, value in given.items():
         if value != recorded[name]:

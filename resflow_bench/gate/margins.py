@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from resflow_bench.lab.claims import TIME, Metric
 
 if TYPE_CHECKING:
-    from resflow_bench.lab.cells import Suite
+    from resflow_bench.lab.suite import Suite
 
 
 @dataclass(frozen=True)

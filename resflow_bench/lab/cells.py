@@ -1,34 +1,22 @@
-"""What is asked: cells, grids of them, the suites that measure them, and what a measure answers.
+"""Cells: the points of a suite's grid.
 
-A cell is one point of a suite's grid, `bias` at `model=trained, lipschitz=0.9, n_terms=10`. It is
-the unit of everything that follows: measured alone, written whole, resumed, compared.
+A cell is one point, `bias` at `model=trained, lipschitz=0.9, n_terms=10`. It is the unit of
+everything that follows: measured alone, written whole, resumed, compared.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
-from math import isnan, nan
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from resflow_bench.lab.axes import AXES, Value, axis_named
-from resflow_bench.lab.claims import Claims
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
-
-
-class Skip(Exception):
-    """Raised by a measure that does not apply here; the cell's row says `skipped`, and why."""
-
-
-class Failure(Exception):
-    """Raised by a measure for a numerical failure; the cell's row says `failed`, and why."""
 
 
 @dataclass(frozen=True)
@@ -106,110 +94,3 @@ class Preset:
 
     grids: tuple[Grid, ...]
     effort: Mapping[str, int | float] = field(default_factory=dict)
-
-
-def silent(message: str) -> None:
-    """Nobody listens."""
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a measure knows besides its cell. `say` tells the user how a preparation goes."""
-
-    seed: int
-    effort: Mapping[str, int | float]
-    results: Path
-    say: Callable[[str], None] = silent
-
-    def generator_seed(self, cell: Cell, stream: str = "") -> int:
-        """63 bits that depend on the run's seed, the cell and the stream's name, nothing else."""
-        digest = hashlib.sha256(f"{self.seed}/{cell.id}/{stream}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") >> 1
-
-
-@dataclass(frozen=True)
-class Observation:
-    """One metric of one cell: a value with its unit and, where it is random, its 99 % interval.
-
-    Infinite is a value (a variance may be), NaN is the lack of one. `picture` is what a figure of
-    the cell needs besides numbers: a few small arrays as the bytes of an .npz file, one picture a
-    cell, of a suite that says it `has_pictures`. `replicates` are independent values of the same
-    kind, each from a share of the draws in the order in which they were drawn: what a comparison
-    with another run of the same seed pairs.
-
-    Raises:
-        ValueError: if the value is NaN; a measure that finds none raises `Failure` or leaves the
-            metric out, so that nothing diverges in silence.
-    """
-
-    metric: str
-    value: float
-    unit: str
-    standard_error: float = nan
-    ci_low: float = nan
-    ci_high: float = nan
-    n: int = 1
-    message: str = ""
-    picture: bytes | None = None
-    replicates: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        if isnan(self.value):
-            raise ValueError(f"metric `{self.metric}` is NaN; leave it out or raise Failure.")
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of a cell: its observations, or why there are none."""
-
-    cell: Cell
-    status: Literal["ok", "failed", "skipped"]
-    observations: tuple[Observation, ...] = ()
-    message: str = ""
-
-
-Measure = Callable[[Cell, Context], Iterable[Observation]]
-
-
-@dataclass(frozen=True)
-class Suite:
-    """A question: the cells that it asks, and the function that answers one of them.
-
-    `measure` must be a module's function, since workers import it. An `exclusive` suite runs alone,
-    in the main process, on all threads (it times). `prepare` does once what many cells share, such
-    as training a model and caching its weights; it is an economy: every cell can do without it.
-    Only the rows of a suite that `has_pictures` have a column for them. `claims` are what its rows
-    are held to, `table` the metrics of its table on the page (none named: all of them), `figures`
-    the module whose `PICTURES` the page draws, imported only then.
-
-    Raises:
-        ValueError: if an axis does not exist, or a grid uses one that the suite does not name.
-    """
-
-    name: str
-    question: str
-    axes: tuple[str, ...]
-    presets: Mapping[str, Preset]
-    measure: Measure
-    exclusive: bool = False
-    prepare: Callable[[list[Cell], Context], None] | None = None
-    has_pictures: bool = False
-    claims: Claims = field(default_factory=Claims)
-    table: tuple[str, ...] = ()
-    figures: str = ""
-
-    def __post_init__(self) -> None:
-        for axis in self.axes:
-            axis_named(axis)
-        for grid in (grid for preset in self.presets.values() for grid in preset.grids):
-            if unnamed := grid.names - set(self.axes):
-                raise ValueError(f"suite `{self.name}` must name every axis; add {unnamed}.")
-
-    def cells(
-        self, preset: str, overrides: Mapping[str, tuple[Value, ...]] | None = None
-    ) -> list[Cell]:
-        """The preset's cells, each once, in the order of its grids."""
-        grids = self.presets[preset].grids
-        return list(
-            dict.fromkeys(cell for grid in grids for cell in grid.cells(self.name, overrides or {}))
-        )

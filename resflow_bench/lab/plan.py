@@ -12,8 +12,9 @@ from resflow_bench.speed.doctor import findings
 
 if TYPE_CHECKING:
     from resflow_bench.lab.axes import Value
-    from resflow_bench.lab.cells import Cell, Suite
+    from resflow_bench.lab.cells import Cell
     from resflow_bench.lab.store import Run, Store
+    from resflow_bench.lab.suite import Suite
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from resflow_bench.lab.cells import Result, Suite
+    from resflow_bench.lab.observe import Result
+    from resflow_bench.lab.suite import Suite
 
 COLUMNS = {
     "suite": "string",

@@ -12,8 +12,10 @@ from multiprocessing import connection, resource_tracker
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from resflow_bench.lab.cells import Cell, Context, Failure, Result, Skip, Suite
+from resflow_bench.lab.cells import Cell
 from resflow_bench.lab.interrupt import NUMBERS, Interrupts
+from resflow_bench.lab.observe import Result
+from resflow_bench.lab.suite import Context, Failure, Skip, Suite
 from resflow_bench.threads import one_thread
 
 if TYPE_CHECKING:

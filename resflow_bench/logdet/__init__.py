@@ -16,14 +16,7 @@ from resflow_bench.logdet.expansions import Expansion, Taylor
 from resflow_bench.logdet.gradients import Gradient, Neumann, Series
 from resflow_bench.logdet.laws import Geometric, Law, Poisson, Tabulated
 from resflow_bench.logdet.optimal import optimal_roulette, pilot_roulette
-from resflow_bench.logdet.probes import (
-    Gaussian,
-    Hadamard,
-    Orthogonal,
-    Probe,
-    Rademacher,
-    Sphere,
-)
+from resflow_bench.logdet.probes import Gaussian, Hadamard, Orthogonal, Probe, Rademacher, Sphere
 from resflow_bench.logdet.truncation import Fixed, Roulette, Terms, Truncation
 from resflow_bench.logdet.tuned import PerBranch, tuned
 

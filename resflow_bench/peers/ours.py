@@ -12,13 +12,7 @@ from torch import Tensor
 import resflow_bench
 from resflow_bench.flows import Inversion, ResidualFlow
 from resflow_bench.logdet import Fixed, Gaussian, LogDetEstimator, Neumann, Roulette, Series
-from resflow_bench.peers.peer import (
-    Asked,
-    Peer,
-    check_convertible,
-    linear_layers,
-    roulette_after,
-)
+from resflow_bench.peers.peer import Asked, Peer, check_convertible, linear_layers, roulette_after
 
 TOLERANCE = 1e-5
 """On ||x - f^-1(z)||, as an error that is certified; normflows' default is the same number."""

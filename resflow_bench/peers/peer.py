@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from resflow_bench.flows import ActNorm, Flatten, ResidualBlock
-from resflow_bench.lab.cells import Skip
+from resflow_bench.lab.suite import Skip
 from resflow_bench.layers import Branch, LipSwish, SpectralConv2d, SpectralLinear
 from resflow_bench.logdet import Geometric, Roulette
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from resflow_bench.flows import ActNorm, Inversion, ResidualBlock
 from resflow_bench.flows.flow import DEFAULT_ESTIMATOR
-from resflow_bench.lab.cells import Skip
+from resflow_bench.lab.suite import Skip
 from resflow_bench.logdet import Fixed
 from resflow_bench.peers.peer import (
     Asked,

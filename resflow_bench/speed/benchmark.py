@@ -11,7 +11,8 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch.utils.benchmark.utils.timer import timer
 
-from resflow_bench.lab.cells import Cell, Context, Skip, Suite
+from resflow_bench.lab.cells import Cell
+from resflow_bench.lab.suite import Context, Skip, Suite
 
 Method = TypeVar("Method", bound=Callable[..., object])
 

@@ -17,12 +17,7 @@ here follows from these in the few lines that each docstring has.
 
 from __future__ import annotations
 
-from resflow_bench.theory.bias import (
-    log_tail,
-    series,
-    truncation_bias,
-    truncation_bias_bound,
-)
+from resflow_bench.theory.bias import log_tail, series, truncation_bias, truncation_bias_bound
 from resflow_bench.theory.chebyshev import chebyshev_bias, chebyshev_coefficients
 from resflow_bench.theory.hutchinson import (
     Moments,
@@ -34,11 +29,7 @@ from resflow_bench.theory.hutchinson import (
     printed_variance_bound,
     series_variance_bound,
 )
-from resflow_bench.theory.inverse import (
-    picard_error_bound,
-    picard_steps,
-    residual_error_bounds,
-)
+from resflow_bench.theory.inverse import picard_error_bound, picard_steps, residual_error_bounds
 from resflow_bench.theory.optimal import optimal_survival
 from resflow_bench.theory.probes import hadamard_variance, orthogonal_variance
 from resflow_bench.theory.roulette import (
@@ -50,10 +41,7 @@ from resflow_bench.theory.roulette import (
     roulette_variance_bound_lipschitz,
     roulette_variance_is_finite,
 )
-from resflow_bench.theory.tails import (
-    spectral_radius,
-    tail_moments,
-)
+from resflow_bench.theory.tails import spectral_radius, tail_moments
 
 __all__ = [
     "Law",

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from resflow_bench.architectures import architecture_named
 from resflow_bench.lab.axes import axis_named
-from resflow_bench.lab.cells import Cell, Observation, Skip, Suite
+from resflow_bench.lab.cells import Cell
+from resflow_bench.lab.observe import Observation
 from resflow_bench.lab.plan import now
 from resflow_bench.lab.provenance import provenance
+from resflow_bench.lab.suite import Skip, Suite
 from resflow_bench.speed.doctor import findings
 from resflow_bench.training.trainer import Training
 from resflow_bench.training.weights import Recipe, tame

@@ -6,10 +6,11 @@ from typing import Any, ClassVar
 
 from resflow_bench.data import DENSITIES
 from resflow_bench.lab.axes import Value
-from resflow_bench.lab.cells import Grid, Preset, Suite
-from resflow_bench.lab.measure_training import measure_density, prepare_densities
+from resflow_bench.lab.cells import Grid, Preset
+from resflow_bench.lab.suite import Suite
 from resflow_bench.speed.benchmark import Face, described
 from suites.density.claims import CLAIMS
+from suites.density.measure import measure_density, prepare_densities
 
 
 def _grid(

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from resflow_bench.lab.axes import Value
-from resflow_bench.lab.cells import Grid, Preset, Suite
+from resflow_bench.lab.cells import Grid, Preset
+from resflow_bench.lab.suite import Suite
 from resflow_bench.models.build import prepare_models
 from resflow_bench.speed.benchmark import Face, described
 from suites.efficiency.claims import CLAIMS

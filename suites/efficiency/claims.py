@@ -10,16 +10,7 @@ from resflow_bench.analysis.rules import Equals
 from resflow_bench.analysis.words import interval
 from resflow_bench.lab.claims import TIME, Claims, Finding, Statement
 from suites.efficiency.comparison import compared, reference, seconds_to
-from suites.margins import (
-    BIAS_RESOLUTION,
-    COUNT,
-    EXACT,
-    FLAG,
-    NOISE,
-    REALISED,
-    SAMPLED_NAT,
-    TARGET,
-)
+from suites.margins import BIAS_RESOLUTION, COUNT, EXACT, FLAG, NOISE, REALISED, SAMPLED_NAT, TARGET
 from suites.models import FIRST, GLOSSARY, named, telling
 
 if TYPE_CHECKING:

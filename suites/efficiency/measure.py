@@ -23,8 +23,9 @@ from resflow_bench.intervals import (
     variance_interval,
 )
 from resflow_bench.jacobian.products import Map
-from resflow_bench.lab.cells import Cell, Context, Observation
-from resflow_bench.lab.measure import ROUNDING, TAME, exactly, observe, realised
+from resflow_bench.lab.cells import Cell
+from resflow_bench.lab.observe import Observation, exactly, observe
+from resflow_bench.lab.suite import Context
 from resflow_bench.logdet import (
     PROBES,
     Controlled,
@@ -40,15 +41,11 @@ from resflow_bench.logdet import (
     Taylor,
     tuned,
 )
-from resflow_bench.models.build import (
-    Problem,
-    build_estimator,
-    build_expansion,
-    build_points,
-    build_problem,
-)
+from resflow_bench.models.build import build_estimator, build_expansion, build_points
+from resflow_bench.models.problem import Problem, build_problem, realised
 from resflow_bench.peers import PEERS, Asked
 from resflow_bench.speed.timing import elapsed
+from suites.sampling import ROUNDING, TAME
 
 TARGET = 0.01
 """nat: the root mean square error per example that `seconds_to_target` is about."""

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import torch
 
 from resflow_bench.lab.axes import Value
-from resflow_bench.lab.cells import Grid, Preset, Suite
+from resflow_bench.lab.cells import Grid, Preset
+from resflow_bench.lab.suite import Suite
 from resflow_bench.models.build import build_flow, build_points, prepare_models
 from resflow_bench.peers import MODES, PEERS, Asked
 from resflow_bench.speed.benchmark import Face, described

@@ -9,16 +9,7 @@ import numpy as np
 from resflow_bench.analysis.rules import Equals, Exactly
 from resflow_bench.analysis.words import measured, number
 from resflow_bench.lab.claims import TIME, Claims, Finding, Statement
-from suites.margins import (
-    BIAS_RESOLUTION,
-    ERROR,
-    EXACT,
-    FLAG,
-    MEMORY,
-    NOISE,
-    REALISED,
-    SAMPLED_NAT,
-)
+from suites.margins import BIAS_RESOLUTION, ERROR, EXACT, FLAG, MEMORY, NOISE, REALISED, SAMPLED_NAT
 from suites.models import FIRST, GLOSSARY, named, telling
 
 if TYPE_CHECKING:

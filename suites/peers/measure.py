@@ -21,13 +21,16 @@ from resflow_bench.intervals import (
     median_interval,
     variance_interval,
 )
-from resflow_bench.lab.cells import Cell, Context, Observation
-from resflow_bench.lab.measure import ROUNDING, TAME, exactly, observe, realised
+from resflow_bench.lab.cells import Cell
+from resflow_bench.lab.observe import Observation, exactly, observe
+from resflow_bench.lab.suite import Context
 from resflow_bench.logdet import exact_log_det
-from resflow_bench.models.build import Problem, build_points, build_problem
+from resflow_bench.models.build import build_points
+from resflow_bench.models.problem import Problem, build_problem, realised
 from resflow_bench.peers import PEERS, TRAINING, Asked, Peer
 from resflow_bench.speed.timing import elapsed, peak_bytes
 from resflow_bench.threads import one_thread
+from suites.sampling import ROUNDING, TAME
 
 UPSTREAM = (1.0, 2.0, 5.0, -1.0)
 """d loss / d log_det of one example after the other: unequal, as importance weights are."""

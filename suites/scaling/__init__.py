@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from resflow_bench.lab.axes import Value
-from resflow_bench.lab.cells import Grid, Preset, Suite
+from resflow_bench.lab.cells import Grid, Preset
+from resflow_bench.lab.suite import Suite
 from resflow_bench.speed.benchmark import Face, described
 from suites.scaling.claims import CLAIMS
 from suites.scaling.measure import build_log_prob, build_sized_flow, measure_scaling

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from resflow_bench.lab.cells import Preset, Suite
+from resflow_bench.lab.cells import Preset
+from resflow_bench.lab.suite import Suite
 from resflow_bench.models.build import prepare_models
 from resflow_bench.speed.benchmark import Face, described
-from resflow_bench.speed.timing import build_call, measure_throughput, peak_bytes
+from resflow_bench.speed.timing import peak_bytes
 from suites.grids import (
     ESTIMATOR_AXES,
     IMAGE_FLOWS,
@@ -19,6 +20,7 @@ from suites.grids import (
     estimator_grids,
 )
 from suites.throughput.claims import CLAIMS
+from suites.throughput.measure import build_call, measure_throughput
 
 OPERATIONS = ("log_prob", "train_step", "sample")
 COMMON: Axes = {"operation": OPERATIONS, "probe": ("rademacher",), "dtype": ("float32",)}

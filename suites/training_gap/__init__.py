@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from resflow_bench.lab.cells import Grid, Preset, Suite
-from resflow_bench.lab.measure_training import measure_training_gap, prepare_gaps
+from resflow_bench.lab.cells import Grid, Preset
+from resflow_bench.lab.suite import Suite
 from resflow_bench.speed.benchmark import Face, described
 from suites.grids import ESTIMATOR_AXES, Axes
 from suites.training_gap.claims import CLAIMS
+from suites.training_gap.measure import measure_training_gap, prepare_gaps
 
 COMMON: Axes = {
     "probe": ("rademacher",),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from resflow_bench.architectures import LINEAR_FAMILIES
-from resflow_bench.lab.cells import Preset, Suite
-from resflow_bench.lab.measure import measure_variance
+from resflow_bench.lab.cells import Preset
+from resflow_bench.lab.suite import Suite
 from resflow_bench.models.build import prepare_models
 from resflow_bench.speed.benchmark import Face, described
 from suites.grids import (
@@ -18,6 +18,7 @@ from suites.grids import (
     estimator_grids,
 )
 from suites.variance.claims import CLAIMS
+from suites.variance.measure import measure_variance
 
 COMMON: Axes = {"probe": ("gaussian", "rademacher"), "n_probes": (1, 4), "dtype": ("float64",)}
 

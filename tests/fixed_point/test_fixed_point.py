@@ -9,15 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from resflow_bench.fixed_point import (
-    PATIENCE,
-    Anderson,
-    Auto,
-    Outcome,
-    Picard,
-    Solution,
-    solve,
-)
+from resflow_bench.fixed_point import PATIENCE, Anderson, Auto, Outcome, Picard, Solution, solve
 from resflow_bench.layers import LinearBranch, LipSwish, Tanh, mlp_branch
 
 DIM = 16

@@ -10,11 +10,14 @@ import pandas as pd
 import pytest
 import toys
 
-from resflow_bench.lab.axes import AXES, parse_assignment
-from resflow_bench.lab.cells import Cell, Context, Grid, Observation, Preset, Result, Suite
+from resflow_bench.cli.choices import parse, parse_assignment
+from resflow_bench.lab.axes import AXES
+from resflow_bench.lab.cells import Cell, Grid, Preset
+from resflow_bench.lab.observe import Observation, Result
 from resflow_bench.lab.plan import Plan, begin, go_on
 from resflow_bench.lab.provenance import provenance
 from resflow_bench.lab.store import COLUMNS, Run, Store, StoreError, merge
+from resflow_bench.lab.suite import Context, Suite
 from resflow_bench.lab.sweep import Tally, sweep
 
 
@@ -36,7 +39,7 @@ def test_values_are_parsed_by_their_axis() -> None:
 @pytest.mark.parametrize("name", AXES)
 def test_an_axis_offers_a_value_that_it_takes(name: str) -> None:
     axis = AXES[name]
-    assert axis.check(axis.parse(axis.example)) is None
+    assert axis.check(parse(axis, axis.example)) is None
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from resflow_bench.jacobian.chain import Chain
 from resflow_bench.jacobian.packed import PACKED_FROM, ByPackedMatrix, packed
 from resflow_bench.jacobian.stages import ByMatrix
-from resflow_bench.lab.cells import Cell, Skip
+from resflow_bench.lab.cells import Cell
+from resflow_bench.lab.suite import Skip
 from resflow_bench.layers import Branch, conv_branch, mlp_branch
 from resflow_bench.logdet import (
     Compiled,

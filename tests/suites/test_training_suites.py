@@ -23,17 +23,21 @@ from resflow_bench.architectures import linear_flow
 from resflow_bench.cli import cli
 from resflow_bench.data import density_named
 from resflow_bench.flows import ResidualBlock
-from resflow_bench.lab import measure_training
-from resflow_bench.lab.cells import Cell, Context, Grid, Observation, Preset, Result, Skip, Suite
-from resflow_bench.lab.measure_training import density_recipe, gap_recipe
-from resflow_bench.lab.pictures import pack, unpack
+from resflow_bench.lab.cells import Cell, Grid, Preset
+from resflow_bench.lab.observe import Observation, Result, pack, unpack
 from resflow_bench.lab.plan import Plan, begin
 from resflow_bench.lab.store import COLUMNS, PICTURE, REPLICATES, Store, merge
+from resflow_bench.lab.suite import Context, Skip, Suite
 from resflow_bench.lab.sweep import sweep
 from resflow_bench.logdet import Fixed, LogDetEstimator, Rademacher
 from resflow_bench.models.catalogue import held_out
 from resflow_bench.report.page import write_report
 from resflow_bench.training import weights
+from suites import trained as training_of_suites
+from suites.density import measure as measure_density
+from suites.density.measure import density_recipe
+from suites.training_gap import measure as measure_training
+from suites.training_gap.measure import gap_recipe
 
 FLOW = {"dataset": "checkerboard", "architecture": "mlp", "lipschitz": 0.9, "device": "cpu"}
 FIXED = {"truncation": "fixed", "n_terms": 1}
@@ -218,13 +222,13 @@ def test_in_many_dimensions_the_density_is_an_unbiased_estimate(
     Of a linear flow, whose J is not small: one term is off by a quarter of a nat and more.
     """
     flow = linear_flow("symmetric", 2, 0.9)
-    monkeypatch.setattr(measure_training, "trained", lambda *_: flow)
+    monkeypatch.setattr(training_of_suites, "trained", lambda *_: flow)
     cell = density_cell()
     exact = observe(cell, results)["log_prob"].value
-    monkeypatch.setattr(measure_training, "MAX_EXACT_DIM", 1)
+    monkeypatch.setattr(measure_density, "MAX_EXACT_DIM", 1)
     if n_terms is not None:
         twin = LogDetEstimator(Rademacher(), Fixed(n_terms))
-        monkeypatch.setattr(measure_training, "tame", lambda *_, **__: twin)
+        monkeypatch.setattr(measure_density, "tame", lambda *_, **__: twin)
     seen = [observe(cell, results, seed, n_grid=2, n_samples=1) for seed in range(6)]
     assert "unbiased estimate" in seen[0]["log_prob"].message
     assert "norm_realised" not in seen[0]

@@ -14,17 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from trainings import (
-    STEPS,
-    TINY,
-    Call,
-    Whole,
-    calling,
-    newest,
-    same,
-    undisturbed,
-    weights_of,
-)
+from trainings import STEPS, TINY, Call, Whole, calling, newest, same, undisturbed, weights_of
 
 from resflow_bench.analysis.tables import wide
 from resflow_bench.lab.store import Run

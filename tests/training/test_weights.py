@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from resflow_bench.flows import ResidualFlow
-from resflow_bench.lab.cells import silent
+from resflow_bench.lab.suite import silent
 from resflow_bench.logdet import Fixed, LogDetEstimator, Rademacher
 from resflow_bench.training import Training, weights
 from resflow_bench.training.weights import Recipe, tame, trained

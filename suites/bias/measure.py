@@ -1,0 +1,45 @@
+"""The bias of an estimate of the log-determinant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from resflow_bench.lab.cells import Cell
+from resflow_bench.lab.observe import Observation, exactly, observe
+from resflow_bench.lab.suite import Context
+from resflow_bench.models.build import build_estimator
+from resflow_bench.models.problem import build_problem, realised
+from suites.sampling import sample_errors
+
+
+def measure_bias(cell: Cell, context: Context) -> Iterable[Observation]:
+    """Mean over points and draws of estimate - exact, against the value computed from J.
+
+    `bias` is that. `bias_paired` is the mean of estimate - (1/m) sum_j v_j^T log(I + J) v_j with
+    the very probes of the estimate: the same mean, for any probe with E v v^T = I, but without the
+    noise of the probes, which hides a small bias.
+
+    Draws are taken until the 99 % interval of `bias` is `half_width` nat to either side, or
+    `max_draws` examples have been spent. How many that takes is known beforehand from the
+    closed-form variance, so no draw is looked at before the number is fixed.
+    """
+    problem = build_problem(cell, context.results, int(context.effort["n_points"]))
+    estimator = build_estimator(cell)
+    sampled = sample_errors(
+        problem,
+        estimator,
+        max_draws=int(context.effort["max_draws"]),
+        half_width=context.effort["half_width"],
+        seed=context.generator_seed(cell),
+    )
+    expected = problem.over_blocks(estimator.truncation.bias)  # (P,)
+    bound = problem.over_dims(lambda dim: estimator.truncation.bias_bound(cell["lipschitz"], dim))
+    intervals = (sampled.plain, sampled.paired)
+    for metric, interval, shares in zip(
+        ("bias", "bias_paired"), intervals, sampled.shares, strict=True
+    ):
+        yield observe(metric, interval, "nat", sampled.n, sampled.message, replicates=shares)
+    yield exactly("bias_expected", expected.mean(), "nat")
+    yield exactly("bias_bound", bound, "nat")
+    yield exactly("log_det_exact", problem.log_det.mean(), "nat")
+    yield from realised(problem.norm, problem.spectral_radius)

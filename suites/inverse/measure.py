@@ -1,0 +1,94 @@
+"""The error of a fixed-point inverse, its certificate and its steps."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from resflow_bench.fixed_point import Outcome, Solution
+from resflow_bench.flows import Inversion, ResidualBlock, ResidualFlow, residual
+from resflow_bench.lab.cells import Cell
+from resflow_bench.lab.observe import Observation
+from resflow_bench.lab.suite import Context, Failure
+from resflow_bench.models.build import build_flow, build_points
+from resflow_bench.models.problem import dense_truth, realised, sizes
+
+
+def measure_inverse(cell: Cell, context: Context) -> Iterable[Observation]:
+    """max ||x^ - x|| over points, against the certificate, Banach's rate and the steps it needs.
+
+    The truth is the inverse of the same parameters in float64, to rounding.
+    """
+    flow = build_flow(cell, context.results)
+    z = flow(build_points(cell, int(context.effort["n_points"])))
+    tolerance = cell["tolerance"]
+    inversion = Inversion(rtol=tolerance, atol=tolerance, max_steps=cell["max_steps"])
+    solution = flow.inverse(z, inversion)
+    truth = copy.deepcopy(flow).double().inverse(z.double(), Inversion(max_steps=100_000))
+    error = (solution.value.double() - truth.value).flatten(1).norm(dim=1)
+    # What is known of the truth itself is charged to the bound's side of the comparison.
+    bound = _bound(solution) + _bound(truth)
+    if not bool(torch.isfinite(bound).all()):
+        raise Failure(
+            f"lipschitz={cell['lipschitz']} is 1 or more once rounded to {cell['dtype']}: nothing "
+            "can be certified; take a smaller constant or a finer dtype"
+        )
+    banach, steps = _banach(flow, truth.value.to(z.dtype), inversion, tolerance)
+
+    n = len(z)
+    yield Observation("inverse_error", float(error.max()), "1", n=n)
+    yield Observation("inverse_error_bound", float(bound.max()), "1", n=n)
+    yield Observation("error_over_bound", float((error / bound).max()), "1", n=n)
+    yield Observation("residual", float(solution.residual.max()), "1", n=n)
+    yield Observation("n_steps", float(solution.n_steps.max()), "steps", n=n)
+    if tolerance:
+        yield Observation("n_steps_bound", float(steps.max()), "steps", n=n)
+    else:
+        yield Observation("inverse_error_banach", float(banach.max()), "1", n=n)
+    worst = Outcome(int(solution.outcome.max()))
+    yield Observation("outcome", float(worst), "1", n=n, message=worst.name.lower())
+    jacobians, _ = dense_truth(flow, truth.value.to(z.dtype))
+    yield from realised(*sizes(jacobians))
+
+
+def _banach(
+    flow: ResidualFlow, x: Tensor, inversion: Inversion, tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """Before any step: Banach's bound on the error after `max_steps`, and the steps that suffice.
+
+    Block by block, ||x_n - x*|| <= (K^n ||g(z)|| + error in z + rounding) / (1 - K), where the
+    working dtype charges `flows.residual.ROUNDING` units in the last place of the numbers' size;
+    and the residual falls below the tolerance once K^n ||g(z)|| does. A block whose z is off by e
+    begins at ||g(z)|| + K e. Latents of an earlier scale have no error, so that one number carries
+    the error of the rest through all scales. x (B, *event), what is to be found; (B,), (B,).
+    """
+    ulps = residual.ROUNDING * torch.finfo(x.dtype).eps
+    error = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    steps = torch.zeros_like(error)
+    for layer, inputs in reversed(list(flow.inputs(x))):
+        z = layer(inputs)
+        if isinstance(layer, ResidualBlock):
+            k = layer.branch.lipschitz_certified()
+            first = _norm(layer.branch(z)) + k * error
+            found = _norm(inputs)
+            error = (k**inversion.max_steps * first + error + ulps * (_norm(z) + found)) / (1 - k)
+            # ||x_n|| >= ||x|| - ||x_n - x||, and the last is at most the residual over 1 - K.
+            asked = tolerance * (1 + found) / (1 + tolerance / (1 - k))
+            steps += (torch.log(asked / first) / math.log(k)).ceil().clamp_min(0)
+        else:
+            error = _bound(layer.inverse(z, inversion, error))
+    return error, steps
+
+
+def _norm(x: Tensor) -> Tensor:
+    """||x||_2 over the event, float64, (B,)."""
+    return x.double().flatten(1).norm(dim=1)
+
+
+def _bound(solution: Solution) -> Tensor:
+    assert solution.error_bound is not None  # asked for, wherever this is called
+    return solution.error_bound

@@ -1,0 +1,24 @@
+"""Promised, certified and realised Lipschitz constants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from resflow_bench.lab.cells import Cell
+from resflow_bench.lab.observe import Observation, exactly
+from resflow_bench.lab.suite import Context
+from resflow_bench.models.build import build_flow
+from resflow_bench.models.problem import build_problem
+
+
+def measure_lipschitz(cell: Cell, context: Context) -> Iterable[Observation]:
+    """Promised, certified and realised constants of the worst block."""
+    problem = build_problem(cell, context.results, int(context.effort["n_points"]))
+    certified = max(block.branch.lipschitz_certified() for block in problem.flow.blocks)
+    as_left = build_flow(cell, context.results, aligned=False)
+    unaligned = max(block.branch.lipschitz_certified() for block in as_left.blocks)
+    yield exactly("lipschitz_promised", cell["lipschitz"], "1")
+    yield exactly("lipschitz_certified", certified, "1")
+    yield exactly("lipschitz_power_iteration", unaligned, "1")
+    yield exactly("lipschitz_realised", problem.norm, "1")
+    yield exactly("spectral_radius", problem.spectral_radius, "1")

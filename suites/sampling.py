@@ -1,0 +1,187 @@
+"""Draws of a flow's log-determinant, and their errors, which several suites sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resflow_bench import theory
+from resflow_bench.intervals import Interval, chebyshev_mean_interval, mean_interval
+from resflow_bench.lab.observe import replicates
+from resflow_bench.logdet import LogDetEstimator, Probe
+from resflow_bench.models.problem import Problem
+
+EXAMPLES_PER_CALL = 512
+"""Probes x points x repeats in one call: large enough to hide overhead, small enough that the
+longest N of a batch is not far from the mean."""
+
+
+IMAGES_PER_CALL = 64
+"""A convolution's hidden layers hold many times as many numbers, which should stay in a cache."""
+
+
+ROUNDING = 16.0
+"""Units in the last place, relative to |log-det|, that an interval allows for rounding: d = 64
+products a term, errors of random sign."""
+
+
+MIN_DRAWS = 256
+"""Below this many draws neither a t interval nor a skewness correction can be trusted."""
+
+
+TAME = 8
+"""An estimate with a finite moment of this order has a variance whose own standard error has a
+variance: there, and only there, Student's interval is used for it and for its mean."""
+
+
+NORMAL_99 = 2.576
+
+
+CHEBYSHEV_99 = 10.0
+
+
+class Errors(NamedTuple):
+    """Intervals for the mean over points of E[estimate] - exact, nats, from the same draws.
+
+    plain: of estimate - ln|det df/dx|.
+    paired: of estimate - sum_blocks (1/m) sum_j v_j^T log(I + J) v_j, with the estimate's probes.
+    shares: the same two means from each share of the draws.
+    n: examples that were drawn.
+    message: why the draws ended, and which interval it is.
+    """
+
+    plain: Interval
+    paired: Interval
+    shares: tuple[tuple[float, ...], tuple[float, ...]]
+    n: int
+    message: str
+
+
+def sample_errors(
+    problem: Problem, estimator: LogDetEstimator, max_draws: int, half_width: float, seed: int
+) -> Errors:
+    """Draws as `measure_bias` says, until `half_width` nat or `max_draws` examples are reached."""
+    n_points = len(problem.x)
+    variance = total_variance(problem, estimator).mean() / n_points  # of a draw's mean over points
+    normal = estimator.truncation.moment_is_finite(problem.spectral_radius, TAME)
+    width = NORMAL_99 if normal else CHEBYSHEV_99
+    wanted = np.ceil(width**2 * variance / half_width**2)
+    n_draws = int(min(max(wanted, MIN_DRAWS), max_draws // n_points))
+    estimates, forms = draw_pairs(problem, estimator, n_draws, seed)
+    traces = sum(np.trace(m, axis1=-2, axis2=-1) for m in problem.logarithms)  # (P,)
+    errors = estimates - problem.log_det
+    paired = errors - (forms - traces)
+    probe_noise = _probe_noise(problem, estimator).mean() / n_points
+    reached = "as narrow as asked" if wanted <= n_draws else "budget spent"
+    kind = "t" if normal else "Chebyshev's, for heavy tails"
+    message = f"{reached}: {n_draws} draws at {n_points} points; interval: {kind}"
+    if not np.isfinite(variance):
+        message = "infinite variance: no interval for the mean exists"
+
+    def interval(samples: np.ndarray, of_variance: float) -> Interval:
+        means = samples.mean(1)  # (n_draws,)
+        if not np.isfinite(variance):
+            return Interval(float(means.mean()), math.nan, -math.inf, math.inf, n_draws)
+        found = (
+            mean_interval(means) if normal else chebyshev_mean_interval(means, max(of_variance, 0))
+        )
+        return widened(found, rounding_of(problem))
+
+    return Errors(
+        interval(errors, variance),
+        interval(paired, variance - probe_noise),
+        (replicates(errors, np.mean), replicates(paired, np.mean)),
+        n_draws * n_points,
+        message,
+    )
+
+
+def draw(problem: Problem, estimator: LogDetEstimator, n_draws: int, seed: int) -> np.ndarray:
+    """Independent estimates of the flow's log-det: (n_draws, P), nats, float64."""
+    return np.concatenate(list(_draws(problem, estimator, n_draws, seed)))
+
+
+def draw_pairs(
+    problem: Problem, estimator: LogDetEstimator, n_draws: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same estimates, and sum_blocks (1/m) sum_j v_j^T log(I + J) v_j with their probes."""
+    probe = _Remembering(estimator.probe)
+    logarithms = [torch.from_numpy(m).to(problem.x.device) for m in problem.logarithms]
+    estimates, forms = [], []
+    for batch in _draws(problem, replace(estimator, probe=probe), n_draws, seed):
+        form = torch.zeros(batch.shape, dtype=torch.float64, device=problem.x.device)
+        for logarithm, probes in zip(logarithms, probe.drawn, strict=True):
+            v = probes.double().view(len(probes), *batch.shape, -1)  # (m, n, P, d)
+            form += torch.einsum("mnpi,pij,mnpj->np", v, logarithm, v) / len(v)
+        probe.drawn.clear()
+        estimates.append(batch)
+        forms.append(form.cpu().numpy())
+    return np.concatenate(estimates), np.concatenate(forms)
+
+
+def _draws(
+    problem: Problem, estimator: LogDetEstimator, n_draws: int, seed: int
+) -> Iterator[np.ndarray]:
+    """(n, P) at a time."""
+    flow = problem.flow.with_estimator(estimator)
+    generator = torch.Generator(problem.x.device).manual_seed(seed)
+    n_points = len(problem.x)
+    examples = EXAMPLES_PER_CALL if problem.x.ndim == 2 else IMAGES_PER_CALL
+    per_call = max(1, examples // (n_points * estimator.n_probes))
+    for start in range(0, n_draws, per_call):
+        n = min(per_call, n_draws - start)
+        with torch.no_grad():
+            x = problem.x.repeat(n, *[1] * (problem.x.ndim - 1))
+            _, log_det = flow.forward_and_log_det(x, generator)
+        yield log_det.double().view(n, n_points).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class _Remembering:
+    """A probe that keeps what it drew, one (m, B, d) a block."""
+
+    probe: Probe
+    drawn: list[Tensor] = field(default_factory=list)
+
+    def sample(self, n_probes: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        v = self.probe.sample(n_probes, x, generator)
+        self.drawn.append(v)
+        return v
+
+    def variance(self, moments: theory.Moments, n_probes: int) -> np.ndarray:
+        return self.probe.variance(moments, n_probes)
+
+
+def total_variance(problem: Problem, estimator: LogDetEstimator) -> np.ndarray:
+    """Of the flow's log-det, (P,): the blocks draw independently, so their variances add."""
+    truncation = estimator.truncation
+    return problem.over_blocks(
+        lambda matrices: truncation.variance(matrices, estimator.probe, estimator.n_probes)
+    )
+
+
+def _probe_noise(problem: Problem, estimator: LogDetEstimator) -> np.ndarray:
+    """Var((1/m) sum_j v_j^T log(I + J) v_j), (P,).
+
+    A roulette's estimate has this and its own noise, uncorrelated; a truncated one's distance from
+    the form is tame, so that its own variance is never asked for.
+    """
+    probe, m = estimator.probe, estimator.n_probes
+    return np.sum([theory.hutchinson_variance(x, probe, m) for x in problem.logarithms], axis=0)
+
+
+def rounding_of(problem: Problem) -> float:
+    """Nats by which rounding may move an estimate in the dtype of the problem's points."""
+    eps = torch.finfo(problem.x.dtype).eps
+    return ROUNDING * eps * max(1.0, float(np.abs(problem.log_det).max()))
+
+
+def widened(interval: Interval, by: float) -> Interval:
+    """The interval, longer by so much at either end."""
+    return interval._replace(low=interval.low - by, high=interval.high + by)

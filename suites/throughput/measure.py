@@ -1,0 +1,81 @@
+"""Seconds, bytes and share of the matrix-product rate of one call."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from resflow_bench.data import Dataset
+from resflow_bench.intervals import median_interval
+from resflow_bench.lab.cells import Cell
+from resflow_bench.lab.observe import Observation
+from resflow_bench.lab.suite import Context
+from resflow_bench.models.build import build_estimator, build_flow, build_points
+from resflow_bench.models.problem import build_problem, realised
+from resflow_bench.speed.timing import Call, count_flops, matmul_rate, peak_bytes, timings
+from resflow_bench.training.trainer import Trainer, Training
+
+N_POINTS = 4
+"""At which the realised constant is looked up: a timing needs no more."""
+
+
+def measure_throughput(cell: Cell, context: Context) -> Iterable[Observation]:
+    """Median seconds of a call, its examples per second, peak bytes and share of the matmul rate.
+
+    The 99 % interval of the median is from order statistics. On a GPU the clock is read with the
+    device idle, before and after. On a CPU the call is timed on one thread and on all, and the
+    faster counts: threads that wait for one that the machine has taken away can cost a call a
+    hundred times its work, for seconds on end and with hardly any scatter.
+    """
+    call = build_call(cell, context.results)
+    device, batch_size = cell["device"], cell["batch_size"]
+    flops = count_flops(call)
+    peak = peak_bytes(call, device)
+    before = matmul_rate(device, cell["dtype"])
+    threads = timings(call, device, float(context.effort["seconds"]))
+    rate = max(before, matmul_rate(device, cell["dtype"]))  # a busy moment is not the hardware
+    best = min(threads, key=lambda n_threads: float(np.median(threads[n_threads])))
+    interval = median_interval(threads[best])
+    value, low, high, n = interval.value, interval.low, interval.high, interval.n
+    medians = (f"{np.median(times):.3g} s on {n_threads}" for n_threads, times in threads.items())
+    said = f"threads: {best}, the fastest of {', '.join(medians)}"
+    yield Observation("wall_s", value, "s", interval.standard_error, low, high, n, said)
+    yield _inverted("examples_per_s", batch_size, value, low, high, n, "1/s")
+    yield Observation("peak_bytes", float(peak), "B")
+    message = f"{flops:.4g} FLOP a call; a matrix product runs at {rate:.4g} FLOP/s"
+    yield _inverted("flops_fraction", flops / rate, value, low, high, n, "1", message)
+    problem = build_problem(cell, context.results, N_POINTS)
+    yield from realised(problem.norm, problem.spectral_radius)
+
+
+def build_call(cell: Cell, results: Path) -> Call:
+    """The cell's operation on its batch, as a function of nothing.
+
+    log_prob: the estimated log-likelihood, without a graph; train_step: loss, gradient, Adam and
+    the update of the norms; sample: draws from the model by fixed-point inversion.
+    """
+    flow = build_flow(cell, results).with_estimator(build_estimator(cell))
+    x = build_points(cell, cell["batch_size"])
+    generator = torch.Generator(x.device).manual_seed(0)
+    if cell["operation"] == "log_prob":
+        return torch.no_grad()(lambda: flow.log_prob(x, generator))
+    if cell["operation"] == "sample":
+        return lambda: flow.sample(len(x), generator)
+    data = Dataset("points", train=x, test=x)
+    trained = copy.deepcopy(flow).requires_grad_(True)
+    return Trainer(trained, data, Training(10**6, batch_size=len(x))).step
+
+
+def _inverted(
+    metric: str, numerator: float, value: float, low: float, high: float, n: int, unit: str,
+    message: str = "",
+) -> Observation:  # fmt: skip
+    """numerator / seconds: the interval's ends change places."""
+    return Observation(
+        metric, numerator / value, unit, ci_low=numerator / high, ci_high=numerator / low, n=n,
+        message=message,
+    )  # fmt: skip
