@@ -9,7 +9,7 @@ import traceback
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -129,5 +129,18 @@ def again_by(run: Run, results: Path) -> str:
 
 def resumption(run: Run, results: Path) -> str:
     """The command that goes on with it."""
-    command = "train" if "training" in run.about else "run"
-    return f"resflow-bench {command} --resume {again_by(run, results)}"
+    return f"resflow-bench {command_of(run)} --resume {again_by(run, results)}"
+
+
+def command_of(run: Run) -> str:
+    """The command that began it, `run` or `train`."""
+    return str(run.about.get("arguments", ["run"])[0])
+
+
+def this_machine() -> dict[str, Any]:
+    """The part of `run.json` about the code and the machine, with what `doctor` finds of it."""
+    from resflow_bench.lab.provenance import provenance
+    from resflow_bench.speed.doctor import findings
+
+    about = provenance()
+    return {**about, "doctor": findings(about)}

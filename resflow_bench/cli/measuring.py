@@ -13,11 +13,13 @@ from resflow_bench.cli.group import (
     SIGNALLED,
     again_by,
     cli,
+    command_of,
     no_more_signals,
     note_changes,
     refusals,
     results_option,
     resumption,
+    this_machine,
 )
 
 if TYPE_CHECKING:
@@ -131,7 +133,7 @@ def _begin(asked: Mapping[str, Any], store: Store) -> tuple[Plan, Run]:
 
     chosen = dict.fromkeys(asked["suites"] or names())
     plan = Plan(tuple(map(load, chosen)), asked["preset"], asked["set"], asked["seed"])
-    return plan, begin(plan, store)
+    return plan, begin(plan, store, this_machine())
 
 
 def _go_on(given: Mapping[str, Any], measured: Run) -> tuple[Plan, Run]:
@@ -139,7 +141,7 @@ def _go_on(given: Mapping[str, Any], measured: Run) -> tuple[Plan, Run]:
     from resflow_bench.lab.discovery import load
     from resflow_bench.lab.plan import Plan
 
-    if "training" in measured.about:
+    if command_of(measured) != "run":
         command = resumption(measured, measured.path.parents[1])
         raise ValueError(f"run `{measured.name}` is a training; go on with `{command}`.")
     plan = Plan.recorded(measured.about, load)

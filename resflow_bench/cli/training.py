@@ -19,6 +19,7 @@ from resflow_bench.cli.group import (
     refusals,
     results_option,
     resumption,
+    this_machine,
 )
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def train(data: Path, results: Path, resume: str | None, **asked: Any) -> int:
                 raise ValueError(f"name a DATASET ({', '.join(DATASETS)}), or --resume RUN.")
             examples = dataset_named(asked["dataset"], data)
             course = Course.of(examples, asked)
-            trained = begin(course, store)
+            trained = begin(course, store, this_machine())
         else:
             trained = store.open(resume)
             course = Course.recorded(trained, asked)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 
-if TYPE_CHECKING:
-    from resflow_bench.lab.suite import Suite
+from resflow_bench.lab.suite import Suite
 
 _PACKAGE = "suites"
 """Looked up when a run starts, not imported above: the engine knows no suite."""
@@ -30,5 +33,50 @@ def load(reference: str) -> Suite:
     Raises:
         ValueError: no suite has that name, or the folder holds none.
     """
-    suite: Suite = import_module(_PACKAGE).load(reference)
+    if reference in (*names(), *page_order()):
+        suite: Suite = import_module(_PACKAGE).load(reference)
+        return suite
+    folder = Path(reference)
+    if not folder.is_dir():
+        raise ValueError(
+            f"no suite is called `{reference}`, nor a folder; the suites are {', '.join(names())}."
+        )
+    return _in_folder(folder.resolve())
+
+
+@cache
+def _in_folder(folder: Path) -> Suite:
+    """The `SUITE` of a package outside this project, imported under the folder's own name.
+
+    Raises:
+        ValueError: there is none, it cannot be imported, or its name is taken.
+    """
+    file, name = folder / "__init__.py", folder.name
+    if not file.exists() or not name.isidentifier():
+        raise ValueError(
+            f"folder `{folder}` holds no suite: it needs a name that Python can import and an "
+            "`__init__.py` with a `SUITE`."
+        )
+    if name in sys.modules or find_spec(name) is not None:
+        raise ValueError(f"folder `{folder}` has the name of another Python module; rename it.")
+    spec = spec_from_file_location(name, file, submodule_search_locations=[str(folder)])
+    assert spec is not None  # the file is there
+    assert spec.loader is not None
+    module = sys.modules[name] = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return replace(_checked(module.SUITE), reference=str(folder))
+    except (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError) as error:
+        for loaded in [m for m in sys.modules if m == name or m.startswith(f"{name}.")]:
+            del sys.modules[loaded]
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"the suite in `{folder}` cannot be loaded: {why}") from error
+
+
+def _checked(suite: object) -> Suite:
+    """A suite whose name is none of ours."""
+    if not isinstance(suite, Suite):
+        raise TypeError(f"SUITE must be a `resflow_bench.lab.suite.Suite`; got {suite!r}")
+    if suite.name in (*names(), *page_order()):
+        raise ValueError(f"SUITE has the name of a suite of this project, {suite.name}; rename it")
     return suite

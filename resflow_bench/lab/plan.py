@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from resflow_bench.lab.provenance import provenance
-from resflow_bench.speed.doctor import findings
 
 if TYPE_CHECKING:
     from resflow_bench.lab.axes import Value
@@ -59,7 +58,7 @@ class Plan:
     def record(self) -> dict[str, Any]:
         """Its part of `run.json`; `arguments` are those of a command that measures it again."""
         chosen = {axis: list(values) for axis, values in self.overrides.items()}
-        suites = [suite.name for suite in self.suites]
+        suites = [suite.reference or suite.name for suite in self.suites]
         sets = [f"--set={axis}={','.join(map(str, values))}" for axis, values in chosen.items()]
         options = [f"--preset={self.preset}", f"--seed={self.seed}", *sets]
         return {
@@ -92,15 +91,19 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
-def begin(plan: Plan, store: Store) -> Run:
+def begin(plan: Plan, store: Store, about: Mapping[str, Any] | None = None) -> Run:
     """A new run that is to measure the plan.
+
+    Args:
+        plan: what to measure.
+        store: where the run is kept.
+        about: what `run.json` says of the code and the machine; None is `provenance()`.
 
     Raises:
         StoreError: if the results folder cannot be written.
     """
     times = {"start": now(), "end": None, "status": "running"}
-    about = provenance()
-    return store.create({**plan.record(), **times, **about, "doctor": findings(about)})
+    return store.create({**plan.record(), **times, **(about or provenance())})
 
 
 def go_on(run: Run) -> list[str]:

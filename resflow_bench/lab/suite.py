@@ -56,7 +56,8 @@ class Suite:
     as training a model and caching its weights; it is an economy: every cell can do without it.
     Only the rows of a suite that `has_pictures` have a column for them. `claims` are what its rows
     are held to, `table` the metrics of its table on the page (none named: all of them), `figures`
-    the module whose `PICTURES` the page draws, imported only then.
+    the module whose `PICTURES` the page draws, imported only then. `reference` is the folder of a
+    suite outside this project, filled in where it is found.
 
     Raises:
         ValueError: if an axis does not exist, or a grid uses one that the suite does not name.
@@ -73,6 +74,7 @@ class Suite:
     claims: Claims = field(default_factory=Claims)
     table: tuple[str, ...] = ()
     figures: str = ""
+    reference: str = ""
 
     def __post_init__(self) -> None:
         for axis in self.axes:

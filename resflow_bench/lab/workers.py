@@ -13,13 +13,14 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resflow_bench.lab.cells import Cell
+from resflow_bench.lab.discovery import load
 from resflow_bench.lab.interrupt import NUMBERS, Interrupts
 from resflow_bench.lab.observe import Result
 from resflow_bench.lab.suite import Context, Failure, Skip, Suite
 from resflow_bench.threads import one_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 # Failures of a cell, not of the program: ArithmeticError is a solve that did not converge or a
 # value that is not finite; RuntimeError is how torch says that memory ran out, that a factorisation
@@ -36,6 +37,14 @@ class Task(NamedTuple):
     suite: Suite
     cell: Cell
     context: Context
+
+    def __reduce__(self) -> tuple[Callable[..., Task], tuple[object, ...]]:
+        """A suite in a folder is pickled as its reference: its modules are on no import path."""
+        return _task, (self.suite.reference or self.suite, self.cell, self.context)
+
+
+def _task(suite: Suite | str, cell: Cell, context: Context) -> Task:
+    return Task(load(suite) if isinstance(suite, str) else suite, cell, context)
 
 
 class Answer(NamedTuple):

@@ -14,7 +14,6 @@ from resflow_bench.lab.observe import Observation
 from resflow_bench.lab.plan import now
 from resflow_bench.lab.provenance import provenance
 from resflow_bench.lab.suite import Skip, Suite
-from resflow_bench.speed.doctor import findings
 from resflow_bench.training.trainer import Training
 from resflow_bench.training.weights import Recipe, tame
 
@@ -214,15 +213,14 @@ class Course:
         return step % _round_up(max(MIN_STEPS, n_steps / MAX_ROWS)) == 0 or step == n_steps
 
 
-def begin(course: Course, store: Store) -> Run:
+def begin(course: Course, store: Store, about: Mapping[str, Any] | None = None) -> Run:
     """A new run of the course.
 
     Raises:
         StoreError: if the results folder cannot be written.
     """
     times = {"start": now(), "end": None, "status": "running"}
-    about = provenance()
-    return store.create({**course.record(), **times, **about, "doctor": findings(about)})
+    return store.create({**course.record(), **times, **(about or provenance())})
 
 
 def _round_up(number: float) -> int:

@@ -1,0 +1,18 @@
+"""How good is a bound that is known before anything is computed? An example of a suite."""
+
+from my_suite.claims import CLAIMS
+from my_suite.measure import measure_tail
+from resflow_bench.lab.cells import Grid, Preset
+from resflow_bench.lab.suite import Suite
+
+GRID = Grid({"lipschitz": (0.5, 0.9), "n_terms": (1, 2, 5, 10)})
+
+SUITE = Suite(
+    name="my_suite",
+    question="How far is ln(1 + K) from the first N terms of its series, and from the bound?",
+    axes=("lipschitz", "n_terms"),
+    presets=dict.fromkeys(("smoke", "quick", "full"), Preset((GRID,))),
+    measure=measure_tail,
+    claims=CLAIMS,
+    figures="my_suite.figures",
+)

@@ -1,0 +1,103 @@
+"""A suite in a folder of the user's own: measured, resumed, reported and gated by the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from resflow_bench.lab import discovery
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "docs" / "my_suite"
+
+
+def command(*words: object, code: int = 0) -> str:
+    """What the command prints, in a process of its own; it has to end with the code."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "resflow_bench", *map(str, words)],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+    assert ended.returncode == code, ended.stdout + ended.stderr
+    return ended.stdout + ended.stderr
+
+
+@pytest.fixture
+def own(tmp_path) -> Path:
+    return Path(shutil.copytree(EXAMPLE, tmp_path / "my_suite"))
+
+
+def run_in(results: Path) -> Path:
+    (run,) = (results / "runs").iterdir()
+    return run
+
+
+def test_the_example_is_short() -> None:
+    lines = [line for file in EXAMPLE.glob("*.py") for line in file.read_text("utf-8").splitlines()]
+    assert len([line for line in lines if line.strip()]) < 60
+
+
+def test_it_is_measured_resumed_and_reported(own, tmp_path) -> None:
+    """By two workers, which find it in its folder as the command did."""
+    results = tmp_path / "results"
+    command("run", own, "--jobs", 2, "--results", results)
+    run = run_in(results)
+    rows = pd.read_parquet(run / "my_suite")
+    assert rows["cell"].nunique() == 8
+    assert set(rows["metric"]) == {"error", "error_bound"}
+    assert json.loads((run / "run.json").read_text())["suites"] == [str(own)]
+    assert "0 cells measured, 8 kept" in command("run", "--resume", run.name, "--results", results)
+    command("report", run.name, "--results", results, "--out", tmp_path / "page")
+    page = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
+    assert '<h2 id="my_suite">' in page
+    assert "Leibniz" in page, "its statement"
+    assert "<b>8</b>hold" in page
+    assert page.count("<svg") == 2, "its figure, in two widths"
+
+
+def test_it_is_gated_by_its_margin(own, tmp_path) -> None:
+    """2 % more error is a regression, where the suite allows 1 %."""
+    command("run", own, "--results", tmp_path / "base")
+    measure = own / "measure.py"
+    measure.write_text(measure.read_text().replace("abs(sum", "1.02 * abs(sum"))
+    command("run", own, "--results", tmp_path / "new")
+    base, new = (run_in(tmp_path / name) for name in ("base", "new"))
+    again = shutil.copytree(base, tmp_path / "again")
+    command("gate", base, again, code=0)
+    assert "regression" in command("gate", base, new, code=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "holds no suite"),
+        ("SUITE = 1", "must be a `resflow_bench.lab.suite.Suite`; got 1"),
+        ("SUITE = 1 +", "SyntaxError"),
+        ("import nothing_like_it", "ModuleNotFoundError"),
+        ("from suites.bias import SUITE", "name of a suite of this project, bias"),
+    ],
+)
+def test_a_folder_without_a_suite_is_refused_in_one_line(own, text, message) -> None:
+    (own / "__init__.py").unlink()
+    if text is not None:
+        (own / "__init__.py").write_text(text)
+    with pytest.raises(ValueError, match=message) as refusal:
+        discovery.load(str(own))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_folder_that_would_hide_a_module_is_refused(own) -> None:
+    with pytest.raises(ValueError, match="name of another Python module"):
+        discovery.load(str(own.rename(own.parent / "json")))
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="no suite is called `bais`, nor a folder; the suites are"):
+        discovery.load("bais")
