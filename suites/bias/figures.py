@@ -87,7 +87,7 @@ def by_terms(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
             *model_handles(names),
             Line2D([], [], color=INK, lw=1.1, ls=DASHES, label="bound from K alone"),
             Line2D([], [], color=MUTED, lw=1.5, label="theory, no sampling"),
-            below_handle("zero within the interval: at most"),
+            below_handle("zero in interval: at most"),
         ],
     )
     return figure
