@@ -1,1 +1,1 @@
-"""Frames in, frames out: tables, verdicts and findings from measured rows."""
+"""Tables, verdicts and findings from measured rows: frames in, frames out."""

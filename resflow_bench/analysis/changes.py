@@ -1,4 +1,4 @@
-"""What differs between two runs: frames in, a frame out."""
+"""The differences between two runs: frames in, a frame out."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def changes(base: Mapping[str, pd.DataFrame], new: Mapping[str, pd.DataFrame]) -
     """new - base for every metric of every cell that both runs measured, the surest change first.
 
     With s the standard error of a value, the difference has s = sqrt(s_base^2 + s_new^2), z is
-    their quotient, and the interval is difference +- 2.576 s. A value that has only an interval
-    counts as if it were normal with that width; one that has neither is exact, and any change of it
-    has an infinite z.
+    their quotient, and the interval is difference +- 2.576 s. A value with an interval but without
+    a standard error is taken as normal with that width. A value with neither is exact, and any
+    change of it has an infinite z.
 
     Returns:
         One row per suite, cell and metric: unit, base, new, difference, low, high, z, and the axes.

@@ -151,15 +151,15 @@ def _lines(base: pd.DataFrame, new: pd.DataFrame, margins: Margins) -> Iterator[
 def _trouble(base: pd.DataFrame | None, new: pd.DataFrame | None) -> tuple[str, str] | None:
     """(verdict, reason) where a whole cell cannot be compared."""
     status = [None if rows is None else str(rows["status"].iloc[0]) for rows in (base, new)]
-    said = ["" if rows is None else str(rows["message"].iloc[0]) for rows in (base, new)]
+    messages = ["" if rows is None else str(rows["message"].iloc[0]) for rows in (base, new)]
     versions = ["" if rows is None else str(rows["version"].iloc[0]) for rows in (base, new)]
     match status:
         case [_, "failed"]:
-            return "failed", said[1]
+            return "failed", messages[1]
         case ["skipped" | "failed" | None, "skipped"]:
-            return "skipped", said[1]
+            return "skipped", messages[1]
         case ["ok", "skipped" | None]:
-            return "missing", NOT_IN_NEW + (said[1] and f": {said[1]}")
+            return "missing", NOT_IN_NEW + (messages[1] and f": {messages[1]}")
         case ["ok", "ok"] if versions[0] == versions[1]:
             return None
         case ["ok", "ok"]:
@@ -168,7 +168,7 @@ def _trouble(base: pd.DataFrame | None, new: pd.DataFrame | None) -> tuple[str, 
             return UNJUDGED, NOT_IN_BASE
         case [_, None]:
             return UNJUDGED, f"it {_became(status[0])} in BASE, and NEW does not have it"
-    return NO_BASE, f"it {_became(status[0])} in BASE: {said[0]}"
+    return NO_BASE, f"it {_became(status[0])} in BASE: {messages[0]}"
 
 
 def _became(status: str | None) -> str:

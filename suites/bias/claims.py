@@ -23,8 +23,9 @@ STATEMENTS = (
     ),
     Statement(
         "bias as expected, paired",
-        "so is its mean distance from vᵀ log(I + J) v with the same probes, which has less noise",
-        "the same, E vᵀ log(I + J) v being the log-det itself",
+        "the mean distance of an estimate from vᵀ log(I + J) v with the same probes is its bias, "
+        "with less noise",
+        "Hutchinson (1989): E vᵀ log(I + J) v is the log-det itself",
         Equals("bias_paired", "bias_expected", BIAS_RESOLUTION),
     ),
     Statement(

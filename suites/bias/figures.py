@@ -1,4 +1,4 @@
-"""The bias of a cut series against theory and its bound."""
+"""The bias of a truncated series against theory and its bound."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from suites.marks import FLOWS, MODELS, draw_points, mark, model_handles, models
 from suites.models import MAIN
 
 DECADES = 7
-"""Of bias on one axis: what is smaller is of no interest to anyone."""
+"""The longest axis of a bias; smaller ones are of no interest."""
 
 
 @themed
@@ -87,14 +87,14 @@ def by_terms(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
             *model_handles(names),
             Line2D([], [], color=INK, lw=1.1, ls=DASHES, label="bound from K alone"),
             Line2D([], [], color=MUTED, lw=1.5, label="theory, no sampling"),
-            below_handle("not told from zero: at most"),
+            below_handle("zero in interval: at most"),
         ],
     )
     return figure
 
 
 def _shared(curves: pd.Series) -> dict[tuple[tuple[float, float], ...], set[str]]:
-    """Each distinct curve among those of the models (the index' first level), and whose it is."""
+    """Each distinct curve, with the models (the first level of the index) that have it."""
     owners: dict[tuple[tuple[float, float], ...], set[str]] = {}
     for name in curves.index.unique(0):
         owners.setdefault(tuple(curves[name].items()), set()).add(name)
@@ -105,13 +105,13 @@ PICTURES = (
     Picture(
         "bias",
         by_terms,
-        "Bias per dimension of a series cut after N terms. A mark is measured (paired: "
-        "against vᵀ log(I + J) v with the same probes), its bar the 99 % interval; it should "
-        "lie on its line, which theory computes from the Jacobian without sampling, and below "
-        "the dashed bound, which knows only K and, for a flow (in its colour), the number of "
-        "blocks. How far the trained flow stays below it is what its realised constant saves. "
-        "An open triangle is the end of an interval that holds zero: the bias is there or "
-        "below, and the line says where. A triangular map has no bias at any N, hence no line. "
-        "Roulettes, which should have none either, are in the table.",
+        "Bias per dimension of a series cut after N terms. Marks are measured (paired with vᵀ "
+        "log(I + J) v at the same probes), with 99 % intervals. Each mark should lie on its line, "
+        "which is computed from the Jacobian without sampling, and below the dashed bound, which "
+        "depends only on K and, for a flow (in its colour), on the number of blocks. The distance "
+        "of the trained flow from its bound shows what its smaller realised constant saves. An "
+        "open triangle is the upper end of an interval that contains zero: the bias is there or "
+        "below. A triangular map has no bias at any N, hence no line. Roulettes, which should "
+        "have no bias either, are in the table.",
     ),
 )

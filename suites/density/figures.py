@@ -1,4 +1,4 @@
-"""What a flow has learnt: its density beside the true one, its samples beside the data."""
+"""Learned densities beside the true ones, and samples beside the data."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def images(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
 
 
 def _separate(ax: Axes, size: tuple[int, ...], tiles: np.ndarray) -> None:
-    """Lines between the images of a sheet of `size` pixels, which holds rows x columns of them."""
+    """Draw lines between the images of a sheet of `size` pixels, `tiles` rows and columns."""
     for draw, length, count in zip((ax.axhline, ax.axvline), size, tiles, strict=True):
         for place in range(1, count):
             draw(place * length / count - 0.5, color=PAPER, lw=1.5)
 
 
 def _pictures(cells: pd.DataFrame, array: str) -> list[tuple[pd.Series, dict[str, np.ndarray]]]:
-    """Of each data set, the cell of the highest likelihood whose picture holds such an array."""
+    """For each data set, the cell of the highest likelihood, if its picture holds `array`."""
     cells = cells_with(cells, "picture", "log_prob", "dataset")
     if cells.empty:
         return []
@@ -81,7 +81,7 @@ def _pictures(cells: pd.DataFrame, array: str) -> list[tuple[pd.Series, dict[str
 def _rows(
     cells: list[pd.Series], heads: tuple[str, ...], columns: int, height: float
 ) -> tuple[Figure, list[list[Axes]]]:
-    """A row of panels without ticks for each cell, under its name and how well it was learnt.
+    """A row of panels without ticks for each cell, under its name and its likelihood.
 
     `height` is a row's, in units of a panel's width.
     """
@@ -117,15 +117,15 @@ PICTURES = (
     Picture(
         "density",
         planes,
-        "Densities in the plane, both on one scale of colours, and draws from the flow. Of "
-        "each data set the cell of the highest likelihood is shown. What is left to learn is "
-        "the divergence, the mean of ln p_true − ln p over held-out points.",
+        "Densities in the plane, the true and the learned one on the same scale of colours, and "
+        "draws from the flow. For each data set the cell of the highest likelihood is shown. The "
+        "divergence that is left to learn is the mean of ln p_true − ln p over held-out points.",
     ),
     Picture(
         "density_samples",
         images,
-        "Test images, with the noise of their dequantisation, beside draws from the flow. "
-        "Of each data set the cell of the highest likelihood is shown; bits per dimension "
-        "are of the counts, and bound those of a model of the counts from above.",
+        "Test images, with the noise of their dequantisation, beside draws from the flow. For "
+        "each data set the cell of the highest likelihood is shown. Its bits per dimension bound "
+        "those of a model of the discrete pixel counts from above.",
     ),
 )

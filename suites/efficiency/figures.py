@@ -1,4 +1,4 @@
-"""What an error costs in seconds: from one draw to many, and which candidate costs least."""
+"""The seconds that an error costs: from one draw to many, and by the fastest candidate."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ from resflow_bench.report.style import (
 from suites.efficiency.comparison import BASELINE, column, compared, reference, seconds_to
 from suites.margins import TARGET
 
-ERRORS = (1.0, 0.1, 0.01, 0.001)  # nat, at which the map tells the seconds
+ERRORS = (1.0, 0.1, 0.01, 0.001)  # nat, at which the map gives the seconds
 NOISELESS = 1e-12  # nat^2: rounding
 LEAST, MOST = 1e-4, 1.0  # nat, the ends of the map
 DECADES_OF_TIME = 4.5
-LOOKS = {
+STYLES = {
     "one remedy": (GREY, 0.9),
     BASELINE: (INK, 1.4),
     "peer": (BLUE, 1.6),
@@ -54,11 +54,11 @@ LOOKS = {
     "tuned": (ACCENT, 1.6),
     "determinant": (GREEN, 1.8),
 }
-"""Colour and width of each family, what is drawn first in front."""
+"""Family to colour and width, in the order of drawing."""
 
 NONE = "none"
 WINNERS = (ORANGE, SKY, PINK, BROWN, BLUE, MUTED)
-"""Colours in the map for those that have none of their own."""
+"""Colours in the map for candidates without a colour of their own."""
 
 
 @themed
@@ -75,14 +75,14 @@ def error_against_time(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     label_outer(panels, min(columns, 2), "root mean square error (nat)")
     band = Line2D([], [], color=ACCENT, alpha=0.25, lw=6, label="least of all")
     floor = Line2D([], [], color=MUTED, ls=":", lw=1.4, label="its bias")
-    order = [name for look in LOOKS for name in names if _family(name) == look]
+    order = [name for family in STYLES for name in names if _family(name) == family]
     add_legend(figure, [*(names[name] for name in reversed(order)), band, floor])
     return figure
 
 
 @themed
 def variance_time(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
-    """Variance x time of each draw over that of the reference's, sorted."""
+    """Variance x time of each draw over that of the reference, sorted."""
     groups = _groups(compared(cells))
     groups = {title: some[some["spread"] > NOISELESS] for title, some in groups.items()}
     groups = {title: some for title, some in groups.items() if reference(some) is not None}
@@ -105,7 +105,7 @@ def variance_time(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
 
 @themed
 def winners(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
-    """Which candidate has the asked error in the least time, a column for each model and d."""
+    """The candidate that reaches an error in the least time, a column for each model and d."""
     cells = compared(cells)
     if cells.empty:
         return None
@@ -132,7 +132,7 @@ def winners(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
                 textcoords="offset points", ha="center", va="center", size=8, color=INK,
             )  # fmt: skip
     log_axis(ax, "y", [pd.Series(asked)])
-    ax.set(ylim=(LEAST, MOST), xlim=(-0.5, len(groups) - 0.5), ylabel="asked error (nat)")
+    ax.set(ylim=(LEAST, MOST), xlim=(-0.5, len(groups) - 0.5), ylabel="error (nat)")
     ax.set_xticks(range(len(groups)), [_place(some) for some in groups])
     ax.tick_params(axis="x", length=0)
     ax.grid(False)
@@ -141,7 +141,7 @@ def winners(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
 
 
 def _groups(cells: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Title to the cells of one model at one d; a model at several d's is for the map alone."""
+    """Title to the cells of one model at one d; a model at several d's is only on the map."""
     if cells.empty:
         return {}
     one = cells.groupby("model")["dim"].transform("nunique") == 1
@@ -155,14 +155,14 @@ def _place(some: pd.DataFrame, between: str = "\n") -> str:
 
 
 def _family(name: str) -> str:
-    """One of `LOOKS`."""
+    """One of `STYLES`."""
     if re.search(r", (training|evaluation|series|memory-saving)$", name):
         return "peer"
-    return next((look for look in LOOKS if name.startswith(look)), "one remedy")
+    return next((family for family in STYLES if name.startswith(family)), "one remedy")
 
 
 def _draw_lines(ax: Axes, some: pd.DataFrame) -> dict[str, Artist]:
-    """Every candidate's line, the least of them all as a band; the entries of a legend."""
+    """Draw every candidate's line, and the least of all as a band; return the legend's entries."""
     start = float(some["seconds"].min()) / 1.6
     t = np.geomspace(start, start * 10**DECADES_OF_TIME, 300)
     top = 1.6 * math.sqrt(float(some["spread"].max()))
@@ -175,12 +175,16 @@ def _draw_lines(ax: Axes, some: pd.DataFrame) -> dict[str, Artist]:
     ax.axhline(TARGET, color=INK, lw=0.8, ls=DASHES, zorder=1)
     handles: dict[str, Artist] = {}
     for _, cell in some.iterrows():
-        look = _family(cell["name"])
-        color, width = LOOKS[look]
+        family = _family(cell["name"])
+        color, width = STYLES[family]
         after = t[t >= cell["seconds"]]
         error, floor = _error(cell, after), cell["floor"]
         style = DASHES if cell["name"].endswith("evaluation") else "-"
-        given: dict[str, Any] = {"color": color, "lw": width, "zorder": 2 + list(LOOKS).index(look)}
+        given: dict[str, Any] = {
+            "color": color,
+            "lw": width,
+            "zorder": 2 + list(STYLES).index(family),
+        }
         if cell["spread"] <= NOISELESS:
             (line,) = ax.plot(after, error.clip(min=bottom), ls=style, **given)
             draw_edge_marks(ax, after[:1], error[:1].clip(min=bottom), color)
@@ -190,9 +194,9 @@ def _draw_lines(ax: Axes, some: pd.DataFrame) -> dict[str, Artist]:
             ax.plot(after[~noisy], error[~noisy], ls=":", **given)
             ax.plot(cell["seconds"], math.hypot(math.sqrt(cell["spread"]), floor), "o",
                     ms=3.5, mew=0, **given)  # fmt: skip
-        name = "others" if look == "one remedy" else cell["name"]
-        if look in ("tuned", "all together"):
-            name = look
+        name = "others" if family == "one remedy" else cell["name"]
+        if family in ("tuned", "all together"):
+            name = family
         handles[name] = Line2D([], [], color=color, lw=1.8, ls=line.get_linestyle(), label=name)
     log_axis(ax, "x", [pd.Series(t)])
     log_axis(ax, "y", [pd.Series([bottom, top])])
@@ -225,7 +229,7 @@ def _draw_ratios(ax: Axes, some: pd.DataFrame) -> None:
     ax.set_xlim(left, right * (right / left) ** 0.22)  # room for the numbers
     ax.axvline(1, color=INK, lw=0.9)
     for y, row in some.iterrows():
-        color = LOOKS[_family(row["name"])][0]
+        color = STYLES[_family(row["name"])][0]
         last = row["high"] if math.isfinite(row["high"]) else row["ratio"]
         ax.hlines(y, min(1, row["ratio"]), max(1, row["ratio"]), color=LINE, lw=5, zorder=1)
         ax.hlines(y, max(row["low"], left), last, color=color, lw=1.8, clip_on=True)
@@ -246,7 +250,7 @@ def _draw_ratios(ax: Axes, some: pd.DataFrame) -> None:
 
 
 def _fastest(some: pd.DataFrame, asked: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """(its name, its seconds per example) at each asked error."""
+    """(name, seconds per example) of the fastest candidate at each error."""
     needed = seconds_to(some, asked)
     best, seconds = needed.argmin(axis=0), needed.min(axis=0)
     named = zip(best, seconds, strict=True)
@@ -254,10 +258,10 @@ def _fastest(some: pd.DataFrame, asked: np.ndarray) -> tuple[list[str], np.ndarr
 
 
 def _winner_colors(names: list[str]) -> dict[str, str]:
-    """A family's own colour for the first of it, another for the next."""
+    """The colour of its family for the first candidate of each, another colour for the next."""
     colors: dict[str, str] = {NONE: LINE}
     for name in names:
-        own = LOOKS[_family(name)][0]
+        own = STYLES[_family(name)][0]
         free = [c for c in (own, *WINNERS) if c not in colors.values()]
         colors.setdefault(name, free[0] if free else GREY)
     return colors
@@ -277,31 +281,31 @@ PICTURES = (
     Picture(
         "efficiency",
         error_against_time,
-        "Each line begins with one draw, in the time that one takes for an example of a "
-        "batch, and falls with the square root of time as draws are averaged, until the bias "
-        "is what is left (dotted; where no formula gives it, the most that it may be). The "
-        "band is the least error that can be had in a time; the dashed line is 0.01 nat. A "
-        "determinant is exact to rounding from its first call on: a triangle at or below the "
-        "edge. Where the variance is infinite, averaging does not keep what the line says: it "
-        "is that of the draws that were seen, and no part of the band.",
+        "Each line begins with one draw, at the time of one draw per example of a batch. As draws "
+        "are averaged, it falls with the square root of time until only the bias is left (dotted; "
+        "where no formula gives the bias, its largest possible value). The band is the least "
+        "error reached in a given time; the dashed line is 0.01 nat. A determinant is exact up to "
+        "rounding from its first call on: a triangle at or below the edge. Where the variance is "
+        "infinite, the line shows the variance of the draws that were made; averaging does not "
+        "deliver it, and the band leaves it out.",
     ),
     Picture(
         "variance_time",
         variance_time,
-        "Variance times time of one draw, relative to that of the draw that normflows trains "
-        "by (our baseline is the same draw in our code): a tenth means the same error in a "
-        "tenth of the time. Each remedy alone, several, and all together. Times are ratios to "
+        "Variance times time of one draw, relative to the draw that normflows trains by (our "
+        "baseline is the same draw in our code): a tenth means the same error in a tenth of the "
+        "time. Each remedy is shown alone, then several, then all together. Times are ratios to "
         "ten plain terms timed in turns. Bars are 99 % intervals, of the time alone where the "
-        "variance is a closed form; the reference's own stand at one; one that ends at its "
-        "mark has no upper limit. A variance that is infinite is as sampled, and at least "
-        "that; where the reference's is, every ratio to it is at most what is shown.",
+        "variance is a closed form; the reference itself stands at one. A bar that ends at its "
+        "mark has no upper limit. An infinite variance is shown as sampled, which is a lower "
+        "limit; if the reference has one, all ratios to it are upper limits.",
     ),
     Picture(
         "winners",
         winners,
-        "Who wins, from an error of 1 nat down to 0.0001, and the seconds per example that it "
-        "takes (from variance, bias and time of a draw; candidates of infinite variance do "
-        "not compete). The steep flow is untrained, with every layer's norm at its limit, and "
+        "The fastest candidate at each error from 1 nat down to 0.0001, with its seconds per "
+        "example (from variance, bias and time of a draw; candidates of infinite variance do not "
+        "take part). The steep flow is untrained, with the norm of every layer at its limit, and "
         "exists at every d; fewer candidates are measured on it.",
     ),
 )

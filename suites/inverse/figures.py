@@ -29,7 +29,7 @@ from resflow_bench.report.style import (
 from suites.marks import MODELS, draw_points, model_handles, models_in
 
 STYLES: dict[str, tuple[Any, Any]] = {"float64": (DASHES, "-"), "float32": ((0, (4, 2, 1, 2)), ":")}
-"""Of Banach's rate and of the certificate."""
+"""dtype to the line styles of Banach's rate and of the certificate."""
 
 
 @themed
@@ -66,7 +66,7 @@ def against_bounds(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
 
 @themed
 def convergence(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
-    """Error of the inverse after so many steps, its certificate and Banach's rate."""
+    """Error of the inverse after a number of steps, its certificate and Banach's rate."""
     cells = cells_with(cells, "inverse_error", "inverse_error_bound", "inverse_error_banach")
     if cells.empty:
         return None
@@ -119,18 +119,18 @@ PICTURES = (
     Picture(
         "convergence",
         convergence,
-        "The largest error over the points after so many steps in each block. It must stay "
-        "under its certificate, which is measured along the way and levels off at the "
-        "rounding floor of its dtype, and under Banach's rate, which is known before the "
-        "first step. For a flow both multiply 1 / (1 − K) over the blocks, hence the gap.",
+        "The largest error over the points after a fixed number of steps in each block. It must "
+        "stay under its certificate, which is measured during the solve and levels off at the "
+        "rounding floor of its dtype, and under Banach's rate, which is known before the first "
+        "step. For a flow both multiply 1 / (1 − K) over the blocks, hence the gap.",
     ),
     Picture(
         "inverse",
         against_bounds,
-        "Left: the true error of the inverse against its certificate: how far it is from an "
-        "inverse in float64, and what that one's residuals, ‖r‖ / m a block, m ≥ 1 − K, may "
-        "have become. Right: the steps taken, over all blocks, "
-        "against the number that Banach's theorem asks for beforehand. Each mark belongs on "
-        "or under the diagonal; how far under is how cautious the theory is.",
+        "Left: the true error of the inverse against its certificate, which adds its distance "
+        "from an inverse in float64 to the largest error that the residuals of the latter allow, "
+        "‖r‖ / m per block with m ≥ 1 − K. Right: the steps taken over all blocks against the "
+        "number that Banach's theorem requires beforehand. Each mark belongs on or under the "
+        "diagonal; the distance from it shows how cautious the theory is.",
     ),
 )

@@ -10,7 +10,7 @@ from suites.models import FIRST, GLOSSARY
 STATEMENTS = (
     Statement(
         "certified within promised",
-        "the product of the layers' norms, by SVD in float64, keeps the promise K",
+        "the product of the layers' norms, by SVD in float64, is at most the promised K",
         "Lip(g) ≤ Π ‖W_j‖₂ Lip(φ_j)",
         Exactly("lipschitz_certified", "lipschitz_promised"),
     ),

@@ -30,7 +30,7 @@ CONSTANTS = {
     "lipschitz_realised": ("realised ‖J‖₂", ACCENT, "o"),
     "spectral_radius": ("spectral radius ρ", GREEN, "X"),
 }
-LEFT = "lipschitz_power_iteration"
+UNALIGNED = "lipschitz_power_iteration"
 
 
 @themed
@@ -44,8 +44,8 @@ def constants(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     cells = cells.assign(_order=order).sort_values(["_order", "lipschitz"], kind="stable")
     cells = cells.drop(columns="_order").drop_duplicates(["model", *CONSTANTS]).head(MAX_ROWS)
     shown = [a for a in ("model", "lipschitz", "dim", "dtype") if a in cells]
-    if LEFT not in cells:
-        cells = cells.assign(**{LEFT: np.nan})
+    if UNALIGNED not in cells:
+        cells = cells.assign(**{UNALIGNED: np.nan})
     figure, ax = make_rows(cells, ["model", *varying(cells, shown[1:])], columns)
     ax.invert_yaxis()
     rows = np.arange(len(cells))
@@ -58,9 +58,9 @@ def constants(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
         ax.plot(
             cells[metric], rows, marker, color=color, mfc=face, ms=size, mew=edge, clip_on=False
         )
-    broken = (cells[LEFT] > cells["lipschitz_promised"] * (1 + 1e-6)).to_numpy()
-    ax.plot(cells[LEFT][broken], rows[broken], "v", color=PINK, ms=6, mew=0, clip_on=False)
-    ax.set_xlim(0, max(1.0, 1.03 * np.nanmax([values.max().max(), cells[LEFT].max()])))
+    broken = (cells[UNALIGNED] > cells["lipschitz_promised"] * (1 + 1e-6)).to_numpy()
+    ax.plot(cells[UNALIGNED][broken], rows[broken], "v", color=PINK, ms=6, mew=0, clip_on=False)
+    ax.set_xlim(0, max(1.0, 1.03 * np.nanmax([values.max().max(), cells[UNALIGNED].max()])))
     ax.set_xlabel("constant of the branch")
     handles = [
         Line2D([], [], color=c, marker=m, ls="", label=text, mfc=PAPER if m == "D" else c, mew=1.3)
@@ -77,10 +77,10 @@ PICTURES = (
     Picture(
         "lipschitz",
         constants,
-        "From right to left: the promise, the product of the layers' norms by SVD, the "
-        "largest ‖J(x)‖₂ met at the points, and the spectral radius, which alone decides how "
-        "fast the series converges in the end. Of a flow, the worst block is shown. A "
-        "triangle beyond the promise would be a certified constant as the training's last "
-        "update left it; every other number here is of norms aligned by SVD.",
+        "From right to left: the promised constant, the product of the layers' norms by SVD, the "
+        "largest ‖J(x)‖₂ over the points, and the spectral radius, which alone decides how fast "
+        "the series converges asymptotically. For a flow the worst block is shown. A triangle "
+        "beyond the promised constant marks the certified constant as the training's last update "
+        "left it; all other numbers are of norms aligned by SVD.",
     ),
 )

@@ -1,4 +1,4 @@
-"""Implementations that hold the same weights, beside each other: what they return, and its cost."""
+"""Implementations with the same weights, side by side: their values, gradients and costs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from resflow_bench.report.style import (
 )
 from suites.models import MAIN
 
-LOOKS = {"ours": (ACCENT, "o"), "normflows": (BLUE, "s"), "torchflows": (GREEN, "D")}
+MARKS = {"ours": (ACCENT, "o"), "normflows": (BLUE, "s"), "torchflows": (GREEN, "D")}
 RATIOS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
 OFFSET = 0.24  # between the marks of one line
 LINE_HEIGHT = 0.52  # inches, of a mode with the marks of three implementations
@@ -38,7 +38,7 @@ LINE_HEIGHT = 0.52  # inches, of a mode with the marks of three implementations
 
 @dataclass(frozen=True)
 class _Panel:
-    """One metric: its title, its axis, the metric that it is expected at, and a line to draw."""
+    """A metric with its title and axis, the metric of its expected value, and a line to draw."""
 
     metric: str
     title: str
@@ -68,7 +68,7 @@ def side_by_side(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     figure, axes = make_panels(len(panels), columns, height=height)
     below = [_draw(ax, panel, cells) for ax, panel in zip(axes, panels, strict=True)]
     handles = [
-        Line2D([], [], color=_look(name)[0], marker=_look(name)[1], ls="", ms=6, label=name)
+        Line2D([], [], color=_mark(name)[0], marker=_mark(name)[1], ls="", ms=6, label=name)
         for name in _order(cells["implementation"])
     ]
     if "bias_expected" in cells:
@@ -97,7 +97,7 @@ def _one_flow(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _draw(ax: Axes, panel: _Panel, cells: pd.DataFrame) -> bool:
-    """The panel's marks; whether one of them stands for "here or below"."""
+    """Draw the panel's marks; return whether one of them stands for "here or below"."""
     some = cells.dropna(subset=[panel.metric])
     lines = list(dict.fromkeys(some["line"]))
     low, high = some[f"{panel.metric}_low"], some[f"{panel.metric}_high"]
@@ -122,10 +122,10 @@ def _draw(ax: Axes, panel: _Panel, cells: pd.DataFrame) -> bool:
     unresolved = panel.logarithmic & ((value <= edge) | (low <= 0)).to_numpy()
     for name in names:
         mine = (some["implementation"] == name).to_numpy()
-        color, marker = _look(name)
-        told = mine & ~unresolved
-        ax.hlines(at[told], low[told].clip(lower=edge), high[told], color=color, lw=1.8)
-        ax.plot(value[told], at[told], marker, color=color, ms=6, mew=0)
+        color, marker = _mark(name)
+        resolved = mine & ~unresolved
+        ax.hlines(at[resolved], low[resolved].clip(lower=edge), high[resolved], color=color, lw=1.8)
+        ax.plot(value[resolved], at[resolved], marker, color=color, ms=6, mew=0)
         draw_edge_marks(ax, high[mine & unresolved].to_numpy(), at[mine & unresolved], color)
     if panel.expected and panel.expected in some:
         rings: dict[str, Any] = {"mfc": "none", "mec": MUTED, "ms": 11, "mew": 1.0}
@@ -139,28 +139,28 @@ def _draw(ax: Axes, panel: _Panel, cells: pd.DataFrame) -> bool:
 
 
 def _order(names: pd.Series) -> list[str]:
-    """Ours first, then the rest as in `LOOKS`, then what is new."""
+    """Names in the order of `MARKS`, ours first; other names follow."""
     found = set(names)
-    return [name for name in LOOKS if name in found] + sorted(found - set(LOOKS))
+    return [name for name in MARKS if name in found] + sorted(found - set(MARKS))
 
 
-def _look(name: str) -> tuple[str, str]:
-    return LOOKS.get(name, (GREY, "X"))
+def _mark(name: str) -> tuple[str, str]:
+    return MARKS.get(name, (GREY, "X"))
 
 
 PICTURES = (
     Picture(
         "peers",
         side_by_side,
-        "Each implementation holds the same weights and is measured by the same code, on one "
-        "thread; bars are 99 % intervals. The value: mean of its estimates less the exact "
-        "log-det of its own map, in float64; the ring is the mean of the formula in its "
-        "source, so that a mark inside a ring away from zero estimates another quantity than "
-        "the log-det, or a cut series. The gradient: relative error of the mean, each example "
-        "with an upstream weight of its own (1, 2, 5, −1); a triangle is the end of an "
-        "interval that holds zero. The inverse: in float64, against the tolerance it was "
-        "asked for, the short black line, where one can be asked. Time and memory: a call "
-        "without gradients, at its own number of terms; memory-saving modes take their "
+        "All implementations hold the same weights and are measured by the same code, on one "
+        "thread; bars are 99 % intervals. Value: the mean of the estimates minus the exact "
+        "log-det of the implementation's own map, in float64. The ring is the mean of the formula "
+        "in its source, so that a mark inside a ring away from zero estimates another quantity "
+        "than the log-det, or a truncated series. Gradient: the relative error of the mean, with "
+        "a different upstream weight for each example (1, 2, 5, −1); a triangle is the upper end "
+        "of an interval that contains zero. Inverse: in float64; the short black line is the "
+        "requested tolerance, where one can be requested. Time and memory: a call without "
+        "gradients, at the implementation's own number of terms; memory-saving modes take their "
         "gradients in that call.",
     ),
 )

@@ -19,13 +19,13 @@ STATEMENTS = (
     Statement(
         "work no worse than linear",
         "the FLOPs of a log-prob are at most proportional to its terms, probes and examples",
-        "one product a term, probe and example",
+        "one product per term, probe and example",
         Exactly("exponent_flops", 1.0),
     ),
     Statement(
         "seconds no worse than linear",
-        f"its seconds grow as nᵉ with e ≤ {1 + RESOLUTION:g}",
-        "seconds in proportion to products, and a constant, which makes e less than 1",
+        f"the seconds of a log-prob grow as nᵉ with e ≤ {1 + RESOLUTION:g}",
+        "seconds proportional to the products, plus a constant, which lowers e",
         AtMost("exponent", 1 + RESOLUTION),
     ),
 )
@@ -41,8 +41,8 @@ def cost(cells: pd.DataFrame) -> str:
     return (
         f"A log-prob at d = {c['dim']}, h = {c['width']} takes {interval(c, 'overhead_s', 1e3)} ms "
         f"and another {interval(c, 'marginal_s', 1e3)} ms for each of its {GROWING[c['grows']]}; "
-        f"at the most of them it runs at {interval(c, 'flops_fraction', 100)} % of the rate of a "
-        f"matrix product on {c['device']}."
+        f"at the largest number of them it runs at {interval(c, 'flops_fraction', 100)} % of the "
+        f"rate of a matrix product on {c['device']}."
     )
 
 

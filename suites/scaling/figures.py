@@ -33,7 +33,7 @@ from resflow_bench.report.style import (
 )
 from suites.scaling.claims import GROWING
 
-LOOKS = ((ACCENT, "o"), (BLUE, "s"), (GREEN, "D"), (ORANGE, "^"), (PINK, "v"), (BROWN, "P"))
+STYLES = ((ACCENT, "o"), (BLUE, "s"), (GREEN, "D"), (ORANGE, "^"), (PINK, "v"), (BROWN, "P"))
 SYMBOLS = {"n_terms": "N", "n_probes": "m", "batch_size": "B"}
 ENDS = ("low", "high")
 RUNG = re.compile(r"wall_s_(\d+)")
@@ -46,7 +46,7 @@ def ladders(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     if cells.empty:
         return None
     cells = _named(cells)
-    looks = dict(zip(dict.fromkeys(cells["name"]), LOOKS, strict=False))
+    styles = dict(zip(dict.fromkeys(cells["name"]), STYLES, strict=False))
     places = [
         (device, grows)
         for device in dict.fromkeys(cells["device"])
@@ -57,12 +57,12 @@ def ladders(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     figure, panels = make_panels(len(places), columns)
     for ax, (device, grows) in zip(panels, places, strict=True):
         here = cells[(cells["device"] == device) & (cells["grows"] == grows)]
-        ladders = [(_rungs(cell), cell) for _, cell in here.iterrows() if cell["name"] in looks]
+        ladders = [(_rungs(cell), cell) for _, cell in here.iterrows() if cell["name"] in styles]
         if ladders:
             log_axis(ax, "y", [rungs[end] for rungs, _ in ladders for end in ("wall_s", *ENDS)])
             count_axis(ax, pd.concat([rungs["size"] for rungs, _ in ladders]))
         for rungs, cell in ladders:
-            _draw(ax, rungs, cell, *looks[cell["name"]])
+            _draw(ax, rungs, cell, *styles[cell["name"]])
         ax.set(title=f"{GROWING[grows]}, {device}", xlabel=f"{GROWING[grows]} {SYMBOLS[grows]}")
     label_outer(panels, columns, "seconds of a log-prob")
     add_legend(
@@ -70,7 +70,7 @@ def ladders(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
         [
             *(
                 Line2D([], [], color=color, marker=marker, lw=1.4, ms=5.5, label=name)
-                for name, (color, marker) in looks.items()
+                for name, (color, marker) in styles.items()
             ),
             Line2D([], [], color=MUTED, ls=DASHES, lw=1.1, label="without the constant"),
         ],
@@ -79,12 +79,12 @@ def ladders(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
 
 
 def _named(cells: pd.DataFrame) -> pd.DataFrame:
-    """With `name`, d × h of the flow and whatever else tells two ladders of a panel apart."""
+    """With `name`: d × h of the flow, and the other axes in which ladders of a panel differ."""
     others = [name for name in axes(cells) if name not in ("dim", "width", "device", "grows")]
     alike = [some for _, some in cells.groupby(["device", "grows", "dim", "width"], sort=False)]
-    told = [name for name in others if any(varying(some, [name]) for some in alike)]
+    differing = [name for name in others if any(varying(some, [name]) for some in alike)]
     names = [
-        ", ".join(filter(None, [f"{cell['dim']} × {cell['width']}", label(cell, told)]))
+        ", ".join(filter(None, [f"{cell['dim']} × {cell['width']}", label(cell, differing)]))
         for _, cell in cells.iterrows()
     ]
     return cells.assign(name=names)
@@ -126,11 +126,11 @@ PICTURES = (
     Picture(
         "scaling",
         ladders,
-        "Seconds of a log-prob with a fixed number of terms, of two untrained blocks W-φ-W "
-        "named by their d × h; each ladder doubles one size from mark to mark, and its marks "
-        "are timed in turn. Bars are 99 % intervals of the median. The line is a constant and "
-        "a slope, fitted in relative error; the dashed one is the slope alone, which on these "
-        "axes rises with slope 1. Where the two part, a call is what it does whatever its "
-        "size, which takes the exponent of a power law, written at the last mark, below 1.",
+        "Seconds of a log-prob with a fixed number of terms, for two untrained blocks W-φ-W named "
+        "by their d × h. Each ladder doubles one size from mark to mark, and its marks are timed "
+        "in turn. Bars are 99 % intervals of the median. The line is a constant plus a slope, "
+        "fitted in relative error; the dashed line is the slope alone, which on these axes rises "
+        "with slope 1. Where the two part, a share of the call does not depend on the size, which "
+        "lowers the exponent of a power law, written at the last mark, below 1.",
     ),
 )

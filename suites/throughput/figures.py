@@ -1,4 +1,4 @@
-"""Examples a second and the share of the machine that they use."""
+"""Examples a second, and the share of the hardware's rate."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ PICTURES = (
     Picture(
         "throughput",
         rates,
-        "Examples a second, median of repeated timings; the thin line at a bar's end is its "
-        "99 % interval. The peak is the rate of a large matrix product measured in the same "
-        "run: a share above 100 %, or a long thin line, says that the machine had other work "
-        "while one of the two was timed.",
+        "Examples a second, by the median of repeated timings; the thin line at the end of a bar "
+        "is its 99 % interval. The peak is the rate of a large matrix product measured in the "
+        "same run: a share above 100 %, or a long thin line, means that other work ran on the "
+        "machine during one of the two timings.",
     ),
 )

@@ -26,11 +26,11 @@ from resflow_bench.report.style import (
 )
 
 TRAINING = ["dataset", "architecture", "lipschitz", "batch_size", "device"]
-"""What one curve has in common."""
+"""The axes that the rows of one curve share."""
 
 SHARE = 0.15
-"""Of the rows, the first that a panel may leave below its edge: the fall from the start would
-flatten all that follows it."""
+"""The share of the rows, from the first on, that a panel may leave below its edge: shown whole, the
+first steps would flatten all that follows."""
 
 
 @themed
@@ -79,7 +79,7 @@ def promises(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
         ax.axhline(100, color=INK, lw=1.1, ls=DASHES)
         ax.plot(steps, excess, color=ACCENT, lw=1.2, marker="s", ms=3)
         ax.plot(steps, certified, color=BLUE, lw=1.8, marker="o", ms=3)
-        # What matters is near the promise; blocks begin far below it.
+        # The promise is in the middle; blocks begin far below it.
         reach = max(0.1, excess.max() - 100, 100 - certified.median())
         ax.set_ylim(100 - 1.2 * reach, 100 + 1.2 * reach)
     label_outer([ax for ax, _ in panels], columns, "% of the promised K")
@@ -93,7 +93,7 @@ def promises(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
 
 
 def _panels(cells: pd.DataFrame, columns: int) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
-    """A panel for each training, titled by what tells it apart, with its rows by step."""
+    """A panel for each training, titled by the axes that differ, with its rows by step."""
     shown = list(dict.fromkeys(["dataset", "architecture", "lipschitz", *varying(cells, TRAINING)]))
     groups = list(_trainings(cells))[:MAX_PANELS]
     figure, panels = make_panels(len(groups), columns)
@@ -111,19 +111,19 @@ PICTURES = (
     Picture(
         "likelihood",
         likelihood,
-        "Higher is better. Batches: the objective, an unbiased estimate of log p by the "
-        "weights of the moment, mean over the steps since the last row. Held out: points that "
-        "the training never sees, by the moving average of the weights, which is what is kept "
-        "in the end. Bands are 99 % intervals. Held-out points that fall behind the batches "
-        "are overfitting; the first steps may lie below the panel's edge.",
+        "Higher is better. Training batches: the objective, an unbiased estimate of log p with "
+        "the current weights, as the mean over the steps since the last row. Held out: points "
+        "that the training never sees, with the moving average of the weights, which is saved at "
+        "the end. Bands are 99 % intervals. Held-out points that fall behind the batches show "
+        "overfitting; the first steps may lie below the edge of the panel.",
     ),
     Picture(
         "promises",
         promises,
-        "The worst block's constant as its layers' norms certify it, in percent of the "
-        "promise: after each step's update, where it must not pass 100, and before that "
-        "update, as the optimiser's step had left it: what is above 100 there, a training "
-        "that updates its norms more rarely adds up. Where the blocks have not grown to "
-        "their promise yet, they lie below the panel's edge or far under the line.",
+        "The constant of the worst block, certified from its layers' norms, in percent of the "
+        "promised constant: after the update of each step, where it must not pass 100, and before "
+        "that update, as the optimiser's step left it. The excess before the update accumulates "
+        "in a training that updates its norms less often. Blocks that have not grown to the "
+        "promised constant yet lie far under the line or below the edge of the panel.",
     ),
 )

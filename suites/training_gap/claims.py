@@ -30,7 +30,7 @@ STATEMENTS = (
     ),
     Statement(
         "no gap with a roulette",
-        "the mean of a roulette objective is not off at all",
+        "the mean of a roulette objective is exact",
         "Chen et al. (2019), theorem 1",
         Equals("gap", 0.0, RESOLUTION),
         only="truncation == 'roulette'",

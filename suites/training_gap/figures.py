@@ -1,4 +1,4 @@
-"""What a training's objective says of the likelihood, and what is true of it."""
+"""The likelihood that a training's objective claims, and the exact one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from resflow_bench.report.style import (
 FLOW = ["dataset", "architecture", "lipschitz"]
 MARKERS = "osD^vPX"
 DECADES = 6
-"""Of a gap on one axis: 1e-6 bit/dim is of no interest to anyone."""
+"""The longest axis of a gap; smaller ones are of no interest."""
 
 
 @themed
@@ -42,14 +42,14 @@ def over_steps(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
         return None
     flows = _flows(cells)
     figure, panels = make_panels(len(flows), columns)
-    looks = _looks(cells)
+    styles = _styles(cells)
     for ax, (title, here) in zip(panels, flows, strict=True):
-        for name, (color, marker) in looks.items():
+        for name, (color, marker) in styles.items():
             mine = here[here["objective"] == name].sort_values("step")
             steps = mine["step"].astype(float)
-            said, true = mine["log_prob_objective"], mine["log_prob_exact"]
-            ax.fill_between(steps, true, said, color=color, alpha=0.12, lw=0)
-            ax.plot(steps, said, color=color, ls=DASHES, lw=1.3)
+            claimed, true = mine["log_prob_objective"], mine["log_prob_exact"]
+            ax.fill_between(steps, true, claimed, color=color, alpha=0.12, lw=0)
+            ax.plot(steps, claimed, color=color, ls=DASHES, lw=1.3)
             ax.plot(steps, true, color=color, lw=1.8)
             _marks(ax, mine, "log_prob_objective", color, marker, PAPER)
             _marks(ax, mine, "log_prob_unbiased", color, marker, color)
@@ -59,8 +59,8 @@ def over_steps(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     add_legend(
         figure,
         [
-            *_handles(looks),
-            Line2D([], [], color=MUTED, ls=DASHES, marker="o", mfc=PAPER, label="objective says"),
+            *_handles(styles),
+            Line2D([], [], color=MUTED, ls=DASHES, marker="o", mfc=PAPER, label="objective claims"),
             Line2D([], [], color=MUTED, lw=1.8, label="exact"),
             Line2D([], [], color=MUTED, marker="o", ls="", label="unbiased estimate"),
         ],
@@ -88,9 +88,15 @@ def by_terms(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
         unresolved = ((last["gap_low"] <= 0) & (last["gap_high"] >= 0)).to_numpy()
         below = unresolved | (gap.abs() <= floor).to_numpy()
         size = np.where(below, ends[:, 1], gap.abs()).clip(min=floor)
-        told, negative = ~below, (gap < 0).to_numpy()
-        ax.vlines(n_terms[told], ends[told, 0].clip(min=floor), ends[told, 1], color=ACCENT, lw=1.8)
-        for sign, face in ((told & ~negative, ACCENT), (told & negative, PAPER)):
+        resolved, negative = ~below, (gap < 0).to_numpy()
+        ax.vlines(
+            n_terms[resolved],
+            ends[resolved, 0].clip(min=floor),
+            ends[resolved, 1],
+            color=ACCENT,
+            lw=1.8,
+        )
+        for sign, face in ((resolved & ~negative, ACCENT), (resolved & negative, PAPER)):
             ax.plot(n_terms[sign], size[sign], "o", color=ACCENT, mfc=face, ms=6)
         draw_edge_marks(ax, n_terms[below].to_numpy(), size[below], ACCENT)
         count_axis(ax, here["n_terms"])
@@ -110,7 +116,7 @@ def by_terms(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
 
 
 def _objectives(cells: pd.DataFrame) -> pd.DataFrame:
-    """One cell per flow, step and objective, which is `N = 2` or the roulette's law."""
+    """One cell per flow, step and objective; `objective` is `N = 2` or the roulette's law."""
     if cells.empty:
         return cells
     terms = cells["n_terms"] if "n_terms" in cells else pd.Series(np.nan, cells.index)
@@ -124,30 +130,30 @@ def _objectives(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _flows(cells: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The cells of each data set, architecture and K, with the words that tell these apart."""
-    told = [axis for axis in FLOW if axis == "lipschitz" or cells[axis].nunique() > 1]
+    """Title to cells, for each data set, architecture and K."""
+    named = [axis for axis in FLOW if axis == "lipschitz" or cells[axis].nunique() > 1]
     words = []
     for values, here in cells.groupby(FLOW):
         known = dict(zip(FLOW, values, strict=True))
         title = ", ".join(
-            f"K = {known[axis]:g}" if axis == "lipschitz" else str(known[axis]) for axis in told
+            f"K = {known[axis]:g}" if axis == "lipschitz" else str(known[axis]) for axis in named
         )
         words.append((title, here))
     return words[:MAX_PANELS]
 
 
-def _looks(cells: pd.DataFrame) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each objective: few terms are pale, and the roulette stands out."""
+def _styles(cells: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """Objective to colour and marker: few terms are pale, and the roulette stands out."""
     ordered = cells.sort_values("_order")["objective"].drop_duplicates()
     fixed = [name for name in ordered if name.startswith("N")]
     colors = sns.color_palette("viridis_r", len(fixed) + 1).as_hex()[1:]
-    looks = dict(zip(fixed, zip(colors, MARKERS * 9, strict=False), strict=False))
-    laws = [name for name in ordered if name not in looks]
-    return looks | {name: (ACCENT, "*" if i == 0 else "p") for i, name in enumerate(laws)}
+    styles = dict(zip(fixed, zip(colors, MARKERS * 9, strict=False), strict=False))
+    laws = [name for name in ordered if name not in styles]
+    return styles | {name: (ACCENT, "*" if i == 0 else "p") for i, name in enumerate(laws)}
 
 
 def _marks(ax: Axes, cells: pd.DataFrame, metric: str, color: str, marker: str, face: str) -> None:
-    """Each value with its interval."""
+    """Draw each value with its interval."""
     if metric not in cells:
         return
     steps = cells["step"].astype(float)
@@ -158,10 +164,10 @@ def _marks(ax: Axes, cells: pd.DataFrame, metric: str, color: str, marker: str, 
     ax.plot(steps, cells[metric], marker, color=color, mfc=face, ms=size, mew=1.0, ls="")
 
 
-def _handles(looks: dict[str, tuple[str, str]]) -> list[Line2D]:
+def _handles(styles: dict[str, tuple[str, str]]) -> list[Line2D]:
     return [
         Line2D([], [], color=color, marker=marker, ms=8 if marker == "*" else 5, label=name)
-        for name, (color, marker) in looks.items()
+        for name, (color, marker) in styles.items()
     ]
 
 
@@ -169,20 +175,20 @@ PICTURES = (
     Picture(
         "training_gap",
         over_steps,
-        "One flow, trained with each objective in turn. Dashed, with open marks: what the "
-        "objective itself says of held-out points; solid: the exact log-likelihood there; "
-        "filled marks: an unbiased estimate, which should lie on the solid line. Bars are "
-        "99 % intervals. The shaded gap is likelihood that a cut series makes up, and that "
-        "training on it is paid for making up: a curve that rises while its solid line "
-        "falls has learnt to deceive the objective. A roulette has no gap.",
+        "One flow, trained with each objective in turn. Dashed with open marks: the objective's "
+        "own estimate at held-out points. Solid: the exact log-likelihood there. Filled marks: an "
+        "unbiased estimate, which should lie on the solid line. Bars are 99 % intervals. The "
+        "shaded gap is likelihood that only the truncated series claims; where the dashed curve "
+        "rises while its solid line falls, the training has exploited the error of its objective. "
+        "A roulette has no gap.",
     ),
     Picture(
         "training_gap_terms",
         by_terms,
-        "How far the objective is off at the last step, against its number of terms. A filled "
-        "mark overstates the likelihood, an open one understates it; its bar, the 99 % "
-        "interval, should hold the line, which is computed from the Jacobian without "
-        "sampling, and stay below the dashed bound, which knows K and the blocks alone. "
-        "A triangle is the end of an interval that holds zero.",
+        "The error of the objective at the last step against its number of terms. A filled mark "
+        "overstates the likelihood, an open one understates it. Its bar, the 99 % interval, "
+        "should contain the line, which is computed from the Jacobian without sampling, and stay "
+        "below the dashed bound, which depends on K and the blocks alone. A triangle is the upper "
+        "end of an interval that contains zero.",
     ),
 )

@@ -30,7 +30,8 @@ STATEMENTS = (
     ),
     Statement(
         "variance within Lipschitz bound",
-        "variance ≤ (2d/m) (Σ_{k≤N} Kᵏ/k)², from K, d, m and N alone (roulette: its like)",
+        "variance ≤ (2d/m) (Σ_{k≤N} Kᵏ/k)², from K, d, m and N alone (for a roulette, "
+        "the corresponding sum)",
         "‖Jᵏ‖_F ≤ √d Kᵏ and the triangle inequality",
         AtMost("variance", "variance_bound_lipschitz", theory="variance_expected"),
     ),
@@ -40,7 +41,8 @@ DISPUTED = (
     Statement(
         "variance within 2 H_N √d / m, as printed",
         "variance ≤ 2 H_N √d / m, as printed in a widely read post",
-        "there the norm lost its square and the sum its signs; right is (2d/m) (Σ_{k≤N} Kᵏ/k)²",
+        "the post drops the square of the norm and the signs of the sum; the correct bound is "
+        "(2d/m) (Σ_{k≤N} Kᵏ/k)²",
         AtMost("variance", "variance_bound_printed", theory="variance_expected"),
         only="truncation == 'fixed'",
     ),

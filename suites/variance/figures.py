@@ -106,12 +106,12 @@ def bounds(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
             ms=11 if marker == "|" else 6.5,
             mew=2 if marker == "|" else 1.3 if hollow else 0,
         )
-    told = (cells["variance"] > floor).to_numpy()
+    shown = (cells["variance"] > floor).to_numpy()
     low, high = (cells[m].clip(lower=floor) for m in ("variance_low", "variance_high"))
-    ax.hlines(rows[told], low[told], high[told], color=ACCENT, lw=2)
+    ax.hlines(rows[shown], low[shown], high[shown], color=ACCENT, lw=2)
     value = cells["variance"].clip(lower=floor)
-    ax.plot(value[told], rows[told], "o", color=ACCENT, ms=5, mec=PAPER, mew=0.5)
-    draw_edge_marks(ax, value[~told], rows[~told], ACCENT)
+    ax.plot(value[shown], rows[shown], "o", color=ACCENT, ms=5, mec=PAPER, mew=0.5)
+    draw_edge_marks(ax, value[~shown], rows[~shown], ACCENT)
     words = f"variance of one draw (nat²)\n{_common(cells, [*hard, 'n_probes'])}"
     figure.supxlabel(words, size=9)  # centred on the figure: it is wider than a phone's panel
     measured = Line2D([], [], color=ACCENT, marker="o", ls="", ms=5, label="measured")
@@ -169,7 +169,7 @@ def roulette(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
 
 
 def _common(cells: pd.DataFrame, names: list[str]) -> str:
-    """The values of these axes that all cells share, in words."""
+    """The axes among `names` on which all cells agree, in words."""
     shared = [name for name in names if cells[name].nunique(dropna=False) == 1]
     return label(cells.iloc[0], shared)
 
@@ -178,27 +178,27 @@ PICTURES = (
     Picture(
         "variance",
         over_closed_form,
-        "Measured variance of one draw over its closed form, with 99 % intervals; one mark "
-        "is one cell. Marks scatter about one, and one bar in a hundred misses it by chance. "
-        "Where a bar ends in a triangle, the roulette's tail is too heavy for an upper "
-        "limit. Cells whose variance is zero or infinite have no ratio and are not drawn.",
+        "Measured variance of one draw over its closed form, with 99 % intervals; each mark is a "
+        "cell. Marks scatter about one, and one bar in a hundred misses it by chance. Where a bar "
+        "ends in a triangle, the tail of the roulette is too heavy for an upper limit. Cells "
+        "whose variance is zero or infinite have no ratio and are not drawn.",
     ),
     Picture(
         "bounds",
         bounds,
-        "What each model is allowed, at its hardest setting. From left to right: measured "
-        "(on its closed form), Avron and Toledo's bound, the bound from K alone (for a flow, "
-        "summed over its blocks); where they fall together, the bound is attained. The cross "
-        "is the bound as printed in a widely read post: wherever it lies left of the "
-        "measurement, it is no bound. A triangle on the left edge is a variance of zero.",
+        "The variance of each model at its hardest setting, and its bounds. From left to right: "
+        "measured (on its closed form), Avron and Toledo's bound, and the bound from K alone (for "
+        "a flow, summed over its blocks); where they coincide, the bound is attained. The cross "
+        "is the bound as printed in a widely read post: wherever it lies left of the measurement, "
+        "it is no bound. A triangle on the left edge is a variance of zero.",
     ),
     Picture(
         "roulette",
         roulette,
-        "Which roulettes have a variance at all. A geometric law that stops with probability "
-        "p needs ρ(J)² < 1 − p (below the curve), with ρ the largest spectral radius over "
-        "blocks and points; a Poisson law stops so early that only a nilpotent J (ρ = 0) is "
-        "safe. Where the variance is infinite, a sample variance looks tame, is no estimate "
-        "of anything, and the mean of however many draws has infinite variance too.",
+        "Roulettes of finite and of infinite variance. A geometric law that stops with "
+        "probability p needs ρ(J)² < 1 − p (below the curve), with ρ the largest spectral radius "
+        "over blocks and points. A Poisson law stops so early that only a nilpotent J (ρ = 0) is "
+        "safe. Where the variance is infinite, a sample variance may look moderate but estimates "
+        "nothing, and the mean of any number of draws has infinite variance too.",
     ),
 )

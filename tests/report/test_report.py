@@ -176,7 +176,7 @@ def test_a_run_of_failures_has_a_page(frames: dict[str, pd.DataFrame], tmp_path:
         {"inverse": only, "bias": only.head(0)}, [RUN], tmp_path, SUITES
     ).read_text()
     assert "1 of 1 cells gave no number" in text
-    assert "Nothing that a statement speaks of" in text
+    assert "No statement is about what was measured" in text
 
 
 @pytest.mark.parametrize(
