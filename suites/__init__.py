@@ -1,4 +1,4 @@
-"""One file, one question: each module here holds one ``SUITE``, found by its file's name."""
+"""Suites, one folder each: ``SUITE``, its measure, its claims and its figures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PAGE = (
 
 
 def load(name: str) -> Suite:
-    """The suite of that name; its module, and all that it needs, is imported only now.
+    """The suite of that name; its modules are imported only now.
 
     Raises:
         ValueError: if no suite has that name.

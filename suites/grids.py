@@ -1,4 +1,4 @@
-"""Grids that more than one suite is measured on."""
+"""Grids that several suites share."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def estimator_grids(
     common: Axes,
     flows: tuple[str, ...] = ("trained",),
 ) -> tuple[Grid, ...]:
-    """The same with fixed truncation (`n_terms`) and with roulette (`roulette`, `n_exact`)."""
+    """`model_grids` with fixed truncation (`n_terms`) and roulettes (`roulette`, `n_exact`)."""
     return tuple(
         Grid(grid.axes, {**grid.pinned, "truncation": truncation})
         for truncation, axes in (("fixed", fixed), ("roulette", roulette))

@@ -66,7 +66,10 @@ class Errors(NamedTuple):
 def sample_errors(
     problem: Problem, estimator: LogDetEstimator, max_draws: int, half_width: float, seed: int
 ) -> Errors:
-    """Draws as `measure_bias` says, until `half_width` nat or `max_draws` examples are reached."""
+    """Errors of as many draws as `half_width` nat asks for, at most `max_draws` examples.
+
+    The number of draws follows from the closed-form variance, before any draw is made.
+    """
     n_points = len(problem.x)
     variance = total_variance(problem, estimator).mean() / n_points  # of a draw's mean over points
     normal = estimator.truncation.moment_is_finite(problem.spectral_radius, TAME)
@@ -110,7 +113,7 @@ def draw(problem: Problem, estimator: LogDetEstimator, n_draws: int, seed: int) 
 def draw_pairs(
     problem: Problem, estimator: LogDetEstimator, n_draws: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same estimates, and sum_blocks (1/m) sum_j v_j^T log(I + J) v_j with their probes."""
+    """Estimates as `draw`, and sum_blocks (1/m) sum_j v_j^T log(I + J) v_j with their probes."""
     probe = _Remembering(estimator.probe)
     logarithms = [torch.from_numpy(m).to(problem.x.device) for m in problem.logarithms]
     estimates, forms = [], []
@@ -128,7 +131,7 @@ def draw_pairs(
 def _draws(
     problem: Problem, estimator: LogDetEstimator, n_draws: int, seed: int
 ) -> Iterator[np.ndarray]:
-    """(n, P) at a time."""
+    """The estimates of `draw`, (n, P) at a time."""
     flow = problem.flow.with_estimator(estimator)
     generator = torch.Generator(problem.x.device).manual_seed(seed)
     n_points = len(problem.x)
@@ -144,7 +147,7 @@ def _draws(
 
 @dataclass(frozen=True)
 class _Remembering:
-    """A probe that keeps what it drew, one (m, B, d) a block."""
+    """A probe that records its vectors, one (m, B, d) for each block."""
 
     probe: Probe
     drawn: list[Tensor] = field(default_factory=list)
@@ -159,7 +162,7 @@ class _Remembering:
 
 
 def total_variance(problem: Problem, estimator: LogDetEstimator) -> np.ndarray:
-    """Of the flow's log-det, (P,): the blocks draw independently, so their variances add."""
+    """The variance of the flow's log-det, (P,): blocks draw independently, so variances add."""
     truncation = estimator.truncation
     return problem.over_blocks(
         lambda matrices: truncation.variance(matrices, estimator.probe, estimator.n_probes)
@@ -169,8 +172,8 @@ def total_variance(problem: Problem, estimator: LogDetEstimator) -> np.ndarray:
 def _probe_noise(problem: Problem, estimator: LogDetEstimator) -> np.ndarray:
     """Var((1/m) sum_j v_j^T log(I + J) v_j), (P,).
 
-    A roulette's estimate has this and its own noise, uncorrelated; a truncated one's distance from
-    the form is tame, so that its own variance is never asked for.
+    A roulette's estimate has this variance and, uncorrelated with it, that of its random number of
+    terms. Of a truncated estimate minus the form all moments are finite.
     """
     probe, m = estimator.probe, estimator.n_probes
     return np.sum([theory.hutchinson_variance(x, probe, m) for x in problem.logarithms], axis=0)

@@ -1,11 +1,12 @@
 """The command line: parses, calls, prints.
 
-Exit codes: 0 done; 1 some cells failed, the rest is kept; 2 refused, and one line says why; 128 + n
-ended by signal n. click alone is imported at the top: the rest waits until a command needs it, so
-that `--help` answers at once.
+Exit codes: 0 done; 1 some cells failed, the others are stored; 2 refused, with one line that says
+why; 70 a mistake of this code; 128 + n ended by signal n. Only click is imported at the top; other
+imports wait until a command needs them, so that `--help` answers at once.
 """
 
-from resflow_bench.cli import advising, gating, measuring, reading, training
+# Each module adds its commands to the group.
+from resflow_bench.cli import advising, gating, measuring, reading, training  # noqa: F401
 from resflow_bench.cli.group import cli, main
 
-__all__ = ["advising", "cli", "gating", "main", "measuring", "reading", "training"]
+__all__ = ["cli", "main"]

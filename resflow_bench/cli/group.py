@@ -1,4 +1,4 @@
-"""What all commands share: the group, its exit codes, refusals, and how a run is gone on with."""
+"""The command group, with what its commands share: exit codes, refusals, resuming a run."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def main() -> None:
 
 
 def _once(*_: object) -> None:
-    """The first Ctrl-C ends what goes on; impatience changes nothing any more."""
+    """Raise KeyboardInterrupt at the first Ctrl-C; later ones are ignored."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def no_more_signals(received: int | None) -> None:
-    """After one was received, the last words and the exit code are not to be cut off by another."""
+    """After a signal was received, let no other cut off the last words and the exit code."""
     if received is not None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -60,7 +60,7 @@ def _answer() -> int:
     try:
         with cli.make_context("resflow-bench", sys.argv[1:]) as context:
             return cli.invoke(context) or 0
-    except click.exceptions.Exit as end:  # --help and --version have said what they had to say
+    except click.exceptions.Exit as end:  # --help and --version have printed their text
         return end.exit_code
     except click.ClickException as error:
         click.echo(f"error: {' '.join(error.format_message().split())}", err=True)
@@ -71,7 +71,7 @@ def _answer() -> int:
 
 
 def echo_all(text: str) -> None:
-    """Print it; a reader that has seen enough changes nothing about the exit code."""
+    """Print the text; a reader that closes the pipe early does not change the exit code."""
     try:
         click.echo(text, nl=False)
         sys.stdout.flush()
@@ -80,13 +80,13 @@ def echo_all(text: str) -> None:
 
 
 def _drop_the_rest() -> None:
-    """What Python still holds of the output, which nobody reads any more."""
+    """Discard the output that Python still buffers for a closed pipe."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
 def refusals(*kinds: type[Exception]) -> Iterator[None]:
-    """What the user can put right becomes one line, without a traceback."""
+    """Turn errors that the user can correct into one line, without a traceback."""
     from resflow_bench.lab.store import StoreError
 
     try:
@@ -102,19 +102,19 @@ def cli(context: click.Context) -> None:
     """Residual flows, measured: bias, variance, inverse, Lipschitz constant, speed and its growth.
 
     \b
-    resflow-bench list                      what can be asked
-    resflow-bench run bias --preset smoke   ask
-    resflow-bench report                    read the answer
-    resflow-bench train checkerboard        train a flow, and keep it
-    resflow-bench advise --model trained    which estimator to take for it
-    resflow-bench gate BASE NEW             has anything become worse?
+    resflow-bench list                      suites, axes and their values
+    resflow-bench run bias --preset smoke   measure a suite
+    resflow-bench report                    write the page of a run
+    resflow-bench train checkerboard        train a flow, and keep its weights
+    resflow-bench advise --model trained    the estimator of least time for it
+    resflow-bench gate BASE NEW             is NEW worse than BASE?
     """  # noqa: D301 (the b is meant: click keeps the lines)
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
 def note_changes(measured: Run) -> None:
-    """The run goes on; what is not as it was when it began is said."""
+    """Record that the run is resumed, and print what changed since it began."""
     from resflow_bench.lab.plan import go_on
 
     if changed := go_on(measured):
@@ -123,17 +123,17 @@ def note_changes(measured: Run) -> None:
 
 
 def again_by(run: Run, results: Path) -> str:
-    """What names this run in the next command."""
+    """The run's name, and its results folder if that is not the default, for the next command."""
     return run.name if str(results) == "results" else f"{run.name} --results {quote(str(results))}"
 
 
 def resumption(run: Run, results: Path) -> str:
-    """The command that goes on with it."""
+    """The command that resumes the run."""
     return f"resflow-bench {command_of(run)} --resume {again_by(run, results)}"
 
 
 def command_of(run: Run) -> str:
-    """The command that began it, `run` or `train`."""
+    """The command that began the run, `run` or `train`."""
     return str(run.about.get("arguments", ["run"])[0])
 
 

@@ -1,4 +1,4 @@
-"""The commands that say what can be asked, and ask it: `list` and `run`."""
+"""The commands that list the suites and measure them: `list` and `run`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ N_FAILURES_SHOWN = 3
 
 @cli.command("list")
 def list_suites() -> None:
-    """The suites, the question each answers, their axes, and cells per preset."""
+    """List the suites with their questions, axes and numbers of cells, and the axes' values."""
     from resflow_bench.cli.choices import rule_of
     from resflow_bench.lab.axes import AXES
     from resflow_bench.lab.discovery import load, names
@@ -81,9 +81,10 @@ def run(
     jobs: int | None,
     **asked: Any,
 ) -> int:
-    """Measure SUITEs (all of them, if none is named) and keep the numbers.
+    """Measure SUITEs, or all of them, and store the rows.
 
-    Ctrl-C keeps every finished cell; --resume goes on from there, to the same numbers.
+    A SUITE is a name, as in `list`, or the folder of a suite of your own. Ctrl-C loses no finished
+    cell; --resume measures the rest, with the same numbers as an uninterrupted run.
     """
     from resflow_bench.lab.progress import progress
     from resflow_bench.lab.provenance import cores
@@ -105,7 +106,7 @@ def run(
 
 
 def _overrides(asked: Mapping[str, Any], names: Iterable[str]) -> dict[str, tuple[Any, ...]]:
-    """Axis -> values, of --set, of what follows it, and of --device and --dtype."""
+    """Axis to values, from --set, the assignments after it, --device and --dtype."""
     from resflow_bench.cli.choices import parse_assignment
 
     texts = [*asked["assignments"], *(name for name in names if "=" in name)]
@@ -119,7 +120,7 @@ def _overrides(asked: Mapping[str, Any], names: Iterable[str]) -> dict[str, tupl
 
 
 def _given(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What the user did give, defaults left out."""
+    """The options that the user gave, without defaults."""
     source, default = click.get_current_context().get_parameter_source, ParameterSource.DEFAULT
     options = {name: asked[name] for name in ("preset", "seed") if source(name) != default}
     options |= {"suites": asked["suites"]} if asked["suites"] else {}
@@ -137,7 +138,7 @@ def _begin(asked: Mapping[str, Any], store: Store) -> tuple[Plan, Run]:
 
 
 def _go_on(given: Mapping[str, Any], measured: Run) -> tuple[Plan, Run]:
-    """A run's own plan; whatever was given beside its name must not differ from it."""
+    """A run's own plan; options that the user gave beside its name must agree with it."""
     from resflow_bench.lab.discovery import load
     from resflow_bench.lab.plan import Plan
 
@@ -152,7 +153,7 @@ def _go_on(given: Mapping[str, Any], measured: Run) -> tuple[Plan, Run]:
                 f"run `{measured.name}` was begun with {name}={json.dumps(recorded[name])}; got "
                 f"{json.dumps(value)}. Give --resume without it, or begin another run."
             )
-    measured.done()  # what cannot be read is refused before anything is written
+    measured.done()  # refuses damaged rows before anything is written
     note_changes(measured)
     return plan, measured
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of a suite's grid. Equal cells have equal `id`s, in every run and on any machine.
+    """One point of a suite's grid. Equal cells have equal `id`s in every run, on any machine.
 
     Raises:
         ValueError: if an axis does not exist.
@@ -59,9 +59,9 @@ class Cell:
 class Grid:
     """Every combination of the values in `axes`, each with the values in `pinned`.
 
-    Setting an axis replaces its values here, unless there are none: a grid that asks for nothing
-    goes on doing so. Setting a pinned axis keeps the grid only if its value is among those asked
-    for (`truncation=roulette` drops the grids of fixed truncation).
+    `--set` replaces the values of a free axis, unless the grid has none for it: an empty grid stays
+    empty. Where it sets a pinned axis, the grid is kept only if its value is among those asked for
+    (`truncation=roulette` drops the grids of fixed truncation).
     """
 
     axes: Mapping[str, tuple[Value, ...]]
@@ -90,7 +90,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Preset:
-    """How much is asked (`grids`), and what a measure may spend on each cell (`effort`)."""
+    """The grids of cells, and the `effort` that a measure may spend on each cell."""
 
     grids: tuple[Grid, ...]
     effort: Mapping[str, int | float] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, taken only where nothing is half written."""
+"""Ctrl-C and SIGTERM, handled only where no file is half written."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
-    """The user, or the machine, wants an end. Like KeyboardInterrupt, no measure may catch it."""
+    """A signal came. As with KeyboardInterrupt, no measure may catch this."""
 
 
 class Interrupts:
-    """While entered, a signal waits for `check`, unless it comes inside `allowed`.
+    """A context in which a signal waits for `check`, unless it comes inside `allowed`.
 
     received: the number of the last signal, None before one came.
     """
@@ -42,7 +42,7 @@ class Interrupts:
             raise Interrupted
 
     def check(self) -> None:
-        """Here is a good moment.
+        """Raise if a signal has come; called where it is safe to stop.
 
         Raises:
             Interrupted: if a signal came.
@@ -52,7 +52,7 @@ class Interrupts:
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        """Any moment inside is good: `Interrupted` rises wherever the signal finds us."""
+        """A context that a signal may interrupt anywhere, by raising `Interrupted`."""
         try:
             self._allowed = True
             self.check()

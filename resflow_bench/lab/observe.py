@@ -21,11 +21,11 @@ from resflow_bench.lab.cells import Cell
 class Observation:
     """One metric of one cell: a value with its unit and, where it is random, its 99 % interval.
 
-    Infinite is a value (a variance may be), NaN is the lack of one. `picture` is what a figure of
-    the cell needs besides numbers: a few small arrays as the bytes of an .npz file, one picture a
-    cell, of a suite that says it `has_pictures`. `replicates` are independent values of the same
-    kind, each from a share of the draws in the order in which they were drawn: what a comparison
-    with another run of the same seed pairs.
+    value: infinity is a value, since a variance may be infinite; NaN is none.
+    picture: small arrays that a figure of the cell needs, as `pack` returns them; at most one a
+        cell, in a suite with `has_pictures`.
+    replicates: independent values of the metric, each from an equal share of the draws, in the
+        order of the draws. A comparison with another run of the same seed pairs them.
 
     Raises:
         ValueError: if the value is NaN; a measure that finds none raises `Failure` or leaves the
@@ -50,7 +50,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a cell: its observations, or why there are none."""
+    """The outcome of a cell: its observations, or the message that says why there are none."""
 
     cell: Cell
     status: Literal["ok", "failed", "skipped"]
@@ -71,7 +71,7 @@ def observe(
     picture: bytes | None = None,
     replicates: tuple[float, ...] = (),
 ) -> Observation:
-    """Something sampled, with its interval."""
+    """The observation of a sampled quantity, with its interval."""
     value, standard_error, low, high, _ = interval
     return Observation(
         metric, value, unit, standard_error, low, high, n, message, picture, replicates
@@ -79,26 +79,26 @@ def observe(
 
 
 def replicates(draws: np.ndarray, of: Callable[[np.ndarray], float]) -> tuple[float, ...]:
-    """`of` each of `N_REPLICATES` equal shares of the draws, (n, P), in their order."""
+    """`of` applied to each of `N_REPLICATES` equal shares of the draws, (n, P), in their order."""
     shares = np.array_split(draws, min(N_REPLICATES, len(draws) // 2))
     return tuple(float(of(share)) for share in shares)
 
 
 def exactly(metric: str, value: float, unit: str) -> Observation:
-    """Something computed, not sampled."""
+    """The observation of a computed quantity, without sampling error."""
     value = float(value)
     return Observation(metric, value, unit, 0.0, value, value)
 
 
 def pack(**arrays: np.ndarray | float) -> bytes:
-    """The arrays by name; equal arrays give equal bytes."""
+    """The arrays as the bytes of an .npz file without pickles; equal arrays give equal bytes."""
     stream = io.BytesIO()
     np.savez_compressed(stream, allow_pickle=False, **{k: np.asarray(v) for k, v in arrays.items()})
     return stream.getvalue()
 
 
 def unpack(picture: bytes) -> dict[str, np.ndarray]:
-    """What `pack` was given.
+    """The arrays that `pack` was given.
 
     >>> unpack(pack(reach=2.0))["reach"].item()
     2.0

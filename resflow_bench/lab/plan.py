@@ -1,4 +1,4 @@
-"""What one run is to measure, and how its `run.json` remembers it."""
+"""The plan of a run: what it measures, and the record of that in its `run.json`."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ class Plan:
             )
 
     def cells(self, suite: Suite) -> list[Cell]:
-        """The cells of one of its suites."""
+        """The cells of one of the plan's suites."""
         return suite.cells(self.preset, self.overrides)
 
     def record(self) -> dict[str, Any]:
-        """Its part of `run.json`; `arguments` are those of a command that measures it again."""
+        """The plan's part of `run.json`, with the `arguments` of a command that measures it again."""
         chosen = {axis: list(values) for axis, values in self.overrides.items()}
         suites = [suite.reference or suite.name for suite in self.suites]
         sets = [f"--set={axis}={','.join(map(str, values))}" for axis, values in chosen.items()]
@@ -72,10 +72,10 @@ class Plan:
 
     @classmethod
     def recorded(cls, about: Mapping[str, Any], load: Callable[[str], Suite]) -> Plan:
-        """The plan that a `run.json` remembers.
+        """The plan in a `run.json`.
 
         Raises:
-            ValueError: if it remembers none, or a suite or axis is no more.
+            ValueError: if there is none, or a suite or an axis of it does not exist any more.
         """
         try:
             suites = tuple(map(load, about["suites"]))
@@ -107,10 +107,10 @@ def begin(plan: Plan, store: Store, about: Mapping[str, Any] | None = None) -> R
 
 
 def go_on(run: Run) -> list[str]:
-    """Notes in `run.json` that the run goes on, and what is not as it was when it began.
+    """Record in `run.json` that the run is resumed, and what changed since it began.
 
     Returns:
-        What changed: of `commit`, `versions`, `device` and the like.
+        The names of what changed: `commit`, `versions`, `devices` and the like.
     """
     about = run.about
     changed = {name: value for name, value in provenance().items() if about.get(name) != value}

@@ -1,4 +1,4 @@
-"""Where numbers come from: code, libraries and machine."""
+"""Provenance: the code, the libraries and the machine that numbers were measured with."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def provenance() -> dict[str, Any]:
 
 
 def commit_of(name: str) -> str | None:
-    """The hash of what git calls so in the working directory, None if it knows nothing of it."""
+    """The hash of a commit that git knows by this name in the working directory, else None."""
     return _git_at(Path(), "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
 
 
@@ -54,7 +54,7 @@ def _versions() -> dict[str, str | None]:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git answers about the checkout that holds this very file, None where none does."""
+    """git's answer in the checkout that holds this file; None if the file is in none."""
     here = Path(__file__)
     if _git_at(here.parent, "ls-files", "--error-unmatch", here.name) is None:
         return None
@@ -62,7 +62,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def _git_at(folder: Path, *arguments: str) -> str | None:
-    """What git answers in a folder, None where it fails or is not there."""
+    """git's answer in a folder; None if git fails or is not installed."""
     command = ["git", "-C", str(folder), *arguments]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
@@ -72,7 +72,7 @@ def _git_at(folder: Path, *arguments: str) -> str | None:
 
 
 def _devices() -> dict[str, str]:
-    """{"cpu": "AMD EPYC 9654", "cuda:0": "NVIDIA H200"}: every torch device and what it is."""
+    """{"cpu": "AMD EPYC 9654", "cuda:0": "NVIDIA H200"}: every torch device with its name."""
     import torch
 
     devices = {"cpu": _cpu_model()}
@@ -91,7 +91,7 @@ def _cpu_model() -> str:
 
 
 def _threads() -> dict[str, int | None]:
-    """Cores that this process may use, threads that torch takes when alone, and what limits it."""
+    """The cores that this process may use, torch's threads, and the variables that limit them."""
     import torch
 
     limit = os.environ.get("OMP_NUM_THREADS", "")

@@ -1,4 +1,4 @@
-"""The only writer of results/runs: runs, where they were measured, and their rows.
+"""The only writer of results/runs: run folders, their provenance and their rows.
 
     results/runs/<run>/run.json                              provenance, status
     results/runs/<run>/<suite>/part-<time>-<digest>.parquet  rows of one or more whole cells
@@ -67,11 +67,11 @@ SECONDS_BUFFERED = 1.0
 
 
 class StoreError(Exception):
-    """What was asked of the results folder cannot be had; the message says why, and the remedy."""
+    """A request to the results folder that failed; the message has the cause and the remedy."""
 
 
 def axis_columns(columns: Iterable[str]) -> list[str]:
-    """Those of a frame's columns that are axes."""
+    """The columns of a frame that are axes."""
     return [column for column in columns if column not in COLUMNS and column not in BESIDE]
 
 
@@ -98,7 +98,7 @@ def _rows(result: Result) -> Iterator[dict[str, Any]]:
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """The file is there whole, also after a power cut, or it is not there."""
+    """Write the file whole or not at all, also if the power fails."""
     temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
     with temporary.open("wb") as stream:
         stream.write(content)
@@ -124,7 +124,7 @@ def _read_part(path: Path) -> pa.Table:
     try:
         content = path.read_bytes()
         table = pq.read_table(io.BytesIO(content))
-        # A part that someone else's tool rewrote has lost the mark, and its name says nothing.
+        # A part that another tool rewrote lacks the mark, and its name holds no digest of it.
         whole = _MARK not in (table.schema.metadata or {}) or path.stem.endswith(_digest(content))
         if whole and table.column_names[: len(COLUMNS)] == list(COLUMNS):
             return table
@@ -151,7 +151,7 @@ class Run:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What `run.json` holds; a run that goes on, or was killed, has no `end`.
+        """The content of `run.json`; a run that is not finished, or was killed, has no `end`.
 
         Raises:
             StoreError: if it is damaged.
@@ -168,11 +168,11 @@ class Run:
         return about
 
     def write_about(self, about: dict[str, Any]) -> None:
-        """Replaces `run.json`."""
+        """Replace `run.json`."""
         _write_whole(self.path / "run.json", json.dumps(about, indent=2).encode() + b"\n")
 
     def append(self, suite: Suite, result: Result) -> None:
-        """Adds a cell's rows; all of them reach the disk in one part."""
+        """Add a cell's rows; all of them reach the disk in one part."""
         if suite.name not in self._buffer:
             self._buffer[suite.name] = (_schema(suite), [])
         self._buffer[suite.name][1].extend(_rows(result))
@@ -180,10 +180,10 @@ class Run:
             self.flush()
 
     def flush(self) -> None:
-        """Puts every appended row on disk.
+        """Write every appended row to disk.
 
         Raises:
-            StoreError: if the disk does not take them.
+            StoreError: if they cannot be written.
         """
         for suite, (schema, rows) in self._buffer.items():
             folder = self.path / suite
@@ -204,7 +204,9 @@ class Run:
         return sorted({part.parent.name for part in self.path.glob("*/part-*.parquet")})
 
     def frame(self, suite: str) -> pd.DataFrame:
-        """A suite's rows, ordered by the cells' axes and then as measured, whatever ran when.
+        """A suite's rows, ordered by the cells' axes and then as measured.
+
+        The order does not depend on which cell was measured first.
 
         Raises:
             StoreError: if there are none, or a part is damaged.
@@ -227,7 +229,7 @@ class Run:
         return {suite: self.frame(suite) for suite in self.suites}
 
     def done(self) -> set[str]:
-        """The cells that need no measuring: all but those that failed.
+        """The ids of the cells that need not be measured again: all with rows that did not fail.
 
         Raises:
             StoreError: if a part is damaged.
@@ -236,7 +238,7 @@ class Run:
         return {cell for frame in frames for cell in frame["cell"][frame["status"] != "failed"]}
 
     def drop_superseded(self) -> None:
-        """Removes the rows that do not count, so that a plain reader sees each cell once."""
+        """Remove superseded rows, so that a plain reader of the folder sees each cell once."""
         for suite in self.suites:
             later: set[str] = set()
             for part in sorted((self.path / suite).glob("part-*.parquet"), reverse=True):

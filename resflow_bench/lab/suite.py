@@ -26,12 +26,18 @@ class Failure(Exception):
 
 
 def silent(message: str) -> None:
-    """Nobody listens."""
+    """Discard the message."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a measure knows besides its cell. `say` tells the user how a preparation goes."""
+    """The run that a cell belongs to, for its measure.
+
+    seed: of the run.
+    effort: what the preset allows the measure to spend, for example `n_points`.
+    results: the results folder, where trained weights are cached.
+    say: prints the progress of a preparation.
+    """
 
     seed: int
     effort: Mapping[str, int | float]
@@ -39,7 +45,7 @@ class Context:
     say: Callable[[str], None] = silent
 
     def generator_seed(self, cell: Cell, stream: str = "") -> int:
-        """63 bits that depend on the run's seed, the cell and the stream's name, nothing else."""
+        """63 bits that depend only on the run's seed, the cell and the stream's name."""
         digest = hashlib.sha256(f"{self.seed}/{cell.id}/{stream}".encode()).digest()
         return int.from_bytes(digest[:8], "big") >> 1
 
@@ -49,15 +55,17 @@ Measure = Callable[[Cell, Context], Iterable[Observation]]
 
 @dataclass(frozen=True)
 class Suite:
-    """A question: the cells that it asks, and the function that answers one of them.
+    """A question, its cells, and the function that measures one of them.
 
-    `measure` must be a module's function, since workers import it. An `exclusive` suite runs alone,
-    in the main process, on all threads (it times). `prepare` does once what many cells share, such
-    as training a model and caching its weights; it is an economy: every cell can do without it.
-    Only the rows of a suite that `has_pictures` have a column for them. `claims` are what its rows
-    are held to, `table` the metrics of its table on the page (none named: all of them), `figures`
-    the module whose `PICTURES` the page draws, imported only then. `reference` is the folder of a
-    suite outside this project, filled in where it is found.
+    measure: a function of a module, since workers import it.
+    exclusive: whether cells are measured one at a time in the main process, on all threads, as
+        timings have to be.
+    prepare: does once what many cells share, such as training a model; every cell can do without.
+    has_pictures: whether rows have a column for pictures.
+    claims: margins, statements and findings about the rows.
+    table: the metrics of the table on the page; all of them if none is named.
+    figures: the module whose `PICTURES` the page draws, imported only then.
+    reference: the folder of a suite outside this project; `discovery` fills it in.
 
     Raises:
         ValueError: if an axis does not exist, or a grid uses one that the suite does not name.

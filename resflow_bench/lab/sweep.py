@@ -1,7 +1,7 @@
-"""What runs next: a plan's cells to a run's rows, until done or told to stop.
+"""The sweep: every cell of a plan is measured, until all are done or a signal comes.
 
 A cell's numbers depend on its axes, the seed, the dtype and the device, never on what else runs. So
-every cell draws from seeds of its own name and, unless its suite times, runs on one thread.
+every cell draws from seeds derived from its own id and runs on one thread, unless its suite times.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Pace:
-    """How fast a suite goes."""
+    """Cells and seconds of one suite."""
 
     n_workers: int
     n_left: int = 0
@@ -40,7 +40,7 @@ class Tally:
     """How far a sweep is.
 
     n_total, n_done, n_kept: cells of the plan, those that have rows, those that had them before.
-    failed, skipped: what came of cells that gave no numbers.
+    failed, skipped: the results of cells without numbers.
     signal: the number of the signal that ended the sweep early.
     """
 
@@ -67,7 +67,7 @@ class Tally:
         )
 
     def add(self, answer: Answer) -> None:
-        """Counts a cell that was measured."""
+        """Count a cell that was measured."""
         result, pace = answer.result, self.paces[answer.task.suite.name]
         self.n_done += 1
         pace.n_done += 1
@@ -85,11 +85,11 @@ def _nobody(tally: Tally, message: str) -> None:
 
 
 def sweep(plan: Plan, run: Run, jobs: int = 1, listen: Listener = _nobody) -> Tally:
-    """Measures every cell of the plan that the run lacks, and marks the run as finished.
+    """Measure every cell of the plan that the run lacks, and mark the run as finished.
 
     Args:
         plan: what to measure.
-        run: where the rows go. What it holds is kept, but failed cells are measured again.
+        run: receives the rows. Its own rows stay, but failed cells are measured again.
         jobs: processes that share the cells; exclusive suites come last, alone, in this one.
         listen: hears of every cell, and how preparations go.
 
@@ -134,7 +134,7 @@ def sweep(plan: Plan, run: Run, jobs: int = 1, listen: Listener = _nobody) -> Ta
 
 
 def _tasks(plan: Plan, results: Path, tally: Tally, done: set[str]) -> Iterator[Task]:
-    """What is left to measure, the rest counted as kept."""
+    """The cells that are left to measure; the others are counted as kept."""
     for suite in plan.suites:
         context = Context(plan.seed, suite.presets[plan.preset].effort, results)
         for cell in plan.cells(suite):
@@ -147,7 +147,7 @@ def _tasks(plan: Plan, results: Path, tally: Tally, done: set[str]) -> Iterator[
 
 
 def _prepare(tasks: list[Task], tally: Tally, listen: Listener, interrupts: Interrupts) -> None:
-    """Lets each suite do once what its cells share; a failure there is left for them to find."""
+    """Run each suite's `prepare`; where it fails, the cells themselves will fail and say so."""
     suites: dict[str, list[Task]] = {}
     for task in tasks:
         suites.setdefault(task.suite.name, []).append(task)
@@ -166,7 +166,7 @@ def _prepare(tasks: list[Task], tally: Tally, listen: Listener, interrupts: Inte
 def _answers(
     shared: list[Task], exclusive: list[Task], jobs: int, interrupts: Interrupts
 ) -> Generator[Answer | None, None, None]:
-    """Answers as they come, None while there is none."""
+    """Answers in the order of completion; None while there is none."""
     if jobs > 1:
         yield from by_workers(shared, jobs, interrupts)
     else:

@@ -1,4 +1,4 @@
-"""Who measures a cell: this process, or several that share the work and may die."""
+"""Measuring cells, in this process or in several worker processes, any of which may die."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 # Failures of a cell, not of the program: ArithmeticError is a solve that did not converge or a
-# value that is not finite; RuntimeError is how torch says that memory ran out, that a factorisation
-# failed or that a dtype lacks an operation; ValueError is how parts refuse a combination of axes;
-# MemoryError is numpy's. A TypeError, a KeyError and the like are mistakes of ours, and stop us.
+# value that is not finite; RuntimeError is torch's for a lack of memory, a failed factorisation or
+# an operation that a dtype lacks; ValueError refuses a combination of axes; MemoryError is numpy's.
+# A TypeError, a KeyError and the like are mistakes of this code, and end the run.
 FAILURES = (Failure, ArithmeticError, RuntimeError, ValueError, MemoryError)
 _SPAWN = multiprocessing.get_context("spawn")  # CUDA does not survive a fork, nor do threads
 _LONGEST_MESSAGE = 500  # torch's may hold a stack trace of C++
 
 
 class Task(NamedTuple):
-    """One cell to measure, and all that it takes."""
+    """One cell to measure, with its suite and its context."""
 
     suite: Suite
     cell: Cell
@@ -48,7 +48,7 @@ def _task(suite: Suite | str, cell: Cell, context: Context) -> Task:
 
 
 class Answer(NamedTuple):
-    """What became of a task, and how long it took."""
+    """The result of a task, and its seconds."""
 
     task: Task
     result: Result
@@ -56,7 +56,7 @@ class Answer(NamedTuple):
 
 
 def measure(task: Task) -> Answer:
-    """The measure's observations; or what it raised, as a result, where that is one."""
+    """The result of a task: its observations, or the failure that its measure raised."""
     cell, start = task.cell, perf_counter()
     try:
         observations = tuple(task.suite.measure(cell, task.context))
@@ -71,13 +71,13 @@ def measure(task: Task) -> Answer:
 
 
 def explain(error: BaseException) -> str:
-    """What went wrong, in one line."""
+    """The error as one line."""
     text = " ".join(str(error).split())[:_LONGEST_MESSAGE]
     return text if isinstance(error, Failure) else f"{type(error).__name__}: {text}"
 
 
 def in_turn(tasks: Iterable[Task], interrupts: Interrupts) -> Iterator[Answer]:
-    """Measures here, one task after the other."""
+    """Measure the tasks in this process, one after the other."""
     for task in tasks:
         with interrupts.allowed():
             answer = measure(task)
@@ -87,10 +87,10 @@ def in_turn(tasks: Iterable[Task], interrupts: Interrupts) -> Iterator[Answer]:
 def by_workers(
     tasks: Iterable[Task], n_workers: int, interrupts: Interrupts
 ) -> Iterator[Answer | None]:
-    """Measures in other processes, as they get to it; None now and then while nothing is ready.
+    """Measure the tasks in worker processes; yield None now and then while no answer is ready.
 
-    A worker that is killed (out of memory, a crash in C) costs the cell that it held; another takes
-    its place.
+    A worker that is killed (out of memory, a crash in C) costs the cell that it held; a new worker
+    replaces it.
     """
     waiting = deque(tasks)
     busy: dict[Any, _Worker] = {}  # by their pipe
@@ -124,13 +124,14 @@ def by_workers(
 
 
 class _Worker:
-    """A process that measures one task at a time, and what it is at."""
+    """A process that measures one task at a time, and its current task."""
 
     def __init__(self) -> None:
         self.pipe, theirs = _SPAWN.Pipe()
         self.process = _SPAWN.Process(target=_serve, args=(theirs,), daemon=True)
-        # Ctrl-C reaches every process of a terminal; blocked here, it stays blocked in the child
-        # and pending for us, who decide. The tracker is started first, since that would unblock.
+        # Ctrl-C reaches every process of a terminal. A signal that is blocked here stays blocked in
+        # the child and pending in this process, which decides. The tracker is started first, since
+        # its start would unblock the signal.
         resource_tracker.ensure_running()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
         try:
@@ -141,7 +142,7 @@ class _Worker:
 
     def start(self, task: Task) -> None:
         self.task = task
-        with suppress(BrokenPipeError):  # it died; `finish` will find that out
+        with suppress(BrokenPipeError):  # the process died; `finish` will notice
             self.pipe.send(task)
 
     def finish(self) -> Answer:
@@ -165,7 +166,7 @@ class _Worker:
 
 
 def _serve(pipe: connection.Connection) -> None:
-    """Measures what comes through the pipe, for as long as there is someone at its other end."""
+    """Measure each task that the pipe brings, until its other end is closed."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         task = pipe.recv()  # imports the suite, and with it every library that one_thread limits
@@ -178,7 +179,7 @@ def _serve(pipe: connection.Connection) -> None:
 
 
 def _die_with_parent() -> None:
-    """A parent that is killed cannot stop its workers, and a cell may take minutes."""
+    """Exit with the parent process, which cannot stop its workers if it is killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

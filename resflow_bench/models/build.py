@@ -30,7 +30,7 @@ def build_flow(cell: Cell, results: Path, aligned: bool = True) -> ResidualFlow:
 
     Args:
         cell: its axes model, dim, lipschitz, dtype and device.
-        results: where trained weights are kept.
+        results: the folder under which trained weights are cached.
         aligned: whether each layer's power iteration is at its limit, so that the promised
             constant holds; False leaves it as the training did.
 
@@ -44,7 +44,7 @@ def build_flow(cell: Cell, results: Path, aligned: bool = True) -> ResidualFlow:
 
 
 def build_points(cell: Cell, n: int) -> Tensor:
-    """The model's n inputs, (n, *event), in the cell's dtype and on its device."""
+    """n inputs of the cell's model, (n, *event), in its dtype and on its device."""
     points = MODELS[cell["model"]].points(n, cell["dim"])
     return points.to(cell["device"], getattr(torch, cell["dtype"]))
 
@@ -60,7 +60,7 @@ def build_law(text: str) -> Law:
     """`geometric(0.5)` -> Geometric(0.5).
 
     Raises:
-        ValueError: if it is no law, or its number is refused.
+        ValueError: the text names no law, or a number outside its range.
     """
     name, _, number = text.removesuffix(")").partition("(")
     if name not in LAWS or not _is_number(number):
@@ -100,8 +100,8 @@ def build_expansion(cell: Cell) -> Expansion:
 
 
 def prepare_models(cells: list[Cell], context: Context) -> None:
-    """Make each trained flow that the cells ask for, once, before any worker wants it."""
+    """Train each flow that the cells need, once, before the workers start."""
     wanted = {(cell["model"], cell["dim"], cell["lipschitz"]) for cell in cells}
     for name, dim, lipschitz in sorted(wanted):
-        with suppress(Skip):  # the cells will say so
+        with suppress(Skip):  # the cell's own row says so
             MODELS[name].flow(dim, lipschitz, context.results, context.say)

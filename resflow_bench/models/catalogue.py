@@ -1,4 +1,4 @@
-"""The axis `model`: what a name stands for, and at which points it is looked at."""
+"""The values of the axis `model`: flows by name, and the points they are measured at."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Model(Protocol):
 
     @property
     def name(self) -> str:
-        """What the axis says."""
+        """The value of the axis."""
         ...
 
     @property
     def n_distinct_points(self) -> int | None:
-        """How many points differ in their Jacobian; None if all do."""
+        """The number of points with different Jacobians; None if all differ."""
         ...
 
     def flow(self, dim: int, lipschitz: float, results: Path, say: Say) -> ResidualFlow:
-        """The flow, on the CPU; trained weights are kept under `results` and made if missing.
+        """The flow, on the CPU. Trained weights are cached under `results`, and made if missing.
 
         Raises:
             Skip: where the model does not exist at this dim.
@@ -47,7 +47,7 @@ class Model(Protocol):
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearMap:
     """One block with g(x) = x A^T of one of the linear families; the same J everywhere."""
 
     name: str
@@ -64,7 +64,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Untrained:
-    """Eight blocks that no data have touched, at standard normal points: they exist at every d."""
+    """Eight untrained blocks at standard normal points, which exist at every d."""
 
     name: str
     make: Callable[[int, float], ResidualFlow]
@@ -105,7 +105,7 @@ class Trained:
 
 
 _MODELS: tuple[Model, ...] = (
-    *map(Linear, LINEAR_FAMILIES),
+    *map(LinearMap, LINEAR_FAMILIES),
     Untrained("init", mlp_flow),
     Untrained("steep", steep_flow),
     Trained("trained", "mlp", "digits-logit", Training(600, learning_rate=2e-3)),
@@ -117,18 +117,19 @@ _MODELS: tuple[Model, ...] = (
     ),
 )
 MODELS = {model.name: model for model in _MODELS}
-"""What the axis `model` offers, by name."""
+"""The values of the axis `model`."""
 
 
 def normal_points(n: int, dim: int) -> Tensor:
-    """n standard normal points, (n, d), always the same."""
+    """n standard normal points, (n, d), the same at every call."""
     return torch.randn(n, dim, generator=torch.Generator().manual_seed(0))
 
 
 def held_out(name: str, n: int) -> Tensor:
-    """n test examples of a dataset, prepared, always the same; over and over if it has fewer.
+    """n prepared test examples of a dataset, the same at every call; repeated if it has fewer.
 
-    In an order of their own: the first ones of a file may differ from the rest, as MNIST's do.
+    They are taken in a random order with a fixed seed, since the first examples of a file may
+    differ from the rest, as MNIST's do.
     """
     data, generator = dataset(name), torch.Generator().manual_seed(0)
     order = torch.randperm(len(data.test), generator=generator)

@@ -26,7 +26,7 @@ from resflow_bench.threads import one_thread
 class Problem:
     """A flow at P points, and its exact values there in float64.
 
-    flow, x: as the cell asks, (P, *event).
+    flow, x: of the cell; x is (P, *event).
     jacobians: J of every block at its own input, (P, d, d) each; d is the block's, which is less
         than the data's behind a scale.
     log_det: the exact ln|det df/dx|, (P,), nats.
@@ -50,16 +50,16 @@ class Problem:
         )
 
     def over_blocks(self, per_block: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """The sum over blocks of what comes of a block's J, (P, d, d) -> (P,)."""
+        """The sum over blocks of a function of a block's J, (P, d, d) -> (P,)."""
         return np.sum([per_block(matrices) for matrices in self.jacobians], axis=0)
 
     def over_dims(self, per_dim: Callable[[int], float]) -> float:
-        """The sum over blocks of a bound that knows only the block's dimension."""
+        """The sum over blocks of a function of the block's dimension."""
         return sum(per_dim(matrices.shape[-1]) for matrices in self.jacobians)
 
 
 def build_problem(cell: Cell, results: Path, n_points: int) -> Problem:
-    """The cell's flow at `n_points` points, or as many as have a J of their own."""
+    """The cell's flow at `n_points` points, or at fewer if fewer differ in their Jacobian."""
     n_points = MODELS[cell["model"]].n_distinct_points or n_points
     axes = ("model", "dim", "lipschitz", "dtype", "device")
     key = Cell(cell.suite, {name: cell[name] for name in axes})

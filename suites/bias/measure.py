@@ -15,13 +15,13 @@ from suites.sampling import sample_errors
 def measure_bias(cell: Cell, context: Context) -> Iterable[Observation]:
     """Mean over points and draws of estimate - exact, against the value computed from J.
 
-    `bias` is that. `bias_paired` is the mean of estimate - (1/m) sum_j v_j^T log(I + J) v_j with
-    the very probes of the estimate: the same mean, for any probe with E v v^T = I, but without the
+    `bias` is that mean. `bias_paired` is the mean of estimate - (1/m) sum_j v_j^T log(I + J) v_j
+    with the estimate's own probes: the same mean, for any probe with E v v^T = I, but without the
     noise of the probes, which hides a small bias.
 
-    Draws are taken until the 99 % interval of `bias` is `half_width` nat to either side, or
-    `max_draws` examples have been spent. How many that takes is known beforehand from the
-    closed-form variance, so no draw is looked at before the number is fixed.
+    Draws are made until the 99 % interval of `bias` is `half_width` nat to either side, or
+    `max_draws` examples are spent. Their number follows from the closed-form variance: it is fixed
+    before any draw is made.
     """
     problem = build_problem(cell, context.results, int(context.effort["n_points"]))
     estimator = build_estimator(cell)

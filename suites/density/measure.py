@@ -1,4 +1,4 @@
-"""The held-out likelihood of a trained flow, and what there is to see of it."""
+"""The held-out likelihood of a trained flow, and a picture of its density or its samples."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def measure_density(cell: Cell, context: Context) -> Iterable[Observation]:
 
 
 def density_recipe(cell: Cell) -> Recipe:
-    """What makes the weights of a cell of `density`.
+    """The recipe of the weights of a cell.
 
     Raises:
-        Skip: where the training cannot begin.
+        Skip: the training cannot begin.
     """
     recipe = recipe_for(cell, Training(cell["step"]), tame(cell["lipschitz"], per="batch"))
     rate = DENSITY_RATE / math.sqrt(math.prod(dataset(recipe.dataset).event))
@@ -109,7 +109,7 @@ def _log_prob(flow: ResidualFlow, x: Tensor, lipschitz: float, seed: int) -> tup
 
 
 def _in_bits_per_dim(interval: Interval, data: Dataset) -> Interval:
-    """The same in `Dataset.bits_per_dim`, which falls as the likelihood rises."""
+    """The interval in `Dataset.bits_per_dim`, which falls as the likelihood rises."""
     value, error, low, high, n = interval
     ends = torch.tensor([value, high, low, value + error], dtype=torch.float64)
     value, low, high, raised = data.bits_per_dim(ends).tolist()
@@ -119,7 +119,7 @@ def _in_bits_per_dim(interval: Interval, data: Dataset) -> Interval:
 def _picture(
     flow: ResidualFlow, data: Dataset, effort: Mapping[str, int | float], seed: int
 ) -> bytes | None:
-    """What there is to see of the flow: a density in the plane, or images."""
+    """A picture of the flow: its density in the plane, or images; None for other data."""
     like = next(iter(flow.state_dict().values()))
     generator = torch.Generator(like.device).manual_seed(seed)
     if flow.event == (2,):
@@ -132,9 +132,9 @@ def _picture(
 def _plane(
     flow: ResidualFlow, data: Dataset, effort: Mapping[str, int | float], generator: torch.Generator
 ) -> bytes:
-    """Over [-reach, reach]^2: learned and true p on a grid, (n, n), rows upwards; samples, (m, 2).
+    """Learned and true p on a grid over [-reach, reach]^2, (n, n), rows upwards; samples, (m, 2).
 
-    Where no true density is known, data, (m, 2), in its place.
+    Where the true density is unknown, data, (m, 2), take its place.
     """
     n, n_samples = int(effort["n_grid"]), int(effort["n_samples"])
     reach = 1.1 * float(data.test.abs().max())

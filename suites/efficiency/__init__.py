@@ -38,7 +38,7 @@ DETERMINANT: Mapping[str, Value] = {"implementation": "ours", "estimator": "dete
 
 
 def remedies(n_traced: int, stop: float) -> Mapping[str, Value]:
-    """The baseline with all that takes noise off it and is free.
+    """The baseline with every remedy that costs nothing.
 
     stop: of a geometric law that keeps the variance finite.
     """
@@ -52,7 +52,7 @@ def remedies(n_traced: int, stop: float) -> Mapping[str, Value]:
 def candidates(
     n_traced: int, stop: float, controlled: bool = True
 ) -> tuple[Mapping[str, Value], ...]:
-    """What is compared on a model that admits so many exact traces.
+    """The estimators that are compared on a model whose branches support `n_traced` exact traces.
 
     controlled: whether the whole mean Jacobian can be afforded once a batch.
     """
@@ -92,7 +92,7 @@ def candidates(
 
 
 def few(n_traced: int, stop: float) -> tuple[Mapping[str, Value], ...]:
-    """Those that tell the story, where a call takes seconds."""
+    """The most informative of the candidates, for models of which a call takes seconds."""
     return (
         BASELINE,
         {**BASELINE, "n_traced": n_traced},
@@ -106,7 +106,7 @@ def few(n_traced: int, stop: float) -> tuple[Mapping[str, Value], ...]:
 def grids(
     model: str, dim: int, lipschitz: float, batch_size: int, compared: Iterable[Mapping[str, Value]]
 ) -> tuple[Grid, ...]:
-    """One cell for each of what is compared."""
+    """One grid for each of the estimators that are compared."""
     where: Mapping[str, Value] = {"model": model, "lipschitz": lipschitz}
     free: Mapping[str, tuple[Value, ...]] = {
         "dim": (dim,), "dtype": ("float32",), "device": ("cpu",), "batch_size": (batch_size,),
@@ -115,7 +115,7 @@ def grids(
 
 
 def at_several_dims(batch_sizes: Mapping[int, int]) -> tuple[Grid, ...]:
-    """Those that win somewhere, on the steep flow; batch_sizes: d to B."""
+    """The candidates that win at some d, on the steep flow; batch_sizes: d to B."""
     compared = (
         remedies(2, 0.3),
         {**TUNED, "probe": "rademacher", "n_traced": 2},

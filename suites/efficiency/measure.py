@@ -1,4 +1,4 @@
-"""What an estimate of a flow's log-determinant costs, and what is had for it."""
+"""The variance, bias and seconds of an estimate of a flow's log-determinant."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Candidate(NamedTuple):
 
 
 def measure_efficiency(cell: Cell, context: Context) -> Iterable[Observation]:
-    """Variance, bias and seconds of a draw, and what they make together.
+    """Variance, bias and seconds of a draw, and the seconds that they add up to.
 
     * `variance`, `bias`: per example, from `n_calls` independent calls at `n_points` points, each
       with `n_copies` of every point, `batch_size` examples at most, if their errors are independent
@@ -144,7 +144,7 @@ def measure_efficiency(cell: Cell, context: Context) -> Iterable[Observation]:
 
 
 def _variance(candidate: Candidate, errors: np.ndarray) -> Interval:
-    """Per example, mean over points, from errors (n_calls, R, P)."""
+    """The variance per example, mean over points, from errors (n_calls, R, P)."""
     rows = errors.reshape(-1, errors.shape[-1])
     if not candidate.random:  # what is left is rounding
         return Interval(0.0, 0.0, 0.0, 0.0, errors.size)
@@ -152,7 +152,7 @@ def _variance(candidate: Candidate, errors: np.ndarray) -> Interval:
 
 
 def _bias(candidate: Candidate, errors: np.ndarray) -> Interval:
-    """Of the mean over copies and points; one call is one sample."""
+    """The bias of the mean over copies and points; one call is one sample."""
     n_copies, n_points = errors.shape[1:]
     calls = errors.mean((1, 2))
     if not candidate.finite:
@@ -219,7 +219,7 @@ def _candidate(cell: Cell, problem: Problem, flow: ResidualFlow) -> Candidate:
 
 
 def build_draw(cell: Cell, results: Path) -> Callable[[], object]:
-    """What `seconds_per_example` times, without the yardstick: a draw of `batch_size` examples."""
+    """The call that `seconds_per_example` times: a draw of `batch_size` examples."""
     problem = build_problem(cell, results, n_points=2)
     flow, x, _ = without_logit(problem)
     candidate, batch = _candidate(cell, problem, flow), repeated(x, int(cell["batch_size"]))
@@ -259,15 +259,15 @@ def _closed_forms(
 
 
 def _series(expansion: Expansion) -> Expansion:
-    """What is left of it without a control, which has no mean."""
+    """The expansion without its control, whose mean is zero."""
     return expansion.expansion if isinstance(expansion, Controlled) else expansion
 
 
 def build_candidate(cell: Cell, problem: Problem) -> Estimator:
     """The axis `estimator`: a probed series, one tuned to each branch, or the determinant of J.
 
-    The tuned one sees other points than those it is measured at, which are the model's first. A
-    control comes after the tuning, which is that of the series it controls.
+    A tuned estimator is tuned at other points than those it is measured at, which are the model's
+    first. A control is added after the tuning of the series that it controls.
     """
     if cell["estimator"] == "determinant":
         return Determinant()
@@ -340,7 +340,7 @@ def _costs(
 
 
 def repeated(x: Tensor, n: int) -> Tensor:
-    """n points, the given ones over and over, in the order of memory that others rely on."""
+    """n points: the given ones repeated, contiguous in memory, as other packages require."""
     return x[torch.arange(n, device=x.device) % len(x)].contiguous()
 
 

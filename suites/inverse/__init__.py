@@ -22,7 +22,7 @@ def _grids(
     steps: tuple[int, ...],
     flows: tuple[str, ...] = ("trained",),
 ) -> tuple[Grid, ...]:
-    """To a tolerance, however many steps that takes; and after so many steps, whatever is left."""
+    """Inverses to a tolerance in any number of steps, and after fixed numbers of steps."""
     dtypes = ("float32", "float64")
     to_tolerance: Axes = {"tolerance": tolerances, "max_steps": (5000,), "dtype": dtypes}
     after_steps: Axes = {"max_steps": steps, "dtype": dtypes}

@@ -30,7 +30,7 @@ def measure_inverse(cell: Cell, context: Context) -> Iterable[Observation]:
     solution = flow.inverse(z, inversion)
     truth = copy.deepcopy(flow).double().inverse(z.double(), Inversion(max_steps=100_000))
     error = (solution.value.double() - truth.value).flatten(1).norm(dim=1)
-    # What is known of the truth itself is charged to the bound's side of the comparison.
+    # The truth has an error bound of its own, which counts on the bound's side.
     bound = _bound(solution) + _bound(truth)
     if not bool(torch.isfinite(bound).all()):
         raise Failure(
@@ -58,13 +58,19 @@ def measure_inverse(cell: Cell, context: Context) -> Iterable[Observation]:
 def _banach(
     flow: ResidualFlow, x: Tensor, inversion: Inversion, tolerance: float
 ) -> tuple[Tensor, Tensor]:
-    """Before any step: Banach's bound on the error after `max_steps`, and the steps that suffice.
+    """Banach's a-priori bound on the error after `max_steps`, and the steps that suffice.
 
     Block by block, ||x_n - x*|| <= (K^n ||g(z)|| + error in z + rounding) / (1 - K), where the
     working dtype charges `flows.residual.ROUNDING` units in the last place of the numbers' size;
     and the residual falls below the tolerance once K^n ||g(z)|| does. A block whose z is off by e
     begins at ||g(z)|| + K e. Latents of an earlier scale have no error, so that one number carries
-    the error of the rest through all scales. x (B, *event), what is to be found; (B,), (B,).
+    the error of the others through all scales.
+
+    Args:
+        x: (B, *event), the exact inverse.
+
+    Returns:
+        The bound, (B,), and the steps, (B,).
     """
     ulps = residual.ROUNDING * torch.finfo(x.dtype).eps
     error = torch.zeros(len(x), dtype=torch.float64, device=x.device)

@@ -28,9 +28,9 @@ ROULETTES = ("roulette",)
 def _grids(
     model: str, dim: int, constants: tuple[float, ...], n_terms: tuple[int, ...]
 ) -> tuple[Grid, ...]:
-    """Each implementation in each mode with one probe; and with eight, where a training has them.
+    """Each implementation in each mode with one probe, and with eight in the modes of a training.
 
-    Cells are ordered by mode, so that an implementation stands beside the others.
+    Cells are ordered by mode, so that implementations stand beside each other.
     """
     common: Mapping[str, Value] = {
         "model": model,

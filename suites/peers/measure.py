@@ -1,7 +1,7 @@
-"""What is observed of an implementation, ours or another, that holds the same weights.
+"""Bias, variance, gradient, inverse and cost of implementations that hold the same weights.
 
-All of them go through the functions below, ours included: the truth is each one's own map, in
-float64, and nothing here knows whose it is.
+Every implementation, ours included, is measured by the functions below. The exact value is that of
+its own map in float64.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def inverse_error(double: Peer, x: Tensor, seed: int) -> Iterator[Observation]:
 
 
 def _map_and_weights(problem: Problem, peer: Peer, seed: int) -> Iterator[Observation]:
-    """That it is the same flow; and what its own linear layers make of the constant asked for."""
+    """Its map minus ours, and the norms of its own linear layers over those asked for."""
     with torch.no_grad(), peer.seeded(seed):
         difference = (peer.map(problem.x) - problem.flow(problem.x)).abs().max()
         first, second = peer.weights(), peer.weights()

@@ -1,4 +1,4 @@
-"""How the seconds of a log-prob grow with what it is asked for, and at what share of the rate."""
+"""The growth of a log-prob's seconds with its terms, probes and examples, and its FLOP rate."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def measure_throughput(cell: Cell, context: Context) -> Iterable[Observation]:
     peak = peak_bytes(call, device)
     before = matmul_rate(device, cell["dtype"])
     threads = timings(call, device, float(context.effort["seconds"]))
-    rate = max(before, matmul_rate(device, cell["dtype"]))  # a busy moment is not the hardware
+    rate = max(before, matmul_rate(device, cell["dtype"]))  # the machine may be busy at one of them
     best = min(threads, key=lambda n_threads: float(np.median(threads[n_threads])))
     interval = median_interval(threads[best])
     value, low, high, n = interval.value, interval.low, interval.high, interval.n
@@ -53,7 +53,7 @@ def measure_throughput(cell: Cell, context: Context) -> Iterable[Observation]:
 
 
 def build_call(cell: Cell, results: Path) -> Call:
-    """The cell's operation on its batch, as a function of nothing.
+    """The cell's operation on its batch, as a function without arguments.
 
     log_prob: the estimated log-likelihood, without a graph; train_step: loss, gradient, Adam and
     the update of the norms; sample: draws from the model by fixed-point inversion.
@@ -74,7 +74,7 @@ def _inverted(
     metric: str, numerator: float, value: float, low: float, high: float, n: int, unit: str,
     message: str = "",
 ) -> Observation:  # fmt: skip
-    """numerator / seconds: the interval's ends change places."""
+    """numerator / seconds, with the ends of the interval exchanged."""
     return Observation(
         metric, numerator / value, unit, ci_low=numerator / high, ci_high=numerator / low, n=n,
         message=message,

@@ -26,7 +26,7 @@ def _grids(
     n_terms: tuple[int, ...],
     steps: tuple[int, ...],
 ) -> tuple[Grid, ...]:
-    """Trained with N terms, and with a roulette."""
+    """Flows trained with N terms, and with a roulette."""
     flows: Axes = {
         "dataset": datasets,
         "architecture": ("mlp",),

@@ -27,12 +27,12 @@ GAP_TRAINING = Training(n_steps=2000, batch_size=64, learning_rate=2e-3)
 
 
 def measure_training_gap(cell: Cell, context: Context) -> Iterable[Observation]:
-    """Held-out ln p(x) / (d ln 2): as the training's objective has it, and as it is.
+    """Held-out ln p(x) / (d ln 2), by the training's objective and exactly.
 
     `gap` is their difference, mean over points and draws, so that an objective that overstates the
-    likelihood has a positive one. It is taken with the probes' own noise removed, as `bias_paired`
-    is in `measure.measure_bias`, and drawn until its unpaired interval is `half_width` bit/dim to
-    either side, or `max_draws` examples have been spent.
+    likelihood has a positive one. The noise of the probes is removed, as in the metric
+    `bias_paired` of the suite `bias`. Draws are made until the unpaired interval is `half_width`
+    bit/dim to either side, or `max_draws` examples are spent.
     """
     flow = trained_flow(gap_recipe(cell), cell, context)
     x = held_out_points(cell, int(context.effort["n_points"]))
@@ -70,10 +70,10 @@ def measure_training_gap(cell: Cell, context: Context) -> Iterable[Observation]:
 
 
 def gap_recipe(cell: Cell) -> Recipe:
-    """What makes the weights that a cell of `training_gap` looks at, at its `step`.
+    """The recipe of the weights of a cell, up to its `step`.
 
     Raises:
-        Skip: where the training ends before, or cannot begin.
+        Skip: the training ends before that step, or cannot begin.
     """
     if cell["step"] > GAP_TRAINING.n_steps:
         raise Skip(f"this training ends at step={GAP_TRAINING.n_steps}; got step={cell['step']}")
@@ -93,7 +93,7 @@ def _log_base(flow: ResidualFlow, x: Tensor) -> np.ndarray:
 
 
 def _affine(interval: Interval, scale: float, shift: float = 0.0) -> Interval:
-    """Of scale y + shift, scale > 0, from the interval of y."""
+    """The interval of scale y + shift, scale > 0, from that of y."""
     value, error, low, high, n = interval
     value, low, high = (scale * end + shift for end in (value, low, high))
     return Interval(value, scale * error, low, high, n)

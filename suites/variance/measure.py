@@ -63,7 +63,7 @@ def measure_variance(cell: Cell, context: Context) -> Iterable[Observation]:
 
 
 def _reachable(problem: Problem, estimator: LogDetEstimator) -> np.ndarray:
-    """The variance from terms that are evaluated at least once in 1e9 draws, (P,)."""
+    """The part of the variance from terms that are evaluated in at least one of 1e9 draws, (P,)."""
     truncation = estimator.truncation
     if not isinstance(truncation, Roulette):
         return total_variance(problem, estimator)
