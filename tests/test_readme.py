@@ -67,6 +67,12 @@ def test_the_python_of_the_efficiency_page_runs() -> None:
         exec(block, {})
 
 
+def test_the_python_of_the_suite_page_is_that_of_the_example() -> None:
+    example = "\n".join(path.read_text("utf-8") for path in (ROOT / "docs/my_suite").glob("*.py"))
+    for block in python_blocks(ROOT / "docs" / "own_suite.md"):
+        assert block in example
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_what_a_page_imports_exists(page: Path) -> None:
     for block in python_blocks(page):
