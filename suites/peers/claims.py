@@ -18,6 +18,7 @@ from suites.margins import (
     NOISE,
     REALISED,
     SAMPLED_NAT,
+    each,
 )
 from suites.models import FIRST, GLOSSARY, named, telling
 
@@ -77,14 +78,12 @@ def another_quantity(cells: pd.DataFrame) -> str:
 CLAIMS = Claims(
     metrics={
         "bias": SAMPLED_NAT,
-        "bias_expected": EXACT,
-        "log_det_exact": EXACT,
+        **each(EXACT, "bias_expected", "log_det_exact"),
         "variance": NOISE,
         "variance_is_finite": FLAG,
         "inverse_error": ERROR,
         "wall_s": TIME,
-        "peak_bytes": MEMORY,
-        "peak_bytes_gradient": MEMORY,
+        **each(MEMORY, "peak_bytes", "peak_bytes_gradient"),
         **REALISED,
     },
     statements=STATEMENTS,
