@@ -102,7 +102,8 @@ asv-pair: env
 asv-history: env
 	@$(BIN)/python -m asv machine --yes >/dev/null
 	@status=0; \
-	for suite in $(basename $(notdir $(shell grep -lE 'def (time|track)_' suites/*.py))); do \
+	for suite in $(notdir $(patsubst %/__init__.py,%,$(shell grep -lE 'def (time|track)_' suites/*/__init__.py))) \
+		'[a-z_]*against_normflows'; do \
 		$(ASV_OVERLAY) run $(OVERLAY) --record-samples --show-stderr \
 			--launch-method $(LAUNCH) --bench "^$$suite\." 'HEAD^!' || status=$$?; \
 	done; \

@@ -16,7 +16,13 @@ ERROR = Metric("more", rtol=1.0, atol=1e-12)  # at the floor of rounding a facto
 CERTIFIED = Metric("more", rtol=1e-4)
 BITS_PER_DIM = Metric("more", atol=0.005)
 
-REALISED = {"norm_realised": EXACT, "spectral_radius": EXACT}
+
+def each(margin: Metric, *metrics: str) -> dict[str, Metric]:
+    """The same margin for each of the metrics."""
+    return dict.fromkeys(metrics, margin)
+
+
+REALISED = each(EXACT, "norm_realised", "spectral_radius")
 """The norm and the spectral radius of J at the points, which most suites have."""
 
 BIAS_RESOLUTION = 0.1

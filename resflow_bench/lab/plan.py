@@ -56,7 +56,7 @@ class Plan:
         return suite.cells(self.preset, self.overrides)
 
     def record(self) -> dict[str, Any]:
-        """The plan's part of `run.json`, with the `arguments` of a command that measures it again."""
+        """The plan's part of `run.json`; `arguments` are a command that measures it again."""
         chosen = {axis: list(values) for axis, values in self.overrides.items()}
         suites = [suite.reference or suite.name for suite in self.suites]
         sets = [f"--set={axis}={','.join(map(str, values))}" for axis, values in chosen.items()]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from resflow_bench.analysis.rules import AtMost, Equals
 from resflow_bench.analysis.words import interval, measured, number
 from resflow_bench.lab.claims import Claims, Finding, Statement
-from suites.margins import BIAS_RESOLUTION, EXACT, REALISED, SAMPLED_NAT
+from suites.margins import BIAS_RESOLUTION, EXACT, REALISED, SAMPLED_NAT, each
 from suites.models import FIRST, GLOSSARY, named, telling
 
 if TYPE_CHECKING:
@@ -63,11 +63,8 @@ def truncation(cells: pd.DataFrame) -> str:
 
 CLAIMS = Claims(
     metrics={
-        "bias": SAMPLED_NAT,
-        "bias_paired": SAMPLED_NAT,
-        "bias_expected": EXACT,
-        "bias_bound": EXACT,
-        "log_det_exact": EXACT,
+        **each(SAMPLED_NAT, "bias", "bias_paired"),
+        **each(EXACT, "bias_expected", "bias_bound", "log_det_exact"),
         **REALISED,
     },
     statements=STATEMENTS,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from resflow_bench.analysis.rules import Exactly
 from resflow_bench.analysis.words import measured, number
 from resflow_bench.lab.claims import Claims, Finding, Metric, Statement
-from suites.margins import ERROR, EXACT, REALISED
+from suites.margins import ERROR, EXACT, REALISED, each
 from suites.models import FIRST, GLOSSARY, named, telling
 
 if TYPE_CHECKING:
@@ -78,9 +78,7 @@ def certified(cells: pd.DataFrame) -> str:
 
 CLAIMS = Claims(
     metrics={
-        "inverse_error": ERROR,
-        "inverse_error_bound": ERROR,
-        "residual": ERROR,
+        **each(ERROR, "inverse_error", "inverse_error_bound", "residual"),
         "outcome": Metric("more"),
         "n_steps": Metric("more", rtol=0.1, atol=1.0),
         "n_steps_bound": Metric("other", rtol=0.05, atol=1.0),

@@ -9,7 +9,17 @@ import numpy as np
 from resflow_bench.analysis.rules import Equals, Exactly
 from resflow_bench.analysis.words import measured, number
 from resflow_bench.lab.claims import TIME, Claims, Finding, Statement
-from suites.margins import BIAS_RESOLUTION, ERROR, EXACT, FLAG, MEMORY, NOISE, REALISED, SAMPLED_NAT
+from suites.margins import (
+    BIAS_RESOLUTION,
+    ERROR,
+    EXACT,
+    FLAG,
+    MEMORY,
+    NOISE,
+    REALISED,
+    SAMPLED_NAT,
+    each,
+)
 from suites.models import FIRST, GLOSSARY, named, telling
 
 if TYPE_CHECKING:
@@ -68,14 +78,12 @@ def another_quantity(cells: pd.DataFrame) -> str:
 CLAIMS = Claims(
     metrics={
         "bias": SAMPLED_NAT,
-        "bias_expected": EXACT,
-        "log_det_exact": EXACT,
+        **each(EXACT, "bias_expected", "log_det_exact"),
         "variance": NOISE,
         "variance_is_finite": FLAG,
         "inverse_error": ERROR,
         "wall_s": TIME,
-        "peak_bytes": MEMORY,
-        "peak_bytes_gradient": MEMORY,
+        **each(MEMORY, "peak_bytes", "peak_bytes_gradient"),
         **REALISED,
     },
     statements=STATEMENTS,

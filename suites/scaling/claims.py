@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from resflow_bench.analysis.rules import AtMost, Exactly
 from resflow_bench.analysis.words import interval, measured
 from resflow_bench.lab.claims import TIME, Claims, Finding, Metric, Statement
-from suites.margins import RATE
+from suites.margins import RATE, each
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,12 +48,11 @@ def cost(cells: pd.DataFrame) -> str:
 
 CLAIMS = Claims(
     metrics={
-        **{f"wall_s_{factor}": TIME for factor in (1, 2, 4, 8)},
         "exponent": Metric("more", atol=RESOLUTION, is_time=True),
         "exponent_flops": Metric("more", atol=1e-3),
-        "overhead_s": TIME,
-        "marginal_s": TIME,
+        **each(TIME, "overhead_s", "marginal_s"),
         "flops_fraction": RATE,
+        **{f"wall_s_{factor}": TIME for factor in (1, 2, 4, 8)},
     },
     statements=STATEMENTS,
     findings=(Finding(90, cost),),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from resflow_bench.analysis.rules import AtMost
 from resflow_bench.analysis.words import interval, measured
 from resflow_bench.lab.claims import TIME, Claims, Finding, Statement
-from suites.margins import MEMORY, RATE, REALISED
+from suites.margins import MEMORY, RATE, REALISED, each
 from suites.models import FIRST, GLOSSARY, named, telling
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ def speed(cells: pd.DataFrame) -> str:
 CLAIMS = Claims(
     metrics={
         "wall_s": TIME,
-        "examples_per_s": RATE,
-        "flops_fraction": RATE,
+        **each(RATE, "examples_per_s", "flops_fraction"),
         "peak_bytes": MEMORY,
         **REALISED,
     },

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from resflow_bench.analysis.rules import AtMost, Equals
 from resflow_bench.analysis.words import interval, measured, number
 from resflow_bench.lab.claims import Claims, Finding, Statement
-from suites.margins import BITS, CERTIFIED, EXACT, REALISED
+from suites.margins import BITS, CERTIFIED, EXACT, REALISED, each
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,12 +56,10 @@ def overstated(cells: pd.DataFrame) -> str:
 
 CLAIMS = Claims(
     metrics={
-        "gap": BITS,
-        "gap_expected": BITS,
+        **each(
+            BITS, "gap", "gap_expected", "log_prob_exact", "log_prob_objective", "log_prob_unbiased"
+        ),
         "gap_bound": EXACT,
-        "log_prob_exact": BITS,
-        "log_prob_objective": BITS,
-        "log_prob_unbiased": BITS,
         "lipschitz_certified": CERTIFIED,
         **REALISED,
     },

@@ -420,7 +420,10 @@ def test_a_second_ctrl_c_loses_nothing_either(tmp_path: Path) -> None:
 
 
 def test_help_keeps_its_lines(call) -> None:
-    assert "\n  resflow-bench list                      what can be asked\n" in call("--help").out
+    assert (
+        "\n  resflow-bench list                      suites, axes and their values\n"
+        in call("--help").out
+    )
 
 
 def test_list_says_what_each_axis_takes(call) -> None:

@@ -11,6 +11,7 @@ import pytest
 import toys
 
 from resflow_bench.cli.choices import parse, parse_assignment
+from resflow_bench.cli.group import this_machine
 from resflow_bench.lab.axes import AXES
 from resflow_bench.lab.cells import Cell, Grid, Preset
 from resflow_bench.lab.observe import Observation, Result
@@ -279,7 +280,7 @@ def test_a_damaged_record_is_named(tmp_path: Path, content: str) -> None:
 
 def test_a_record_says_where_its_numbers_come_from(tmp_path: Path) -> None:
     plan = Plan((toys.ROWS,), "smoke", {"dim": (1, 2)}, seed=3)
-    run = begin(plan, Store(tmp_path))
+    run = begin(plan, Store(tmp_path), this_machine())
     assert run.about["status"] == "running"
     assert run.about["end"] is None
     sweep(plan, run)
