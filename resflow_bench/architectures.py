@@ -23,7 +23,7 @@ from resflow_bench.flows import (
     ResidualFlow,
     image_flow,
 )
-from resflow_bench.layers import Branch, LinearBranch, SpectralLinear, dense_branch, mlp_branch
+from resflow_bench.layers import Branch, Linear, LinearBranch, dense_branch, mlp_branch
 
 LINEAR_FAMILIES = (
     "minus-identity",
@@ -115,7 +115,7 @@ def steep_flow(dim: int, lipschitz: float, seed: int = 0) -> ResidualFlow:
         lipschitz=lipschitz,
         generator=torch.Generator().manual_seed(seed),
     )
-    layers = [m for m in flow.modules() if isinstance(m, SpectralLinear)]
+    layers = [m for m in flow.modules() if isinstance(m, Linear)]
     with torch.no_grad():
         for layer in layers:
             left, _, right = torch.linalg.svd(layer.weight, full_matrices=False)

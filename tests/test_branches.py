@@ -12,10 +12,12 @@ from resflow_bench.layers import (
     ELU,
     Branch,
     CLipSwish,
+    Conv2d,
     DenseLayer,
     InducedConv2d,
     InducedLinear,
     LearnableOrder,
+    Linear,
     LinearBranch,
     LipSwish,
     ReLU,
@@ -101,7 +103,7 @@ def event_of(branch: Branch | LinearBranch) -> tuple[int, ...]:
     """What the branch takes: an image if its first layer has a grid."""
     layers = branch.layers if isinstance(branch, Branch) else []
     parts = [module for layer in layers[:1] for module in layer.modules()]
-    return EVENT if any(hasattr(part, "grid") for part in parts) else (DIM,)
+    return EVENT if any(isinstance(part, Conv2d) for part in parts) else (DIM,)
 
 
 def points(branch: Branch | LinearBranch, *batch: int, seed: int = 0) -> Tensor:
@@ -246,7 +248,7 @@ def test_a_promise_that_is_no_contraction_is_refused(lipschitz):
         Branch(SpectralLinear(DIM, DIM, 0.5), lipschitz=lipschitz)
 
 
-def linear(n_in: int = DIM, n_out: int = DIM, coefficient: float = 0.9) -> SpectralLinear:
+def linear(n_in: int = DIM, n_out: int = DIM, coefficient: float = 0.9) -> Linear:
     return SpectralLinear(n_in, n_out, coefficient)
 
 
@@ -258,7 +260,7 @@ def induced(domain: float | LearnableOrder, codomain: float | LearnableOrder) ->
     ("make", "rule"),
     [
         (lambda: Branch(lipschitz=0.9), "a layer as its last stage; got nothing"),
-        (lambda: Branch(linear(), Tanh(), lipschitz=0.9), "got SpectralLinear, Tanh"),
+        (lambda: Branch(linear(), Tanh(), lipschitz=0.9), "got Linear, Tanh"),
         (lambda: Branch(linear(5, 4), Tanh(), linear(), lipschitz=0.9), "got 4 features .* of 5"),
         (lambda: Branch(linear(5, 4), lipschitz=0.9), "got 4 features into a layer of 5"),
         (lambda: Branch(linear(), Tanh(), linear(), lipschitz=0.8), "lipschitz=0.8; got 0.81"),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from resflow_bench import theory
 from resflow_bench.fixed_point import Outcome, Solution
-from resflow_bench.flows import Inversion, ResidualBlock, ResidualFlow, residual
+from resflow_bench.flows import ResidualBlock, ResidualFlow, ToTolerance, bijection
 from resflow_bench.intervals import (
     Interval,
     chebyshev_mean_interval,
@@ -200,9 +200,9 @@ def measure_inverse(cell: Cell, context: Context) -> Iterable[Observation]:
     flow = build_flow(cell, context.results)
     z = flow(build_points(cell, int(context.effort["n_points"])))
     tolerance = cell["tolerance"]
-    inversion = Inversion(rtol=tolerance, atol=tolerance, max_steps=cell["max_steps"])
+    inversion = ToTolerance(rtol=tolerance, atol=tolerance, max_steps=cell["max_steps"])
     solution = flow.inverse(z, inversion)
-    truth = copy.deepcopy(flow).double().inverse(z.double(), Inversion(max_steps=100_000))
+    truth = copy.deepcopy(flow).double().inverse(z.double(), ToTolerance(max_steps=100_000))
     error = (solution.value.double() - truth.value).flatten(1).norm(dim=1)
     # What is known of the truth itself is charged to the bound's side of the comparison.
     bound = _bound(solution) + _bound(truth)
@@ -329,17 +329,17 @@ def _reachable(problem: Problem, estimator: LogDetEstimator) -> np.ndarray:
 
 
 def _banach(
-    flow: ResidualFlow, x: Tensor, inversion: Inversion, tolerance: float
+    flow: ResidualFlow, x: Tensor, inversion: ToTolerance, tolerance: float
 ) -> tuple[Tensor, Tensor]:
     """Before any step: Banach's bound on the error after `max_steps`, and the steps that suffice.
 
     Block by block, ||x_n - x*|| <= (K^n ||g(z)|| + error in z + rounding) / (1 - K), where the
-    working dtype charges `flows.residual.ROUNDING` units in the last place of the numbers' size;
+    working dtype charges `flows.bijection.ROUNDING` units in the last place of the numbers' size;
     and the residual falls below the tolerance once K^n ||g(z)|| does. A block whose z is off by e
     begins at ||g(z)|| + K e. Latents of an earlier scale have no error, so that one number carries
     the error of the rest through all scales. x (B, *event), what is to be found; (B,), (B,).
     """
-    ulps = residual.ROUNDING * torch.finfo(x.dtype).eps
+    ulps = bijection.ROUNDING * torch.finfo(x.dtype).eps
     error = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     steps = torch.zeros_like(error)
     for layer, inputs in reversed(list(flow.inputs(x))):
@@ -353,7 +353,7 @@ def _banach(
             asked = tolerance * (1 + found) / (1 + tolerance / (1 - k))
             steps += (torch.log(asked / first) / math.log(k)).ceil().clamp_min(0)
         else:
-            error = _bound(layer.inverse(z, inversion, error))
+            error = _bound(bijection.as_bijection(layer).inverse(z, inversion, error))
     return error, steps
 
 
