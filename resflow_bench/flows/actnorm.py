@@ -45,7 +45,6 @@ class ActNorm(nn.Module):
         return (x + _along(self.shift, x)) * _along(self.log_scale, x).exp()
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(z, ln|det dz/dx|), exact."""
         n_positions = math.prod(x.shape[2:])
         return self(x), (n_positions * self.log_scale.sum()).expand(len(x))
 

@@ -20,8 +20,8 @@ from resflow_bench.flows.bijection import (
 from resflow_bench.flows.inversion import AnyInversion
 from resflow_bench.logdet.estimator import Estimator
 
-Part = Bijection | ClosedForm
-Inputs = Generator[tuple[Part, Tensor], None, Tensor]
+AnyBijection = Bijection | ClosedForm
+Inputs = Generator[tuple[AnyBijection, Tensor], None, Tensor]
 """Yields (bijection, its input) and returns the output of the last."""
 
 
@@ -44,7 +44,7 @@ class Chain(nn.Sequential):
         self._parts = [as_bijection(layer) for layer in layers]
 
     @property
-    def bijections(self) -> list[Part]:
+    def bijections(self) -> list[AnyBijection]:
         """The layers, from data to latent."""
         return [part.form if isinstance(part, Formulas) else part for part in self._parts]
 

@@ -10,24 +10,24 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-Part = TypeVar("Part", bound=nn.Module)
+Module = TypeVar("Module", bound=nn.Module)
 Made = TypeVar("Made")
 
 
-def recast(part: Part, dtype: torch.dtype) -> Part:
+def recast(part: Module, dtype: torch.dtype) -> Module:
     """The same map computed in a dtype: `part` itself if it has that dtype, else a copy."""
     if all(t.dtype == dtype for t in _state(part) if t.is_floating_point()):
         return part
-    made: Part = memoised(part, _COPIES[dtype])
+    made: Module = memoised(part, _COPIES[dtype])
     return made
 
 
-def in_float64(part: Part) -> Part:
+def in_float64(part: Module) -> Module:
     """The same map computed in float64: `part` itself if it has that dtype, else a copy."""
     return recast(part, torch.float64)
 
 
-def memoised(part: Part, make: Callable[[Part], Made]) -> Made:
+def memoised(part: Module, make: Callable[[Module], Made]) -> Made:
     """make(part), or its last result if no parameter and no buffer has changed by a bit.
 
     They are compared by value, because a write through `.data` leaves no other trace. A comparison
@@ -61,11 +61,11 @@ def _state(part: nn.Module) -> list[Tensor]:
     return [t.detach() for t in (*part.parameters(), *part.buffers())]
 
 
-def _double(part: Part) -> Part:
+def _double(part: Module) -> Module:
     return copy.deepcopy(part).double()
 
 
-def _single(part: Part) -> Part:
+def _single(part: Module) -> Module:
     return copy.deepcopy(part).float()
 
 

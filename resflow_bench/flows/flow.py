@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from resflow_bench.fixed_point import Solution
 from resflow_bench.flows.actnorm import ActNorm
-from resflow_bench.flows.composition import Chain, Part
+from resflow_bench.flows.composition import AnyBijection, Chain
 from resflow_bench.flows.copies import in_float64
 from resflow_bench.flows.inversion import AnyInversion, ToError, ToTolerance
 from resflow_bench.flows.residual import ResidualBlock
@@ -99,7 +99,7 @@ class ResidualFlow(nn.Module):
         return cls(layers, dim, estimator).to(generator.device)
 
     @property
-    def bijections(self) -> list[Part]:
+    def bijections(self) -> list[AnyBijection]:
         """The layers, from data to latent."""
         return self.layers.bijections
 
@@ -219,7 +219,7 @@ class ResidualFlow(nn.Module):
         solution = self.inverse(z, inversion, certify=isinstance(inversion, ToError))
         return solution.raise_if_failed().value
 
-    def inputs(self, x: Tensor) -> Iterator[tuple[Part, Tensor]]:
+    def inputs(self, x: Tensor) -> Iterator[tuple[AnyBijection, Tensor]]:
         """(layer, that layer's input) from data to latent, those inside other layers included."""
         yield from self.layers.inputs(x)
 

@@ -42,7 +42,6 @@ class Logit(nn.Module):
         return torch.logit(self.margin + (1 - 2 * self.margin) * x)
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(z, ln|det dz/dx|), exact."""
         z = self(x)
         slopes = functional.softplus(z) + functional.softplus(-z) + math.log1p(-2 * self.margin)
         return z, slopes.flatten(1).sum(1)

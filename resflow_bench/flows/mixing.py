@@ -51,7 +51,6 @@ class Mixing(nn.Module):
         return _apply(self.weight(), x)
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(z, ln|det dz/dx|), exact."""
         n_positions = math.prod(x.shape[2:])
         return self(x), (n_positions * self.log_scale.sum()).expand(len(x))
 

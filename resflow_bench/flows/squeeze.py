@@ -32,7 +32,6 @@ class Squeeze(nn.Module):
         return functional.pixel_unshuffle(x, self.factor)
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(z, 0)."""
         return self(x), x.new_zeros(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
@@ -62,7 +61,6 @@ class Flatten(nn.Module):
         return x.flatten(1)
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(z, 0)."""
         return self(x), x.new_zeros(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:

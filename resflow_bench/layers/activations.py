@@ -27,7 +27,7 @@ class Activation(Protocol):
     """phi, a module, with its Lipschitz constant and a derivative that autograd can differentiate.
 
     Each input z_i makes `expansion` outputs: output j of (B, expansion h, ...) belongs to input
-    j mod h along axis 1. `derivative` is shaped like the output.
+    j mod h along axis 1.
     """
 
     lipschitz: float
@@ -35,9 +35,9 @@ class Activation(Protocol):
 
     def __call__(self, z: Tensor) -> Tensor: ...
 
-    def derivative(self, z: Tensor) -> Tensor: ...
-
-    def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]: ...
+    def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """phi(z) and phi'(z), one shape."""
+        ...
 
 
 @runtime_checkable
@@ -81,9 +81,6 @@ class LipSwish(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return z * torch.sigmoid(z * functional.softplus(self.raw_beta)) * (1 / LIPSWISH_SCALE)
-
-    def derivative(self, z: Tensor) -> Tensor:
-        return self.value_and_derivative(z)[1]
 
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
         both: tuple[Tensor, Tensor] = SwishAndSlope.apply(z, functional.softplus(self.raw_beta))
@@ -167,9 +164,6 @@ class CLipSwish(nn.Module):
         y = self.swish(z)
         return torch.cat([y, y - z * (1 / LIPSWISH_SCALE)], dim=1) * (1 / CLIPSWISH_SCALE)
 
-    def derivative(self, z: Tensor) -> Tensor:
-        return self.value_and_derivative(z)[1]
-
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
         y, slope = self.swish.value_and_derivative(z)
         both = torch.cat([y, y - z * (1 / LIPSWISH_SCALE)], dim=1)
@@ -191,9 +185,6 @@ class Tanh(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         return torch.tanh(z)
 
-    def derivative(self, z: Tensor) -> Tensor:
-        return self.value_and_derivative(z)[1]
-
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
         y = torch.tanh(z)
         return y, 1 - y * y
@@ -213,11 +204,8 @@ class ELU(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         return functional.elu(z)
 
-    def derivative(self, z: Tensor) -> Tensor:
-        return torch.exp(z.clamp(max=0.0))
-
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return functional.elu(z), self.derivative(z)
+        return functional.elu(z), torch.exp(z.clamp(max=0.0))
 
     def curvature(self) -> float:
         """e^z for z < 0, 0 for z > 0; phi' itself is continuous."""
@@ -233,9 +221,6 @@ class Softplus(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return functional.softplus(z)
-
-    def derivative(self, z: Tensor) -> Tensor:
-        return torch.sigmoid(z)
 
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return functional.softplus(z), torch.sigmoid(z)
@@ -254,9 +239,6 @@ class Sine(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.sin(z)
-
-    def derivative(self, z: Tensor) -> Tensor:
-        return torch.cos(z)
 
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return torch.sin(z), torch.cos(z)
@@ -278,9 +260,6 @@ class ReLU(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.relu(z)
-
-    def derivative(self, z: Tensor) -> Tensor:
-        return self.value_and_derivative(z)[1]
 
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
         y = torch.relu(z)

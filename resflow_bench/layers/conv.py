@@ -93,16 +93,13 @@ class Conv2d(nn.Module):
         return self.normalised()(x)
 
     def normalised(self) -> AffineConvolution:
-        """The map with its weight normalised once."""
         weight = self.weight_normalised().to(memory_format=FAST)
         return AffineConvolution(weight, self.bias, self.grid)
 
     def update(self) -> None:
-        """Follow W after an optimiser step; afterwards the operator's norm is <= coefficient."""
         self.norm.update(Convolution(self.weight, self.grid))
 
     def align(self) -> None:
-        """Follow W as closely as the norm can."""
         self.norm.align(Convolution(self.weight, self.grid))
 
     def certificate(self) -> Certificate:

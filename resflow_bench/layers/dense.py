@@ -68,16 +68,13 @@ class DenseLayer(nn.Module):
         return self.normalised()(x)
 
     def normalised(self) -> Concatenation:
-        """The map with W normalised once."""
         h = Composition([self.layer.normalised(), Elementwise(self.activation)])
         return Concatenation(*self.mix(), h)
 
     def update(self) -> None:
-        """Update W."""
         self.layer.update()
 
     def align(self) -> None:
-        """Align W."""
         self.layer.align()
 
     @torch.no_grad()

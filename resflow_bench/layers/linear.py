@@ -73,15 +73,12 @@ class Linear(nn.Module):
         return self.normalised()(x)
 
     def normalised(self) -> Affine:
-        """The map with its weight normalised once."""
         return Affine(self.weight_normalised(), self.bias)
 
     def update(self) -> None:
-        """Follow W after an optimiser step; afterwards ||W_c|| <= coefficient."""
         self.norm.update(Matrix(self.weight))
 
     def align(self) -> None:
-        """Follow W as closely as the norm can."""
         self.norm.align(Matrix(self.weight))
 
     def certificate(self) -> Certificate:

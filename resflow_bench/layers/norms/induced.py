@@ -25,7 +25,7 @@ from resflow_bench.layers.norms.norm import (
     full_precision,
 )
 from resflow_bench.layers.norms.operators import Convolution, Matrix, Operator
-from resflow_bench.layers.orders import LearnableOrder, Order, checked_order, value
+from resflow_bench.layers.orders import LearnableOrder, Order, check_order, value
 
 # Power iterations of an update, from the last best vector and two that are made anew.
 UPDATE_STEPS = 5
@@ -55,8 +55,8 @@ class Induced:
     codomain: Order
 
     def __post_init__(self) -> None:
-        checked_order(self.domain, "domain")
-        checked_order(self.codomain, "codomain")
+        check_order(self.domain, "domain")
+        check_order(self.codomain, "codomain")
 
     def normaliser(self, operator: Operator, coefficient: float) -> InducedNorm:
         """An `InducedNorm`, aligned with the operator."""
@@ -145,9 +145,6 @@ class InducedNorm(nn.Module):
         Properties: some fifty passes over W and one Gram matrix's eigenvalues (five if
         p >= 2 >= q and p > q), for a convolution beyond `DENSE` features one Gram matrix a
         frequency; nothing where the norm is easy. The host waits for the device.
-
-        Raises:
-            torch.linalg.LinAlgError: W is not finite.
         """
         finite(operator.weight)
         if self.is_easy:
@@ -161,11 +158,7 @@ class InducedNorm(nn.Module):
     @torch.inference_mode(False)
     @torch.no_grad()
     def align(self, operator: Operator) -> None:
-        """Many power iterations from the last vector, large columns and rows, Gaussian vectors.
-
-        Raises:
-            torch.linalg.LinAlgError: W is not finite.
-        """
+        """Many power iterations from the last vector, large columns and rows, Gaussian vectors."""
         finite(operator.weight)
         if self.is_easy:
             return
@@ -186,9 +179,6 @@ class InducedNorm(nn.Module):
         Its method is "columns" (p = 1), "rows" (q = inf) or "svd" (p = q = 2, beyond `DENSE`
         features of a convolution "fft"), of which all but "fft" are exact, or the name of a bound
         in `upper_bounds`.
-
-        Raises:
-            torch.linalg.LinAlgError: W is not finite.
         """
         finite(operator.weight)
         with full_precision(self.v):

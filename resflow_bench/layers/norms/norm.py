@@ -38,7 +38,7 @@ class Normaliser(Protocol):
         ...
 
     def update(self, operator: Operator) -> None:
-        """Follow the weight after an optimiser step, as far as every step can afford.
+        """Follow the weight after an optimiser step, at a cost that every step can afford.
 
         Raises:
             torch.linalg.LinAlgError: the weight is not finite.
