@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from resflow_bench.fixed_point.solution import BLOW_UP, Outcome, Solution
-from resflow_bench.fixed_point.steps import PICARD, Step
+from resflow_bench.fixed_point.steps import PICARD, Selectable, Step
 
 # No new best residual in a window of so many steps, or of a quarter of the steps before it, is the
 # rounding floor: down to it a contraction improves in every step. Near it residuals are few units
@@ -23,15 +23,6 @@ PATIENCE = 32
 CHECK_EVERY = 8
 
 
-@runtime_checkable
-class Selectable(Protocol):
-    """An object with a part for each example, as a Jacobian is."""
-
-    def select(self, examples: Tensor) -> Self:
-        """The object for some of the examples, given by their indices (n,)."""
-        ...
-
-
 @torch.no_grad()
 def solve(
     f: Callable[..., Tensor],
@@ -41,7 +32,7 @@ def solve(
     rtol: float = 1e-6,
     atol: float = 1e-6,
     max_steps: int = 1000,
-    args: tuple[Tensor | Selectable, ...] | None = None,
+    args: tuple[Tensor, ...] | None = None,
 ) -> Solution:
     """x with ||f(x) - x||_2 <= atol + rtol ||x||_2, for every example of a batch.
 
@@ -57,9 +48,9 @@ def solve(
         rtol, atol: the tolerance on the norm itself. (The public residual-flow code compares the
             squared step with its tolerance, and so stops at the square root of the tolerance.)
         max_steps: the number of steps after which an example ends with MAX_STEPS; 0 only measures.
-        args: further arguments of f, f(x, *args), with a row for each example: tensors (B, ...), or
-            objects with a `select`. Once half of the examples have ended, f is evaluated for the
-            others alone, with their rows. None: f(x) is evaluated for all until all have ended.
+        args: further arguments of f, f(x, *args), tensors (B, ...) with a row for each example.
+            Once half of the examples have ended, f is evaluated for the others alone, with their
+            rows. None: f(x) is evaluated for all until all have ended.
 
     Returns:
         A `Solution`, without a graph. The value, residual and n_steps of an example are those at
@@ -121,7 +112,7 @@ def solve(
             keep = now.running.nonzero()[:, 0]
             rows = keep if rows is None else rows[keep]
             x, limit, mark = x[keep], limit[keep], mark[keep]
-            state, rest = _select(state, keep), _select(rest, keep)
+            state, rest = _select(state, keep), tuple(arg[keep] for arg in rest)
             now = now.select(keep)
     now.end(now.running, Outcome.MAX_STEPS)
     ended = now.into(ended, rows)
@@ -165,13 +156,13 @@ class _Iterates:
         return self.best, self.residual, self.n_steps, self.outcome, self.running
 
 
-def _select(part: Any, keep: Tensor) -> Any:
-    """The rows `keep`, (n,), of a state or of arguments; numbers and None as they are."""
-    if isinstance(part, Tensor):
-        return part[keep]
-    if isinstance(part, Selectable):
-        return part.select(keep)
-    return tuple(_select(p, keep) for p in part) if isinstance(part, tuple) else part
+def _select(state: Any, keep: Tensor) -> Any:
+    """A step's state for the examples `keep`, (n,); numbers and None are of no example."""
+    if isinstance(state, Tensor):  # first, as a tensor has a `select` of its own
+        return state[keep]
+    if isinstance(state, Selectable):
+        return state.select(keep)
+    return tuple(_select(part, keep) for part in state) if isinstance(state, tuple) else state
 
 
 def _choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:

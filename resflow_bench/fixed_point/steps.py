@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
 
+@runtime_checkable
+class Selectable(Protocol):
+    """A state with a row for each example."""
+
+    def select(self, examples: Tensor) -> Self:
+        """The state of some of the examples, given by their indices (n,)."""
+        ...
+
+
 class Step(Protocol):
     """The rule for x_{n+1} from x_n and f(x_n), each example by itself.
 
-    A state is None, a number, a tensor (B, ...), a tuple of states, or an object whose `select`
-    keeps some of the examples: `solve` drops those that have ended.
+    A state is None, a number, a tensor (B, ...), a `Selectable` or a tuple of states: `solve`
+    drops the rows of examples that have ended.
     """
 
     def init(self, x0: Tensor) -> Any: ...

@@ -140,12 +140,12 @@ class FactorOut(nn.Module):
         The bound is therefore sqrt(e^2 + e_b^2), e_b the inner chain's bound for an error e.
         """
         n_latents = self.n_kept * math.prod(self.event[1:])
-        kept = z[:, :n_latents].unflatten(1, (self.n_kept, *self.event[1:]))
+        passed = z[:, :n_latents].unflatten(1, (self.n_kept, *self.event[1:]))
         inner = self.inner.inverse(z[:, n_latents:], inversion, error, certify)
         bound = inner.error_bound
         if bound is not None:
             bound = torch.hypot(or_zeros(error, z), bound)
-        return replace(inner, value=torch.cat([kept, inner.value], dim=1), error_bound=bound)
+        return replace(inner, value=torch.cat([passed, inner.value], dim=1), error_bound=bound)
 
     def inputs(self, x: Tensor) -> Inputs:
         """(bijection, its input) of the inner chain."""

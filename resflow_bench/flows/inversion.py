@@ -1,4 +1,4 @@
-"""Ways to invert a residual block, z = x + g(x): to a tolerance, to rounding, to a certified error.
+"""Inversions of a residual block, z = x + g(x): to a tolerance, to rounding, to a certified error.
 
 Each is a setting that solves x + g(x) = z for one branch g. A flow passes it to its blocks.
 """
@@ -110,21 +110,21 @@ class ToRounding:
 
     def __call__(self, branch: Branch | LinearBranch, z: Tensor) -> Solution:
         """Solve x + g(x) = z from x = z, (B, *event); `n_steps` counts those of 1, 2 and 3."""
-        last = ToTolerance(self.fine, max_steps=self.max_steps)
+        iterate = ToTolerance(self.fine, max_steps=self.max_steps)
         if z.dtype != torch.float64 or self.dtype == torch.float64:
-            return last(branch, z)
+            return iterate(branch, z)
         fine = memoised(branch, _normalised)
         solution = self._refined(fine, memoised(recast(branch, self.dtype), _normalised), z)
         rest = (~solution.converged).nonzero()[:, 0]
         if not len(rest):
             return solution
-        found = last.start(fine, z[rest], solution.value[rest])
+        last = iterate.start(fine, z[rest], solution.value[rest])
         return replace(
             solution,
-            value=solution.value.index_copy(0, rest, found.value),
-            residual=solution.residual.index_copy(0, rest, found.residual),
-            n_steps=solution.n_steps.index_add(0, rest, found.n_steps),
-            outcome=solution.outcome.index_copy(0, rest, found.outcome),
+            value=solution.value.index_copy(0, rest, last.value),
+            residual=solution.residual.index_copy(0, rest, last.residual),
+            n_steps=solution.n_steps.index_add(0, rest, last.n_steps),
+            outcome=solution.outcome.index_copy(0, rest, last.outcome),
         )
 
     def reference(self, dtype: torch.dtype) -> ToRounding:

@@ -68,9 +68,9 @@ class Mixing(nn.Module):
         """
         weight = self.weight(torch.float64)
         singular = torch.linalg.svdvals(weight)
-        given, found = z.double(), x.double()
-        sizes = _norm(given) + singular[0] * _norm(found)
-        residual = _norm(given - _apply(weight, found))
+        z, x = z.double(), x.double()
+        sizes = _norm(z) + singular[0] * _norm(x)
+        residual = _norm(z - _apply(weight, x))
         residual += ROUNDING * torch.finfo(torch.float64).eps * sizes
         return (residual + error) / singular[-1]
 

@@ -149,7 +149,8 @@ def _differentiable(
     x, fresh = x.view_as(x), [t if t is None else t.view_as(t) for t in tensors]
     run = _forward(x, ctx.kinds, fresh)
     wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[2:]]
-    asked = [t for t, want in zip([x, *fresh], wanted, strict=True) if want and t is not None]
-    gradients = iter(torch.autograd.grad((run.y, *run.numbers), asked, upstream, create_graph=True))
-    d_x, *found = (next(gradients) if want else None for want in wanted)
-    return d_x, None, *found
+    inputs = [t for t, want in zip([x, *fresh], wanted, strict=True) if want and t is not None]
+    gradients = torch.autograd.grad((run.y, *run.numbers), inputs, upstream, create_graph=True)
+    rest = iter(gradients)
+    d_x, *d_tensors = (next(rest) if want else None for want in wanted)
+    return d_x, None, *d_tensors

@@ -2,9 +2,8 @@
 
 Only three families are easy: p = 1 (the largest column q-norm), q = inf (the largest row p*-norm)
 and p = q = 2 (the largest singular value). In between the norm is a maximum of a function that is
-not concave, and NP-hard to find for most orders. So there are two sides here: `climb` finds an x
-whose ratio is a lower bound, and attained for small or benign operators, and `upper_bounds` are
-theorems.
+not concave, and NP-hard to compute for most orders. So `climb` computes an x whose ratio is a lower
+bound, often the norm itself for small or benign operators, and `upper_bounds` are theorems.
 """
 
 from __future__ import annotations
@@ -171,8 +170,8 @@ def _combinations(a: float, b: float, n_out: int, n_in: int) -> Tensor:
     b1 = (left_low / k).nan_to_num(nan=0.0).clamp(0, 1)
     a0 = ((left_high - k) / (1 - k)).nan_to_num(nan=0.0).clamp(0, 1)
     price = (high - a) * math.log(n_in) + (b - low) * math.log(n_out)
-    found = [s, (1 - s) * k, (1 - s) * (1 - k), b1, a0, price]
-    return torch.stack([column.flatten() for column in found], dim=1)
+    columns = [s, (1 - s) * k, (1 - s) * (1 - k), b1, a0, price]
+    return torch.stack([column.flatten() for column in columns], dim=1)
 
 
 def _chord(values: Tensor, at: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 Power iteration approaches ||A|| from below, so weights normalised by it may exceed their promise,
 and it stalls where singular values crowd, which is where maximum likelihood drives them: at the
-coefficient. A symmetric eigensolver asked for the leading pair alone costs no more than a bound
+coefficient. A symmetric eigensolver for the leading pair alone costs no more than a bound
 that makes up for that, and gives both. Power iteration is left to operators too large for it.
 """
 
