@@ -101,7 +101,7 @@ def long_inverse(flow: ResidualFlow, z: Tensor, start: Tensor) -> np.ndarray:
 
 
 def bounds_and_errors(flows: list[ResidualFlow]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each flow at 4 points, inverted to float64's rounding: (4 n_flows,) each."""
+    """Bounds and errors of each flow at 4 points, inverted to float64's rounding: (4 n_flows,)."""
     bounds, errors = [], []
     for seed, flow in enumerate(flows):
         z = 2 * normal(4, flow.dim, seed=seed + 1000)
@@ -251,7 +251,7 @@ def test_an_error_is_certified_that_the_constants_alone_do_not(monkeypatch) -> N
 
 
 def test_without_curvature_the_constants_stand() -> None:
-    """ReLU's slope jumps: the same bound, whatever the error asked for."""
+    """ReLU's slope jumps: the same bound, whatever the requested error."""
     flow, z = flow_of(1, phi=ReLU), 2 * normal(10, 4)
     assert branch_bounds(flow.blocks[0].branch).curvature == np.inf
     strict, lax = (flow.inverse(z, Inversion(error=error)) for error in (1e-13, 1.0))

@@ -186,7 +186,7 @@ def test_the_norm_of_the_reshaped_kernel_is_no_bound():
     assert norm_after(layer) <= 0.9 < by_reshaped
 
 
-# What has no direction yet
+# Weights without a leading direction
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -289,8 +289,8 @@ def test_bfloat16_weights_keep_the_promise():
 def test_bfloat16_promises_by_the_channels_and_taps_and_not_by_the_grid():
     """64 channels on 32 x 32: the smaller side of the operator, 65,536, has nothing to do with it.
 
-    A cushion by that side was negative there: the layer took its weights as they were, ten times
-    what was promised, and said nothing.
+    A cushion by that side was negative there: the layer left its weights ten times above the
+    promise, without an error.
     """
     layer = SpectralConv2d(64, 64, 3, (32, 32), 0.9)
     with torch.no_grad():
@@ -342,7 +342,7 @@ def test_hostile_training_by_the_symbol(monkeypatch):
     assert after <= 1
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize(

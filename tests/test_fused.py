@@ -47,7 +47,7 @@ def results(g: Branch, x: Tensor, linearise: Callable) -> list[Tensor]:
 
 
 def every_gradient(g: Branch, linearise: Callable, upstream: tuple[float, float]) -> list[Tensor]:
-    """Of a weighted sum of both results, in x and all parameters."""
+    """The gradient of a weighted sum of both results, in x and all parameters."""
     x = normal(B, D, seed=3).requires_grad_()
     y, form = results(g, x, linearise)
     weights = normal(B, seed=4)

@@ -272,7 +272,7 @@ def test_the_promise_survives_at_shared_and_hard_orders_and_in_a_convolution(inf
 @pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize(("p", "q"), [(3.0, 1.5), (2.0, 2.0), (1.0, 3.0), (2.0, 7.0)])
 def test_degenerate_weights(make, p, q):
-    """Zero, rank one, one entry: kept below the coefficient, with finite gradients."""
+    """Zero, rank one, one entry: norms stay below the coefficient, gradients are finite."""
     for fill in ("zero", "rank one", "one entry"):
         layer = make(p, LearnableOrder(q))
         nn.init.constant_(layer.weight, 3.0 if fill == "rank one" else 0.0)

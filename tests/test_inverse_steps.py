@@ -1,4 +1,4 @@
-"""One contract for every way to invert: within its bound, or said to have failed."""
+"""One contract for every inversion: an error within its bound, or an outcome that says not."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def truth(flow: ResidualFlow, z: Tensor) -> Solution:
 
 
 def keeps_its_word(flow: ResidualFlow, z: Tensor, inversion: ToError) -> bool:
-    """Every example converged, its bound is within what was asked, its error within the bound."""
+    """Every example converged, with error <= bound <= requested error."""
     solution, expected = flow.inverse(z, inversion), truth(flow, z)
     assert solution.value.dtype == z.dtype
     error = (solution.value.double() - expected.value).norm(dim=1)
@@ -115,7 +115,7 @@ def test_every_step_keeps_its_word(name: str, flow: str) -> None:
 
 @EACH
 def test_float32_reaches_its_own_rounding(name: str) -> None:
-    """Of a float32 z the answer is the float64 one rounded: within half a unit of each number."""
+    """The inverse of a float32 z is float64's, rounded: within half a unit of each number."""
     flow, z = strong_flow(0.9), 3 * normal(20, DIM).float()
     solution, expected = flow.inverse(z, Inversion(STEPS[name], error=1e-5)), truth(flow, z)
     error = (solution.value.double() - expected.value).abs()
@@ -149,7 +149,7 @@ def test_an_inverse_does_not_depend_on_batch_mates(name: str) -> None:
 
 
 def n_fine_evaluations(branch, z: Tensor, invert) -> int:
-    """Of how many examples g was evaluated in float64."""
+    """The number of examples for which g was evaluated in float64."""
     seen = []
 
     def count(_, args) -> None:
@@ -230,13 +230,25 @@ def test_what_is_memoised_follows_the_weights() -> None:
 
 
 def test_a_certificate_is_of_the_weights_in_use() -> None:
-    """Shrunk weights have a smaller constant, and the bound knows at once."""
+    """Shrunk weights have a smaller constant, and so a smaller bound at once."""
     flow, z = minus_identity(0.9), normal(4, DIM)
     loose = flow.inverse(z, Inversion(error=1.0)).error_bound
     flow.blocks[0].branch.matrix.data.mul_(0.5)
     assert (flow.inverse(z, Inversion(error=1.0)).error_bound < 0.5 * loose).all()
     flow.blocks[0].branch.matrix.data.mul_(3)
     assert torch.isinf(flow.inverse(z, Inversion(error=1.0)).error_bound).all()
+
+
+def test_an_inversion_is_one_of_three_settings() -> None:
+    assert Inversion() == ToTolerance()
+    assert Inversion(Secant(), rtol=0.1, max_steps=7) == ToTolerance(Secant(), 0.1, None, 7)
+    assert Inversion(dtype=torch.float32) == ToRounding()
+    assert Inversion(error=1e-4) == ToError(1e-4)
+    by_picard = ToRounding(Picard(), Picard(), 9, DOUBLE)
+    assert Inversion(Picard(), max_steps=9, error=0.1, dtype=DOUBLE) == ToError(0.1, by_picard)
+    for options in ({"error": 1e-4}, {"dtype": torch.float32}):
+        with pytest.raises(ValueError, match=r"got rtol=0.1 and atol=None .* Leave one out"):
+            Inversion(rtol=0.1, **options)
 
 
 def test_a_dtype_that_cannot_iterate_is_refused() -> None:

@@ -115,7 +115,7 @@ def test_the_leading_pair_of_an_isometry() -> None:
     assert all(float(x.norm()) == pytest.approx(1, rel=1e-13) for x, _ in found)
 
 
-# What forward does
+# The forward pass
 
 
 def test_a_small_weight_is_left_alone():

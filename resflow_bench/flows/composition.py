@@ -41,7 +41,7 @@ class Chain(nn.Sequential):
         if not layers:
             raise ValueError("Chain needs at least one bijection; got none.")
         # Once, since a search for a Protocol's members takes as long as a small layer.
-        self._parts = [as_bijection(layer) for layer in layers]
+        self._parts = [as_bijection(layer) for layer in self]
 
     @property
     def bijections(self) -> list[AnyBijection]:

@@ -188,7 +188,9 @@ class ResidualFlow(nn.Module):
                     "certify=False. Leave one of them out."
                 )
             return self.layers.inverse(z, inversion, certify=False)
-        reference = inversion.reference(z.dtype)
+        reference = inversion
+        if isinstance(inversion, ToTolerance):
+            reference = inversion.reference(z.dtype)
         exact = in_float64(self.layers).inverse(z.double(), reference)
         if reference is inversion:
             value, residual = exact.value.to(z.dtype), exact.residual.to(z.dtype)

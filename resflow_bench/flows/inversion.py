@@ -127,10 +127,6 @@ class ToRounding:
             outcome=solution.outcome.index_copy(0, rest, last.outcome),
         )
 
-    def reference(self, dtype: torch.dtype) -> ToRounding:
-        """See `ToTolerance.reference`."""
-        return self
-
     def _refined(self, fine: Composition, coarse: Composition, z: Tensor) -> Solution:
         """The solution after 1 and 2."""
         target = z.to(self.dtype)
@@ -175,10 +171,6 @@ class ToError:
     def __call__(self, branch: Branch | LinearBranch, z: Tensor) -> Solution:
         """Solve x + g(x) = z from x = z, (B, *event)."""
         return self.solver(branch, z)
-
-    def reference(self, dtype: torch.dtype) -> ToError:
-        """See `ToTolerance.reference`."""
-        return self
 
 
 AnyInversion = ToTolerance | ToRounding | ToError
