@@ -1,9 +1,9 @@
-"""The models that a suite can be run on: linear maps whose Jacobian is known, and flows.
+"""The flows that suites measure: linear ones with a known Jacobian, untrained and trainable ones.
 
 The linear families attain their promised constant: ||J||_2 = K exactly. Between them they hold the
 worst case of every bound (-K I), its best case for Rademacher probes (K I, -K I), eigenvalues on a
-circle (orthogonal), real ones (symmetric), a generic spectrum (gaussian) and none at all
-(triangular: nilpotent, so the log-det is exactly 0 at every truncation and only noise is left).
+circle (orthogonal), real ones (symmetric), a generic spectrum (gaussian) and no eigenvalue but 0
+(triangular: nilpotent, so the log-det is exactly 0 at every truncation, and all else is noise).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from resflow_bench.flows import (
     ResidualFlow,
     image_flow,
 )
-from resflow_bench.layers import Branch, LinearBranch, SpectralLinear, dense_branch, mlp_branch
+from resflow_bench.layers import Branch, Linear, LinearBranch, dense_branch, mlp_branch
 
 LINEAR_FAMILIES = (
     "minus-identity",
@@ -36,10 +36,10 @@ LINEAR_FAMILIES = (
 
 MLP_BLOCKS = 8
 MIN_WIDTH = 64
-"""Of a hidden layer, for data of few dimensions: a density in the plane wants more than 4 units."""
+"""The smallest hidden layer: a density in the plane needs more than 2d = 4 units."""
 
 STEEP = 1.5
-"""Where LipSwish has about its largest slope."""
+"""The z at which LipSwish has about its largest slope."""
 
 
 def family_matrix(name: str, dim: int, lipschitz: float, seed: int = 0) -> Tensor:
@@ -51,10 +51,10 @@ def family_matrix(name: str, dim: int, lipschitz: float, seed: int = 0) -> Tenso
             entries, scaled; triangular, the same strictly above the diagonal, scaled.
         dim: d; at least 2 for the triangular family, which is zero at d = 1.
         lipschitz: K.
-        seed: of the random families.
+        seed: seeds the random families.
 
     Raises:
-        ValueError: if `name` is not one of them, or d = 1 is asked of the triangular one.
+        ValueError: `name` is not one of them, or it is the triangular one with d = 1.
 
     >>> family_matrix("plus-identity", 2, 0.5).tolist()
     [[0.5, 0.0], [0.0, 0.5]]
@@ -105,8 +105,8 @@ def mlp_flow(dim: int, lipschitz: float, seed: int = 0) -> ResidualFlow:
 def steep_flow(dim: int, lipschitz: float, seed: int = 0) -> ResidualFlow:
     """Eight blocks of one hidden layer of 2d LipSwish units, untrained and steep; float32.
 
-    Every singular value of every layer is at its limit, and the biases put the activations where
-    they are steep: the norms and spectral radii of a trained flow, at every d.
+    Every singular value of every layer is at its limit, and the biases shift the activations to
+    their steepest point: the norms and spectral radii of a trained flow, at every d.
     """
     flow = ResidualFlow.mlp(
         dim=dim,
@@ -115,11 +115,11 @@ def steep_flow(dim: int, lipschitz: float, seed: int = 0) -> ResidualFlow:
         lipschitz=lipschitz,
         generator=torch.Generator().manual_seed(seed),
     )
-    layers = [m for m in flow.modules() if isinstance(m, SpectralLinear)]
+    layers = [m for m in flow.modules() if isinstance(m, Linear)]
     with torch.no_grad():
         for layer in layers:
             left, _, right = torch.linalg.svd(layer.weight, full_matrices=False)
-            layer.weight.copy_(2.0 * left @ right)  # more than any layer may keep
+            layer.weight.copy_(2.0 * left @ right)  # above the coefficient of any layer
             if layer.bias is not None:
                 layer.bias.add_(STEEP)
     flow.align()
@@ -163,7 +163,7 @@ def conv_architecture(event: Event, lipschitz: float) -> ResidualFlow:
     """Four blocks of convolutions 3-1-3 with 16 channels between, on one scale.
 
     Raises:
-        ValueError: if the event is no image.
+        ValueError: the event is no image.
     """
     _require_images(event, "conv")
     return image_flow(event, MultiScale(1, 4, (16, 16), n_tail=0, lipschitz=lipschitz))
@@ -173,7 +173,7 @@ def multiscale_architecture(event: Event, lipschitz: float) -> ResidualFlow:
     """Two blocks 3-1-3 of 16 channels a scale, two scales (three from 16 x 16 on), two MLP blocks.
 
     Raises:
-        ValueError: if the event is no image.
+        ValueError: the event is no image.
     """
     _require_images(event, "multiscale")
     n_scales = 3 if min(event[-2:]) >= 16 else 2
@@ -189,14 +189,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "conv": conv_architecture,
     "multiscale": multiscale_architecture,
 }
-"""What can be trained, by name."""
+"""The trainable architectures, by name."""
 
 
 def architecture_named(name: str) -> Architecture:
     """One of `ARCHITECTURES`.
 
     Raises:
-        ValueError: if `name` is not one of them.
+        ValueError: `name` is not one of them.
     """
     if name not in ARCHITECTURES:
         raise ValueError(f"An architecture is one of {', '.join(ARCHITECTURES)}; got {name!r}.")

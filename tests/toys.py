@@ -19,7 +19,7 @@ from resflow_bench.lab.suite import Context, Failure, Skip, Suite
 
 
 def measure_rows(cell: Cell, context: Context) -> Iterable[Observation]:
-    """A mean whose last bits show how many threads summed it, and who seeded it."""
+    """A mean whose last bits show the number of threads that summed it, and its seed."""
     generator = torch.Generator().manual_seed(context.generator_seed(cell))
     x = torch.randn(200, 200, generator=generator)
     yield Observation("threads", float(torch.get_num_threads()), "1")

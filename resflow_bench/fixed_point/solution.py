@@ -1,4 +1,4 @@
-"""What a fixed-point solve gives: a value, its residual and an outcome for each example."""
+"""The result of a fixed-point solve: a value, its residual and an outcome for each example."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BLOW_UP = 1e6
 
 
 class Outcome(IntEnum):
-    """How an example ended."""
+    """The reason for which an example ended."""
 
     CONVERGED = 0
     MAX_STEPS = 1
@@ -33,7 +33,7 @@ _CAUSES = {
         "certify the Lipschitz constant"
     ),
     Outcome.UNCERTIFIED: (
-        "converged, but its error bound is not within what was asked; compute in float64 "
+        "converged, but its error bound exceeds the requested error; compute in float64 "
         "(`flow.double()`), or take smaller Lipschitz constants or fewer blocks"
     ),
 }
@@ -41,7 +41,7 @@ _CAUSES = {
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """What was found, and how good it is, example by example.
+    """The iterates of a batch, and the accuracy of each example.
 
     Attributes:
         value: (B, *event), the last iterate where converged, otherwise the best one (x0 where
@@ -50,9 +50,9 @@ class Solution:
             finite.
         n_steps: (B,) int64, steps taken until the example ended; f was evaluated once more.
         outcome: (B,) int8, an `Outcome` each.
-        error_bound: (B,) bound on ||value - x*||_2, or None unless a caller who knows a Lipschitz
-            constant certifies one.
-        error: what `demand` asked of the bound, or None.
+        error_bound: (B,) bound on ||value - x*||_2, or None where no Lipschitz constant certifies
+            one.
+        error: the error that was demanded of the bound, or None.
     """
 
     value: Tensor
@@ -88,7 +88,7 @@ class Solution:
     def demand(self, error: float) -> Solution:
         """This solution, UNCERTIFIED where it converged but `error_bound` is not within `error`.
 
-        What did not converge keeps its outcome, which says more.
+        An example that did not converge keeps its outcome, which says more.
 
         Raises:
             ValueError: there is no `error_bound`.
@@ -102,9 +102,9 @@ class Solution:
         return replace(self, outcome=outcome, error=error)
 
     def _reached(self, outcome: Outcome, here: Tensor) -> str:
-        """The worst number among the examples `here`, of the kind that decided their outcome."""
+        """The largest residual, or error bound if that decided, among the examples `here`."""
         if outcome != Outcome.UNCERTIFIED or self.error_bound is None or self.error is None:
             return f"largest residual {float(self.residual[here].max()):.2e}"
         dtype = str(self.value.dtype).removeprefix("torch.")
         reached = float(self.error_bound[here].max())
-        return f"{dtype} reached {reached:.2e}, asked {self.error:g}"
+        return f"{dtype} reached {reached:.2e}, requested {self.error:g}"

@@ -1,34 +1,26 @@
-"""The loop: evaluate, measure, see who has ended, step."""
+"""The fixed-point iteration: evaluate f, measure residuals, end examples, step."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from resflow_bench.fixed_point.solution import BLOW_UP, Outcome, Solution
-from resflow_bench.fixed_point.steps import PICARD, Step
+from resflow_bench.fixed_point.steps import PICARD, Selectable, Step
 
 # No new best residual in a window of so many steps, or of a quarter of the steps before it, is the
 # rounding floor: down to it a contraction improves in every step. Near it residuals are few units
 # in the last place and lose one in about 1 / (1 - K) steps; the floor is some 16 / (1 - K) steps
 # away (float32), so that a window growing with the steps taken waits long enough for any K.
 PATIENCE = 32
-# Divergence is looked for this often, which no contraction pays for; off the CPU so is the question
-# whether all examples have ended, because the answer waits for the device.
+# Steps between tests for divergence, which no contraction needs; off the CPU also between tests
+# whether all examples have ended, as the host waits for the answer.
 CHECK_EVERY = 8
-
-
-class Selectable(Protocol):
-    """What has a part for each example, as a Jacobian does."""
-
-    def select(self, examples: Tensor) -> Any:
-        """The same for some of the examples, given by their indices (n,)."""
-        ...
 
 
 @torch.no_grad()
@@ -40,7 +32,7 @@ def solve(
     rtol: float = 1e-6,
     atol: float = 1e-6,
     max_steps: int = 1000,
-    args: tuple[Tensor | Selectable, ...] | None = None,
+    args: tuple[Tensor, ...] | None = None,
 ) -> Solution:
     """x with ||f(x) - x||_2 <= atol + rtol ||x||_2, for every example of a batch.
 
@@ -52,23 +44,23 @@ def solve(
     Args:
         f: (B, *event) -> (B, *event), each example by itself.
         x0: (B, *event), where to start.
-        step: how the next iterate follows.
+        step: the rule for the next iterate.
         rtol, atol: the tolerance on the norm itself. (The public residual-flow code compares the
-            squared step with its tolerance, and so stops at the square root of what was asked.)
-        max_steps: after so many steps an example that has not ended is given up; 0 only measures.
-        args: what else f is given, f(x, *args), with a row for each example: tensors (B, ...), or
-            what has a `select`. Once half of the examples have ended, f sees the others alone,
-            with their rows. None: f(x) sees all examples as long as one runs.
+            squared step with its tolerance, and so stops at the square root of the tolerance.)
+        max_steps: the number of steps after which an example ends with MAX_STEPS; 0 only measures.
+        args: further arguments of f, f(x, *args), tensors (B, ...) with a row for each example.
+            Once half of the examples have ended, f is evaluated for the others alone, with their
+            rows. None: f(x) is evaluated for all until all have ended.
 
     Returns:
-        A `Solution`, without a graph. What an example ended with is frozen: its value, residual
-        and n_steps do not depend on who else is in the batch, to the bit if each example of f(x)
+        A `Solution`, without a graph. The value, residual and n_steps of an example are those at
+        its end. They do not depend on the rest of the batch, to the bit if each example of f(x)
         does not, which matrix products promise only among batches of one size.
 
     Properties: max(n_steps) + 1 evaluations of f on a CPU; with `args`, of at most twice as many
         examples as are running. Elsewhere the host waits for the device once in `CHECK_EVERY`
         steps, at the price of up to `CHECK_EVERY` - 1 idle evaluations. STAGNATED and DIVERGED are
-        looked for at fixed steps, whatever else is in the batch.
+        tested at fixed steps, whatever the rest of the batch.
 
     Raises:
         ValueError: tolerances or max_steps below zero or not finite, x0 not of floating point or
@@ -81,10 +73,10 @@ def solve(
     _check(x0, rtol, atol, max_steps)
     on_cpu = x0.device.type == "cpu"
     x, state, rest = x0.clone(), step.init(x0), args or ()
-    now = _Examples.at_start(x)
+    now = _Iterates.at_start(x)
     limit = mark = now.residual
     next_mark = 0
-    rows, ended = None, now  # which examples x has, None for all; what is known of all
+    rows, ended = None, now  # the examples in x, None for all; the iterates of all examples
     for k in range(max_steps + 1):
         fx = f(x, *rest)
         if fx.shape != x.shape:
@@ -113,14 +105,14 @@ def solve(
             n_running = int(now.running.sum())
             if n_running == 0:
                 break
-        x, state = step.next(x, fx, state)  # of ended examples too, which nobody looks at again
+        x, state = step.next(x, fx, state)  # of ended examples too, whose x is not used again
         now.n_steps = now.n_steps + now.running
         if args is not None and (on_cpu or k % CHECK_EVERY == 0) and 2 * n_running <= len(x):
             ended = now.into(ended, rows)
             keep = now.running.nonzero()[:, 0]
             rows = keep if rows is None else rows[keep]
             x, limit, mark = x[keep], limit[keep], mark[keep]
-            state, rest = select(state, keep), select(rest, keep)
+            state, rest = _select(state, keep), tuple(arg[keep] for arg in rest)
             now = now.select(keep)
     now.end(now.running, Outcome.MAX_STEPS)
     ended = now.into(ended, rows)
@@ -128,50 +120,49 @@ def solve(
 
 
 @dataclass(eq=False)
-class _Examples:
-    """What is known of some examples: the best iterate and how they fare, (n, ...)."""
+class _Iterates:
+    """The best iterate of each of n examples, (n, *event), and its numbers, (n,) each."""
 
     best: Tensor
     residual: Tensor
     n_steps: Tensor
-    outcome: Tensor  # of one that is no longer running: CONVERGED unless a check said otherwise
+    outcome: Tensor  # CONVERGED unless `end` set another; meaningless while running
     running: Tensor
 
     @classmethod
-    def at_start(cls, x: Tensor) -> _Examples:
+    def at_start(cls, x: Tensor) -> _Iterates:
         residual = torch.full_like(_norm(x), math.inf)
         n_steps = torch.zeros_like(residual, dtype=torch.int64)
         outcome = torch.full_like(n_steps, Outcome.CONVERGED, dtype=torch.int8)
         return cls(x, residual, n_steps, outcome, torch.ones_like(n_steps, dtype=torch.bool))
 
     def end(self, where: Tensor, outcome: Outcome) -> None:
-        """Whoever runs and is there has ended so."""
+        """Mark running examples in `where` as ended with `outcome`."""
         here = self.running & where
         self.outcome = torch.where(here, outcome, self.outcome)
         self.running = self.running & ~here
 
-    def select(self, keep: Tensor) -> _Examples:
-        return _Examples(*(t[keep] for t in self._fields()))
+    def select(self, keep: Tensor) -> _Iterates:
+        return _Iterates(*(t[keep] for t in self._columns()))
 
-    def into(self, ended: _Examples, rows: Tensor | None) -> _Examples:
-        """Of all examples, these at `rows`."""
+    def into(self, ended: _Iterates, rows: Tensor | None) -> _Iterates:
+        """All examples: these at `rows`, the others from `ended`; these alone if None."""
         if rows is None:
             return self
-        fields = zip(ended._fields(), self._fields(), strict=True)
-        return _Examples(*(old.index_copy(0, rows, new) for old, new in fields))
+        columns = zip(ended._columns(), self._columns(), strict=True)
+        return _Iterates(*(old.index_copy(0, rows, new) for old, new in columns))
 
-    def _fields(self) -> tuple[Tensor, ...]:
+    def _columns(self) -> tuple[Tensor, ...]:
         return self.best, self.residual, self.n_steps, self.outcome, self.running
 
 
-def select(tree: Any, keep: Tensor) -> Any:
-    """The rows `keep`, (n,), of every tensor in a tree of tuples; numbers and None as they are."""
-    if isinstance(tree, Tensor):
-        return tree[keep]
-    if isinstance(tree, tuple):
-        parts = [select(part, keep) for part in tree]
-        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
-    return tree.select(keep) if hasattr(tree, "select") else tree
+def _select(state: Any, keep: Tensor) -> Any:
+    """A step's state for the examples `keep`, (n,); numbers and None are of no example."""
+    if isinstance(state, Tensor):  # first, as a tensor has a `select` of its own
+        return state[keep]
+    if isinstance(state, Selectable):
+        return state.select(keep)
+    return tuple(_select(part, keep) for part in state) if isinstance(state, tuple) else state
 
 
 def _choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:

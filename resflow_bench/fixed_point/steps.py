@@ -1,19 +1,28 @@
-"""How the next iterate follows from x and f(x): each example of a batch by itself."""
+"""Steps of a fixed-point iteration: the next iterate from x and f(x), each example by itself."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
 
-class Step(Protocol):
-    """How x_{n+1} follows from x_n and f(x_n), each example by itself.
+@runtime_checkable
+class Selectable(Protocol):
+    """A state with a row for each example."""
 
-    A state is made of None, numbers, tensors (B, ...) and tuples of such: `solve` keeps the rows
-    of the examples that have not ended.
+    def select(self, examples: Tensor) -> Self:
+        """The state of some of the examples, given by their indices (n,)."""
+        ...
+
+
+class Step(Protocol):
+    """The rule for x_{n+1} from x_n and f(x_n), each example by itself.
+
+    A state is None, a number, a tensor (B, ...), a `Selectable` or a tuple of states: `solve`
+    drops the rows of examples that have ended.
     """
 
     def init(self, x0: Tensor) -> Any: ...
@@ -39,12 +48,12 @@ class Picard:
 PICARD = Picard()
 
 
-class History(NamedTuple):
-    """What Anderson's step remembers of an example.
+class AndersonState(NamedTuple):
+    """The last iterate and the history of each example.
 
-    n: pairs seen. x, residual: (B, d), the last iterate and r = f(x) - x there. norm: (B,), of it.
-    dx, dr: (B, memory, d), combinations of steps and of the changes of r that they made; the rows
-    of dr are orthonormal, or zero in a slot that is empty.
+    n: iterates so far. x, residual: (B, d), the last iterate and r = f(x) - x there. norm: (B,),
+    ||r||. dx, dr: (B, memory, d), combinations of steps and of the changes of r that they made; the
+    rows of dr are orthonormal, or zero in a slot that is empty.
     """
 
     n: int
@@ -54,21 +63,23 @@ class History(NamedTuple):
     dx: Tensor
     dr: Tensor
 
+    def select(self, examples: Tensor) -> AndersonState:
+        return AndersonState(self.n, *(t[examples] for t in self[1:]))
+
 
 @dataclass(frozen=True)
 class Anderson:
     """x_{n+1} = x + r - sum_j c_j (dx_j + dr_j) with c = argmin ||r - sum_j c_j dr_j||_2.
 
-    r = f(x) - x; dx_j and dr_j are the last `memory` steps and the changes of r that they made. Of
-    each new pair what the kept ones explain is taken away, the same from dx as from dr, so that
-    dr stays orthonormal and c = dr r: no equations are solved, and none squares a condition
-    number.
+    r = f(x) - x; dx_j and dr_j are the last `memory` steps and the changes of r that they made. The
+    dr of each new pair is made orthogonal to the older ones, and its dx is changed alike, so that
+    dr stays orthonormal and c = dr r: no equations are solved, and no condition number is squared.
 
-    memory: pairs that are kept.
-    independent: a new pair counts only if so much of its dr, relative to its norm, is left once
-        the kept ones have explained theirs. Below it differences are rounding.
+    memory: number of pairs.
+    independent: a new pair counts only if the orthogonal part of its dr has at least this share of
+        the norm of dr. Below it differences are rounding.
 
-    Where a residual grew, that example forgets its history: its next step is Picard's.
+    Where a residual grew, that example drops its history: its next step is Picard's.
 
     Properties: for f(x) = A x + b, and until the memory is full, x_{n+1} = f of the iterate of
         GMRES; d + 1 steps at most. 4 memory d numbers and as many products an example and step.
@@ -78,8 +89,8 @@ class Anderson:
 
     Source: Anderson (1965), "Iterative procedures for nonlinear integral equations"; Walker and
         Ni (2011), "Anderson acceleration for fixed-point iterations", for the least squares and
-        GMRES. Those let a new pair replace the oldest in a factorisation that is updated; here
-        an old pair leaves with what it explained of later ones.
+        GMRES. They let a new pair replace the oldest in a factorisation that is updated; here
+        an old pair leaves together with its component in the later ones.
     """
 
     memory: int = 5
@@ -91,29 +102,29 @@ class Anderson:
                 f"Anderson needs a memory of at least 1; got {self.memory}. Use Picard() without."
             )
 
-    def init(self, x0: Tensor) -> History:
+    def init(self, x0: Tensor) -> AndersonState:
         flat = _vectors(x0)
         empty = flat.new_zeros(len(flat), self.memory, flat.shape[1])
         norm = flat.new_full((len(flat),), torch.inf)
-        return History(0, flat, torch.zeros_like(flat), norm, empty, empty.clone())
+        return AndersonState(0, flat, torch.zeros_like(flat), norm, empty, empty.clone())
 
-    def next(self, x: Tensor, fx: Tensor, state: History) -> tuple[Tensor, History]:
+    def next(self, x: Tensor, fx: Tensor, state: AndersonState) -> tuple[Tensor, AndersonState]:
         flat, image = _vectors(x), _vectors(fx)
         residual = image - flat
         norm = torch.linalg.vector_norm(residual, dim=1)
         dx, dr = state.dx, state.dr
         if state.n:
             dx, dr = self._remember(flat - state.x, residual - state.residual, state)
-            # Also where it is not a number: 0 * inf is none either, so that it is overwritten.
+            # Also where it is NaN; overwritten, not multiplied, as 0 * inf is NaN too.
             grew = ~(norm <= state.norm)
             dx = dx.masked_fill(grew[:, None, None], 0.0)
             dr = dr.masked_fill(grew[:, None, None], 0.0)
         share = torch.bmm(dr, residual[:, :, None]).mT  # (B, 1, memory)
         jump = torch.bmm(share, dx + dr)[:, 0]
-        return (image - jump).view_as(x), History(state.n + 1, flat, residual, norm, dx, dr)
+        return (image - jump).view_as(x), AndersonState(state.n + 1, flat, residual, norm, dx, dr)
 
-    def _remember(self, dx: Tensor, dr: Tensor, state: History) -> tuple[Tensor, Tensor]:
-        """The history with the pair (dx, dr), (B, d) each, in the place of the oldest."""
+    def _remember(self, dx: Tensor, dr: Tensor, state: AndersonState) -> tuple[Tensor, Tensor]:
+        """The history with the pair (dx, dr), (B, d) each, in place of the oldest."""
         size = torch.linalg.vector_norm(dr, dim=1)
         slot = (state.n - 1) % self.memory
         old_dx, old_dr = state.dx.clone(), state.dr.clone()
@@ -129,12 +140,15 @@ class Anderson:
         return old_dx, old_dr
 
 
-class Pair(NamedTuple):
+class SecantState(NamedTuple):
     """The last iterate and its r = f(x) - x, (B, d), and ||r||^2, (B,)."""
 
     x: Tensor
     residual: Tensor
     square: Tensor
+
+    def select(self, examples: Tensor) -> SecantState:
+        return SecantState(*(t[examples] for t in self))
 
 
 @dataclass(frozen=True)
@@ -152,58 +166,64 @@ class Secant:
     def init(self, x0: Tensor) -> None:
         return None
 
-    def next(self, x: Tensor, fx: Tensor, state: Pair | None) -> tuple[Tensor, Pair]:
+    def next(self, x: Tensor, fx: Tensor, state: SecantState | None) -> tuple[Tensor, SecantState]:
         flat, image = _vectors(x), _vectors(fx)
         residual = image - flat
         square = torch.linalg.vecdot(residual, residual)
-        now = Pair(flat, residual, square)
+        now = SecantState(flat, residual, square)
         if state is None:
             return fx, now
         dr = residual - state.residual
         size = torch.linalg.vecdot(dr, dr)
         share = torch.linalg.vecdot(dr, residual) / size
-        # Also where nothing changed: 0 / 0.
+        # 0 / 0 where nothing changed.
         share = torch.where((square <= state.square) & (size > 0), share, 0.0)
         jump = flat - state.x + dr
         return torch.addcmul(image, share[:, None], jump, value=-1).view_as(x), now
 
 
-class Watch(NamedTuple):
-    """What `Auto` has seen: n steps, the norm of the first r, who is slow, and their history."""
+class AutoState(NamedTuple):
+    """n steps so far, ||r_1|| and whether the example is slow, (B,), and Anderson's state."""
 
     n: int
     norm: Tensor
     slow: Tensor
-    history: History | None
+    history: AndersonState | None
+
+    def select(self, examples: Tensor) -> AutoState:
+        history = None if self.history is None else self.history.select(examples)
+        return AutoState(self.n, self.norm[examples], self.slow[examples], history)
 
 
 @dataclass(frozen=True)
 class Auto:
     """Picard's step, and Anderson's for an example whose residual shrinks slowly.
 
-    Of r_1, r_2, ... before the steps, the rate is (||r_look|| / ||r_1||)^(1 / (look - 1)); where it
-    is above `slow` Anderson takes over. The choice counts evaluations and reads no clock, so that
-    it repeats.
+    Of the residuals r_1, r_2, ... before the steps, the rate is (||r_n|| / ||r_1||)^(1 / (n - 1))
+    with n = `n_residuals`; where it is above `slow` Anderson takes over. The choice counts
+    evaluations and reads no clock, so that it repeats.
 
     Raises:
-        ValueError: a `look` below 2.
+        ValueError: fewer than 2 residuals.
     """
 
-    look: int = 8
+    n_residuals: int = 8
     slow: float = 0.85
     anderson: Anderson = Anderson()
 
     def __post_init__(self) -> None:
-        if self.look < 2:
-            raise ValueError(f"Auto needs to look at 2 steps at least; got look={self.look}.")
+        if self.n_residuals < 2:
+            raise ValueError(
+                f"Auto needs at least 2 residuals for a rate; got n_residuals={self.n_residuals}."
+            )
 
-    def init(self, x0: Tensor) -> Watch:
+    def init(self, x0: Tensor) -> AutoState:
         norm = x0.new_zeros(len(x0))
-        return Watch(0, norm, torch.zeros_like(norm, dtype=torch.bool), None)
+        return AutoState(0, norm, torch.zeros_like(norm, dtype=torch.bool), None)
 
-    def next(self, x: Tensor, fx: Tensor, state: Watch) -> tuple[Tensor, Watch]:
+    def next(self, x: Tensor, fx: Tensor, state: AutoState) -> tuple[Tensor, AutoState]:
         n = state.n + 1
-        if n not in (1, self.look):
+        if n not in (1, self.n_residuals):
             if state.history is None:
                 return fx, state._replace(n=n)
             accelerated, history = self.anderson.next(x, fx, state.history)
@@ -212,7 +232,7 @@ class Auto:
         norm = torch.linalg.vector_norm(_vectors(fx - x), dim=1)
         if n == 1:
             return fx, state._replace(n=n, norm=norm)
-        slow = norm > self.slow ** (self.look - 1) * state.norm
+        slow = norm > self.slow ** (self.n_residuals - 1) * state.norm
         # Off the CPU the answer would have to be waited for.
         if x.device.type == "cpu" and not bool(slow.any()):
             return fx, state._replace(n=n)

@@ -7,11 +7,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.fixed_point import Solution
-from resflow_bench.flows.bijection import carried, closed_form
-from resflow_bench.flows.residual import Inversion
-from resflow_bench.logdet.estimator import Estimator
-
 STD_FLOOR = 1e-3
 """The smallest standard deviation that the data may set: a constant channel stays finite."""
 
@@ -29,7 +24,7 @@ class ActNorm(nn.Module):
         n_channels: C.
 
     Source: Kingma and Dhariwal (2018), "Glow", section 3.1. Initialisation is a call of its own,
-        not a flag that the first forward pass flips.
+        not a side effect of the first forward pass.
     """
 
     def __init__(self, n_channels: int) -> None:
@@ -49,32 +44,29 @@ class ActNorm(nn.Module):
         """exp(log_scale) (x + shift), (B, C, *grid)."""
         return (x + _along(self.shift, x)) * _along(self.log_scale, x).exp()
 
-    def forward_and_log_det(
-        self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(z, ln|det dz/dx|), exact: the estimator is not asked."""
+    def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         n_positions = math.prod(x.shape[2:])
         return self(x), (n_positions * self.log_scale.sum()).expand(len(x))
 
-    @torch.no_grad()
-    def inverse(
-        self, z: Tensor, inversion: Inversion, error: Tensor | None = None, certify: bool = True
-    ) -> Solution:
-        """x = exp(-log_scale) z - shift; an error in z grows by at most max_c exp(-log_scale_c)."""
-        scaled = z * (-_along(self.log_scale, z)).exp()
-        x = scaled - _along(self.shift, z)
-        if not certify:
-            return closed_form(x, None)
+    def inverse(self, z: Tensor) -> Tensor:
+        """exp(-log_scale) z - shift."""
+        return self._scaled(z) - _along(self.shift, z)
+
+    def inverse_error(self, z: Tensor, x: Tensor, error: Tensor) -> Tensor:
+        """Rounding, and the error in z times at most max_c exp(-log_scale_c)."""
         # exp, product and difference are each off by at most a unit in the last place.
+        scaled = self._scaled(z)
         sizes = x.flatten(1).norm(dim=1).double() + scaled.flatten(1).norm(dim=1).double()
         rounding = 2 * torch.finfo(z.dtype).eps * sizes
-        stretch = (-self.log_scale.double()).exp().max()
-        return closed_form(x, rounding + carried(error, z) * stretch)
+        return rounding + error * (-self.log_scale.double()).exp().max()
 
     def extra_repr(self) -> str:
         return f"{len(self.shift)}"
 
+    def _scaled(self, z: Tensor) -> Tensor:
+        return z * (-_along(self.log_scale, z)).exp()
+
 
 def _along(channels: Tensor, x: Tensor) -> Tensor:
-    """(C,) as (C, 1...), to stand beside x, (B, C, *grid)."""
+    """(C,) as (C, 1...), to broadcast with x, (B, C, *grid)."""
     return channels if x.ndim == 2 else channels.view(-1, *[1] * (x.ndim - 2))

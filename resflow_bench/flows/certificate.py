@@ -1,10 +1,10 @@
-"""How strongly x -> x + g(x) keeps points apart: everywhere, and near a point.
+"""Lower bounds m on how far f(x) = x + g(x) keeps points apart: everywhere, and near a point.
 
 With H(x) the symmetric part of J_g(x), for all x and y on a segment on which lambda_min(H) > m - 1,
 
     (f(x) - f(y))^T (x - y)  >=  m ||x - y||^2,   hence   ||f(x) - f(y)|| >= m ||x - y||.
 
-m = 1 - Lip(g) always will do; it is attained by g = -K x alone. Two better ones are computed here.
+m = 1 - Lip(g) always holds; it is attained by g = -K x alone. Two better ones are computed here.
 """
 
 from __future__ import annotations
@@ -16,28 +16,29 @@ import torch
 from torch import Tensor
 
 from resflow_bench.jacobian.products import dense_jacobian
-from resflow_bench.layers import Branch, DenseLayer, LinearBranch, SpectralConv2d, SpectralLinear
+from resflow_bench.layers import Branch, Conv2d, DenseLayer, Linear, LinearBranch
 from resflow_bench.layers.activations import Activation, Curved, Sloped
 
 ROUNDING = 8.0
-"""Units in float32's last place, relative to sqrt(d) Lip(g) >= ||J||_F, that J is charged for each
-stage whose product is taken in float32. Of 128 terms each they err by one or two."""
+"""Units in float32's last place, relative to sqrt(d) Lip(g) >= ||J||_F, by which each stage whose
+product is taken in float32 may change J. Products of 128 terms each err by one or two."""
 
 LARGEST = 256
 """The largest d for which J is formed: a product for each row, and (B, d, d) numbers."""
 
 EXAMPLES = 32
-"""So many examples at a time have their J formed: at d = 64 the numbers stay in the cache."""
+"""Examples whose J is formed at a time: at d = 64 the numbers stay in the cache."""
 
 POWER = 16
-"""Of the eigenvalues that bound the norm: at d = 64 it exceeds it by (64)^(1/16) = 1.3 at most."""
+"""The p of (sum_i |lambda_i|^p)^(1/p), which exceeds max_i |lambda_i| by 64^(1/16) = 1.3 at most at
+d = 64."""
 
 
-class Certificate(NamedTuple):
-    """What holds of a branch everywhere.
+class BranchBounds(NamedTuple):
+    """Constants of a branch that hold everywhere.
 
     lipschitz: K, certified. apart: m, at least 1 - K. curvature: Lip(J_g) in the 2-norm, inf where
-    it is not known. All hold for the norm of the branch's order; without 2-norm apart is 1 - K.
+    it is not known. All hold for the norm of the branch's order; if that is not 2, apart is 1 - K.
     """
 
     lipschitz: float
@@ -45,34 +46,34 @@ class Certificate(NamedTuple):
     curvature: float
 
 
-def certificate(branch: Branch | LinearBranch) -> Certificate:
-    """The certificate of the weights as they are, by norms in float64."""
+def branch_bounds(branch: Branch | LinearBranch) -> BranchBounds:
+    """The bounds at the weights as they are, by norms in float64."""
     lipschitz = branch.lipschitz_certified()
     apart = 1.0 - lipschitz
     if isinstance(branch, LinearBranch):
-        return Certificate(lipschitz, max(apart, 1.0 + _lowest(branch.matrix)), 0.0)
+        return BranchBounds(lipschitz, max(apart, 1.0 + _lowest(branch.matrix)), 0.0)
     if branch.order != 2.0:
-        return Certificate(lipschitz, apart, math.inf)
-    return Certificate(lipschitz, max(apart, _apart_by_averages(branch)), _curvature(branch))
+        return BranchBounds(lipschitz, apart, math.inf)
+    return BranchBounds(lipschitz, max(apart, _apart_by_averages(branch)), _curvature(branch))
 
 
 @torch.no_grad()
 def apart_near(
-    branch: Branch | LinearBranch, x: Tensor, radius: Tensor, known: Certificate
+    branch: Branch | LinearBranch, x: Tensor, radius: Tensor, known: BranchBounds
 ) -> Tensor:
     """m with ||f(y) - f(x)|| >= m ||y - x|| for all y within `radius` of x, (B,) float64.
 
     m = 1 - ||H(x)||_2 - Lip(J) radius, with ||H||_2 <= (sum_i lambda_i^16)^(1/16) of the dense H,
-    whose products are taken in float32 and charged for it.
+    whose products are taken in float32, and whose rounding is subtracted.
 
     Args:
         branch: g, in float64.
         x: (B, *event) float64.
         radius: (B,) float64.
-        known: the branch's `certificate`.
+        known: the `branch_bounds` of g.
 
-    Properties: d products and four of d x d matrices an example; no factorisation. -inf, which
-        says nothing, where d is above `LARGEST` or the curvature is not known.
+    Properties: d products and four of d x d matrices an example; no factorisation. -inf, no bound,
+        where d is above `LARGEST` or the curvature is not known.
     """
     dim = math.prod(x.shape[1:])
     if not near_is_known(branch, dim, known):
@@ -83,8 +84,8 @@ def apart_near(
     return 1.0 - torch.cat(norms) - n_stages * rounding - known.curvature * radius
 
 
-def near_is_known(branch: Branch | LinearBranch, dim: int, known: Certificate) -> bool:
-    """Whether `apart_near` can say more than the certificate."""
+def near_is_known(branch: Branch | LinearBranch, dim: int, known: BranchBounds) -> bool:
+    """Whether `apart_near` has a bound."""
     return branch.order == 2.0 and dim <= LARGEST and known.curvature < math.inf
 
 
@@ -106,18 +107,18 @@ def _apart_by_averages(branch: Branch) -> float:
     """m = 1 - S, where J = W_L D_(L-1) ... D_1 W_1 is expanded about the middle of all slopes.
 
     1. D_j = c_j I + E_j with ||E_j|| <= r_j, c_j and r_j the middle and half the width of the range
-       of phi_j'. J is a sum over which of the D_j stand with their E_j.
+       of phi_j'. J is a sum over the choices, for each j, between c_j I and E_j.
     2. A product of W's without an E between has its exact norm, times the c's that it passes. So
        S_j = sum_i S_(i-1) r_(i-1) c_i ... c_(j-1) ||W_j ... W_i||, S_0 r_0 = 1, bounds ||J_j||.
     3. Of the term without any E only -lambda_min of its symmetric part counts, as S_L bounds
        -v^T J v.
 
     Source: Combettes and Pesquet (2020), "Lipschitz certificates for layered network structures
-        driven by averaged activation operators", for 1 and 2; its sum is of norms alone.
+        driven by averaged activation operators", for 1 and 2; they sum norms alone.
     """
     matrices, ranges = [], []
     for k, stage in enumerate(branch.stages):
-        if k % 2 == 0 and isinstance(stage, SpectralLinear):
+        if k % 2 == 0 and isinstance(stage, Linear):
             matrices.append(stage.weight_normalised().detach().double())
         elif k % 2 == 1 and isinstance(stage, Sloped):
             ranges.append(stage.slopes)
@@ -142,7 +143,7 @@ def _curvature(branch: Branch) -> float:
     """Lip(J) of a chain: L(f o g) = L(f) Lip(g)^2 + Lip(f) L(g), L of linear maps 0."""
     lipschitz, curvature = 1.0, 0.0
     for stage in branch.stages:
-        if isinstance(stage, SpectralLinear | SpectralConv2d):
+        if isinstance(stage, Linear | Conv2d) and stage.domain == stage.codomain == 2.0:
             norm, own = stage.certificate().norm, 0.0
         elif isinstance(stage, DenseLayer) and isinstance(stage.activation, Curved):
             norm, inner = stage.certificate().norm, stage.layer.certificate().norm

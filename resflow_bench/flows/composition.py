@@ -10,11 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from resflow_bench.fixed_point import Solution
-from resflow_bench.flows.bijection import Bijection, carried
-from resflow_bench.flows.residual import Inversion
+from resflow_bench.flows.bijection import (
+    Bijection,
+    ClosedForm,
+    Formulas,
+    as_bijection,
+    or_zeros,
+)
+from resflow_bench.flows.inversion import AnyInversion
 from resflow_bench.logdet.estimator import Estimator
 
-Inputs = Generator[tuple[Bijection, Tensor], None, Tensor]
+AnyBijection = Bijection | ClosedForm
+Inputs = Generator[tuple[AnyBijection, Tensor], None, Tensor]
 """Yields (bijection, its input) and returns the output of the last."""
 
 
@@ -22,43 +29,46 @@ class Chain(nn.Sequential):
     """z = f_L(... f_1(x)),  ln|det dz/dx| = sum_l ln|det df_l/dx_(l-1)|, each at its own input.
 
     Args:
-        layers: bijections, at least one, from data to latent.
+        layers: bijections, in closed form or not, at least one, from data to latent.
 
     Raises:
         ValueError: no layer.
+        TypeError: a layer that is no bijection.
     """
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__(*layers)
         if not layers:
             raise ValueError("Chain needs at least one bijection; got none.")
+        # Once, since a search for a Protocol's members takes as long as a small layer.
+        self._parts = [as_bijection(layer) for layer in self]
 
     @property
-    def bijections(self) -> list[Bijection]:
+    def bijections(self) -> list[AnyBijection]:
         """The layers, from data to latent."""
-        return list(self)  # type: ignore[arg-type]
+        return [part.form if isinstance(part, Formulas) else part for part in self._parts]
 
     def forward_and_log_det(
         self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """(z, the sum of the layers' log-dets): (B, *event), (B,) nats."""
         log_det = x.new_zeros(len(x))
-        for layer in self.bijections:
+        for layer in self._parts:
             x, term = layer.forward_and_log_det(x, estimator, generator)
             log_det = log_det + term
         return x, log_det
 
     @torch.no_grad()
     def inverse(
-        self, z: Tensor, inversion: Inversion, error: Tensor | None = None, certify: bool = True
+        self, z: Tensor, inversion: AnyInversion, error: Tensor | None = None, certify: bool = True
     ) -> Solution:
-        """x, layer by layer from the last, each handed the error bound of what comes before it.
+        """x, layer by layer from the last; the error bound of each is the next one's error in z.
 
         Returns:
             `residual`, the largest over the layers; `n_steps`, their sum; `outcome`, the worst.
         """
         solutions = []
-        for layer in reversed(self.bijections):
+        for layer in reversed(self._parts):
             solutions.append(layer.inverse(z, inversion, error, certify))
             z, error = solutions[-1].value, solutions[-1].error_bound
         return Solution(
@@ -72,7 +82,7 @@ class Chain(nn.Sequential):
     def inputs(self, x: Tensor) -> Inputs:
         """(bijection, its input) from data to latent, those inside other bijections included.
 
-        A layer is evaluated only after the caller has seen its input, and so may have changed it.
+        A layer is evaluated after it has been yielded, so the caller may change it in between.
         """
         for layer in self.bijections:
             if isinstance(layer, Chain | FactorOut):
@@ -84,7 +94,7 @@ class Chain(nn.Sequential):
 
 
 class FactorOut(nn.Module):
-    """x = (a, b) by channels  ->  z = (flatten(a), inner(b)): half of the channels are latents now.
+    """x = (a, b) by channels  ->  z = (flatten(a), inner(b)): half of the channels become latents.
 
     ln|det dz/dx| = ln|det d inner/db|. A flow of several scales is a chain that ends with such a
     layer, whose inner chain ends with the next.
@@ -123,19 +133,19 @@ class FactorOut(nn.Module):
 
     @torch.no_grad()
     def inverse(
-        self, z: Tensor, inversion: Inversion, error: Tensor | None = None, certify: bool = True
+        self, z: Tensor, inversion: AnyInversion, error: Tensor | None = None, certify: bool = True
     ) -> Solution:
         """x = (a, inner^-1(rest)): of an error e in z at most e reaches each of the two.
 
         The bound is therefore sqrt(e^2 + e_b^2), e_b the inner chain's bound for an error e.
         """
         n_latents = self.n_kept * math.prod(self.event[1:])
-        kept = z[:, :n_latents].unflatten(1, (self.n_kept, *self.event[1:]))
+        passed = z[:, :n_latents].unflatten(1, (self.n_kept, *self.event[1:]))
         inner = self.inner.inverse(z[:, n_latents:], inversion, error, certify)
         bound = inner.error_bound
         if bound is not None:
-            bound = torch.hypot(carried(error, z), bound)
-        return replace(inner, value=torch.cat([kept, inner.value], dim=1), error_bound=bound)
+            bound = torch.hypot(or_zeros(error, z), bound)
+        return replace(inner, value=torch.cat([passed, inner.value], dim=1), error_bound=bound)
 
     def inputs(self, x: Tensor) -> Inputs:
         """(bijection, its input) of the inner chain."""

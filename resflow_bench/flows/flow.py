@@ -11,21 +11,18 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.fixed_point import Auto, Solution
+from resflow_bench.fixed_point import Solution
 from resflow_bench.flows.actnorm import ActNorm
-from resflow_bench.flows.bijection import Bijection
-from resflow_bench.flows.composition import Chain
-from resflow_bench.flows.refinement import in_float64
-from resflow_bench.flows.residual import Inversion, ResidualBlock
+from resflow_bench.flows.composition import AnyBijection, Chain
+from resflow_bench.flows.copies import in_float64
+from resflow_bench.flows.inversion import AnyInversion, ToError, ToTolerance
+from resflow_bench.flows.residual import ResidualBlock
 from resflow_bench.layers import Activation, Branch, LinearBranch, LipSwish, mlp_branch
 from resflow_bench.logdet import Geometric, LogDetEstimator, Rademacher, Roulette
 from resflow_bench.logdet.estimator import Estimator
 
 DEFAULT_ESTIMATOR = LogDetEstimator(Rademacher(), Roulette(Geometric(0.1), n_exact=3))
 """Unbiased, and of finite variance while the spectral radius stays below 0.94."""
-
-POLISH_STEPS = 20_000
-"""Cap on the float64 steps, a block, that a certificate may take: enough for K = 0.998."""
 
 
 class ResidualFlow(nn.Module):
@@ -34,12 +31,13 @@ class ResidualFlow(nn.Module):
     Data x go to latents z; each log-det is taken at that layer's own input.
 
     Args:
-        layers: bijections, from data to latent; the last gives vectors, (B, d).
+        layers: bijections, from data to latent; the output of the last is vectors, (B, d).
         event: shape of one x; an int d is (d,). d is the product of the event's sizes.
-        estimator: how each residual block's log-det is evaluated.
+        estimator: evaluates the log-det of each residual block.
 
     Raises:
         ValueError: no layer, or a size below 1.
+        TypeError: a layer that is no bijection.
 
     Source: Chen et al. (2019), "Residual Flows for Invertible Generative Modeling".
 
@@ -84,8 +82,8 @@ class ResidualFlow(nn.Module):
                 in (0, 1).
             activation: phi.
             estimator: for the log-dets.
-            generator: for the initial weights; None is a fresh one with seed 0. The
-                flow is made on its device.
+            generator: draws the initial weights; None is a fresh one with seed 0. The flow is made
+                on its device.
 
         Raises:
             ValueError: if `lipschitz` is outside (0, 1) or `n_blocks` is below 1.
@@ -101,7 +99,7 @@ class ResidualFlow(nn.Module):
         return cls(layers, dim, estimator).to(generator.device)
 
     @property
-    def bijections(self) -> list[Bijection]:
+    def bijections(self) -> list[AnyBijection]:
         """The layers, from data to latent."""
         return self.layers.bijections
 
@@ -143,7 +141,7 @@ class ResidualFlow(nn.Module):
 
     @torch.no_grad()
     def inverse(
-        self, z: Tensor, inversion: Inversion = Inversion(), certify: bool = True
+        self, z: Tensor, inversion: AnyInversion = ToTolerance(), certify: bool = True
     ) -> Solution:
         """x near x* = f^-1(z), layer by layer, with a bound on ||x - x*|| for each example.
 
@@ -152,80 +150,78 @@ class ResidualFlow(nn.Module):
             ||x - x*||  <=  ||x - x'|| + ||x' - x*||.
 
         1. The first term is computed.
-        2. For the second, go from latent to data. Let e be a bound on the error in what a layer is
-           handed; at first e = 0. A block whose float64 residual is r leaves at most (r + e) / m,
+        2. For the second, go from latent to data. Let e be a bound on the error in the z of a
+           layer; at first e = 0. A block whose float64 residual is r leaves at most (r + e) / m,
            since x' solves x + g(x) = z + r exactly, z is off by e, and ||f(x) - f(y)|| is at least
            m ||x - y||, m >= 1 - K. Any other layer leaves its rounding and e times the Lipschitz
            constant of its inverse.
-        3. With an `error`, a block whose bound comes near it replaces the m that holds everywhere
-           by that of the ball in which x' must be, if g is smooth and d not large: from J at x.
+        3. With `ToError`, a block whose bound comes near the error replaces the m that holds
+           everywhere by that of the ball in which x' must be, if g is smooth and d not large: from
+           J at x.
 
         Only float64's residuals are amplified: 1e-14 ||x|| is, by the product of all 1 / m.
 
         Args:
-            z: (B, d); with an `error` also of float64 where the parameters are not: so is x then.
-            inversion: how each block is inverted, and the error that is good enough. With an
-                `error`, and without tolerances, x is x' rounded to z's dtype: one pass does, its
+            z: (B, d); with `ToError` also of float64 where the parameters are not: so is x then.
+            inversion: `ToTolerance`, with which each block iterates in the dtype of z; or `ToError`
+                or `ToRounding`, with which x is x' rounded to z's dtype: one pass suffices, its
                 iterations in float32 and its residuals in float64, and the first term is rounding.
-            certify: whether to compute the bound. Without an `error` it costs x' beside x and does
+            certify: whether to compute the bound. With `ToTolerance` it costs x' beside x and does
                 not change the value.
 
         Returns:
             `value` (B, *event); `residual`, the largest over the blocks; `n_steps`, the sum over
             the blocks; `outcome`, the worst over the blocks, or UNCERTIFIED where all converged
-            but the bound is above `inversion.error`; `error_bound` (B,), None unless `certify`.
+            but the bound is above the error of `ToError`; `error_bound` (B,), None unless
+            `certify`.
 
-        Nothing is raised for what failed: ask `raise_if_failed()` of what is returned, or read its
-        `outcome`.
+        Nothing is raised for an example that failed: call `raise_if_failed()` on the solution, or
+        read its `outcome`.
 
         Raises:
-            ValueError: `inversion.error` is given and `certify` is not.
+            ValueError: `ToError` without `certify`.
         """
-        if inversion.error is not None and not certify:
-            raise ValueError(
-                f"An inverse asked for error={inversion.error:g} needs a certificate; "
-                "got certify=False. Leave one of them out."
-            )
-        asked, at_rounding = inversion.error, inversion.rtol is None and inversion.atol is None
-        is_polished = at_rounding and (z.dtype == torch.float64 or asked is not None)
-        if not is_polished or not certify:
+        if not certify:
+            if isinstance(inversion, ToError):
+                raise ValueError(
+                    f"An inverse with error={inversion.error:g} needs a certificate; got "
+                    "certify=False. Leave one of them out."
+                )
+            return self.layers.inverse(z, inversion, certify=False)
+        reference = inversion
+        if isinstance(inversion, ToTolerance):
+            reference = inversion.reference(z.dtype)
+        exact = in_float64(self.layers).inverse(z.double(), reference)
+        if reference is inversion:
+            value, residual = exact.value.to(z.dtype), exact.residual.to(z.dtype)
+            solution = replace(exact, value=value, residual=residual)
+        else:
             solution = self.layers.inverse(z, inversion, certify=False)
-            if not certify:
-                return solution
-        polish = inversion
-        if not is_polished:
-            polish = Inversion(inversion.step or Auto(), max_steps=POLISH_STEPS, error=asked)
-        if not is_polished or asked is not None:
-            polish = replace(polish, dtype=inversion.dtype or torch.float32)
-        polished = in_float64(self.layers).inverse(z.double(), polish)
-        if is_polished:
-            value, residual = polished.value.to(z.dtype), polished.residual.to(z.dtype)
-            solution = replace(polished, value=value, residual=residual)
-        bound = (solution.value.double() - polished.value).flatten(1).norm(dim=1)
-        bound = bound + polished.error_bound
+        bound = (solution.value.double() - exact.value).flatten(1).norm(dim=1)
+        bound = bound + exact.error_bound
         bound = torch.where(bound < torch.inf, bound, torch.inf)  # also if it is not a number
         solution = replace(solution, error_bound=bound)
-        return solution if inversion.error is None else solution.demand(inversion.error)
+        return solution.demand(inversion.error) if isinstance(inversion, ToError) else solution
 
     @torch.no_grad()
     def sample(
         self,
         n: int,
         generator: torch.Generator | None = None,
-        inversion: Inversion = Inversion(),
+        inversion: AnyInversion = ToTolerance(),
     ) -> Tensor:
         """n draws x = f^-1(z), z ~ N(0, I): (n, *event).
 
         Raises:
-            ArithmeticError: if an inverse diverged, met its cap on steps, or could not certify
-                `inversion.error`.
+            ArithmeticError: an inverse diverged, reached its cap on steps, or could not certify
+                the error of `ToError`.
         """
         like = next(t for t in self.state_dict().values() if t.is_floating_point())
         z = torch.randn(n, self.dim, generator=generator, dtype=like.dtype, device=like.device)
-        solution = self.inverse(z, inversion, certify=inversion.error is not None)
+        solution = self.inverse(z, inversion, certify=isinstance(inversion, ToError))
         return solution.raise_if_failed().value
 
-    def inputs(self, x: Tensor) -> Iterator[tuple[Bijection, Tensor]]:
+    def inputs(self, x: Tensor) -> Iterator[tuple[AnyBijection, Tensor]]:
         """(layer, that layer's input) from data to latent, those inside other layers included."""
         yield from self.layers.inputs(x)
 
@@ -235,7 +231,7 @@ class ResidualFlow(nn.Module):
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
-        """Set every ActNorm from the batch x, (B, *event), each on what reaches it."""
+        """Set every ActNorm from the batch x, (B, *event), each from its own input."""
         for layer, inputs in self.inputs(x):
             if isinstance(layer, ActNorm):
                 layer.initialise(inputs)

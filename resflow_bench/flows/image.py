@@ -21,9 +21,9 @@ from resflow_bench.logdet.estimator import Estimator
 
 @dataclass(frozen=True)
 class MultiScale:
-    """What an image flow is made of.
+    """The architecture of an image flow.
 
-    n_scales: how many grids, each half as fine as the one before, at half of its latents.
+    n_scales: number of grids, each half as fine as the one before, at half of its latents.
     n_blocks: convolutional residual blocks at each scale.
     hidden: channels between the convolutions of a branch.
     kernel_sizes: of its convolutions, one more than `hidden`.
@@ -31,13 +31,12 @@ class MultiScale:
     tail_hidden: widths between the linear maps of their branches.
     lipschitz: the constant promised for every branch, in (0, 1).
     activation: makes one phi.
-    leading_activation: whether one comes before the first convolution of each block, except in the
-        block that sees the data first.
+    leading_activation: whether one comes before the first convolution of each block but the first.
     mixing: whether channels are mixed before each convolutional block.
     margin: of the logit transform that comes first; None leaves it out, for data on R^d.
 
     Raises:
-        ValueError: a count below what makes a flow, or kernels that do not fit `hidden`.
+        ValueError: a count below its minimum, or kernels that do not fit `hidden`.
     """
 
     n_scales: int = 2
@@ -53,8 +52,12 @@ class MultiScale:
     margin: float | None = 0.05
 
     def __post_init__(self) -> None:
-        for name, least in (("n_scales", 1), ("n_blocks", 1), ("n_tail", 0)):
-            if (given := getattr(self, name)) < least:
+        for name, given, least in (
+            ("n_scales", self.n_scales, 1),
+            ("n_blocks", self.n_blocks, 1),
+            ("n_tail", self.n_tail, 0),
+        ):
+            if given < least:
                 raise ValueError(f"MultiScale needs {name} of at least {least}; got {given}.")
         if len(self.kernel_sizes) != len(self.hidden) + 1:
             raise ValueError(
@@ -71,18 +74,18 @@ def image_flow(
 ) -> ResidualFlow:
     """Logit, then scale by scale: blocks, Squeeze, FactorOut(the next scale ... tail).
 
-    At each scale stand `n_blocks` times ActNorm, Mixing if wanted, and a residual block; the last
-    scale is flattened and goes through `n_tail` times ActNorm and a fully connected block.
+    Each scale is `n_blocks` times ActNorm, Mixing if requested, and a residual block; the last
+    scale is flattened and followed by `n_tail` times ActNorm and a fully connected block.
 
     Args:
         event: (C, H, W) of the images; H and W have to be multiples of 2^(n_scales - 1).
         architecture: see `MultiScale`.
         estimator: for the log-dets.
-        generator: for the initial weights; None is a fresh one with seed 0. The flow is made on
+        generator: draws the initial weights; None is a fresh one with seed 0. The flow is made on
             its device.
 
     Raises:
-        ValueError: an event that is not (C, H, W), or that cannot be halved so often.
+        ValueError: an event that is not (C, H, W), or sizes that cannot be halved so often.
 
     >>> flow = image_flow((1, 8, 8), MultiScale(n_blocks=1, hidden=(4, 4), tail_hidden=(8,)))
     >>> flow.sample(2, torch.Generator().manual_seed(0)).shape

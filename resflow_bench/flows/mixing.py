@@ -7,10 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.fixed_point import Solution
-from resflow_bench.flows.bijection import carried, closed_form
-from resflow_bench.flows.residual import ROUNDING, Inversion
-from resflow_bench.logdet.estimator import Estimator
+from resflow_bench.flows.bijection import ROUNDING
 
 
 class Mixing(nn.Module):
@@ -22,7 +19,7 @@ class Mixing(nn.Module):
 
     Args:
         n_channels: C; x is (B, C, *grid).
-        generator: where the first W is drawn from; None is a fresh one with seed 0.
+        generator: draws the first W; None is a fresh one with seed 0.
 
     Source: Kingma and Dhariwal (2018), "Glow", section 3.2.
     """
@@ -53,34 +50,29 @@ class Mixing(nn.Module):
         """W x at every position, (B, C, *grid)."""
         return _apply(self.weight(), x)
 
-    def forward_and_log_det(
-        self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(z, ln|det dz/dx|), exact: the estimator is not asked."""
+    def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         n_positions = math.prod(x.shape[2:])
         return self(x), (n_positions * self.log_scale.sum()).expand(len(x))
 
-    @torch.no_grad()
-    def inverse(
-        self, z: Tensor, inversion: Inversion, error: Tensor | None = None, certify: bool = True
-    ) -> Solution:
-        """x = W^-1 z by two triangular systems, ||x - x*|| <= ||W^-1||_2 (||z - W x|| + error).
-
-        The residual is evaluated in float64, with its own rounding charged.
-        """
+    def inverse(self, z: Tensor) -> Tensor:
+        """W^-1 z by two triangular systems."""
         lower, upper = self._factors()
         x = z.reshape(*z.shape[:2], -1)[:, self.rows.argsort()]  # (B, C, n_positions)
         x = torch.linalg.solve_triangular(lower, x, upper=False, unitriangular=True)
-        x = torch.linalg.solve_triangular(upper, x, upper=True).view_as(z)
-        if not certify:
-            return closed_form(x, None)
+        return torch.linalg.solve_triangular(upper, x, upper=True).view_as(z)
+
+    def inverse_error(self, z: Tensor, x: Tensor, error: Tensor) -> Tensor:
+        """||x - x*|| <= ||W^-1||_2 (||z - W x|| + error).
+
+        The residual is evaluated in float64, and a bound on its own rounding is added.
+        """
         weight = self.weight(torch.float64)
         singular = torch.linalg.svdvals(weight)
-        given, found = z.double(), x.double()
-        sizes = _norm(given) + singular[0] * _norm(found)
-        residual = _norm(given - _apply(weight, found))
+        z, x = z.double(), x.double()
+        sizes = _norm(z) + singular[0] * _norm(x)
+        residual = _norm(z - _apply(weight, x))
         residual += ROUNDING * torch.finfo(torch.float64).eps * sizes
-        return closed_form(x, (residual + carried(error, z)) / singular[-1])
+        return (residual + error) / singular[-1]
 
     def extra_repr(self) -> str:
         return f"{len(self.log_scale)}"

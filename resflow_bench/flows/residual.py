@@ -3,85 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.fixed_point import Auto, Picard, Solution, Step, solve
-from resflow_bench.flows.certificate import apart_near, certificate, near_is_known
-from resflow_bench.flows.refinement import in_float64, kept, recast, refined
+from resflow_bench.fixed_point import Solution
+from resflow_bench.flows.bijection import ROUNDING
+from resflow_bench.flows.certificate import apart_near, branch_bounds, near_is_known
+from resflow_bench.flows.copies import in_float64, memoised, recast
+from resflow_bench.flows.inversion import AnyInversion, ToError
 from resflow_bench.layers import Branch, LinearBranch
 from resflow_bench.layers.orders import conversion, norm
 from resflow_bench.logdet.estimator import Estimator
 
-ROUNDING = 8.0
-"""Units in the last place, relative to |x| + |z| and the magnitudes inside g, that the residual of
-an inverse is charged for its own evaluation in float64. Three convolutions of up to 4,608 terms
-each were seen to err by no more than five units relative to |g(x)|, held against 80 bits."""
-
 SHARE = 0.05
-"""A block's bound above this share of the error asked for is worth d products: the blocks that
-follow will stretch it."""
-
-
-@dataclass(frozen=True)
-class Inversion:
-    """How to invert a block: x <- z - g(x) until ||z - x - g(x)|| <= atol + rtol ||x||.
-
-    step: how the next iterate follows. None is `Picard()`, whose rate is known beforehand, or,
-        where an `error` is asked, `Auto()`, and `Secant()` for iterations in a coarser dtype.
-    rtol, atol: bound the residual, not its square, of every example by itself. None takes ten
-        units in the last place of the working dtype, relative to the size of the numbers, which is
-        about as far as Picard's iteration goes before rounding stops it.
-    max_steps: for each block.
-    error: the largest ||x - x*||_2 that is good enough. A flow's inverse that cannot certify it
-        for an example says UNCERTIFIED. None asks for nothing.
-    dtype: in which to iterate, float32 or float64. Where z is finer, x is then refined with
-        residuals in z's dtype until they meet the tolerance. None is z's.
-
-    Raises:
-        ValueError: an `error` that is not positive and finite, or another dtype.
-    """
-
-    step: Step | None = None
-    rtol: float | None = None
-    atol: float | None = None
-    max_steps: int = 2000
-    error: float | None = None
-    dtype: torch.dtype | None = None
-
-    def __post_init__(self) -> None:
-        if self.error is not None and not 0 < self.error < math.inf:
-            raise ValueError(
-                f"Inversion needs a positive, finite `error`, or None; got {self.error}."
-            )
-        if self.dtype not in (None, torch.float32, torch.float64):
-            raise ValueError(
-                "Inversion iterates in torch.float32 or torch.float64, or, for None, in z's "
-                f"`dtype`; got {self.dtype}."
-            )
-
-    def __call__(self, branch: Branch | LinearBranch, z: Tensor) -> Solution:
-        """Solve x + g(x) = z from x = z, (B, *event)."""
-        floor = 10 * torch.finfo(z.dtype).eps
-        rtol = floor if self.rtol is None else self.rtol
-        atol = floor if self.atol is None else self.atol
-        if self.dtype == torch.float32 and z.dtype == torch.float64:
-            return refined(
-                branch, z, self.step, self.dtype, rtol=rtol, atol=atol, max_steps=self.max_steps
-            )
-        step = self.step or (Picard() if self.error is None else Auto())
-        g = branch.normalised()
-        return solve(
-            lambda x, y: y - g(x),
-            z,
-            step,
-            rtol=rtol,
-            atol=atol,
-            max_steps=self.max_steps,
-            args=(z,),
-        )
+"""The share of the requested error above which a block's bound is worth d products to tighten: the
+blocks that follow will stretch it."""
 
 
 class ResidualBlock(nn.Module):
@@ -115,18 +53,18 @@ class ResidualBlock(nn.Module):
 
     @torch.no_grad()
     def inverse(
-        self, z: Tensor, inversion: Inversion, error: Tensor | None = None, certify: bool = True
+        self, z: Tensor, inversion: AnyInversion, error: Tensor | None = None, certify: bool = True
     ) -> Solution:
         """x with x + g(x) = z, and ||x - x*|| <= (||z - x - g(x)|| + error) / m.
 
-        1. m = `certificate`'s: ||f(x) - f(y)|| >= m ||x - y|| everywhere; at least 1 - K.
-        2. Where that leaves a bound near `inversion.error` or above, x* is within it of x, and m of
-           that ball (`apart_near`) is the better one.
+        1. m is that of `branch_bounds`: ||f(x) - f(y)|| >= m ||x - y|| everywhere; at least 1 - K.
+        2. With `ToError`, where that leaves a bound near its error or above, x* is within the bound
+           of x, and m of that ball (`apart_near`) is the better one.
 
         Args:
             z: (B, *event).
-            inversion: step, tolerances, cap and the error that decides on 2.
-            error: (B,), how far z itself may be from the z that is meant.
+            inversion: how x is computed; a `ToError` decides on 2.
+            error: (B,), a bound on the distance of z from the intended latent.
             certify: whether to compute `error_bound`: m is then of the weights as they are, not as
                 promised, and the residual is evaluated in float64, so that the bound also covers
                 what float32 does not resolve.
@@ -140,8 +78,8 @@ class ResidualBlock(nn.Module):
             return solution
         branch, z, x = in_float64(self.branch), z.double(), solution.value.double()
         order, n = branch.order, math.prod(z.shape[1:])
-        known = kept(branch, certificate)
-        # A size, of which float32 has digits enough.
+        known = memoised(branch, branch_bounds)
+        # Sizes, for which float32 has digits enough.
         inside = recast(self.branch, torch.float32).magnitude(x.float()).double()
         sizes = norm(x.flatten(1), order) + norm(z.flatten(1), order) + inside
         if solution.value.dtype == torch.float64 and order == 2.0:
@@ -152,9 +90,9 @@ class ResidualBlock(nn.Module):
         if error is not None:
             residual = residual + error * conversion(2.0, order, n)
         bound = residual * conversion(order, 2.0, n) / known.apart
-        # Not certified to keep points apart, or not a number: no bound holds.
+        # Where m is not certified to be positive, or the bound is no number, no bound holds.
         bound = torch.where((bound < torch.inf) & (known.apart > 0.0), bound, torch.inf)
-        if inversion.error is not None and near_is_known(branch, n, known):
+        if isinstance(inversion, ToError) and near_is_known(branch, n, known):
             loose = (bound > SHARE * inversion.error) & (bound < torch.inf)
             rows = loose.nonzero()[:, 0]
             if len(rows):

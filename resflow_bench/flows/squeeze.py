@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-from resflow_bench.fixed_point import Solution
-from resflow_bench.flows.bijection import carried, closed_form
-from resflow_bench.flows.residual import Inversion
-from resflow_bench.logdet.estimator import Estimator
 
 
 class Squeeze(nn.Module):
@@ -37,19 +31,16 @@ class Squeeze(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return functional.pixel_unshuffle(x, self.factor)
 
-    def forward_and_log_det(
-        self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(z, 0)."""
+    def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self(x), x.new_zeros(len(x))
 
-    @torch.no_grad()
-    def inverse(
-        self, z: Tensor, inversion: Inversion, error: Tensor | None = None, certify: bool = True
-    ) -> Solution:
-        """Depth to space; an error in z is kept."""
-        x = functional.pixel_shuffle(z, self.factor)
-        return closed_form(x, carried(error, z) if certify else None)
+    def inverse(self, z: Tensor) -> Tensor:
+        """Depth to space."""
+        return functional.pixel_shuffle(z, self.factor)
+
+    def inverse_error(self, z: Tensor, x: Tensor, error: Tensor) -> Tensor:
+        """The error in z: distances are kept."""
+        return error
 
     def extra_repr(self) -> str:
         return f"{self.factor}"
@@ -69,18 +60,16 @@ class Flatten(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1)
 
-    def forward_and_log_det(
-        self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(z, 0)."""
+    def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self(x), x.new_zeros(len(x))
 
-    @torch.no_grad()
-    def inverse(
-        self, z: Tensor, inversion: Inversion, error: Tensor | None = None, certify: bool = True
-    ) -> Solution:
-        """(B, d) -> (B, *event); an error in z is kept."""
-        return closed_form(z.unflatten(1, self.event), carried(error, z) if certify else None)
+    def inverse(self, z: Tensor) -> Tensor:
+        """(B, d) -> (B, *event)."""
+        return z.unflatten(1, self.event)
+
+    def inverse_error(self, z: Tensor, x: Tensor, error: Tensor) -> Tensor:
+        """The error in z: distances are kept."""
+        return error
 
     def extra_repr(self) -> str:
         return f"{self.event}"

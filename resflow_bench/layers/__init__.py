@@ -1,4 +1,4 @@
-"""What makes a residual branch contractive: activations, bounded layers, branches."""
+"""Contractive residual branches: activations, layers with a bounded norm, and their composition."""
 
 from resflow_bench.layers.activations import (
     ELU,
@@ -11,12 +11,19 @@ from resflow_bench.layers.activations import (
     Tanh,
 )
 from resflow_bench.layers.branches import Branch, LinearBranch
-from resflow_bench.layers.builders import conv_branch, dense_branch, dense_conv_branch, mlp_branch
-from resflow_bench.layers.conv import SpectralConv2d
+from resflow_bench.layers.builders import (
+    conv_branch,
+    dense_branch,
+    dense_conv_branch,
+    mlp_branch,
+)
+from resflow_bench.layers.conv import Conv2d, InducedConv2d, SpectralConv2d
 from resflow_bench.layers.dense import DenseLayer
-from resflow_bench.layers.induced import InducedConv2d, InducedLinear
-from resflow_bench.layers.layer import Certificate, Layer
-from resflow_bench.layers.linear import SpectralLinear
+from resflow_bench.layers.layer import Layer
+from resflow_bench.layers.linear import InducedLinear, Linear, SpectralLinear
+from resflow_bench.layers.norms.induced import Induced
+from resflow_bench.layers.norms.norm import Certificate, Norm
+from resflow_bench.layers.norms.spectral import Spectral
 from resflow_bench.layers.orders import LearnableOrder, Order
 
 __all__ = [
@@ -25,17 +32,22 @@ __all__ = [
     "Branch",
     "CLipSwish",
     "Certificate",
+    "Conv2d",
     "DenseLayer",
+    "Induced",
     "InducedConv2d",
     "InducedLinear",
     "Layer",
     "LearnableOrder",
+    "Linear",
     "LinearBranch",
     "LipSwish",
+    "Norm",
     "Order",
     "ReLU",
     "Sine",
     "Softplus",
+    "Spectral",
     "SpectralConv2d",
     "SpectralLinear",
     "Tanh",

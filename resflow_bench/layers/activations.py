@@ -17,17 +17,17 @@ from torch.nn import functional
 # t tanh(t / 2) = 2; swish is t sigmoid(t) in units of its sharpness, so beta does not enter.
 SWISH_LIPSCHITZ = 1.0998393201288669
 
-# By what Residual Flows and i-DenseNets divide: the constants, rounded up.
+# The divisors of Residual Flows and of i-DenseNets: the constants, rounded up.
 LIPSWISH_SCALE = 1.1
 CLIPSWISH_SCALE = 1.004
 
 
 @runtime_checkable
 class Activation(Protocol):
-    """phi, a module: its constant, and a derivative that autograd can go through.
+    """phi, a module, with its Lipschitz constant and a derivative that autograd can differentiate.
 
     Each input z_i makes `expansion` outputs: output j of (B, expansion h, ...) belongs to input
-    j mod h along axis 1. `derivative` is shaped like the output.
+    j mod h along axis 1.
     """
 
     lipschitz: float
@@ -35,9 +35,9 @@ class Activation(Protocol):
 
     def __call__(self, z: Tensor) -> Tensor: ...
 
-    def derivative(self, z: Tensor) -> Tensor: ...
-
-    def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]: ...
+    def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """phi(z) and phi'(z), one shape."""
+        ...
 
 
 @runtime_checkable
@@ -49,7 +49,7 @@ class Sloped(Protocol):
 
 @runtime_checkable
 class Curved(Protocol):
-    """An activation of which it is known how fast its derivative changes."""
+    """An activation whose derivative has a known Lipschitz constant."""
 
     def curvature(self) -> float:
         """c with ||phi'(y) - phi'(z)||_2 <= c |y - z| for each input; inf where phi' jumps."""
@@ -82,9 +82,6 @@ class LipSwish(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         return z * torch.sigmoid(z * functional.softplus(self.raw_beta)) * (1 / LIPSWISH_SCALE)
 
-    def derivative(self, z: Tensor) -> Tensor:
-        return self.value_and_derivative(z)[1]
-
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
         both: tuple[Tensor, Tensor] = SwishAndSlope.apply(z, functional.softplus(self.raw_beta))
         return both
@@ -96,13 +93,13 @@ class LipSwish(nn.Module):
 
 
 class SwishAndSlope(torch.autograd.Function):
-    """(z s, s (1 + t (1 - s))) / 1.1 with t = beta z, s = sigmoid(t), of which only z is kept.
+    """(z s, s (1 + t (1 - s))) / 1.1 with t = beta z, s = sigmoid(t); only z is saved.
 
-    With c = s (1 - s) and e = c (2 + t (1 - 2 s)):
+    With c = s (1 - s) and e = d_slope c (2 + t (1 - 2 s)), all over 1.1:
 
-        d value = slope dz + z^2 c dbeta,    d slope = e (beta dz + z dbeta)    (over 1.1).
+        d_z = slope d_value + beta e,    d_beta = sum_i z_i (z_i c_i d_value_i + e_i).
 
-    Autograd would keep six tensors like z, which are most of what a training step holds.
+    Autograd would save six tensors like z, which are most of the memory of a training step.
     """
 
     @staticmethod
@@ -120,10 +117,28 @@ class SwishAndSlope(torch.autograd.Function):
         t = z * beta
         s = torch.sigmoid(t)
         c = s * (1 - s)
-        bent = d_slope * c * (2 + t * (1 - 2 * s))
-        d_z = d_value * torch.addcmul(s, t, c) + bent * beta
-        d_beta = torch.addcmul(bent, d_value * c, z) * z
+        e = d_slope * c * (2 + t * (1 - 2 * s))
+        d_z = d_value * torch.addcmul(s, t, c) + e * beta
+        d_beta = torch.addcmul(e, d_value * c, z) * z
         return d_z * (1 / LIPSWISH_SCALE), d_beta.sum() * (1 / LIPSWISH_SCALE)
+
+
+def swish_backward(
+    z: Tensor, raw_beta: Tensor, slope: Tensor, d_value: Tensor, d_slope: Tensor
+) -> tuple[Tensor, Tensor]:
+    """d_z of `SwishAndSlope` and d/d(raw beta), its formulas without a graph and in place.
+
+    Apart from `SwishAndSlope.backward`, which has to be differentiable and has no slope at hand;
+    the two agree to rounding.
+    """
+    beta = functional.softplus(raw_beta)
+    t = z * beta
+    s = torch.sigmoid(t)
+    c = torch.addcmul(s, s, s, value=-1)
+    e = t.addcmul_(t, s, value=-2).add_(2.0).mul_(c).mul_(d_slope)
+    d_z = torch.mul(slope, d_value, out=s).addcmul_(e, beta, value=1 / LIPSWISH_SCALE)
+    d_beta = c.mul_(d_value).mul_(z).add_(e).mul_(z).sum() * (1 / LIPSWISH_SCALE)
+    return d_z, d_beta * torch.sigmoid(raw_beta)
 
 
 class CLipSwish(nn.Module):
@@ -149,9 +164,6 @@ class CLipSwish(nn.Module):
         y = self.swish(z)
         return torch.cat([y, y - z * (1 / LIPSWISH_SCALE)], dim=1) * (1 / CLIPSWISH_SCALE)
 
-    def derivative(self, z: Tensor) -> Tensor:
-        return self.value_and_derivative(z)[1]
-
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
         y, slope = self.swish.value_and_derivative(z)
         both = torch.cat([y, y - z * (1 / LIPSWISH_SCALE)], dim=1)
@@ -173,9 +185,6 @@ class Tanh(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         return torch.tanh(z)
 
-    def derivative(self, z: Tensor) -> Tensor:
-        return self.value_and_derivative(z)[1]
-
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
         y = torch.tanh(z)
         return y, 1 - y * y
@@ -195,11 +204,8 @@ class ELU(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         return functional.elu(z)
 
-    def derivative(self, z: Tensor) -> Tensor:
-        return torch.exp(z.clamp(max=0.0))
-
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return functional.elu(z), self.derivative(z)
+        return functional.elu(z), torch.exp(z.clamp(max=0.0))
 
     def curvature(self) -> float:
         """e^z for z < 0, 0 for z > 0; phi' itself is continuous."""
@@ -207,7 +213,7 @@ class ELU(nn.Module):
 
 
 class Softplus(nn.Module):
-    """phi(z) = ln(1 + e^z); phi'(z) = sigmoid(z) in (0, 1), which comes near 1 and not to it."""
+    """phi(z) = ln(1 + e^z); phi'(z) = sigmoid(z) in (0, 1), whose supremum 1 is not attained."""
 
     lipschitz: float = 1.0
     expansion: int = 1
@@ -215,9 +221,6 @@ class Softplus(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return functional.softplus(z)
-
-    def derivative(self, z: Tensor) -> Tensor:
-        return torch.sigmoid(z)
 
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return functional.softplus(z), torch.sigmoid(z)
@@ -236,9 +239,6 @@ class Sine(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.sin(z)
-
-    def derivative(self, z: Tensor) -> Tensor:
-        return torch.cos(z)
 
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return torch.sin(z), torch.cos(z)
@@ -260,9 +260,6 @@ class ReLU(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.relu(z)
-
-    def derivative(self, z: Tensor) -> Tensor:
-        return self.value_and_derivative(z)[1]
 
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
         y = torch.relu(z)

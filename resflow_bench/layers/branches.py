@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from resflow_bench.jacobian.chain import Chain
-from resflow_bench.jacobian.stages import ByMatrix, BySlope, Pull
 from resflow_bench.layers import fused
 from resflow_bench.layers.activations import Activation
-from resflow_bench.layers.layer import Certificate, Layer
+from resflow_bench.layers.layer import Layer
+from resflow_bench.layers.maps import Affine, Composition, Elementwise
 from resflow_bench.layers.orders import Order, norm, same_order
 
-# A promise is met up to the rounding of the product that checks it.
+# A promise is met up to the rounding of the product that is checked.
 _SLACK = 1e-6
 
 
@@ -26,17 +26,17 @@ class Branch(nn.Module):
     """g = s_L o ... o s_1, stages s that are layers or activations: Lip(g) <= prod_j Lip(s_j).
 
     For linear layers and activations between them J_g(x) = W_L D_{L-1} W_{L-1} ... D_1 W_1 with
-    D_j = diag(phi_j'(z_j)), where W are the normalised weights and z_j what activation j sees.
+    D_j = diag(phi_j'(z_j)), where W are the normalised weights and z_j is the input of phi_j.
 
-    The constants multiply only if each layer's bound speaks of the norm that the next one takes,
-    and x + g(x) is invertible only if the last speaks of the norm that the first one takes.
+    The constants multiply only if each layer's codomain has the norm of the next layer's domain,
+    and x + g(x) is invertible only if the last codomain has the norm of the first domain.
 
     Args:
         stages: layers and activations in the order in which x meets them; the last is a layer.
         lipschitz: the constant promised for the whole branch, in (0, 1), in the norm `order`.
 
     Raises:
-        TypeError: a stage that is neither a layer nor an activation.
+        TypeError: a stage that is no module, or neither a layer nor an activation.
         ValueError: a promise outside (0, 1), no layer at the end, sizes or norms that do not fit,
             or coefficients and activations whose product exceeds the promise.
     """
@@ -44,12 +44,14 @@ class Branch(nn.Module):
     def __init__(self, *stages: Layer | Activation, lipschitz: float) -> None:
         super().__init__()
         self.lipschitz = contractive(lipschitz, "Branch")
+        modules: list[nn.Module] = []
         for stage in stages:
-            if not isinstance(stage, Layer | Activation):
+            if not isinstance(stage, nn.Module) or not isinstance(stage, Layer | Activation):
                 raise TypeError(
-                    "Branch is made of layers and activations; "
+                    "Branch is made of modules that are layers or activations; "
                     f"{type(stage).__name__} has the members of neither."
                 )
+            modules.append(stage)
         if not stages or not isinstance(stages[-1], Layer):
             names = ", ".join(type(stage).__name__ for stage in stages) or "nothing"
             raise ValueError(f"Branch needs a layer as its last stage; got {names}.")
@@ -61,14 +63,14 @@ class Branch(nn.Module):
                 "Branch needs coefficients and activation constants whose product keeps the "
                 f"promised lipschitz={lipschitz}; got {bound:.6g}. Lower `coefficient`."
             )
-        self.stages = nn.ModuleList(stages)  # type: ignore[arg-type]
-        # Asked once: to look for a Protocol's members takes as long as a small product.
+        self.stages = nn.ModuleList(modules)
+        # Once, since a search for a Protocol's members takes as long as a small product.
         self._is_layer = [isinstance(stage, Layer) for stage in stages]
-        self._can_fuse = fused.can_fuse(stages)
+        self._fusable = fused.fusable(stages)
 
     @property
     def layers(self) -> list[Layer]:
-        """The stages that are no activations."""
+        """The stages that are layers."""
         return [stage for stage, is_layer in self._kinds() if is_layer]
 
     @property
@@ -85,18 +87,10 @@ class Branch(nn.Module):
         """g(x), shapes (B, *event) -> (B, *event)."""
         return self.normalised()(x)
 
-    def normalised(self) -> Callable[[Tensor], Tensor]:
+    def normalised(self) -> Composition:
         """g with its weights normalised once, for many evaluations at the same parameters."""
-        stages: list[Callable[[Tensor], Tensor]] = [
-            stage.normalised() if is_layer else stage for stage, is_layer in self._kinds()
-        ]
-
-        def g(x: Tensor) -> Tensor:
-            for stage in stages:
-                x = stage(x)
-            return x
-
-        return g
+        stages = [s.normalised() if layer else Elementwise(s) for s, layer in self._kinds()]
+        return Composition(stages)
 
     def linearise(self, x: Tensor) -> tuple[Tensor, Chain]:
         """g(x) and v -> v^T J_g(x), with the weights normalised and the slopes computed once.
@@ -114,14 +108,10 @@ class Branch(nn.Module):
         uses stay attached to the parameters and to x, so that sum(vjp(s) * v) has the gradient of
         s^T J v in weights, beta and x. Call linearise with gradients enabled for that.
         """
-        pulls: list[Pull] = []
-        if self._can_fuse and fused.pays(self.stages, x):  # type: ignore[arg-type]
-            x, pulls = fused.linearise(self.stages, x)  # type: ignore[arg-type]
-            return x, Chain(pulls)
-        for stage, is_layer in self._kinds():
-            x, pull = stage.linearise(x) if is_layer else linearise_activation(stage, x)
-            pulls.append(pull)
-        return x, Chain(pulls)
+        if self._fusable is not None and fused.pays(self._fusable, x):
+            y, pulls = fused.linearise(self._fusable, x)
+            return y, Chain(pulls)
+        return self.normalised().linearise(x)
 
     def update(self) -> None:
         """Follow the weights after an optimiser step: then Lip(g) <= `lipschitz` again."""
@@ -134,27 +124,23 @@ class Branch(nn.Module):
             layer.align()
 
     def magnitude(self, x: Tensor) -> Tensor:
-        """sum_j c_L ... c_(j+1) (||z_j|| + c_j ||z_(j-1)||), z_j what stage j gives, z_0 = x: (B,).
+        """sum_j c_L ... c_(j+1) (||z_j|| + c_j ||z_(j-1)||), (B,), z_j = s_j(z_(j-1)), z_0 = x.
 
-        Times a few units in the last place, what rounding in the stages may have become at the end:
-        that of large biases that cancel is not seen in ||g(x)||.
+        Times a few units in the last place, it bounds the rounding of all stages at the end of the
+        branch, that of large biases that cancel in g(x) included.
         """
         total = x.new_zeros(len(x))
         size = norm(x.flatten(1), self.order)
-        for stage, is_layer in self._kinds():
-            x = stage.normalised()(x) if is_layer else stage(x)
+        for stage, apply in zip(self.stages, self.normalised().stages, strict=True):
+            x = apply(x)
             constant = _promised(stage)
             before, size = size, norm(x.flatten(1), self.order)
             total = constant * total + size + constant * before
         return total
 
-    def certificates(self) -> list[Certificate]:
-        """What each layer's constant is at most, and how that is known."""
-        return [layer.certificate() for layer in self.layers]
-
     def lipschitz_certified(self) -> float:
         """The product of the certificates and of the activations' constants: a true bound."""
-        norms = [certificate.norm for certificate in self.certificates()]
+        norms = [layer.certificate().norm for layer in self.layers]
         return math.prod(norms + [phi.lipschitz for phi in self.activations])
 
     def extra_repr(self) -> str:
@@ -199,13 +185,13 @@ class LinearBranch(nn.Module):
         """x A^T, shapes (B, d) -> (B, d)."""
         return functional.linear(x, self.matrix)
 
-    def normalised(self) -> Callable[[Tensor], Tensor]:
+    def normalised(self) -> Composition:
         """g itself: there is nothing to normalise."""
-        return self.forward
+        return Composition([Affine(self.matrix)])
 
     def linearise(self, x: Tensor) -> tuple[Tensor, Chain]:
         """g(x) and v -> v^T A; see `Branch.linearise`."""
-        return self.forward(x), Chain([ByMatrix(self.matrix)])
+        return self.normalised().linearise(x)
 
     def update(self) -> None:
         """Nothing to do: the norm is exact."""
@@ -218,23 +204,12 @@ class LinearBranch(nn.Module):
         size = torch.linalg.vector_norm(x, dim=1)
         return torch.linalg.vector_norm(self.forward(x), dim=1) + self.lipschitz * size
 
-    def certificates(self) -> list[Certificate]:
-        """||A||_2 by an SVD in float64."""
-        matrix = self.matrix.cpu().double()
-        return [Certificate(float(torch.linalg.matrix_norm(matrix, ord=2)), "svd")]
-
     def lipschitz_certified(self) -> float:
         """||A||_2 by an SVD in float64."""
-        return self.certificates()[0].norm
+        return float(torch.linalg.matrix_norm(self.matrix.cpu().double(), ord=2))
 
     def extra_repr(self) -> str:
         return f"dim={self.matrix.shape[0]}, lipschitz={self.lipschitz:.6g}"
-
-
-def linearise_activation(phi: Activation, z: Tensor) -> tuple[Tensor, BySlope]:
-    """phi(z) and v -> v^T diag(phi'(z)); v may be overwritten if gradients are disabled."""
-    y, slope = phi.value_and_derivative(z)
-    return y, BySlope(slope, phi.expansion)
 
 
 def contractive(lipschitz: float, owner: str) -> float:
@@ -251,21 +226,22 @@ def contractive(lipschitz: float, owner: str) -> float:
     return float(lipschitz)
 
 
-def _promised(stage: Layer | Activation) -> float:
+def _promised(stage: Any) -> float:
     return stage.coefficient if isinstance(stage, Layer) else stage.lipschitz
 
 
 def _check_sizes(stages: tuple[Layer | Activation, ...]) -> None:
-    """Each stage takes what the one before gives, and the first what the last gives."""
+    """Refuse stages whose features do not match those of the stage before, in a circle."""
     last = stages[-1]
-    assert isinstance(last, Layer)  # asked by the caller
+    assert isinstance(last, Layer)  # checked by the caller
     size = last.n_out
     for stage in stages:
         if isinstance(stage, Layer):
             if stage.n_in != size:
                 raise ValueError(
-                    "Branch needs each layer to take what the one before it gives, and the first "
-                    f"what the last gives; got {size} features into a layer of {stage.n_in}."
+                    "Branch needs each layer's n_in to be the n_out of the layer before it, times "
+                    "the expansion of the activations between, and the first's to be the last's "
+                    f"n_out; got {size} features into a layer of {stage.n_in}."
                 )
             size = stage.n_out
         else:
@@ -273,14 +249,15 @@ def _check_sizes(stages: tuple[Layer | Activation, ...]) -> None:
 
 
 def _check_norms(layers: list[Layer], stages: tuple[Layer | Activation, ...]) -> None:
-    """The codomain of each layer is the domain of the next, that of the last of the first."""
+    """Refuse a codomain whose order is not that of the next domain, in a circle."""
     for before, after in pairwise([*layers, layers[0]]):
         if not same_order(before.codomain, after.domain):
             raise ValueError(
-                "Branch needs each layer's norm to be the one that the next layer takes, and the "
-                "last one's the one that the first takes, or its bound is no contraction in any "
-                f"norm; got a codomain of order {before.codomain} into a domain of order "
-                f"{after.domain}. Give both the same order, the same object if it is learnable."
+                "Branch needs the order of each layer's codomain to be that of the next layer's "
+                "domain, and the last one's to be that of the first, or its bound is no "
+                "contraction in any norm; got a codomain of order "
+                f"{before.codomain} into a domain of order {after.domain}. Give both the same "
+                "order, the same object if it is learnable."
             )
     for phi in stages:
         if (
@@ -290,5 +267,5 @@ def _check_norms(layers: list[Layer], stages: tuple[Layer | Activation, ...]) ->
         ):
             raise ValueError(
                 f"{type(phi).__name__} has its constant in the Euclidean norm alone; got a branch "
-                f"of order {layers[0].domain}. Take an activation with one output per input."
+                f"of order {layers[0].domain}. Take an activation with one output for each input."
             )

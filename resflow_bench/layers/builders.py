@@ -10,10 +10,10 @@ import torch
 
 from resflow_bench.layers.activations import Activation, CLipSwish, LipSwish
 from resflow_bench.layers.branches import Branch, contractive
-from resflow_bench.layers.conv import SpectralConv2d
+from resflow_bench.layers.conv import Conv2d
 from resflow_bench.layers.dense import DenseLayer
 from resflow_bench.layers.layer import Layer
-from resflow_bench.layers.linear import SpectralLinear
+from resflow_bench.layers.linear import Linear
 
 MakeLayer = Callable[[int, int, float], Layer]
 """(n_in, n_out, coefficient) -> a layer."""
@@ -29,11 +29,11 @@ def mlp_branch(
     """W_L phi ... phi W_1 with every layer's c = (K / Lip(phi)^(L-1))^(1/L), so Lip(g) <= K.
 
     Args:
-        dim: d, the features that go in and come out.
+        dim: d, the features of x and of g(x).
         hidden: widths between the linear layers; (128, 128) makes three layers, () one.
         lipschitz: K, the constant promised for the branch (not for each layer), in (0, 1).
         activation: makes one phi; called once per gap, so each has its own parameters.
-        generator: where the weights are drawn from; None is a fresh one with seed 0.
+        generator: draws the weights; None is a fresh one with seed 0.
 
     Raises:
         ValueError: K outside (0, 1), or a size below 1.
@@ -66,7 +66,7 @@ def conv_branch(
         hidden: channels between the convolutions, one fewer than these.
         lipschitz: K, the constant promised for the branch, in (0, 1).
         activation: makes one phi.
-        generator: where the weights are drawn from; None is a fresh one with seed 0.
+        generator: draws the weights; None is a fresh one with seed 0.
         leading_activation: whether an activation comes before the first convolution too.
 
     Raises:
@@ -101,12 +101,12 @@ def dense_branch(
     """W h_depth(... h_1(x)) with dense layers h_j, each adding features: Lip(g) <= ||W||_2 <= K.
 
     Args:
-        dim: d, the features that go in and come out.
+        dim: d, the features of x and of g(x).
         growth: outputs of the linear map in each dense layer (an activation may double them).
         depth: number of dense layers.
         lipschitz: K, in (0, 1).
         activation: makes one phi.
-        generator: where the weights are drawn from; None is a fresh one with seed 0.
+        generator: draws the weights; None is a fresh one with seed 0.
 
     Raises:
         ValueError: K outside (0, 1), or a size below 1.
@@ -131,9 +131,9 @@ def dense_conv_branch(
     activation: Callable[[], Activation] = CLipSwish,
     generator: torch.Generator | None = None,
 ) -> Branch:
-    """The same on images: convolutions of `kernel_size` in the dense layers, 1 x 1 at the end.
+    """`dense_branch` on images: dense layers of convolutions, and a 1 x 1 convolution at the end.
 
-    Args: see `dense_branch` and `conv_branch`.
+    Args: those of `dense_branch` and `conv_branch`; `kernel_size` is of the dense layers.
 
     Raises:
         ValueError: K outside (0, 1), or a size that a convolution refuses.
@@ -148,13 +148,11 @@ def _or_fresh(generator: torch.Generator | None) -> torch.Generator:
 
 
 def _linear(generator: torch.Generator) -> MakeLayer:
-    return lambda n_in, n_out, coefficient: SpectralLinear(
-        n_in, n_out, coefficient, generator=generator
-    )
+    return lambda n_in, n_out, coefficient: Linear(n_in, n_out, coefficient, generator=generator)
 
 
 def _conv(kernel_size: int, grid: tuple[int, int], generator: torch.Generator) -> MakeLayer:
-    return lambda n_in, n_out, coefficient: SpectralConv2d(
+    return lambda n_in, n_out, coefficient: Conv2d(
         n_in, n_out, kernel_size, grid, coefficient, generator=generator
     )
 
@@ -166,7 +164,7 @@ def _alternating(
     activation: Callable[[], Activation],
     leading: bool = False,
 ) -> Branch:
-    """layer phi layer ... phi layer, and a phi in front if `leading`."""
+    """layer phi layer ... phi layer, with a phi in front if `leading`."""
     contractive(lipschitz, "A branch")
     gaps = [activation() for _ in makers[0 if leading else 1 :]]
     steepness = math.prod([phi.lipschitz for phi in gaps])
@@ -188,7 +186,7 @@ def _densely_connected(
     lipschitz: float,
     activation: Callable[[], Activation],
 ) -> Branch:
-    """Dense layers, then one that brings the features back to their number."""
+    """Dense layers, then a layer that restores the number of features."""
     contractive(lipschitz, "A branch")
     n_features, growth, depth = sizes
     stages: list[Layer] = []

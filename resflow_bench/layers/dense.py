@@ -1,19 +1,17 @@
-"""Dense layers: what goes in is kept beside what is computed from it."""
+"""Dense layers: the input is concatenated with features that are computed from it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from resflow_bench.jacobian.chain import Chain
-from resflow_bench.jacobian.stages import ByConcatenation
 from resflow_bench.layers.activations import Activation
-from resflow_bench.layers.branches import linearise_activation
-from resflow_bench.layers.layer import Certificate, Layer
+from resflow_bench.layers.layer import Layer
+from resflow_bench.layers.maps import Composition, Concatenation, Elementwise
+from resflow_bench.layers.norms.norm import Certificate
 from resflow_bench.layers.orders import Order
 
 
@@ -69,17 +67,9 @@ class DenseLayer(nn.Module):
         """[a x, b phi(W x)], concatenated along axis 1."""
         return self.normalised()(x)
 
-    def normalised(self) -> Callable[[Tensor], Tensor]:
-        a, b = self.mix()
-        layer = self.layer.normalised()
-        return lambda x: torch.cat([a * x, b * self.activation(layer(x))], dim=1)
-
-    def linearise(self, x: Tensor) -> tuple[Tensor, ByConcatenation]:
-        a, b = self.mix()
-        z, by_layer = self.layer.linearise(x)
-        y, by_activation = linearise_activation(self.activation, z)
-        pull = ByConcatenation(a, b, self.n_in, x.ndim, Chain([by_layer, by_activation]))
-        return torch.cat([a * x, b * y], dim=1), pull
+    def normalised(self) -> Concatenation:
+        h = Composition([self.layer.normalised(), Elementwise(self.activation)])
+        return Concatenation(*self.mix(), h)
 
     def update(self) -> None:
         self.layer.update()

@@ -1,7 +1,7 @@
 """Linear layers and LipSwish linearised together, with the gradient written out.
 
 At a few hundred features a product takes no longer than the many small operations around it, and
-autograd doubles these: a node for each, a tensor for each, a sum where two gradients meet.
+autograd doubles these: it adds a node and a tensor for each, and a sum where two gradients meet.
 """
 
 from __future__ import annotations
@@ -15,21 +15,29 @@ from torch import Tensor
 from torch.nn import functional
 
 from resflow_bench.jacobian.stages import ByMatrix, BySlope, Pull
-from resflow_bench.layers.activations import LIPSWISH_SCALE, LipSwish, SwishAndSlope
-from resflow_bench.layers.linear import SpectralLinear
+from resflow_bench.layers.activations import LipSwish, SwishAndSlope, swish_backward
+from resflow_bench.layers.linear import Linear
+from resflow_bench.layers.norms.operators import Matrix
+from resflow_bench.layers.norms.spectral import SpectralNorm
 
-Stages = Sequence[SpectralLinear | LipSwish]
+Stages = list[Linear | LipSwish]
 
 
-def can_fuse(stages: Sequence[object]) -> bool:
-    """Whether they are linear layers and LipSwish, nothing else."""
-    return all(type(stage) in (SpectralLinear, LipSwish) for stage in stages)
+def fusable(stages: Sequence[object]) -> Stages | None:
+    """The stages, if they are linear layers with a spectral norm and LipSwish, nothing else."""
+    accepted = [
+        stage
+        for stage in stages
+        if type(stage) is LipSwish
+        or (type(stage) is Linear and isinstance(stage.norm, SpectralNorm))
+    ]
+    return accepted if len(accepted) == len(stages) else None
 
 
 def pays(stages: Stages, x: Tensor) -> bool:
-    """Whether a gradient is wanted, of vectors, all in one type that products keep."""
+    """Whether gradients are on, for vectors, with x and the weights in float32 or float64 alike."""
     last = stages[-1]
-    assert isinstance(last, SpectralLinear)  # as of every branch
+    assert isinstance(last, Linear)  # a branch ends with a layer
     dtype = last.weight.dtype
     return (
         torch.is_grad_enabled()
@@ -41,16 +49,18 @@ def pays(stages: Stages, x: Tensor) -> bool:
 
 
 def linearise(stages: Stages, x: Tensor) -> tuple[Tensor, list[Pull]]:
-    """g(x), (B, d), and the pulls of the stages, as one stage after the other would give them.
+    """g(x), (B, d), and the Jacobian of each stage, as `Composition.linearise` computes them.
 
-    To the last bit their values, to rounding their gradients; differentiable twice.
+    Values agree to the last bit, gradients to rounding; differentiable twice.
     """
     tensors: list[Tensor | None] = []
     for stage in stages:
         if isinstance(stage, LipSwish):
             tensors.append(stage.raw_beta)
         else:
-            tensors += [stage.weight, stage.bias, *stage.norm.constants(stage.weight)]
+            assert isinstance(stage.norm, SpectralNorm)  # see `fusable`
+            constants = stage.norm.constants(Matrix(stage.weight))
+            tensors += [stage.weight, stage.bias, *constants]
     kinds = tuple(isinstance(stage, LipSwish) for stage in stages)
     y, *numbers = _Linearised.apply(x, kinds, *tensors)
     pulls: list[Pull] = [
@@ -60,8 +70,8 @@ def linearise(stages: Stages, x: Tensor) -> tuple[Tensor, list[Pull]]:
     return y, pulls
 
 
-class _Run(NamedTuple):
-    """y, (B, d); W_c or phi'(z) of each stage; what each stage sees; a ratio for each matrix."""
+class _Forward(NamedTuple):
+    """y, (B, d); W_c or phi'(z) of each stage; the input of each; a ratio for each matrix."""
 
     y: Tensor
     numbers: list[Tensor]
@@ -69,10 +79,10 @@ class _Run(NamedTuple):
     ratios: list[Tensor]
 
 
-def _run(x: Tensor, kinds: tuple[bool, ...], tensors: Sequence[Tensor]) -> _Run:
-    """The stages on x. Of a LipSwish raw beta is given, of a layer W, b, u, v, inflation / c'.
+def _forward(x: Tensor, kinds: tuple[bool, ...], tensors: Sequence[Any]) -> _Forward:
+    """The stages on x. `tensors` has a LipSwish's raw beta, and a layer's W, b, u, v, share.
 
-    W_c = W / max(1, ratio) with ratio = u^T W v inflation / c', see `SpectralNorm`.
+    W_c = W / max(1, ratio) with ratio = share u^T W v, share = inflation / c', see `SpectralNorm`.
     """
     numbers, inputs, ratios = [], [], []
     rest = iter(tensors)
@@ -87,7 +97,7 @@ def _run(x: Tensor, kinds: tuple[bool, ...], tensors: Sequence[Tensor]) -> _Run:
             x = functional.linear(x, number, bias)
             ratios.append(ratio)
         numbers.append(number)
-    return _Run(x, numbers, inputs, ratios)
+    return _Forward(x, numbers, inputs, ratios)
 
 
 class _Linearised(torch.autograd.Function):
@@ -95,7 +105,7 @@ class _Linearised(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kinds: tuple[bool, ...], *tensors: Tensor) -> Any:
-        run = _run(x, kinds, tensors)
+        run = _forward(x, kinds, tensors)
         ctx.kinds = kinds
         ctx.save_for_backward(*tensors, *run.inputs, *run.numbers, *run.ratios)
         return run.y, *run.numbers
@@ -105,25 +115,25 @@ class _Linearised(torch.autograd.Function):
         kinds, n = ctx.kinds, len(ctx.needs_input_grad) - 2
         saved = ctx.saved_tensors
         tensors, inputs = saved[:n], saved[n : n + len(kinds)]
-        if torch.is_grad_enabled():  # and so a derivative of this one is asked for
+        if torch.is_grad_enabled():  # a derivative of this one was requested
             return _differentiable(ctx, inputs[0], tensors, (d_y, *d_numbers))
         numbers = saved[n + len(kinds) : n + 2 * len(kinds)]
         ratios = list(saved[n + 2 * len(kinds) :])
-        found: list[Tensor | None] = []  # from the last of the tensors to the first
+        gradients: list[Tensor | None] = []  # from the last of the tensors to the first
         for j in reversed(range(len(kinds))):
             if kinds[j]:
-                raw_beta = tensors[n - len(found) - 1]
-                d_y, d_beta = _swish_back(inputs[j], raw_beta, numbers[j], d_y, d_numbers[j])
-                found.append(d_beta)
+                raw_beta = tensors[n - len(gradients) - 1]
+                d_y, d_beta = swish_backward(inputs[j], raw_beta, numbers[j], d_y, d_numbers[j])
+                gradients.append(d_beta)
             else:
-                u, v, share = tensors[n - len(found) - 3 : n - len(found)]
+                u, v, share = tensors[n - len(gradients) - 3 : n - len(gradients)]
                 share = share * (ratios[-1] >= 1.0)
                 d_w = torch.addmm(d_numbers[j], d_y.mT, inputs[j])
-                d_b = d_y.sum(0) if tensors[n - len(found) - 4] is not None else None
+                d_b = d_y.sum(0) if tensors[n - len(gradients) - 4] is not None else None
                 d_y = d_y @ numbers[j] if j > 0 or ctx.needs_input_grad[0] else d_y
                 d_w = _weight_back(d_w, numbers[j], u, v, share).div_(ratios.pop().clamp(min=1.0))
-                found += [None, None, None, d_b, d_w]
-        return d_y, None, *reversed(found)
+                gradients += [None, None, None, d_b, d_w]
+        return d_y, None, *reversed(gradients)
 
 
 def _weight_back(d_w: Tensor, normalised: Tensor, u: Tensor, v: Tensor, share: Tensor) -> Tensor:
@@ -132,32 +142,15 @@ def _weight_back(d_w: Tensor, normalised: Tensor, u: Tensor, v: Tensor, share: T
     return torch.addr(d_w, u * (inner * share), v, alpha=-1)
 
 
-def _swish_back(
-    z: Tensor, raw_beta: Tensor, slope: Tensor, d_value: Tensor, d_slope: Tensor
-) -> tuple[Tensor, Tensor]:
-    """d/dz and d/d(raw beta) of `SwishAndSlope`, over in place: t = beta z, s = sigmoid(t).
-
-    With c = s (1 - s) and e = d_slope c (2 + t (1 - 2 s)): slope d_value + beta e / 1.1, and the
-    sum of z (z c d_value + e) / 1.1.
-    """
-    beta = functional.softplus(raw_beta)
-    t = z * beta
-    s = torch.sigmoid(t)
-    c = torch.addcmul(s, s, s, value=-1)
-    e = t.addcmul_(t, s, value=-2).add_(2.0).mul_(c).mul_(d_slope)
-    d_z = torch.mul(slope, d_value, out=s).addcmul_(e, beta, value=1 / LIPSWISH_SCALE)
-    d_beta = c.mul_(d_value).mul_(z).add_(e).mul_(z).sum() * (1 / LIPSWISH_SCALE)
-    return d_z, d_beta * torch.sigmoid(raw_beta)
-
-
 def _differentiable(
     ctx: Any, x: Tensor, tensors: Sequence[Tensor | None], upstream: tuple[Tensor, ...]
 ) -> tuple[Tensor | None, ...]:
     """The gradient by autograd, with a graph."""
-    fresh = [t if t is None else t.view_as(t) for t in (x, *tensors)]
-    run = _run(fresh[0], ctx.kinds, fresh[1:])  # type: ignore[arg-type]
+    x, fresh = x.view_as(x), [t if t is None else t.view_as(t) for t in tensors]
+    run = _forward(x, ctx.kinds, fresh)
     wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[2:]]
-    asked = [t for t, want in zip(fresh, wanted, strict=True) if want and t is not None]
-    gradients = iter(torch.autograd.grad((run.y, *run.numbers), asked, upstream, create_graph=True))
-    d_x, *found = (next(gradients) if want else None for want in wanted)
-    return d_x, None, *found
+    inputs = [t for t, want in zip([x, *fresh], wanted, strict=True) if want and t is not None]
+    gradients = torch.autograd.grad((run.y, *run.numbers), inputs, upstream, create_graph=True)
+    rest = iter(gradients)
+    d_x, *d_tensors = (next(rest) if want else None for want in wanted)
+    return d_x, None, *d_tensors

@@ -1,25 +1,26 @@
-"""What a residual branch is made of, besides activations: maps with a promised constant."""
+"""The contract of a layer: a map with a promised Lipschitz constant."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from resflow_bench.jacobian.stages import Pull
+from resflow_bench.layers.norms.norm import Certificate
 from resflow_bench.layers.orders import Order
 
 
-class Certificate(NamedTuple):
-    """An upper bound, by theorem, on the Lipschitz constant of the map that `forward` applies.
+class Normalised(Protocol):
+    """A map with its weights normalised once, for many evaluations at the same parameters."""
 
-    norm: the bound, computed in float64.
-    method: how it was had, for example "svd".
-    """
+    def __call__(self, x: Tensor) -> Tensor:
+        """y, (B, *event_in) -> (B, *event_out)."""
+        ...
 
-    norm: float
-    method: str
+    def linearise(self, x: Tensor) -> tuple[Tensor, Pull]:
+        """y and its Jacobian: v -> v^T J, (..., B, *event_out) -> (..., B, *event_in)."""
+        ...
 
 
 @runtime_checkable
@@ -36,12 +37,8 @@ class Layer(Protocol):
     domain: Order
     codomain: Order
 
-    def normalised(self) -> Callable[[Tensor], Tensor]:
-        """The map with its weights normalised once, for many evaluations."""
-        ...
-
-    def linearise(self, x: Tensor) -> tuple[Tensor, Pull]:
-        """y and v -> v^T J, (..., B, *event_out) -> (..., B, *event_in), which is `fresh`."""
+    def normalised(self) -> Normalised:
+        """The map at the weights as they are, differentiable in them."""
         ...
 
     def update(self) -> None:

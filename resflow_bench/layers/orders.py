@@ -1,4 +1,4 @@
-"""p-norms whose order is a number or a parameter: values, norms, and what one costs in another."""
+"""p-norms whose order is a number or a parameter: values, norms, and conversion constants."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def value(order: Order) -> float | Tensor:
 
 
 def same_order(a: Order, b: Order) -> bool:
-    """Whether a and b are one order for ever: the same object, or equal fixed numbers.
+    """Whether a and b remain equal in training: the same object, or equal fixed numbers.
 
-    Two learnable orders that happen to be equal now are not the same.
+    Two learnable orders with equal values now are not the same.
 
     >>> shared = LearnableOrder()
     >>> same_order(2.0, 2), same_order(shared, shared), same_order(shared, LearnableOrder())
@@ -72,20 +72,17 @@ def same_order(a: Order, b: Order) -> bool:
     return float(a) == float(b)
 
 
-def checked_order(order: Order, name: str) -> Order:
-    """The order, a plain float if it is a number.
+def check_order(order: Order, name: str) -> None:
+    """Refuse an order without a norm.
 
     Raises:
-        ValueError: a number below 1, or not a number.
+        ValueError: a number below 1, or NaN.
     """
-    if isinstance(order, LearnableOrder):
-        return order
-    if not order >= 1:
+    if not isinstance(order, LearnableOrder) and not order >= 1:
         raise ValueError(
             f"An order of a p-norm needs to be at least 1; got {name}={order}. "
             "Below 1 there is no triangle inequality: give 1.0, 2.0, math.inf or between."
         )
-    return float(order)
 
 
 def norm(x: Tensor, p: Order | Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from scipy import linalg
 from torch import Tensor
 
 from resflow_bench.flows import ResidualBlock, ResidualFlow
+from resflow_bench.flows.bijection import as_bijection
 from resflow_bench.lab.cells import Cell
 from resflow_bench.lab.observe import Observation, exactly
 from resflow_bench.logdet import dense_log_det, jacobian
@@ -93,7 +94,7 @@ def dense_truth(flow: ResidualFlow, x: Tensor) -> tuple[tuple[np.ndarray, ...], 
                 log_det += dense_log_det(matrix)
                 jacobians.append(matrix.cpu().numpy())
             else:
-                log_det += layer.forward_and_log_det(inputs, flow.estimator)[1]
+                log_det += as_bijection(layer).forward_and_log_det(inputs, flow.estimator)[1]
     return tuple(jacobians), log_det.cpu().numpy()
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from resflow_bench.flows import ActNorm, Flatten, ResidualBlock
-from resflow_bench.layers import LipSwish, SpectralConv2d, SpectralLinear
+from resflow_bench.layers import Conv2d, Linear, LipSwish
+from resflow_bench.layers.norms.spectral import SpectralNorm
 from resflow_bench.logdet import Fixed
 from resflow_bench.peers.peer import (
     Asked,
@@ -171,14 +172,14 @@ def _stage(stage: nn.Module) -> Any:
         peer = Swish()
         peer.beta.data.fill_(stage.raw_beta.item())
         return peer
-    if not isinstance(stage, SpectralLinear | SpectralConv2d):
+    if not isinstance(stage, Linear | Conv2d) or not isinstance(stage.norm, SpectralNorm):
         raise _without_counterpart(stage)
     told = {
         "coeff": stage.coefficient,
         "n_iterations": N_POWER_STEPS,
         "bias": stage.bias is not None,
     }
-    if isinstance(stage, SpectralLinear):
+    if isinstance(stage, Linear):
         peer = InducedNormLinear(stage.n_in, stage.n_out, **told)
     else:
         kernel = tuple(stage.weight.shape[2:])
@@ -205,6 +206,6 @@ def _actnorm(layer: ActNorm, grid: tuple[int, ...]) -> Any:
 
 def _without_counterpart(layer: object) -> ValueError:
     return ValueError(
-        "normflows_flow converts ActNorm, Flatten, and residual blocks of SpectralLinear, "
-        f"SpectralConv2d and LipSwish; got {type(layer).__name__}. Compare a flow of these."
+        "normflows_flow converts ActNorm, Flatten, and residual blocks of LipSwish, and of Linear "
+        f"and Conv2d with spectral norms; got {type(layer).__name__}. Compare a flow of these."
     )

@@ -13,7 +13,8 @@ import torch
 
 from resflow_bench.flows import ActNorm, Flatten, ResidualBlock
 from resflow_bench.lab.suite import Skip
-from resflow_bench.layers import Branch, LipSwish, SpectralConv2d, SpectralLinear
+from resflow_bench.layers import Branch, Conv2d, Linear, LipSwish
+from resflow_bench.layers.norms.spectral import SpectralNorm
 from resflow_bench.logdet import Geometric, Roulette
 
 if TYPE_CHECKING:
@@ -95,16 +96,16 @@ def installed_version(package: str) -> str:
 
 
 def check_convertible(flow: ResidualFlow, convolutions: bool = False) -> None:
-    """Refuse a flow of anything but ActNorm and blocks of SpectralLinear and LipSwish.
+    """Refuse a flow of anything but ActNorm and blocks of LipSwish and Linear with a spectral norm.
 
     Args:
         flow: ours.
-        convolutions: whether SpectralConv2d, and a Flatten at the end, are held as well.
+        convolutions: whether Conv2d, and a Flatten at the end, are held as well.
 
     Raises:
         Skip: another layer.
     """
-    held = (SpectralLinear, LipSwish, *((SpectralConv2d,) if convolutions else ()))
+    held = (Linear, LipSwish, *((Conv2d,) if convolutions else ()))
     for layer in flow.bijections:
         if isinstance(layer, ActNorm) or (convolutions and isinstance(layer, Flatten)):
             continue
@@ -114,21 +115,24 @@ def check_convertible(flow: ResidualFlow, convolutions: bool = False) -> None:
             else [layer]
         )
         for stage in stages:
-            if not isinstance(stage, held):
+            is_spectral = not isinstance(stage, Linear | Conv2d) or isinstance(
+                stage.norm, SpectralNorm
+            )
+            if not isinstance(stage, held) or not is_spectral:
                 raise Skip(
                     f"this peer holds flows of ActNorm, {', '.join(h.__name__ for h in held)}; "
                     f"got {type(stage).__name__}. Take model=trained or model=init"
                 )
 
 
-def linear_layers(flow: ResidualFlow) -> list[SpectralLinear]:
+def linear_layers(flow: ResidualFlow) -> list[Linear]:
     """Those of all branches, from data to latent."""
     return [
         layer
         for block in flow.blocks
         if isinstance(block.branch, Branch)
         for layer in block.branch.layers
-        if isinstance(layer, SpectralLinear)
+        if isinstance(layer, Linear)
     ]
 
 

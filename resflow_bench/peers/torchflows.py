@@ -16,8 +16,7 @@ import torch
 from scipy import linalg
 from torch import nn
 
-from resflow_bench.flows import ActNorm, Inversion, ResidualBlock
-from resflow_bench.flows.flow import DEFAULT_ESTIMATOR
+from resflow_bench.flows import ActNorm, ResidualBlock
 from resflow_bench.lab.suite import Skip
 from resflow_bench.logdet import Fixed
 from resflow_bench.peers.peer import (
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from resflow_bench.flows import ResidualFlow
-    from resflow_bench.layers import SpectralLinear
+    from resflow_bench.layers import Linear
 
 
 def make(flow: ResidualFlow, asked: Asked) -> Peer:
@@ -115,11 +114,11 @@ class _Between(nn.Module):
         self.event_shape = (len(layer.shift),)
 
     def forward(self, x: Tensor, context: None = None) -> tuple[Tensor, Tensor]:
-        return self.layer.forward_and_log_det(x, DEFAULT_ESTIMATOR)
+        return self.layer.forward_and_log_det(x)
 
     def inverse(self, z: Tensor, context: None = None) -> tuple[Tensor, Tensor]:
-        x = self.layer.inverse(z, Inversion(), certify=False).value
-        return x, -self.layer.forward_and_log_det(x, DEFAULT_ESTIMATOR)[1]
+        x = self.layer.inverse(z)
+        return x, -self.layer.forward_and_log_det(x)[1]
 
 
 def _bijection(flow: ResidualFlow, asked: Asked) -> Any:
@@ -145,7 +144,7 @@ def _bijection(flow: ResidualFlow, asked: Asked) -> Any:
     return base.BijectiveComposition(layers)
 
 
-def _own_layer(layer: SpectralLinear) -> Any:
+def _own_layer(layer: Linear) -> Any:
     """Their linear layer with our weight, asked for the same constant."""
     blocks = import_module("torchflows.bijections.finite.residual.iterative")
     peer = blocks.SpectralLinear(layer.n_in, layer.n_out, c=layer.coefficient).to(layer.weight)

@@ -19,7 +19,7 @@ import torch
 
 from resflow_bench.fixed_point import Anderson, Auto, Picard, Secant, Step
 from resflow_bench.flows import Inversion, ResidualBlock, ResidualFlow
-from resflow_bench.flows.refinement import in_float64
+from resflow_bench.flows.copies import in_float64
 from resflow_bench.intervals import median_interval
 from resflow_bench.layers import LinearBranch
 from resflow_bench.peers.normflows import normflows_flow

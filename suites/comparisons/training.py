@@ -30,7 +30,9 @@ import torch
 
 from resflow_bench.flows import MultiScale, ResidualFlow, image_flow
 from resflow_bench.intervals import median_interval
-from resflow_bench.layers import SpectralLinear
+from resflow_bench.layers import Linear
+from resflow_bench.layers.norms.operators import Matrix
+from resflow_bench.layers.norms.spectral import SpectralNorm
 from resflow_bench.logdet import (
     Estimator,
     Fixed,
@@ -218,13 +220,14 @@ def _at_the_kink(flow: ResidualFlow) -> list[bool]:
     weights = {
         layer.weight
         for layer in flow.modules()
-        if isinstance(layer, SpectralLinear) and abs(1 - _ratio(layer)) < KINK
+        if isinstance(layer, Linear) and abs(1 - _ratio(layer)) < KINK
     }
     return [p in weights for block in flow.blocks for p in block.branch.parameters()]
 
 
-def _ratio(layer: SpectralLinear) -> float:
-    u, v, share = layer.norm.constants(layer.weight)
+def _ratio(layer: Linear) -> float:
+    assert isinstance(layer.norm, SpectralNorm)  # of every flow that normflows can hold
+    u, v, share = layer.norm.constants(Matrix(layer.weight))
     return float(torch.dot(u, torch.mv(layer.weight.detach(), v)) * share)
 
 

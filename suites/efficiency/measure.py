@@ -170,7 +170,7 @@ def without_logit(problem: Problem) -> tuple[ResidualFlow, Tensor, np.ndarray]:
     if not isinstance(first, Logit):
         return problem.flow, problem.x, problem.log_det
     with torch.no_grad():
-        x, log_det = first.forward_and_log_det(problem.x.double(), problem.flow.estimator)
+        x, log_det = first.forward_and_log_det(problem.x.double())
     flow = ResidualFlow(cast("list[nn.Module]", rest), problem.flow.event)
     return flow, x.to(problem.x), problem.log_det - log_det.cpu().numpy()
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from resflow_bench.fixed_point import Outcome, Solution
-from resflow_bench.flows import Inversion, ResidualBlock, ResidualFlow, residual
+from resflow_bench.flows import ResidualBlock, ResidualFlow, ToTolerance, bijection
 from resflow_bench.lab.cells import Cell
 from resflow_bench.lab.observe import Observation
 from resflow_bench.lab.suite import Context, Failure
@@ -26,9 +26,9 @@ def measure_inverse(cell: Cell, context: Context) -> Iterable[Observation]:
     flow = build_flow(cell, context.results)
     z = flow(build_points(cell, int(context.effort["n_points"])))
     tolerance = cell["tolerance"]
-    inversion = Inversion(rtol=tolerance, atol=tolerance, max_steps=cell["max_steps"])
+    inversion = ToTolerance(rtol=tolerance, atol=tolerance, max_steps=cell["max_steps"])
     solution = flow.inverse(z, inversion)
-    truth = copy.deepcopy(flow).double().inverse(z.double(), Inversion(max_steps=100_000))
+    truth = copy.deepcopy(flow).double().inverse(z.double(), ToTolerance(max_steps=100_000))
     error = (solution.value.double() - truth.value).flatten(1).norm(dim=1)
     # The truth has an error bound of its own, which counts on the bound's side.
     bound = _bound(solution) + _bound(truth)
@@ -56,12 +56,12 @@ def measure_inverse(cell: Cell, context: Context) -> Iterable[Observation]:
 
 
 def _banach(
-    flow: ResidualFlow, x: Tensor, inversion: Inversion, tolerance: float
+    flow: ResidualFlow, x: Tensor, inversion: ToTolerance, tolerance: float
 ) -> tuple[Tensor, Tensor]:
     """Banach's a-priori bound on the error after `max_steps`, and the steps that suffice.
 
     Block by block, ||x_n - x*|| <= (K^n ||g(z)|| + error in z + rounding) / (1 - K), where the
-    working dtype charges `flows.residual.ROUNDING` units in the last place of the numbers' size;
+    working dtype charges `flows.bijection.ROUNDING` units in the last place of the numbers' size;
     and the residual falls below the tolerance once K^n ||g(z)|| does. A block whose z is off by e
     begins at ||g(z)|| + K e. Latents of an earlier scale have no error, so that one number carries
     the error of the others through all scales.
@@ -72,7 +72,7 @@ def _banach(
     Returns:
         The bound, (B,), and the steps, (B,).
     """
-    ulps = residual.ROUNDING * torch.finfo(x.dtype).eps
+    ulps = bijection.ROUNDING * torch.finfo(x.dtype).eps
     error = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     steps = torch.zeros_like(error)
     for layer, inputs in reversed(list(flow.inputs(x))):
@@ -86,7 +86,7 @@ def _banach(
             asked = tolerance * (1 + found) / (1 + tolerance / (1 - k))
             steps += (torch.log(asked / first) / math.log(k)).ceil().clamp_min(0)
         else:
-            error = _bound(layer.inverse(z, inversion, error))
+            error = _bound(bijection.as_bijection(layer).inverse(z, inversion, error))
     return error, steps
 
 

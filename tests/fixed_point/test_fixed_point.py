@@ -34,7 +34,7 @@ class Damped:
         return (x + fx) / 2, state + 1
 
 
-STEPS = [Picard(), Damped(), Anderson(), Anderson(1), Auto(), Auto(look=2, slow=0.0)]
+STEPS = [Picard(), Damped(), Anderson(), Anderson(1), Auto(), Auto(n_residuals=2, slow=0.0)]
 
 
 @pytest.mark.parametrize("step", STEPS, ids=repr)
@@ -381,5 +381,5 @@ def test_bad_arguments_are_named(arguments, rule):
 def test_settings_that_cannot_work_are_refused():
     with pytest.raises(ValueError, match="memory of at least 1; got 0"):
         Anderson(memory=0)
-    with pytest.raises(ValueError, match="look=1"):
-        Auto(look=1)
+    with pytest.raises(ValueError, match="n_residuals=1"):
+        Auto(n_residuals=1)

@@ -1,9 +1,9 @@
-"""One contract for every way to invert: within its bound, or said to have failed."""
+"""One contract for every inversion: an error within its bound, or an outcome that says not."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 import pytest
@@ -20,8 +20,15 @@ from resflow_bench.fixed_point import (
     Solution,
     solve,
 )
-from resflow_bench.flows import Inversion, ResidualBlock, ResidualFlow
-from resflow_bench.flows.refinement import in_float64, kept, refined
+from resflow_bench.flows import (
+    Inversion,
+    ResidualBlock,
+    ResidualFlow,
+    ToError,
+    ToRounding,
+    ToTolerance,
+)
+from resflow_bench.flows.copies import in_float64, memoised
 from resflow_bench.layers import LinearBranch, LipSwish, mlp_branch
 from suites.comparisons import inverse as against
 from suites.comparisons import log_prob as against_normflows
@@ -73,8 +80,8 @@ def truth(flow: ResidualFlow, z: Tensor) -> Solution:
     return exact.inverse(z.double(), Inversion(Picard(), max_steps=20_000))
 
 
-def keeps_its_word(flow: ResidualFlow, z: Tensor, inversion: Inversion) -> bool:
-    """Every example converged, its bound is within what was asked, its error within the bound."""
+def keeps_its_word(flow: ResidualFlow, z: Tensor, inversion: ToError) -> bool:
+    """Every example converged, with error <= bound <= requested error."""
     solution, expected = flow.inverse(z, inversion), truth(flow, z)
     assert solution.value.dtype == z.dtype
     error = (solution.value.double() - expected.value).norm(dim=1)
@@ -88,12 +95,11 @@ def keeps_its_word(flow: ResidualFlow, z: Tensor, inversion: Inversion) -> bool:
 
 
 @dataclass(frozen=True)
-class Squared(Inversion):
+class Squared(ToError):
     """The twin that holds the squared residual to its tolerance."""
 
     def __call__(self, branch, z) -> Solution:
-        plain = replace(Inversion(), max_steps=self.max_steps)
-        return Inversion.__call__(replace(plain, rtol=0.0, atol=1e-15**0.5), branch, z)
+        return ToTolerance(rtol=0.0, atol=1e-15**0.5)(branch, z)
 
 
 @EACH
@@ -101,7 +107,7 @@ class Squared(Inversion):
 def test_every_step_keeps_its_word(name: str, flow: str) -> None:
     made, z = FLOWS[flow](), 3 * normal(20, DIM)
     assert keeps_its_word(made, z, Inversion(STEPS[name], error=1e-9))
-    assert not keeps_its_word(made, z, Squared(STEPS[name], error=1e-9))
+    assert not keeps_its_word(made, z, Squared(1e-9))
     solution = made.inverse(z, Inversion(STEPS[name], error=1e-9))
     back = in_float64(made)(solution.value)
     torch.testing.assert_close(back, z, rtol=0, atol=1e-11)
@@ -109,7 +115,7 @@ def test_every_step_keeps_its_word(name: str, flow: str) -> None:
 
 @EACH
 def test_float32_reaches_its_own_rounding(name: str) -> None:
-    """Of a float32 z the answer is the float64 one rounded: within half a unit of each number."""
+    """The inverse of a float32 z is float64's, rounded: within half a unit of each number."""
     flow, z = strong_flow(0.9), 3 * normal(20, DIM).float()
     solution, expected = flow.inverse(z, Inversion(STEPS[name], error=1e-5)), truth(flow, z)
     error = (solution.value.double() - expected.value).abs()
@@ -143,7 +149,7 @@ def test_an_inverse_does_not_depend_on_batch_mates(name: str) -> None:
 
 
 def n_fine_evaluations(branch, z: Tensor, invert) -> int:
-    """Of how many examples g was evaluated in float64."""
+    """The number of examples for which g was evaluated in float64."""
     seen = []
 
     def count(_, args) -> None:
@@ -168,10 +174,10 @@ def test_fine_residuals_are_few() -> None:
 def test_a_refinement_that_fails_leaves_the_work_to_float64(monkeypatch) -> None:
     """Capped at no refinement at all, the same answer comes of the iteration in float64."""
     branch, z = in_float64(strong_flow(0.9)).blocks[0].branch, normal(5, DIM)
-    options = {"rtol": 1e-14, "atol": 1e-14, "max_steps": 1000}
-    good = refined(branch, z, Picard(), torch.float32, **options)
-    monkeypatch.setattr("resflow_bench.flows.refinement.MAX_REFINEMENTS", 0)
-    slow = refined(branch, z, Picard(), torch.float32, **options)
+    invert = ToRounding(Picard(), Picard(), max_steps=1000)
+    good = invert(branch, z)
+    monkeypatch.setattr("resflow_bench.flows.inversion.MAX_REFINEMENTS", 0)
+    slow = invert(branch, z)
     assert slow.converged.all()
     assert (slow.n_steps > good.n_steps).all()
     torch.testing.assert_close(good.value, slow.value, rtol=0, atol=1e-12)
@@ -186,9 +192,6 @@ class Halved:
     def push(self, v: Tensor) -> Tensor:
         return self.chain.push(v) / 2
 
-    def select(self, examples: Tensor) -> Halved:
-        return Halved(self.chain.select(examples))
-
 
 def test_products_of_the_right_jacobian_refine() -> None:
     """From an x within 1e-4 three steps reach 1e-13; those of half the Jacobian do not."""
@@ -201,7 +204,7 @@ def test_products_of_the_right_jacobian_refine() -> None:
         z, start = x + branch(x), x + 1e-5 * normal(10, DIM, seed=1)
 
     def error(wrap) -> float:
-        step = NewtonKrylov(lambda y: wrap(branch.linearise(y.double())[1].to(y.dtype)))
+        step = NewtonKrylov(lambda y: wrap(branch.linearise(y.double())[1].to(y.dtype)).push)
         solution = solve(lambda y: z - branch(y), start, step, rtol=0, atol=0, max_steps=3)
         return float((solution.value - x).norm(dim=1).max())
 
@@ -214,26 +217,38 @@ def norm_of(part) -> float:
     return float(part.weight.detach().norm())
 
 
-def test_what_is_kept_follows_the_weights() -> None:
+def test_what_is_memoised_follows_the_weights() -> None:
     """A write through `.data`, which autograd's version counter, the twin, does not see."""
     layer = torch.nn.utils.skip_init(torch.nn.Linear, 2, 2)
     layer.weight.data.fill_(1.0)
     layer.bias.data.fill_(0.0)
-    assert kept(layer, norm_of) == kept(layer, norm_of) == 2.0
+    assert memoised(layer, norm_of) == memoised(layer, norm_of) == 2.0
     version = layer.weight._version
     layer.weight.data[0, 0] = 2.0
     assert layer.weight._version == version
-    assert kept(layer, norm_of) == pytest.approx(7**0.5)
+    assert memoised(layer, norm_of) == pytest.approx(7**0.5)
 
 
 def test_a_certificate_is_of_the_weights_in_use() -> None:
-    """Shrunk weights have a smaller constant, and the bound knows at once."""
+    """Shrunk weights have a smaller constant, and so a smaller bound at once."""
     flow, z = minus_identity(0.9), normal(4, DIM)
     loose = flow.inverse(z, Inversion(error=1.0)).error_bound
     flow.blocks[0].branch.matrix.data.mul_(0.5)
     assert (flow.inverse(z, Inversion(error=1.0)).error_bound < 0.5 * loose).all()
     flow.blocks[0].branch.matrix.data.mul_(3)
     assert torch.isinf(flow.inverse(z, Inversion(error=1.0)).error_bound).all()
+
+
+def test_an_inversion_is_one_of_three_settings() -> None:
+    assert Inversion() == ToTolerance()
+    assert Inversion(Secant(), rtol=0.1, max_steps=7) == ToTolerance(Secant(), 0.1, None, 7)
+    assert Inversion(dtype=torch.float32) == ToRounding()
+    assert Inversion(error=1e-4) == ToError(1e-4)
+    by_picard = ToRounding(Picard(), Picard(), 9, DOUBLE)
+    assert Inversion(Picard(), max_steps=9, error=0.1, dtype=DOUBLE) == ToError(0.1, by_picard)
+    for options in ({"error": 1e-4}, {"dtype": torch.float32}):
+        with pytest.raises(ValueError, match=r"got rtol=0.1 and atol=None .* Leave one out"):
+            Inversion(rtol=0.1, **options)
 
 
 def test_a_dtype_that_cannot_iterate_is_refused() -> None:

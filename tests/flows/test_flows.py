@@ -101,7 +101,7 @@ def test_a_certificate_does_not_trust_its_reference(monkeypatch) -> None:
     """Both the inverse and the float64 one that it is held to stop after two steps: they agree to
     float32, and are off by 1,000 times as much. The bound knows.
     """
-    monkeypatch.setattr("resflow_bench.flows.flow.POLISH_STEPS", 2)
+    monkeypatch.setattr("resflow_bench.flows.inversion.POLISH_STEPS", 2)
     flow = make_flow(0.8, torch.float32)
     z = 2 * points(20, torch.float32)
     solution = flow.inverse(z, Inversion(max_steps=2))
@@ -139,7 +139,7 @@ def test_actnorm_normalises_and_keeps_its_state() -> None:
     layer = ActNorm(4).double()
     x = 3 * points(500) - 2
     layer.initialise(x)
-    z, log_det = layer.forward_and_log_det(x, Exact())
+    z, log_det = layer.forward_and_log_det(x)
     torch.testing.assert_close(z.mean(0), torch.zeros(4, dtype=DTYPE), rtol=0, atol=1e-12)
     torch.testing.assert_close(z.std(0), torch.ones(4, dtype=DTYPE))
     torch.testing.assert_close(log_det[0], -x.std(0).log().sum())

@@ -12,10 +12,12 @@ from resflow_bench.layers import (
     ELU,
     Branch,
     CLipSwish,
+    Conv2d,
     DenseLayer,
     InducedConv2d,
     InducedLinear,
     LearnableOrder,
+    Linear,
     LinearBranch,
     LipSwish,
     ReLU,
@@ -98,10 +100,10 @@ def branch(request) -> Branch | LinearBranch:
 
 
 def event_of(branch: Branch | LinearBranch) -> tuple[int, ...]:
-    """What the branch takes: an image if its first layer has a grid."""
+    """The shape of an x: an image if the first layer has a grid."""
     layers = branch.layers if isinstance(branch, Branch) else []
     parts = [module for layer in layers[:1] for module in layer.modules()]
-    return EVENT if any(hasattr(part, "grid") for part in parts) else (DIM,)
+    return EVENT if any(isinstance(part, Conv2d) for part in parts) else (DIM,)
 
 
 def points(branch: Branch | LinearBranch, *batch: int, seed: int = 0) -> Tensor:
@@ -189,7 +191,7 @@ def hostile_training(branch: Branch, update: bool, n_steps: int) -> tuple[float,
     """Largest certified / promised, after and before each update, under steep moving targets.
 
     Adam at 1e-2 pushes the branch's output along a direction that is drawn anew every ten steps,
-    so that the leading singular vectors keep turning away from those that were known.
+    so that the leading singular vectors keep turning away from the last known ones.
     """
     optimiser = torch.optim.Adam(branch.parameters(), lr=1e-2)
     x = points(branch, 32, seed=7).float()
@@ -215,8 +217,8 @@ def hostile_training(branch: Branch, update: bool, n_steps: int) -> tuple[float,
 def test_hostile_training_never_breaks_the_promise(name):
     """A thousand Adam steps at 1e-2, certified after the update that follows each of them.
 
-    Between step and update it is broken: every tenth step was looked at there, and the largest
-    certified / promised was 1.02 ("one layer").
+    Between step and update it is broken: in every tenth step the constant was certified there, and
+    the largest certified / promised was 1.02 ("one layer").
     """
     branch = BRANCHES[name]()
     after, _ = hostile_training(branch, update=True, n_steps=1000)
@@ -232,7 +234,7 @@ def test_without_update_the_promise_is_lost():
     assert branch.lipschitz_certified() <= 0.9
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize("lipschitz", [0.0, -0.5, 1.0, 1.03, float("nan")])
@@ -246,7 +248,7 @@ def test_a_promise_that_is_no_contraction_is_refused(lipschitz):
         Branch(SpectralLinear(DIM, DIM, 0.5), lipschitz=lipschitz)
 
 
-def linear(n_in: int = DIM, n_out: int = DIM, coefficient: float = 0.9) -> SpectralLinear:
+def linear(n_in: int = DIM, n_out: int = DIM, coefficient: float = 0.9) -> Linear:
     return SpectralLinear(n_in, n_out, coefficient)
 
 
@@ -258,7 +260,7 @@ def induced(domain: float | LearnableOrder, codomain: float | LearnableOrder) ->
     ("make", "rule"),
     [
         (lambda: Branch(lipschitz=0.9), "a layer as its last stage; got nothing"),
-        (lambda: Branch(linear(), Tanh(), lipschitz=0.9), "got SpectralLinear, Tanh"),
+        (lambda: Branch(linear(), Tanh(), lipschitz=0.9), "got Linear, Tanh"),
         (lambda: Branch(linear(5, 4), Tanh(), linear(), lipschitz=0.9), "got 4 features .* of 5"),
         (lambda: Branch(linear(5, 4), lipschitz=0.9), "got 4 features into a layer of 5"),
         (lambda: Branch(linear(), Tanh(), linear(), lipschitz=0.8), "lipschitz=0.8; got 0.81"),

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from resflow_bench.jacobian.chain import Chain
 from resflow_bench.layers import Branch, CLipSwish, LinearBranch, LipSwish, Tanh, fused, mlp_branch
-from resflow_bench.layers.branches import linearise_activation
 from resflow_bench.logdet import Fixed, LogDetEstimator, Neumann, Rademacher, Taylor
 from resflow_bench.logdet.expansions import inner
 
@@ -38,11 +37,7 @@ def branch(scale: float = 4.0, activation: Callable[[], LipSwish | CLipSwish] = 
 
 def stage_by_stage(g: Branch, x: Tensor) -> tuple[Tensor, Chain]:
     """The linearisation that autograd differentiates."""
-    pulls = []
-    for stage, is_layer in zip(g.stages, g._is_layer, strict=True):
-        x, pull = stage.linearise(x) if is_layer else linearise_activation(stage, x)
-        pulls.append(pull)
-    return x, Chain(pulls)
+    return g.normalised().linearise(x)
 
 
 def results(g: Branch, x: Tensor, linearise: Callable) -> list[Tensor]:
@@ -52,7 +47,7 @@ def results(g: Branch, x: Tensor, linearise: Callable) -> list[Tensor]:
 
 
 def every_gradient(g: Branch, linearise: Callable, upstream: tuple[float, float]) -> list[Tensor]:
-    """Of a weighted sum of both results, in x and all parameters."""
+    """The gradient of a weighted sum of both results, in x and all parameters."""
     x = normal(B, D, seed=3).requires_grad_()
     y, form = results(g, x, linearise)
     weights = normal(B, seed=4)
@@ -71,7 +66,7 @@ def largest_difference(ours: list[Tensor], truth: list[Tensor]) -> float:
 @pytest.mark.parametrize("upstream", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0)])
 def test_a_fused_linearisation_is_that_of_its_stages(scale, upstream) -> None:
     g = branch(scale)
-    assert g._can_fuse
+    assert g._fusable is not None
     ours, truth = (every_gradient(g, way, upstream) for way in (Branch.linearise, stage_by_stage))
     assert largest_difference(ours, truth) < 1e-13
 
@@ -102,7 +97,7 @@ def test_constant_parameters_and_no_bias() -> None:
     ("name", "twin"),
     [
         ("_weight_back", lambda d_w, *_: d_w.clone()),  # W_c's norm taken for a constant
-        ("_swish_back", lambda z, beta, slope, d, _: (slope * d, torch.zeros_like(beta))),
+        ("swish_backward", lambda z, beta, slope, d, _: (slope * d, torch.zeros_like(beta))),
     ],
 )
 def test_twins_that_leave_a_part_out_are_rejected(name, twin, monkeypatch) -> None:
@@ -113,7 +108,7 @@ def test_twins_that_leave_a_part_out_are_rejected(name, twin, monkeypatch) -> No
 
 
 def test_other_branches_and_types_go_stage_by_stage() -> None:
-    assert not mlp_branch(D, (6,), 0.8, Tanh)._can_fuse
+    assert mlp_branch(D, (6,), 0.8, Tanh)._fusable is None
     g = branch()
     assert fused.pays(g.stages, normal(B, D))
     assert not fused.pays(g.stages, normal(2, B, D))

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
-from resflow_bench.layers.induced import InducedConv2d, InducedLinear
+from resflow_bench.layers.conv import Conv2d, InducedConv2d
 from resflow_bench.layers.layer import Layer
-from resflow_bench.layers.norms.mixed import Convolution, Matrix, climb
+from resflow_bench.layers.linear import InducedLinear, Linear
+from resflow_bench.layers.norms.mixed import climb
+from resflow_bench.layers.norms.operators import Convolution, Matrix
 from resflow_bench.layers.orders import LearnableOrder, Order, norm, same_order, value
 
 INF = math.inf
-Induced = InducedLinear | InducedConv2d
+Induced = Linear | Conv2d
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -46,7 +48,7 @@ def enlarged(layer: Induced) -> Induced:
 
 
 def inputs(layer: Induced, *batch: int, seed: int = 0) -> Tensor:
-    event = (5,) if isinstance(layer, InducedLinear) else (2, 3, 4)
+    event = (5,) if isinstance(layer, Linear) else (2, 3, 4)
     return gaussian(*batch, *event, seed=seed)
 
 
@@ -55,7 +57,7 @@ def steepest(layer: Induced, pool: Tensor, n_steps: int = 0) -> float:
     """max ||W_c x||_q / ||x||_p over unit vectors and a pool, from where they climb, in float64."""
     weight = layer.weight_normalised().double()
     x = torch.cat([torch.eye(pool[0].numel()).double(), pool.flatten(1).double()])
-    is_linear = isinstance(layer, InducedLinear)
+    is_linear = isinstance(layer, Linear)
     operator = Matrix(weight) if is_linear else Convolution(weight, layer.grid)
     p, q = float(value(layer.domain)), float(value(layer.codomain))
     if n_steps:
@@ -119,7 +121,7 @@ def test_linearise_is_forward_and_autograds_vjp(make, p, q):
     layer = make(p, q)
     assert isinstance(layer, Layer)
     x = inputs(layer, 6).requires_grad_()
-    y, vjp = layer.linearise(x)
+    y, vjp = layer.normalised().linearise(x)
     torch.testing.assert_close(y, layer(x))
     torch.testing.assert_close(layer.normalised()(x), y)
     v = gaussian(3, *y.shape, seed=7)
@@ -270,7 +272,7 @@ def test_the_promise_survives_at_shared_and_hard_orders_and_in_a_convolution(inf
 @pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize(("p", "q"), [(3.0, 1.5), (2.0, 2.0), (1.0, 3.0), (2.0, 7.0)])
 def test_degenerate_weights(make, p, q):
-    """Zero, rank one, one entry: kept below the coefficient, with finite gradients."""
+    """Zero, rank one, one entry: norms stay below the coefficient, gradients are finite."""
     for fill in ("zero", "rank one", "one entry"):
         layer = make(p, LearnableOrder(q))
         nn.init.constant_(layer.weight, 3.0 if fill == "rank one" else 0.0)
@@ -334,7 +336,7 @@ def test_what_is_not_a_layer_is_refused():
     with pytest.raises(ValueError, match="sizes"):
         InducedLinear(0, 2, 0.9, 2.0, 2.0)
     for size, grid in [(2, (4, 4)), ((3, 4), (4, 4)), (0, (4, 4)), (3, (0, 4))]:
-        with pytest.raises(ValueError, match="odd kernel"):
+        with pytest.raises(ValueError, match=r"sizes of at least 1|odd `kernel_size`"):
             InducedConv2d(1, 1, size, grid, 0.9, 2.0, 2.0)
     with pytest.raises(ValueError, match="grid"):
         conv(2.0, 2.0)(torch.zeros(1, 2, 4, 4).double())

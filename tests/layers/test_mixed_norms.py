@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from resflow_bench.layers.norms.mixed import (
-    Convolution,
-    Matrix,
     balance_at,
     climb,
     ratio,
@@ -21,6 +19,7 @@ from resflow_bench.layers.norms.mixed import (
     simple_starts,
     upper_bounds,
 )
+from resflow_bench.layers.norms.operators import Convolution, Matrix
 from resflow_bench.layers.orders import LearnableOrder, conversion, norm, same_order
 
 INF = math.inf

@@ -1,1 +1,1 @@
-"""Operator norms of matrices and convolutions: bounds, certificates, and what divides a weight."""
+"""Operator norms of layers: which norm, its bounds, and the divisor that keeps a promise."""

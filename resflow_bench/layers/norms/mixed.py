@@ -2,22 +2,19 @@
 
 Only three families are easy: p = 1 (the largest column q-norm), q = inf (the largest row p*-norm)
 and p = q = 2 (the largest singular value). In between the norm is a maximum of a function that is
-not concave, and NP-hard to find for most orders. So there are two sides here: `climb` finds an x
-whose ratio is a lower bound, and attained for small or benign operators, and `upper_bounds` are
-theorems.
+not concave, and NP-hard to compute for most orders. So `climb` computes an x whose ratio is a lower
+bound, often the norm itself for small or benign operators, and `upper_bounds` are theorems.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from resflow_bench.layers.conv import symbol_norm
+from resflow_bench.layers.norms.operators import Matrix, Operator
 from resflow_bench.layers.orders import norm
 
 # The interpolation computes column and row norms at the ends of so many intervals, and searches
@@ -29,162 +26,6 @@ _STEPS = 8
 _PERRON_STEPS = 10
 # Keeps the scalings of `balanced` away from zero, as a fraction of their median.
 _FLOOR = 1e-3
-
-
-class Operator(Protocol):
-    """A linear map of flat vectors, A: R^n_in -> R^n_out."""
-
-    @property
-    def n_in(self) -> int: ...
-
-    @property
-    def n_out(self) -> int: ...
-
-    @property
-    def spectral_method(self) -> str:
-        """How `spectral` is had."""
-        ...
-
-    def apply(self, x: Tensor) -> Tensor:
-        """A x, (..., n_in) -> (..., n_out)."""
-        ...
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """A^T y, (..., n_out) -> (..., n_in)."""
-        ...
-
-    def column_norms(self, q: float | Tensor) -> Tensor:
-        """||A e_i||_q, (n_in,)."""
-        ...
-
-    def row_norms(self, q: float | Tensor) -> Tensor:
-        """||A^T e_j||_q, (n_out,)."""
-        ...
-
-    def spectral(self) -> Tensor:
-        """An upper bound on ||A||_2."""
-        ...
-
-    def absolute(self) -> Operator:
-        """|A|, entry by entry."""
-        ...
-
-    def to(self, dtype: torch.dtype) -> Operator:
-        """A in that dtype."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class Matrix:
-    """x -> W x with W (n_out, n_in)."""
-
-    weight: Tensor
-
-    spectral_method = "svd"
-
-    @property
-    def n_in(self) -> int:
-        return self.weight.shape[1]
-
-    @property
-    def n_out(self) -> int:
-        return self.weight.shape[0]
-
-    def apply(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.weight)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return y @ self.weight
-
-    def column_norms(self, q: float | Tensor) -> Tensor:
-        return norm(self.weight.mT, q)
-
-    def row_norms(self, q: float | Tensor) -> Tensor:
-        return norm(self.weight, q)
-
-    def spectral(self) -> Tensor:
-        """sigma_1, from the eigenvalues of the smaller Gram matrix: exact to rounding."""
-        wide = self.weight if self.weight.shape[0] <= self.weight.shape[1] else self.weight.mT
-        return torch.linalg.eigvalsh(wide @ wide.mT)[-1].clamp(min=0).sqrt()
-
-    def absolute(self) -> Matrix:
-        return Matrix(self.weight.abs())
-
-    def to(self, dtype: torch.dtype) -> Matrix:
-        return Matrix(self.weight.to(dtype))
-
-
-@dataclass(frozen=True, eq=False)
-class Convolution:
-    """Cross-correlation with stride 1 and zero padding k // 2, on its actual grid.
-
-    kernel: (C_out, C_in, kh, kw), odd kh and kw.
-    grid: (H, W).
-    """
-
-    kernel: Tensor
-    grid: tuple[int, int]
-
-    spectral_method = "fft"
-
-    @property
-    def n_in(self) -> int:
-        """C_in H W."""
-        return self.kernel.shape[1] * math.prod(self.grid)
-
-    @property
-    def n_out(self) -> int:
-        """C_out H W."""
-        return self.kernel.shape[0] * math.prod(self.grid)
-
-    @property
-    def padding(self) -> tuple[int, int]:
-        """(kh // 2, kw // 2)."""
-        return self.kernel.shape[2] // 2, self.kernel.shape[3] // 2
-
-    def apply(self, x: Tensor) -> Tensor:
-        images = x.reshape(-1, self.kernel.shape[1], *self.grid)
-        y = functional.conv2d(images, self.kernel, padding=self.padding)
-        return y.reshape(*x.shape[:-1], -1)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        images = y.reshape(-1, self.kernel.shape[0], *self.grid)
-        x = functional.conv_transpose2d(images, self.kernel, padding=self.padding)
-        return x.reshape(*y.shape[:-1], -1)
-
-    def column_norms(self, q: float | Tensor) -> Tensor:
-        return _row_norms(self.kernel.transpose(0, 1).flip(2, 3), self.grid, q)
-
-    def row_norms(self, q: float | Tensor) -> Tensor:
-        return _row_norms(self.kernel, self.grid, q)
-
-    def spectral(self) -> Tensor:
-        """The bound of `symbol_norm`."""
-        # Offsets that no two pixels of the grid have between them are not part of the operator.
-        reach = [min(k, side - 1) for k, side in zip(self.padding, self.grid, strict=True)]
-        (top, left), (high, wide) = [k - r for k, r in zip(self.padding, reach, strict=True)], reach
-        kernel = self.kernel[:, :, top : top + 2 * high + 1, left : left + 2 * wide + 1]
-        return symbol_norm(kernel, self.grid)
-
-    def absolute(self) -> Convolution:
-        return Convolution(self.kernel.abs(), self.grid)
-
-    def to(self, dtype: torch.dtype) -> Convolution:
-        return Convolution(self.kernel.to(dtype), self.grid)
-
-    def dense(self) -> Matrix:
-        """The same map as a matrix (n_out, n_in)."""
-        return Matrix(self.apply(torch.eye(self.n_in).to(self.kernel)).mT)
-
-
-def _row_norms(kernel: Tensor, grid: tuple[int, int], q: float | Tensor) -> Tensor:
-    """The q-norms of the rows of a convolution, (C_out H W,): at the borders taps fall off."""
-    n_out, n_in, *size = kernel.shape
-    ones = kernel.new_ones(1, 1, *grid)
-    inside = functional.unfold(ones, tuple(size), padding=(size[0] // 2, size[1] // 2))[0]
-    taps = kernel.reshape(n_out, n_in, -1).transpose(1, 2)  # (C_out, kh kw, C_in)
-    per_tap = norm(taps, q)  # (C_out, kh kw)
-    return norm(per_tap[:, None, :] * inside.mT, q).flatten()  # (C_out, H W, kh kw) -> (C_out H W,)
 
 
 def ratio(operator: Operator, x: Tensor, p: float | Tensor, q: float | Tensor) -> Tensor:
@@ -329,8 +170,8 @@ def _combinations(a: float, b: float, n_out: int, n_in: int) -> Tensor:
     b1 = (left_low / k).nan_to_num(nan=0.0).clamp(0, 1)
     a0 = ((left_high - k) / (1 - k)).nan_to_num(nan=0.0).clamp(0, 1)
     price = (high - a) * math.log(n_in) + (b - low) * math.log(n_out)
-    found = [s, (1 - s) * k, (1 - s) * (1 - k), b1, a0, price]
-    return torch.stack([column.flatten() for column in found], dim=1)
+    columns = [s, (1 - s) * k, (1 - s) * (1 - k), b1, a0, price]
+    return torch.stack([column.flatten() for column in columns], dim=1)
 
 
 def _chord(values: Tensor, at: Tensor) -> Tensor:

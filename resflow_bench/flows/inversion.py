@@ -1,0 +1,225 @@
+"""Inversions of a residual block, z = x + g(x): to a tolerance, to rounding, to a certified error.
+
+Each is a setting that solves x + g(x) = z for one branch g. A flow passes it to its blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from resflow_bench.fixed_point import Auto, NewtonKrylov, Picard, Secant, Solution, Step, solve
+from resflow_bench.flows.copies import memoised, recast
+from resflow_bench.jacobian.products import dense_jacobian
+from resflow_bench.layers import Branch, LinearBranch
+from resflow_bench.layers.maps import Composition
+
+MAX_STEPS = 2000
+"""Default cap on the steps of a block."""
+
+POLISH_STEPS = 20_000
+"""Cap on the float64 steps, a block, that a certificate may take: enough for K = 0.998."""
+
+# The coarse iteration ends here, relative to 1 + ||x||: Newton's step then gains more for its
+# products than the coarse iteration for as many evaluations.
+START = 1e-3
+# Three or four suffice; an iteration that takes more does not converge.
+MAX_REFINEMENTS = 8
+# The d up to which the mean Jacobian is formed and inverted, at which two threads of MKL are known
+# not to hang.
+LARGEST_INVERTED = 256
+
+
+@dataclass(frozen=True)
+class ToTolerance:
+    """x <- z - g(x) in the dtype of z until ||z - x - g(x)|| <= atol + rtol ||x||.
+
+    step: the rule for the next iterate. `Picard()` has a rate that is known beforehand.
+    rtol, atol: bound the residual, not its square, of every example by itself. None is ten units in
+        the last place of z's dtype, relative to the size of the numbers: about as far as Picard's
+        iteration goes before rounding stops it.
+    max_steps: for each block.
+    """
+
+    step: Step = Picard()
+    rtol: float | None = None
+    atol: float | None = None
+    max_steps: int = MAX_STEPS
+
+    def __call__(self, branch: Branch | LinearBranch, z: Tensor) -> Solution:
+        """Solve x + g(x) = z from x = z, (B, *event)."""
+        return self.start(branch.normalised(), z, z)
+
+    def start(self, g: Callable[[Tensor], Tensor], z: Tensor, x: Tensor) -> Solution:
+        """Solve x + g(x) = z from x, (B, *event) both."""
+        floor = 10 * torch.finfo(z.dtype).eps
+        return solve(
+            lambda x, y: y - g(x),
+            x,
+            self.step,
+            rtol=floor if self.rtol is None else self.rtol,
+            atol=floor if self.atol is None else self.atol,
+            max_steps=self.max_steps,
+            args=(z,),
+        )
+
+    def reference(self, dtype: torch.dtype) -> ToTolerance | ToRounding:
+        """The inversion in float64 with which an inverse of a z of that dtype is certified.
+
+        It is this one if this one goes to float64's rounding itself. `Auto()` stands in for
+        `Picard()`, whose step it takes until that is slow.
+        """
+        if self.rtol is None and self.atol is None and dtype == torch.float64:
+            return self
+        step = Auto() if isinstance(self.step, Picard) else self.step
+        return ToRounding(step, step, POLISH_STEPS)
+
+
+@dataclass(frozen=True)
+class ToRounding:
+    """x + g(x) = z to ten units in the last place of z's dtype, most of the work in a coarser one.
+
+    1. P = (I + J)^-1 at the batch's mean slopes at z. Iterate x <- x + P (z - x - g(x)) in the
+       coarse dtype from x = z, until that changes x by `START` (1 + ||x||).
+    2. Correct x by (I + J)^-1 (z - x - g(x)): the residual in z's dtype, J that of the coarse x.
+    3. Where that did not reach the tolerance, iterate without P in z's dtype.
+
+    coarse, fine: the steps of 1 and of 3.
+    max_steps: for each block, in each of 1, 2 and 3.
+    dtype: the coarse dtype, float32 or float64. Where z is no finer, 3 alone is left.
+
+    Raises:
+        ValueError: another dtype.
+    """
+
+    coarse: Step = Secant()
+    fine: Step = Auto()
+    max_steps: int = MAX_STEPS
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                "An inversion iterates in a `dtype` of torch.float32 or torch.float64; "
+                f"got {self.dtype}."
+            )
+
+    def __call__(self, branch: Branch | LinearBranch, z: Tensor) -> Solution:
+        """Solve x + g(x) = z from x = z, (B, *event); `n_steps` counts those of 1, 2 and 3."""
+        iterate = ToTolerance(self.fine, max_steps=self.max_steps)
+        if z.dtype != torch.float64 or self.dtype == torch.float64:
+            return iterate(branch, z)
+        fine = memoised(branch, _normalised)
+        solution = self._refined(fine, memoised(recast(branch, self.dtype), _normalised), z)
+        rest = (~solution.converged).nonzero()[:, 0]
+        if not len(rest):
+            return solution
+        last = iterate.start(fine, z[rest], solution.value[rest])
+        return replace(
+            solution,
+            value=solution.value.index_copy(0, rest, last.value),
+            residual=solution.residual.index_copy(0, rest, last.residual),
+            n_steps=solution.n_steps.index_add(0, rest, last.n_steps),
+            outcome=solution.outcome.index_copy(0, rest, last.outcome),
+        )
+
+    def _refined(self, fine: Composition, coarse: Composition, z: Tensor) -> Solution:
+        """The solution after 1 and 2."""
+        target = z.to(self.dtype)
+        precondition = mean_preconditioner(coarse, target)
+        start = solve(
+            lambda x, y: x + precondition(y - x - coarse(x)),
+            target,
+            self.coarse,
+            rtol=START,
+            atol=START,
+            max_steps=self.max_steps,
+            args=(target,),
+        )
+        newton = NewtonKrylov(lambda x: coarse.linearise(x)[1].push, precondition, self.dtype)
+        rounds = min(MAX_REFINEMENTS, self.max_steps)
+        refine = ToTolerance(newton, max_steps=rounds)
+        solution = refine.start(fine, z, start.value.to(z.dtype))
+        return replace(solution, n_steps=solution.n_steps + start.n_steps)
+
+
+@dataclass(frozen=True)
+class ToError:
+    """x with a certified ||x - x*||_2 <= error; a flow marks the others UNCERTIFIED.
+
+    A block whose bound comes near the error computes a tighter one, see `ResidualBlock.inverse`.
+
+    error: the largest error that is good enough, above 0.
+    solver: how x is computed: float64's rounding, whatever the dtype of z, is the best that a
+        certificate can start from.
+
+    Raises:
+        ValueError: an `error` that is not positive and finite.
+    """
+
+    error: float
+    solver: ToRounding = ToRounding()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.error < math.inf:
+            raise ValueError(f"An inversion needs a positive, finite `error`; got {self.error}.")
+
+    def __call__(self, branch: Branch | LinearBranch, z: Tensor) -> Solution:
+        """Solve x + g(x) = z from x = z, (B, *event)."""
+        return self.solver(branch, z)
+
+
+AnyInversion = ToTolerance | ToRounding | ToError
+
+
+def Inversion(  # noqa: N802 -- an older name, of a class with all of these fields
+    step: Step | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_steps: int = MAX_STEPS,
+    error: float | None = None,
+    dtype: torch.dtype | None = None,
+) -> AnyInversion:
+    """`ToError` if an error is given, else `ToRounding` for a dtype, else `ToTolerance`.
+
+    Raises:
+        ValueError: tolerances together with an error or a dtype, both of which go to rounding; an
+            `error` that is not positive and finite; a dtype other than float32 and float64.
+
+    >>> Inversion(rtol=1e-3, atol=0.0)
+    ToTolerance(step=Picard(), rtol=0.001, atol=0.0, max_steps=2000)
+    """
+    if error is None and dtype is None:
+        return ToTolerance(step or Picard(), rtol, atol, max_steps)
+    if rtol is not None or atol is not None:
+        raise ValueError(
+            "An inversion goes to a tolerance, or to rounding for an `error` or in a `dtype`; got "
+            f"rtol={rtol} and atol={atol} with error={error} and dtype={dtype}. Leave one out."
+        )
+    solver = ToRounding(step or Secant(), step or Auto(), max_steps, dtype or torch.float32)
+    return solver if error is None else ToError(error, solver)
+
+
+def mean_preconditioner(g: Composition, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """r -> (I + J)^-1 r with the one J of the mean slopes at x; r -> r where d is large.
+
+    (I + J)^-1 exists for ||J|| < 1, which holds for a mean of Jacobians below 1 in norm. Where it
+    does not exist, its numbers are not finite, and an iteration with it diverges.
+    """
+    dim = math.prod(x.shape[1:])
+    if dim > LARGEST_INVERTED or not len(x):
+        return lambda r: r
+    mean = dense_jacobian(g.linearise(x)[1].mean(), x[:1])[0]
+    identity = torch.eye(dim, dtype=x.dtype, device=x.device)
+    inverse = torch.linalg.inv_ex(identity + mean).inverse.mT.contiguous()
+    return lambda r: (r.flatten(1) @ inverse).view_as(r)
+
+
+@torch.no_grad()
+def _normalised(branch: Branch | LinearBranch) -> Composition:
+    """g without a graph; a layer's norm costs as much as its product with some hundred examples."""
+    return branch.normalised()

@@ -1,0 +1,114 @@
+"""Maps with normalised weights: evaluated, and linearised into the stages of a Jacobian."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from resflow_bench.jacobian.chain import Chain
+from resflow_bench.jacobian.stages import (
+    FAST,
+    ByConcatenation,
+    ByKernel,
+    ByMatrix,
+    BySlope,
+    Pull,
+    padding,
+)
+from resflow_bench.layers.activations import Activation
+from resflow_bench.layers.layer import Normalised
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """x W^T + b, (..., n_in) -> (..., n_out)."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight, self.bias)
+
+    def linearise(self, x: Tensor) -> tuple[Tensor, ByMatrix]:
+        return self(x), ByMatrix(self.weight)
+
+
+@dataclass(frozen=True, eq=False)
+class AffineConvolution:
+    """W * x + b, stride 1, zero padding, (B, C_in, H, W) -> (B, C_out, H, W) on one grid.
+
+    Raises:
+        ValueError: images of another shape.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    grid: tuple[int, int]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        channels = self.weight.shape[1]
+        if x.shape[1:] != (channels, *self.grid):
+            raise ValueError(
+                f"Conv2d needs x of shape (B, {channels}, {self.grid[0]}, {self.grid[1]}), as its "
+                f"norm is promised on that grid; got {tuple(x.shape)}. Build the layer with the "
+                "`grid` of its input."
+            )
+        x = x.to(memory_format=FAST)
+        return functional.conv2d(x, self.weight, self.bias, padding=padding(self.weight))
+
+    def linearise(self, x: Tensor) -> tuple[Tensor, ByKernel]:
+        return self(x), ByKernel(self.weight)
+
+
+@dataclass(frozen=True, eq=False)
+class Elementwise:
+    """phi(x); without gradients, the Jacobian may overwrite the vector that it multiplies."""
+
+    activation: Activation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.activation(x)
+
+    def linearise(self, x: Tensor) -> tuple[Tensor, BySlope]:
+        y, slope = self.activation.value_and_derivative(x)
+        return y, BySlope(slope, self.activation.expansion)
+
+
+@dataclass(frozen=True, eq=False)
+class Composition:
+    """s_L o ... o s_1, the stages in the order in which x meets them."""
+
+    stages: Sequence[Normalised]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        for stage in self.stages:
+            x = stage(x)
+        return x
+
+    def linearise(self, x: Tensor) -> tuple[Tensor, Chain]:
+        pulls: list[Pull] = []
+        for stage in self.stages:
+            x, pull = stage.linearise(x)
+            pulls.append(pull)
+        return x, Chain(pulls)
+
+
+@dataclass(frozen=True, eq=False)
+class Concatenation:
+    """[a x, b h(x)] along axis 1, a and b of shape ()."""
+
+    a: Tensor
+    b: Tensor
+    h: Composition
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.cat([self.a * x, self.b * self.h(x)], dim=1)
+
+    def linearise(self, x: Tensor) -> tuple[Tensor, ByConcatenation]:
+        y, pull = self.h.linearise(x)
+        stage = ByConcatenation(self.a, self.b, x.shape[1], x.ndim, pull)
+        return torch.cat([self.a * x, self.b * y], dim=1), stage

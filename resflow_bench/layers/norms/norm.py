@@ -1,0 +1,134 @@
+"""The one interface to a norm that a layer keeps below its coefficient, and its shared parts."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from resflow_bench.layers.norms.operators import Operator
+from resflow_bench.layers.orders import Order
+
+
+class Certificate(NamedTuple):
+    """An upper bound, by theorem, on the Lipschitz constant of the map that a layer applies.
+
+    norm: the bound, computed in float64.
+    method: the name of the computation, for example "svd".
+    """
+
+    norm: float
+    method: str
+
+
+class Normaliser(Protocol):
+    """A module whose buffers say by how much to divide W so that ||A(W)|| <= `coefficient`.
+
+    The promise is kept right after `update` or `align`; only these two change the buffers.
+    """
+
+    coefficient: float
+
+    def divisor(self, operator: Operator) -> Tensor:
+        """max(1, norm / coefficient), shape (), differentiable in the operator's weight."""
+        ...
+
+    def update(self, operator: Operator) -> None:
+        """Follow the weight after an optimiser step, at a cost that every step can afford.
+
+        Raises:
+            torch.linalg.LinAlgError: the weight is not finite.
+        """
+        ...
+
+    def align(self, operator: Operator) -> None:
+        """Follow the weight as closely as possible, whatever the cost.
+
+        Raises:
+            torch.linalg.LinAlgError: the weight is not finite.
+        """
+        ...
+
+    def certificate(self, operator: Operator) -> Certificate:
+        """The tightest affordable upper bound on ||A||, for whatever weight A holds."""
+        ...
+
+
+class Norm(Protocol):
+    """The setting of a layer's norm, ||.||_domain -> ||.||_codomain; it makes a `Normaliser`."""
+
+    @property
+    def domain(self) -> Order: ...
+
+    @property
+    def codomain(self) -> Order: ...
+
+    def normaliser(self, operator: Operator, coefficient: float) -> Normaliser:
+        """An `nn.Module`, aligned with the operator, whose buffers follow its device and dtype.
+
+        Raises:
+            ValueError: a coefficient that is not positive and finite.
+        """
+        ...
+
+
+def checked_coefficient(coefficient: float) -> float:
+    """The coefficient as a float.
+
+    Raises:
+        ValueError: it is not positive and finite.
+    """
+    if not 0 < coefficient < math.inf:
+        raise ValueError(
+            "A layer needs a bound on its norm that is a positive, finite `coefficient`; "
+            f"got {coefficient}. Choose for example 0.9."
+        )
+    return float(coefficient)
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """A context outside autocast, which costs nothing where autocast is off."""
+    device = x.device.type
+    on = torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
+
+
+@cache
+def cushion(dtype: torch.dtype, n: int) -> float:
+    """The share of a norm that rounding to a type may add, max(1e-6, 2 eps) + (eps / 2) sqrt(n).
+
+    Raises:
+        ValueError: the share is a half or more.
+    """
+    eps = torch.finfo(dtype).eps
+    share = max(1e-6, 2 * eps) + eps / 2 * math.sqrt(n)
+    if share >= 0.5:
+        raise ValueError(
+            f"A norm cannot be promised in {dtype} for weights of this size (n={n}): rounding may "
+            f"add {share:.0%} to it. Keep the weights in float32."
+        )
+    return share
+
+
+def finite(x: Tensor) -> Tensor:
+    """x itself.
+
+    Raises:
+        torch.linalg.LinAlgError: an entry is not finite.
+    """
+    if not torch.isfinite(x).all():
+        raise not_finite()
+    return x
+
+
+def not_finite() -> Exception:
+    """The error of an update of weights that are not finite."""
+    error: Exception = torch.linalg.LinAlgError(  # type: ignore[attr-defined]
+        "A norm needs finite weights; got infinities or NaN. Lower the learning rate, "
+        "or go back to the last checkpoint."
+    )
+    return error
