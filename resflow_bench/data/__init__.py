@@ -1,4 +1,4 @@
-"""Data for flows: densities in the plane, images that ship in a package, images from a folder."""
+"""Datasets for flows: densities in the plane, images from scikit-learn, images from a folder."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,10 +8,10 @@ from resflow_bench.data.dataset import Dataset
 from resflow_bench.data.densities import (
     DENSITIES,
     Checkerboard,
-    Density,
     EightGaussians,
     NoisyCurve,
     Pinwheel,
+    PlaneDensity,
     Rings,
     density_dataset,
     density_named,
@@ -20,41 +20,37 @@ from resflow_bench.data.folders import cifar10, imagenet32, mnist
 from resflow_bench.data.images import DIGITS_LEVELS, LOGIT_MARGIN, digits, digits_images, patches
 
 
-def _drawn(density: Density, _folder: Path | None) -> Dataset:
-    return density_dataset(density)
-
-
-def _shipped(make: Callable[[], Dataset], _folder: Path | None) -> Dataset:
-    return make()
+def _without_folder(make: Callable[[], Dataset]) -> Callable[[Path | None], Dataset]:
+    return lambda _: make()
 
 
 DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
-    **{name: partial(_drawn, density) for name, density in DENSITIES.items()},
-    "digits": partial(_shipped, digits_images),
-    "digits-logit": partial(_shipped, digits),
-    "patches": partial(_shipped, patches),
+    **{name: _without_folder(partial(density_dataset, d)) for name, d in DENSITIES.items()},
+    "digits": _without_folder(digits_images),
+    "digits-logit": _without_folder(digits),
+    "patches": _without_folder(patches),
     "mnist": mnist,
     "cifar10": cifar10,
     "imagenet32": imagenet32,
 }
-"""How each dataset is made, by name; the last three read the folder, the others need none."""
+"""Dataset makers by name. The last three read the folder, the others ignore it."""
 
 
 def dataset_named(name: str, folder: Path | None = None) -> Dataset:
-    """One of `DATASETS`, made.
+    """The dataset that the maker `DATASETS[name]` returns.
 
     Args:
-        name: of the dataset.
-        folder: where the user has put the files; only MNIST, CIFAR-10 and ImageNet need one.
+        name: a key of `DATASETS`.
+        folder: the folder of the downloaded files; only mnist, cifar10 and imagenet32 need one.
 
     Raises:
-        ValueError: if `name` is not one of them, or the folder does not hold its files.
+        ValueError: if `name` is not a key, or the folder lacks the dataset's files.
 
     >>> dataset_named("digits").n_levels
     17
     """
     if name not in DATASETS:
-        raise ValueError(f"A dataset is one of {', '.join(DATASETS)}; got {name!r}.")
+        raise ValueError(f"A dataset is one of {', '.join(DATASETS)}; got {name!r}. Name one.")
     return DATASETS[name](folder)
 
 
@@ -65,10 +61,10 @@ __all__ = [
     "LOGIT_MARGIN",
     "Checkerboard",
     "Dataset",
-    "Density",
     "EightGaussians",
     "NoisyCurve",
     "Pinwheel",
+    "PlaneDensity",
     "Rings",
     "cifar10",
     "dataset_named",

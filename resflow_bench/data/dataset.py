@@ -1,4 +1,4 @@
-"""What a flow is trained and tested on, and how counts become densities."""
+"""Training and test examples, and the dequantisation of counts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 NOISE_STEPS = 2**15
-"""u lies on the midpoints of this many steps: count + u then has at most 8 + 16 bits, which
-float32 holds exactly, so that no pixel is rounded up into the next count's bin."""
+"""The noise u takes the midpoints of this many steps of [0, 1). count + u then has at most 8 + 16
+bits, which float32 represents exactly: no pixel is rounded up into the next count's bin."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,15 +25,15 @@ class Dataset:
         E_u[-log2 p(x)] + d log2 n_levels >= -log2 q(count)
 
     by Jensen's inequality, so a flow's bits per dimension bound those of a model of the counts
-    from above. Data that are continuous already are handed on as they are.
+    from above. Continuous data are used unchanged.
 
-    name: by which `DATASETS` knows it.
-    train, test: (n, *event), one event shape; uint8 counts in 0..n_levels - 1 if `n_levels` is
-        given, else of floating point.
-    n_levels: how many counts there are, 2 to 256; None for continuous data.
+    name: the key in `DATASETS`.
+    train, test: (n, *event), with the same event shape; uint8 counts in 0..n_levels - 1 if
+        `n_levels` is given, else floating-point numbers.
+    n_levels: number of distinct counts, 2 to 256; None for continuous data.
 
     Raises:
-        ValueError: if a part breaks these rules, is empty or is not finite.
+        ValueError: if `train` or `test` breaks these rules, is empty or is not finite.
 
     Source: Theis, van den Oord and Bethge (2016), "A note on the evaluation of generative models".
 
@@ -62,13 +62,16 @@ class Dataset:
         if self.train.shape[1:] != self.test.shape[1:]:
             raise ValueError(
                 f"{self.name} needs train and test of one event shape; got "
-                f"{tuple(self.train.shape[1:])} and {tuple(self.test.shape[1:])}."
+                f"{tuple(self.train.shape[1:])} and {tuple(self.test.shape[1:])}. Reshape one."
             )
 
     def _check(self, part: str, x: Tensor) -> None:
         where = f"{self.name}.{part}"
         if x.ndim < 2 or x.numel() == 0:
-            raise ValueError(f"{where} needs shape (n, *event), none of them 0; got {(*x.shape,)}.")
+            raise ValueError(
+                f"{where} needs shape (n, *event) without a zero; got {(*x.shape,)}. Pass at least "
+                "one example, with a leading axis over examples."
+            )
         if self.n_levels is None:
             if not x.is_floating_point():
                 raise ValueError(
@@ -79,7 +82,10 @@ class Dataset:
                 raise ValueError(f"{where} must be finite; drop the examples with inf or nan.")
             return
         if x.dtype != torch.uint8:
-            raise ValueError(f"{where} holds counts and must be uint8; got {x.dtype}.")
+            raise ValueError(
+                f"{where} holds counts and must be uint8; got {x.dtype}. Convert it, or leave "
+                "`n_levels` out if the data are continuous."
+            )
         if (largest := int(x.max())) >= self.n_levels:
             raise ValueError(
                 f"{where} needs counts below n_levels={self.n_levels}; got {largest}. "
@@ -88,7 +94,7 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """16 hex digits of the SHA-256 of the examples, their shapes and `n_levels`."""
+        """First 16 hex digits of the SHA-256 of the examples, their shapes and `n_levels`."""
         digest = hashlib.sha256(f"{self.train.shape} {self.test.shape} {self.n_levels}".encode())
         for x in (self.train, self.test):
             digest.update(x.cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -104,21 +110,20 @@ class Dataset:
 
         Args:
             batch: (B, *event), rows of `train` or `test`.
-            generator: of u, on the batch's device.
+            generator: draws u; on the batch's device.
 
         Returns:
-            (B, *event); counts become float32 inside (0, 1), and `floor(x n_levels)` is the count
-            again.
+            (B, *event). Counts become float32 in (0, 1), and `floor(x n_levels)` returns the count.
 
         Raises:
-            ValueError: if counts are due and the batch is not uint8.
+            ValueError: if the data are counts and the batch is not uint8.
         """
         if self.n_levels is None:
             return batch
         if batch.dtype != torch.uint8:
             raise ValueError(
-                f"prepare takes the uint8 counts of {self.name}; got {batch.dtype}. Hand it rows "
-                "of `train` or `test`, once."
+                f"prepare takes the uint8 counts of {self.name}; got {batch.dtype}. Pass rows of "
+                "`train` or `test`, and prepare them once only."
             )
         steps = torch.randint(
             NOISE_STEPS,
@@ -130,15 +135,15 @@ class Dataset:
         return (batch + (steps + 0.5) / NOISE_STEPS) / self.n_levels
 
     def bits_per_dim(self, log_prob: Tensor) -> Tensor:
-        """-log_prob/(d ln 2) + log2 n_levels; continuous data have no second term.
+        """-log_prob/(d ln 2) + log2 n_levels, without the second term for continuous data.
 
         Args:
             log_prob: ln p(x) of prepared x, nats, any shape.
 
         Returns:
-            Bits per dimension, the same shape. For counts: of the counts, at most `log2 n_levels`
-            for a model no worse than uniform. For continuous data: relative to Lebesgue measure,
-            so it may be negative.
+            Bits per dimension, the same shape. For counts: those of the implied model of the
+            counts, at most `log2 n_levels` for a model no worse than uniform. For continuous data:
+            relative to Lebesgue measure, so possibly negative.
         """
         bits = -log_prob / (math.log(2) * math.prod(self.event))
         return bits if self.n_levels is None else bits + math.log2(self.n_levels)

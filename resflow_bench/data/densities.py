@@ -1,8 +1,7 @@
-"""Densities in the plane with a sampler and a log-density, each exact: the truth for 2-D flows.
+"""Densities in the plane with exact samplers and log-densities, as the truth for 2-D flows.
 
-The shapes are those that 2-D flows are usually plotted on, scaled to about unit variance. Where
-others add noise whose density has no closed form, the noise here is Gaussian, and so it has one, or
-an integral over one variable that is computed to rounding.
+The shapes are the usual ones for 2-D flows, scaled to about unit variance. All noise is Gaussian,
+so that each density has a closed form or is an integral over one variable, computed to rounding.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ from torch import Tensor
 from resflow_bench.data.dataset import Dataset
 
 POINTS_AT_ONCE = 256
-"""How many points meet all components of a mixture at a time: some 4 MB at most."""
+"""Points whose distances to all components of a mixture are held at once, at most some 4 MB."""
 
 NODES_PER_STD = 6.0
-"""Quadrature nodes per standard deviation of the noise along a curve. A mixture of Gaussians needs
-fewer to be smooth on the curve; seen from outside, the part of the curve that counts is shorter."""
+"""Quadrature nodes per standard deviation of the noise along a curve. Fewer would do for points on
+the curve; for points far from it, a shorter part of the curve contributes."""
 
 
-class Density(Protocol):
-    """A law in the plane that can be drawn from and whose density is known."""
+class PlaneDensity(Protocol):
+    """A probability density in the plane with a sampler."""
 
     @property
     def name(self) -> str:
-        """By which `DENSITIES` knows it."""
+        """The key in `DENSITIES`."""
         ...
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
@@ -78,8 +77,8 @@ class EightGaussians:
 class Checkerboard:
     """p(x) = 1/(8 side^2) on the 8 black squares of a 4 x 4 board centred at 0, else 0.
 
-    The black squares are closed. With a `side` that float32 holds with bits to spare, such as 7/8,
-    their corners are float32 too, and a sample rounded to float32 keeps a finite log-density.
+    The black squares are closed. If `side` needs few bits, such as 7/8, their corners are exact in
+    float32, and a sample rounded to float32 keeps a finite log-density.
 
     Raises:
         ValueError: if `side` is not above 0.
@@ -121,12 +120,13 @@ class Rings:
 
         p(x) = 1/n_rings sum_k exp(-(|x| - r_k)^2/(2 std^2)) i0e(|x| r_k/std^2) / (2 pi std^2)
 
-    with i0e(z) = exp(-z) I_0(z): the angle integrates to a Bessel function, and |x| is Rice's.
+    with i0e(z) = exp(-z) I_0(z): the integral over the angle is a Bessel function, and |x| given a
+    ring has a Rice distribution.
 
-    radii: r_k, each as likely as the others.
+    radii: r_k, equally likely.
 
     Raises:
-        ValueError: if there is no ring, or a radius or `std` is not above 0.
+        ValueError: if `radii` is empty, or a radius or `std` is not above 0.
 
     Source: Rice (1945), "Mathematical analysis of random noise".
 
@@ -161,13 +161,13 @@ class Rings:
 
 @dataclass(frozen=True)
 class Pinwheel:
-    """x = R(twist |f|^2) f, f from n_arms Gaussians along rays: arms that bend as they go out.
+    """x = R(twist |f|^2) f, f from n_arms Gaussians along rays: bent arms.
 
         p(x) = p_f(R(-twist |x|^2) x),  p_f = 1/n_arms sum_k N(R(-2 pi k/n_arms) f; (radius, 0), S)
 
-    with R(a) the rotation by a and S = diag(radial_std^2, tangential_std^2). The twist is one to
-    one, and its Jacobian determinant is 1: in polar coordinates it adds to the angle what depends
-    on the radius alone.
+    with R(a) the rotation by a and S = diag(radial_std^2, tangential_std^2). The twist is a
+    bijection with Jacobian determinant 1: in polar coordinates it adds a function of the radius to
+    the angle.
 
     twist: radians per squared unit of distance.
 
@@ -218,21 +218,21 @@ class Pinwheel:
 
 @dataclass(frozen=True)
 class NoisyCurve:
-    """x = c_A(U) + std e, A uniform over arms, U ~ U[0, 1), e ~ N(0, I): a curve with noise.
+    """x = c_A(U) + std e, A uniform over arms, U ~ U[0, 1), e ~ N(0, I): a noisy curve.
 
         p(x) = 1/n_arms sum_a int_0^1 N(x; c_a(u), std^2 I) du
              = 1/n_arms sum_a sum_i 2 s_i w_i N(x; c_a(s_i^2), std^2 I)
 
-    with s_i, w_i the nodes and weights of Fejér's first quadrature rule on [0, 1]; u = s^2, for a
-    curve may go with the root of u where it begins. Within twice the curve's reach the error of
-    ln p is below 1e-10.
+    with s_i, w_i the nodes and weights of Fejér's first quadrature rule on [0, 1]. The substitution
+    u = s^2 makes the integrand smooth for a curve that behaves like sqrt(u) at u = 0. For |x| up to
+    twice the largest |c_a(u)| the error of ln p is below 1e-10.
 
-    curve: u (n,) in [0, 1) to c_a(u), (n_arms, n, 2); analytic in the root of u.
-    n_nodes: quadrature nodes an arm.
+    curve: u (n,) in [0, 1) to c_a(u), (n_arms, n, 2); analytic in sqrt(u).
+    n_nodes: quadrature nodes per arm.
 
     Raises:
-        ValueError: if `std` is not above 0, or `n_nodes` is below six per standard deviation of the
-            longest arm's length.
+        ValueError: if `std` is not above 0, or `n_nodes` is below 6 L/std, L the length of the
+            longest arm.
 
     Source: Waldvogel (2006), "Fast construction of the Fejér and Clenshaw-Curtis quadrature rules".
 
@@ -270,20 +270,20 @@ class NoisyCurve:
 
 
 def moons(u: Tensor) -> Tensor:
-    """Two half circles that reach into one another, run through at constant speed; (2, n, 2)."""
+    """Two interlocking half circles at constant speed, (2, n, 2)."""
     upper = _circle(u / 2) - torch.tensor([0.5, 0.25]).to(u)
     return math.sqrt(2) * torch.stack([upper, -upper])
 
 
 def spirals(u: Tensor) -> Tensor:
-    """Two Archimedean spirals of one and a half turns, as many points per area all along."""
+    """Two Archimedean spirals of one and a half turns with uniform density per area, (2, n, 2)."""
     s = u.sqrt()
     arm = 2 * s[:, None] * _circle(1.5 * s)
     return torch.stack([arm, -arm])
 
 
 def swiss_roll(u: Tensor) -> Tensor:
-    """t/7 (cos t, sin t), t = 3 pi/2 (1 + 2u): one spiral, as the roll seen from its end."""
+    """t/7 (cos t, sin t), t = 3 pi/2 (1 + 2u): one spiral, the section of a roll; (1, n, 2)."""
     t = 1.5 * math.pi * (1 + 2 * u)
     return (t[:, None] / 7 * _circle(t / (2 * math.pi)))[None]
 
@@ -314,7 +314,7 @@ def _circle(turns: Tensor) -> Tensor:
 
 
 def _rotate(x: Tensor, angle: Tensor) -> Tensor:
-    """Each row of x, (n, 2), turned by its angle, (n,)."""
+    """Rows of x, (n, 2), each rotated by its own angle, (n,)."""
     cos, sin = angle.cos(), angle.sin()
     return torch.stack([cos * x[:, 0] - sin * x[:, 1], sin * x[:, 0] + cos * x[:, 1]], dim=1)
 
@@ -326,17 +326,17 @@ def _log_mixture(x: Tensor, centres: Tensor, log_weights: Tensor, std: float) ->
     for part in x.split(POINTS_AT_ONCE):
         squared = sum((part[:, i, None] - centres[:, i]).square() for i in (0, 1))  # (n, K)
         terms = log_weights - squared / (2 * std**2)
-        # e^-700 of the largest counts for nothing; below it float64 is subnormal, and exp slow.
+        # A term below e^-700 of the largest is negligible; subnormal results make exp slow.
         terms = torch.maximum(terms, terms.amax(1, keepdim=True) - 700)
         parts.append(terms.logsumexp(1))
     return torch.cat(parts) - math.log(2 * math.pi * std**2)
 
 
 def _fejer(n: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of the integral over [0, 1], float64, (n,); the weights are above 0.
+    """Nodes and positive weights of the integral over [0, 1], float64, (n,).
 
-    Gauss's rule would do with two thirds of the nodes, but numpy's outermost weights of a rule this
-    long are off by 1e-9, relatively.
+    Gauss's rule needs only two thirds of the nodes, but the outermost weights that numpy computes
+    for a rule of this length have a relative error of 1e-9.
     """
     angle = math.pi * (torch.arange(n, dtype=torch.float64) + 0.5) / n
     j = torch.arange(1, n // 2 + 1, dtype=torch.float64)
@@ -344,7 +344,7 @@ def _fejer(n: int) -> tuple[Tensor, Tensor]:
     return (angle / 2).cos().square(), (1 - 2 * cosines.sum(1)) / n
 
 
-_DENSITIES: tuple[Density, ...] = (
+_DENSITIES: tuple[PlaneDensity, ...] = (
     EightGaussians(),
     Checkerboard(),
     NoisyCurve("moons", moons, std=0.14, n_nodes=200),
@@ -358,28 +358,31 @@ DENSITIES = {density.name: density for density in _DENSITIES}
 """The densities in the plane, by name."""
 
 
-def density_named(name: str) -> Density:
-    """One of `DENSITIES`.
+def density_named(name: str) -> PlaneDensity:
+    """The density `DENSITIES[name]`.
 
     Raises:
-        ValueError: if `name` is not one of them.
+        ValueError: if `name` is not a key.
     """
     if name not in DENSITIES:
-        raise ValueError(f"A density is one of {', '.join(DENSITIES)}; got {name!r}.")
+        raise ValueError(f"A density is one of {', '.join(DENSITIES)}; got {name!r}. Name one.")
     return DENSITIES[name]
 
 
 def density_dataset(
-    density: Density, n_train: int = 100_000, n_test: int = 10_000, seed: int = 0
+    density: PlaneDensity, n_train: int = 100_000, n_test: int = 10_000, seed: int = 0
 ) -> Dataset:
-    """Independent points of a density, rounded to float32: train, then test, from one generator.
+    """Independent points of a density, rounded to float32.
+
+    One generator draws the training points, then the test points.
 
     Raises:
         ValueError: if `n_train` or `n_test` is below 1.
     """
     if min(n_train, n_test) < 1:
         raise ValueError(
-            f"{density.name} needs n_train and n_test of at least 1; got {n_train} and {n_test}."
+            f"{density.name} needs n_train and n_test of at least 1; got {n_train} and {n_test}. "
+            "Raise the smaller."
         )
     generator = torch.Generator().manual_seed(seed)
     train, test = (density.sample(n, generator).float() for n in (n_train, n_test))

@@ -1,4 +1,4 @@
-"""Image sets that the user has downloaded: MNIST, CIFAR-10 and ImageNet at 32 x 32."""
+"""Image datasets that the user downloads: MNIST, CIFAR-10 and ImageNet at 32 x 32."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def mnist(folder: Path | None) -> Dataset:
             without ``.gz``.
 
     Raises:
-        ValueError: if a file is not there or is damaged.
+        ValueError: if a file is missing or damaged.
 
     Source: LeCun, Bottou, Bengio and Haffner (1998), "Gradient-based learning applied to document
     recognition".
@@ -56,11 +56,11 @@ def cifar10(folder: Path | None) -> Dataset:
 
     Args:
         folder: holds ``data_batch_1`` to ``data_batch_5`` and ``test_batch`` of the Python version,
-            or the folder ``cifar-10-batches-py`` with them. They are pickles, and are read without
-            running what they say.
+            or the folder ``cifar-10-batches-py`` that contains them. These files are pickles; they
+            are read without executing any code in them.
 
     Raises:
-        ValueError: if a file is not there, is damaged, or asks for more than arrays.
+        ValueError: if a file is missing, damaged, or refers to anything but arrays.
 
     Source: Krizhevsky (2009), "Learning multiple layers of features from tiny images".
     """
@@ -78,9 +78,10 @@ def cifar10(folder: Path | None) -> Dataset:
 def imagenet32(folder: Path | None) -> Dataset:
     """ImageNet at 32 x 32, (n, 3, 32, 32), 256 levels: the training and the validation images.
 
-    Two downsamplings of ImageNet to this size are about, by van den Oord et al. (2016) and by
-    Chrabaszcz et al. (2017); their bits per dimension do not compare. The batches are the latter's.
-    The whole set needs 8 GB of memory while it is put together, 4 GB after.
+    Two downsamplings of ImageNet to this size are in use, by van den Oord et al. (2016) and by
+    Chrabaszcz et al. (2017). Bits per dimension on one are not comparable with those on the other.
+    The batch files named below are the second. Reading the whole set takes 8 GB of memory; the
+    result takes 4 GB.
 
     Args:
         folder: holds ``train_data_batch_1.npz`` to ``train_data_batch_10.npz`` and
@@ -89,7 +90,7 @@ def imagenet32(folder: Path | None) -> Dataset:
             before pixels.
 
     Raises:
-        ValueError: if a file is not there, is damaged, or holds something else.
+        ValueError: if a file is missing, damaged, or has other contents.
 
     Source: Chrabaszcz, Loshchilov and Hutter (2017), "A downsampled variant of ImageNet as an
     alternative to the CIFAR datasets".
@@ -114,7 +115,7 @@ def _rgb_32(name: str, train: list[np.ndarray], test: np.ndarray) -> Dataset:
         if array.dtype != np.uint8 or array.shape[1:] not in (RGB_32, (RGB_32_BYTES,)):
             raise ValueError(
                 f"{name} needs uint8 arrays (n, {RGB_32_BYTES}) or (n, 3, 32, 32); got "
-                f"{array.dtype}, {array.shape}."
+                f"{array.dtype}, {array.shape}. Download the 32 x 32 version."
             )
     return Dataset(name, _images(train), _images([test]), n_levels=256)
 

@@ -1,4 +1,4 @@
-"""Readers of the files that image sets come in; none of them runs anything that a file says."""
+"""Readers of image dataset files. None of them executes code from a file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
     big-endian uint32, then the entries, last axis fastest.
 
     Raises:
-        ValueError: if the file is not of that layout with `ndim` axes, or its length is wrong.
+        ValueError: if the file has another layout, another number of axes, or a wrong length.
 
     Source: LeCun, Cortes and Burges, "The MNIST database of handwritten digits".
     """
@@ -54,10 +54,10 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
 
 
 def read_npz(path: Path, key: str) -> np.ndarray:
-    """One array of an npz file; an array of Python objects is refused, not unpickled.
+    """One array of an npz file. Arrays of Python objects are refused, since they are pickles.
 
     Raises:
-        ValueError: if the file is no npz file, has no array `key`, or is damaged.
+        ValueError: if the file is not an npz file, has no array `key`, or is damaged.
     """
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
@@ -69,14 +69,14 @@ def read_npz(path: Path, key: str) -> np.ndarray:
 
 
 def read_pickled_bytes(path: Path, key: str, width: int) -> np.ndarray:
-    """The uint8 array (n, width) at `key` of a pickled dict; no code of the pickle's is run.
+    """The uint8 array (n, width) at `key` of a pickled dict, read without executing the pickle.
 
     The pickle may name three things: numpy's array, its dtype, and the function that rebuilds an
-    array. In their place it gets stand-ins that only remember what they were given, and the array
-    is read from the bytes so remembered, not by numpy's own unpickling, which trusts its input.
+    array. Each is replaced by a stand-in that only records its arguments and state. The array is
+    read from the recorded bytes, not by numpy's own unpickling, which trusts its input.
 
     Raises:
-        ValueError: if the pickle names anything else, is damaged, or `key` is no such array.
+        ValueError: if the pickle names anything else, is damaged, or has no such array at `key`.
     """
     try:
         batch = _InertUnpickler(BytesIO(path.read_bytes()), encoding="bytes").load()
@@ -94,7 +94,7 @@ def read_pickled_bytes(path: Path, key: str, width: int) -> np.ndarray:
 
 
 class _StandIn:
-    """What a pickle gets for an array or a dtype: keeps arguments and state, and does nothing."""
+    """A stand-in for an array or a dtype that records its arguments and its state."""
 
     def __init__(self, *arguments: object) -> None:
         self.arguments = arguments
@@ -111,8 +111,8 @@ _REPLACED = {
     ("numpy._core.multiarray", "_reconstruct"),  # as numpy 2 does
 }
 
-# What a damaged pickle makes the unpickler raise: the first three by design, the others because it
-# trusts that what it pops is there, of the right type, and no longer than memory.
+# Exceptions of the unpickler on a damaged pickle: the first three by design, the others because it
+# assumes that each item on its stack exists, has the right type, and fits into memory.
 _DAMAGE = (
     pickle.UnpicklingError,
     EOFError,
@@ -127,7 +127,7 @@ _DAMAGE = (
 
 
 class _InertUnpickler(pickle.Unpickler):
-    """Builds dicts, lists, tuples, bytes and numbers; all that a pickle may call is a stand-in."""
+    """An unpickler of dicts, lists, tuples, bytes and numbers that can call stand-ins only."""
 
     def find_class(self, module: str, name: str) -> type[_StandIn]:
         if (module, name) not in _REPLACED:

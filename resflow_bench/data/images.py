@@ -1,4 +1,4 @@
-"""Images that ship in a package: 8x8 digits, and patches of two photographs."""
+"""Images that scikit-learn ships: 8x8 digits, and patches of two photographs."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor
 from resflow_bench.data.dataset import Dataset
 
 DIGITS_LEVELS = 17
-"""The 8x8 digits are counts of 0 to 16 set pixels in a 4x4 cell of the scanned image."""
+"""Each pixel of an 8x8 digit counts the set pixels, 0 to 16, in a 4x4 cell of the scan."""
 
 N_TEST_DIGITS = 360
-"""The last ones in the order of the file."""
+"""Number of test digits: the last ones in the order of the file."""
 
 LOGIT_MARGIN = 0.05
-"""How far the logit transform keeps from 0 and 1 (the residual-flow papers' alpha)."""
+"""Distance of the logit's argument from 0 and 1 (alpha in the residual-flow papers)."""
 
 PATCH_SIZE = 16
 
 TRAIN_COLUMNS = slice(0, 464)
 TEST_COLUMNS = slice(480, 640)
-"""Of the photographs' 640: 464 left for training, 160 right for testing, 16 between for neither."""
+"""Of 640 columns the left 464 are for training, the right 160 for testing, 16 between unused."""
 
 
 def digits(seed: int = 0) -> Dataset:
@@ -32,7 +32,7 @@ def digits(seed: int = 0) -> Dataset:
     The last 360, in the order of the file, are the test set.
 
     Args:
-        seed: of the dequantisation noise.
+        seed: for the dequantisation noise.
 
     Source: Alpaydin and Kaynak (1998), "Optical Recognition of Handwritten Digits", UCI.
 
@@ -50,7 +50,7 @@ def digits(seed: int = 0) -> Dataset:
 
 
 def digits_images() -> Dataset:
-    """The same digits as counts: (n, 1, 8, 8), 17 levels, the same 360 for the test.
+    """The digits of `digits` as counts: (n, 1, 8, 8), 17 levels, the same 360 test digits.
 
     >>> digits_images().event
     (1, 8, 8)
@@ -65,21 +65,20 @@ def patches(n_train: int = 20_000, n_test: int = 2_000, seed: int = 0) -> Datase
     """RGB patches of scikit-learn's two photographs: (n, 3, 16, 16), 256 levels.
 
     Training patches lie wholly in the left 464 columns of a photograph, test patches wholly in the
-    right 160, and the 16 columns between serve neither: no pixel, nor its neighbour across a
-    border, is in both. Each set takes its positions at random, both photographs together, no
-    position twice. Patches of one set overlap, so they are not independent: a standard error over
-    test patches is too small.
+    right 160; the 16 columns between are unused. So no pixel occurs in both sets, nor do two
+    adjacent pixels occur one in each. The positions of a set are drawn without replacement from
+    both photographs together. Patches of one set overlap, so they are not independent: a standard
+    error over test patches is too small.
 
-    The pixels are what Pillow decodes from the JPEG files, which may differ by a count between its
-    versions.
+    Pillow decodes the JPEG files; its versions may differ by one count in a pixel.
 
     Args:
-        n_train: patches for training, at most 369,976.
-        n_test: patches for the test, at most 119,480.
-        seed: of the positions.
+        n_train: number of training patches, at most 369,976.
+        n_test: number of test patches, at most 119,480.
+        seed: for the positions.
 
     Raises:
-        ValueError: if there are not as many positions, or a number is below 1.
+        ValueError: if a number is below 1 or above the number of positions.
 
     Source: photographs by danielbuechele (china.jpg) and vultilion (flower.jpg), CC BY 2.0.
 
@@ -105,7 +104,8 @@ def _cut(region: np.ndarray, n: int, name: str, generator: torch.Generator) -> T
     n_positions = int(np.prod(positions))
     if not 1 <= n <= n_positions:
         raise ValueError(
-            f"patches needs {name} of 1 to {n_positions}, the positions there are; got {n}."
+            f"patches needs {name} of 1 to {n_positions}, the number of positions; got {n}. "
+            f"{'Raise' if n < 1 else 'Lower'} `{name}`."
         )
     chosen = torch.randperm(n_positions, generator=generator)[:n].numpy()
     return torch.from_numpy(windows[np.unravel_index(chosen, positions)])

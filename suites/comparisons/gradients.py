@@ -1,14 +1,15 @@
-"""How noisy is a training's gradient for its time, and what does that buy, against normflows?
+"""Variance times seconds of a training's gradient, and the speed of training, against normflows.
 
     python -m suites.comparisons.gradients [--steps N] [--seeds 3]
 
-Needs the `peers` extra. Two questions, about the flow of eight blocks with one hidden layer each:
+Needs the `peers` extra. Two measurements, on flows of eight blocks with one hidden layer each:
 
-* The trained flow: sum over parameters of the variance of the gradient of mean -log p(x) over the
-  draws, times seconds, ours over theirs (in the memory-saving mode that its users train in).
-* The digits, from the same initial weights, on the same batches, with the same Adam: seconds until
-  ours has the held-out log-likelihood that theirs ends with, over theirs. For one seed also with a
-  gradient without any noise (`Determinant`): no estimator can do with fewer steps.
+* On the trained flow: the variance over draws of the gradient of mean -log p(x), summed over
+  parameters, times seconds, theirs over ours. Theirs is in the memory-saving mode, the usual one
+  for training.
+* On the digits, from the same initial weights, on the same batches, with the same Adam: seconds
+  until ours reaches the final held-out log-likelihood of theirs, over the seconds of theirs. For
+  one seed also with a gradient without noise (`Determinant`): no estimator needs fewer steps.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ from resflow_bench.logdet import (
 )
 from resflow_bench.models.build import build_flow, build_points
 from resflow_bench.peers.normflows import normflows_seeded
-from suites.comparisons.density import batches, exact_log_prob, vectors
-from suites.comparisons.log_prob import need_normflows, say
-from suites.comparisons.training import THEIR_ROULETTE, Learner, ours, theirs
+from suites.comparisons.density import batches, vectors
+from suites.comparisons.learners import THEIR_ROULETTE, Learner, exact_log_prob, ours, theirs
+from suites.comparisons.pairs import need_normflows, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +55,7 @@ BATCH_SIZE = 256
 LIPSCHITZ = 0.9
 N_BLOCKS = 8
 RATE = 1e-3
-LOOK_EVERY = 5
+EVALUATED_EVERY = 5
 
 CANDIDATES: dict[str, Estimator] = {
     "their law": LogDetEstimator(Gaussian(), THEIR_ROULETTE),
@@ -80,7 +81,7 @@ TRAINED_WITH: dict[str, Estimator] = {
 @click.option("--steps", default=200, show_default=True, help="Optimiser steps of theirs.")
 @click.option("--seeds", default=3, show_default=True, help="Trainings of each kind.")
 def main(steps: int, seeds: int) -> None:
-    """Print both answers."""
+    """Print both measurements."""
     need_normflows()
     torch.set_num_threads(1)
     say(f"against normflows {version('normflows')}, memory-saving; one thread, B = {BATCH_SIZE}")
@@ -94,8 +95,8 @@ def main(steps: int, seeds: int) -> None:
         say(f"  {name}: {outcome([one[name] for one in races if name in one])}")
 
 
-def outcome(ratios: list[Reached]) -> str:
-    """How the races of one candidate ended, in words."""
+def outcome(ratios: list[TimeToMatch]) -> str:
+    """Results of the races of one candidate, in words."""
     there = [ratio for ratio in ratios if ratio.seconds < math.inf]
     if len(there) < len(ratios):
         return (
@@ -111,14 +112,14 @@ def outcome(ratios: list[Reached]) -> str:
 
 
 def flow_and_points() -> tuple[ResidualFlow, Tensor]:
-    """The trained shallow flow and a batch."""
+    """The trained shallow flow, and a batch."""
     axes: dict[str, int | float | str] = {"model": "shallow", "dim": 64, "lipschitz": LIPSCHITZ}
     cell = Cell("efficiency", {**axes, "dtype": "float32", "device": "cpu"})
     return build_flow(cell, Path("results")), build_points(cell, BATCH_SIZE)
 
 
 def noise(flow: ResidualFlow, x: Tensor, n_draws: int) -> dict[str, str]:
-    """What each candidate's variance, time and product are, in words; medians of paired times."""
+    """Variance, time and their product for each candidate, in words; medians of paired times."""
     learners = {name: ours(flow, estimator) for name, estimator in CANDIDATES.items()}
     learners["tuned to each branch"] = tuned_learner(flow, x)
     learners["normflows"] = theirs(flow, THEIR_ROULETTE)
@@ -146,7 +147,7 @@ def noise(flow: ResidualFlow, x: Tensor, n_draws: int) -> dict[str, str]:
 
 
 def tuned_learner(flow: ResidualFlow, x: Tensor) -> Learner:
-    """Estimators tuned to the branches of the copy that is differentiated."""
+    """Ours with estimators tuned to its own branches."""
     learner = ours(flow, Determinant())
     copied = learner.flow
     assert isinstance(copied, ResidualFlow)  # ours
@@ -165,22 +166,22 @@ def flat_gradient(learner: Learner, x: Tensor) -> Tensor:
 
 
 def total_variance(draws: Tensor) -> float:
-    """Sum over coordinates of the variance, draws (n, p)."""
+    """Sum over coordinates of the variance of draws (n, p)."""
     return float(draws.double().var(0).sum())
 
 
 @dataclass(frozen=True)
-class Reached:
-    """Where ours was as good as theirs at its end: shares of its seconds and of its steps."""
+class TimeToMatch:
+    """Seconds and steps until ours matched the final likelihood of theirs, as shares of theirs."""
 
     seconds: float
     steps: float
 
 
-def race(seed: int, n_steps: int) -> dict[str, Reached]:
-    """Steps in turn, so that both meet the same machine; looks are not on the clock.
+def race(seed: int, n_steps: int) -> dict[str, TimeToMatch]:
+    """Train all in turn, step by step, on the same machine; evaluations are not timed.
 
-    A candidate that does not get there in the steps of theirs has the infinite share.
+    A candidate that does not match theirs within as many steps has infinite shares.
     """
     data = dataset_named("digits")
     generator = torch.Generator().manual_seed(seed)
@@ -195,7 +196,7 @@ def race(seed: int, n_steps: int) -> dict[str, Reached]:
         for name, learner in learners.items()
     }
     seconds = dict.fromkeys(learners, 0.0)
-    looks: dict[str, list[tuple[int, float, float]]] = {name: [] for name in learners}
+    evaluations: dict[str, list[tuple[int, float, float]]] = {name: [] for name in learners}
     with normflows_seeded(seed):
         for step, x in enumerate(batches(data, n_steps, generator), start=1):
             for name, learner in learners.items():
@@ -205,27 +206,27 @@ def race(seed: int, n_steps: int) -> dict[str, Reached]:
                 optimisers[name].step()
                 learner.update()
                 seconds[name] += time.perf_counter() - start
-            if step % LOOK_EVERY == 0 or step == n_steps:
+            if step % EVALUATED_EVERY == 0 or step == n_steps:
                 for name, learner in learners.items():
                     if name == "normflows" and step < n_steps:
                         continue
                     likelihood = float(exact_log_prob(learner.flow, held_out).mean())
-                    looks[name].append((step, seconds[name], likelihood))
+                    evaluations[name].append((step, seconds[name], likelihood))
                 click.echo(f"seed {seed}: step {step}/{n_steps}", err=True)
-    target = looks["normflows"][-1][2]
+    target = evaluations["normflows"][-1][2]
     reached = {}
     for name in names:
         there = [
-            Reached(spent / seconds["normflows"], step / n_steps)
-            for step, spent, likelihood in looks[name]
+            TimeToMatch(spent / seconds["normflows"], step / n_steps)
+            for step, spent, likelihood in evaluations[name]
             if likelihood >= target
         ]
-        reached[name] = there[0] if there else Reached(math.inf, math.inf)
+        reached[name] = there[0] if there else TimeToMatch(math.inf, math.inf)
     return reached
 
 
 def initial_flow(generator: torch.Generator) -> ResidualFlow:
-    """Eight times ActNorm and a block of one hidden layer of 128 LipSwish units."""
+    """`N_BLOCKS` times ActNorm and a block of one hidden layer of 128 LipSwish units."""
     layers: list[torch.nn.Module] = []
     for _ in range(N_BLOCKS):
         branch = mlp_branch(64, (128,), LIPSCHITZ, generator=generator)

@@ -1,10 +1,10 @@
-"""Is the certified inverse as fast as normflows' inverse with the same weights, and how good is it?
+"""Time and error of the certified inverse against normflows', with the same weights.
 
     python -m suites.comparisons.inverse
 
-Needs the `peers` extra. Theirs is at its default: a step of less than 1e-5 squared for the whole
-batch, without the log-det that their layers compute beside it, so that it is the iteration alone.
-Ours asks for an error of 1e-6 of each example and certifies what it reached; the certificate is
+Needs the `peers` extra. Theirs runs at its default, until the squared step is below 1e-5 for the
+whole batch, without the log-det that their layers compute beside it: only the iteration is timed.
+Ours requests an error of 1e-6 for each example and certifies the error reached; the certificate is
 part of its time. The truth is the inverse by Picard's iteration in float64, to rounding.
 """
 
@@ -20,16 +20,17 @@ import torch
 from resflow_bench.fixed_point import Anderson, Auto, Picard, Secant, Step
 from resflow_bench.flows import Inversion, ResidualBlock, ResidualFlow
 from resflow_bench.flows.copies import in_float64
-from resflow_bench.intervals import median_interval
 from resflow_bench.layers import LinearBranch
 from resflow_bench.peers.normflows import normflows_flow
 from resflow_bench.speed.benchmark import described
-from suites.comparisons.log_prob import (
+from suites.comparisons.pairs import (
+    TimeRatio,
     flow_and_points,
+    in_words,
     need_normflows,
+    of_their_time,
     ratios,
     say,
-    skip_without_normflows,
 )
 
 if TYPE_CHECKING:
@@ -46,11 +47,11 @@ STEPS: dict[str, Step] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Reached:
-    """How far an inverse is from the truth, the largest over examples.
+class InverseError:
+    """The largest error of an inverse over examples.
 
-    error: ||x - x*||. bound: what was certified of it; NaN where nothing is.
-    certified: the share of the examples whose bound is within what was asked.
+    error: ||x - x*||. bound: its certified bound; NaN without a certificate.
+    certified: share of the examples whose bound is at most `ERROR`.
     """
 
     error: float
@@ -59,7 +60,7 @@ class Reached:
 
 
 def main() -> None:
-    """Print the ratios of times, true errors and bounds, and the steps against each other."""
+    """Print the ratios of times, the true errors and bounds, and a comparison of the steps."""
     need_normflows()
     say(f"the inverse, ours asked for {ERROR:g} / normflows {version('normflows')} at its default")
     flow, x = flow_and_points("trained")
@@ -67,7 +68,7 @@ def main() -> None:
     ours, theirs = errors(flow, z)
     say(
         f"MLP flow, d = 64, 8 blocks, K = 0.9, trained, float32, B = {len(z)}, "
-        f"{torch.get_num_threads()} threads: {words(compare(flow, z))}"
+        f"{torch.get_num_threads()} threads: {of_their_time(compare(flow, z))}"
     )
     say(
         f"  largest true error: ours {ours.error:.1e}, certified {ours.bound:.1e} "
@@ -83,17 +84,17 @@ def compare(flow: ResidualFlow, z: Tensor) -> np.ndarray:
     return ratios(lambda: flow.inverse(z, Inversion(error=ERROR)), lambda: their_inverse(peer, z))
 
 
-def errors(flow: ResidualFlow, z: Tensor) -> tuple[Reached, Reached]:
-    """Of ours and of theirs."""
-    return reached(flow, z), Reached(distance(their_inverse(peer_of(flow), z), flow, z))
+def errors(flow: ResidualFlow, z: Tensor) -> tuple[InverseError, InverseError]:
+    """The errors of ours and of theirs."""
+    return reached(flow, z), InverseError(distance(their_inverse(peer_of(flow), z), flow, z))
 
 
-def reached(flow: ResidualFlow, z: Tensor, step: Step | None = None) -> Reached:
-    """Of ours, with a step; None is the default."""
+def reached(flow: ResidualFlow, z: Tensor, step: Step | None = None) -> InverseError:
+    """The error of ours with a step; None is the default step."""
     solution = flow.inverse(z, Inversion(step, error=ERROR))
     assert solution.error_bound is not None  # an error was asked for
     share = float((solution.error_bound <= ERROR).double().mean())
-    return Reached(distance(solution.value, flow, z), float(solution.error_bound.max()), share)
+    return InverseError(distance(solution.value, flow, z), float(solution.error_bound.max()), share)
 
 
 def distance(x: Tensor, flow: ResidualFlow, z: Tensor) -> float:
@@ -103,7 +104,7 @@ def distance(x: Tensor, flow: ResidualFlow, z: Tensor) -> float:
 
 
 def steps_of(what: str, flow: ResidualFlow, z: Tensor) -> None:
-    """Each step's line of the page."""
+    """Print a line for each kind of step."""
     say(f"{what}: time to certify, relative to Picard's step")
     for name, step in STEPS.items():
         solution, found = flow.inverse(z, Inversion(step, error=ERROR)), reached(flow, z, step)
@@ -113,24 +114,10 @@ def steps_of(what: str, flow: ResidualFlow, z: Tensor) -> None:
             lambda: flow.inverse(z, Inversion(Picard(), error=ERROR)),
         )
         say(
-            f"  {name}: {interval(pairs)}; steps, an evaluation of g each, {n_steps.mean():.1f} an "
+            f"  {name}: {in_words(pairs)}; steps, an evaluation of g each, {n_steps.mean():.1f} an "
             f"example and {n_steps.max():.0f} at most, besides the products with J; error "
             f"{found.error:.1e}, certified {found.bound:.1e}"
         )
-
-
-def words(pairs: np.ndarray) -> str:
-    """What `compare` has measured."""
-    return f"{interval(pairs)} of normflows' time"
-
-
-def interval(pairs: np.ndarray) -> str:
-    """The median with its 99 % interval."""
-    found = median_interval(pairs)
-    return (
-        f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}] (median and 99 % interval, "
-        f"n = {found.n} interleaved pairs)"
-    )
 
 
 def peer_of(flow: ResidualFlow) -> Any:
@@ -140,38 +127,31 @@ def peer_of(flow: ResidualFlow) -> Any:
 
 @torch.no_grad()
 def their_inverse(peer: Any, z: Tensor) -> Tensor:
-    """From latent to data, which is their forward direction, without log-dets."""
+    """x from latent z, which is their forward direction, without log-dets."""
+    from normflows.flows import Residual
+
     for layer in peer.flows:
-        z = layer.iresblock.inverse(z) if hasattr(layer, "iresblock") else layer(z)[0]
+        z = layer.iresblock.inverse(z) if isinstance(layer, Residual) else layer(z)[0]
     return z
 
 
 def minus_identity(lipschitz: float) -> ResidualFlow:
-    """One block g = -K x, d = 64, in float32: the slowest for Picard."""
+    """One block g = -K x, d = 64, in float32: the slowest case for Picard's iteration."""
     branch = LinearBranch(-lipschitz * torch.eye(64), lipschitz)
     return ResidualFlow([ResidualBlock(branch)], 64)
 
 
 def latents(x: Tensor) -> Tensor:
-    """z ~ N(0, I), as many as x and shaped like it: what sampling inverts."""
+    """z ~ N(0, I) of the shape of x: the points that sampling inverts."""
     return torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
 
 
-class InverseAgainstNormflows:
-    """The ratio of times on the untrained flow, for asv; skipped where normflows is missing."""
-
-    version = "1"
-    unit = "ours/theirs"
-    timeout = 600
-
-    def setup(self) -> None:
-        skip_without_normflows()
-        self.flow, x = flow_and_points("init")
-        self.z = latents(x)
+class InverseAgainstNormflows(TimeRatio):
+    """Time of the inverse, ours over theirs."""
 
     @described(name="inverse_against_normflows.InverseAgainstNormflows.track_time_ratio")
     def track_time_ratio(self) -> dict[str, Any]:
-        return {"samples": compare(self.flow, self.z).tolist(), "number": 1}
+        return {"samples": compare(self.flow, latents(self.x)).tolist(), "number": 1}
 
 
 if __name__ == "__main__":

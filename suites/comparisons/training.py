@@ -1,26 +1,24 @@
-"""Is a training step as fast and as small as in normflows, with the same weights and gradients?
+"""Time and memory of a training step, ours over normflows', with the same weights and gradients.
 
     python -m suites.comparisons.training
 
 Needs the `peers` extra. A step is the loss, its gradient, Adam (fused, for both) and the update of
-the norms, one loop for both; theirs runs in its memory-saving mode and updates by five power
-iterations a layer, ours certifies every norm as well.
+the norms, in one loop for both. Theirs runs in its memory-saving mode and updates by five power
+iterations per layer; ours also certifies every norm.
 
 "The same gradient" is (sum_k w_k (-J)^k v)^T dJ v, k = 0 ... N - 1, with the same weights w. Ours
-forms N + 2 products with J for it: N for the value of the log-likelihood, whose powers the gradient
-shares, and one from either side for dJ. Theirs forms N, since the value it returns is not the
-log-likelihood's but the gradient's sum, v^T (sum_k w_k (-J)^k) J v. So `Fixed(N)` meets
-n_power_series = N - 1, and their roulette, geometric(0.5) after "two exact terms", which always
-takes J^0 ... J^3, meets `Roulette(Geometric(0.5), n_exact=4, per="batch")`. Both draw Gaussian
-probes.
+forms N + 2 products with J: N for the value of the log-likelihood, whose powers the gradient
+shares, and one from either side for dJ. Theirs forms N, since it does not return an estimate of the
+log-likelihood, but the sum v^T (sum_k w_k (-J)^k) J v whose gradient is taken. So `Fixed(N)`
+corresponds to n_power_series = N - 1. Their roulette, geometric(0.5) after "two exact terms",
+always takes J^0 ... J^3 and corresponds to `Roulette(Geometric(0.5), n_exact=4, per="batch")`.
+Both draw Gaussian probes.
 """
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from importlib.metadata import version
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -29,93 +27,40 @@ import numpy as np
 import torch
 
 from resflow_bench.flows import MultiScale, ResidualFlow, image_flow
-from resflow_bench.intervals import median_interval
 from resflow_bench.layers import Linear
 from resflow_bench.layers.norms.operators import Matrix
 from resflow_bench.layers.norms.spectral import SpectralNorm
-from resflow_bench.logdet import (
-    Estimator,
-    Fixed,
-    Gaussian,
-    Geometric,
-    LogDetEstimator,
-    Roulette,
-    Truncation,
-)
-from resflow_bench.peers.normflows import (
-    normflows_flow,
-    normflows_nets,
-    normflows_seeded,
-    normflows_update,
-)
+from resflow_bench.logdet import Fixed, Truncation
+from resflow_bench.peers.normflows import normflows_seeded
 from resflow_bench.speed.benchmark import described
 from resflow_bench.speed.timing import peak_bytes
-from suites.comparisons.log_prob import (
-    N_REPEATS,
+from suites.comparisons.learners import (
+    THEIR_ROULETTE,
+    Learner,
+    branch_gradients,
+    ours,
+    same_gradient,
+    theirs,
+)
+from suites.comparisons.pairs import (
     N_TERMS,
-    N_WARM_UP,
+    TimeRatio,
     flow_and_points,
+    interleaved,
     need_normflows,
+    of_their_time,
     say,
-    skip_without_normflows,
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 LEARNING_RATE = 1e-3
 KINK = 1e-5
 
-THEIR_ROULETTE = Roulette(Geometric(0.5), n_exact=4, per="batch")
-"""Ours with the gradient of their default."""
-
-
-@dataclass(frozen=True)
-class Learner:
-    """A flow that learns, ours or theirs.
-
-    flow: its parameters are trained in place.
-    loss: -mean log p(x), nats, with a graph; x is (B, *event).
-    update: of the norms, after an optimiser step.
-    """
-
-    flow: nn.Module
-    loss: Callable[[Tensor], Tensor]
-    update: Callable[[], None]
-
-
-def ours(flow: ResidualFlow, estimator: Estimator, seed: int = 0) -> Learner:
-    """A copy of the flow; `seed` is that of the estimator's draws."""
-    flow = copy.deepcopy(flow).requires_grad_(True).with_estimator(estimator)
-    generator = torch.Generator().manual_seed(seed)
-    return Learner(flow, lambda x: -flow.log_prob(x, generator).mean(), flow.update)
-
-
-def same_gradient(truncation: Truncation) -> LogDetEstimator:
-    """Our estimator whose gradient has the law of theirs: with their probes."""
-    return LogDetEstimator(Gaussian(), truncation)
-
-
-def theirs(flow: ResidualFlow, truncation: Truncation) -> Learner:
-    """The same flow in normflows, in memory-saving mode, with the same gradient.
-
-    Raises:
-        ValueError: a truncation that has no counterpart there.
-    """
-    if isinstance(truncation, Fixed):
-        peer = normflows_flow(flow, reduce_memory=True, n_power_series=truncation.n_terms - 1)
-    elif truncation == THEIR_ROULETTE:
-        peer = normflows_flow(flow, reduce_memory=True)
-    else:
-        raise ValueError(
-            f"normflows has the gradient of Fixed and of {THEIR_ROULETTE}; got {truncation}. "
-            "Compare one of them."
-        )
-    return Learner(peer, peer.forward_kld, lambda: normflows_update(peer))
-
 
 def main() -> None:
-    """Print ratios of times, shares of the updates, and peaks of memory."""
+    """Print the ratios of times, the shares of the updates, and the memory peaks."""
     need_normflows()
     say(f"a training step, ours / normflows {version('normflows')}, float32 on the CPU")
     mlp, x = flow_and_points("trained")
@@ -132,7 +77,7 @@ def main() -> None:
 
 
 def report(what: str, flow: ResidualFlow, x: Tensor, truncations: tuple[Truncation, ...]) -> None:
-    """One flow's part of the page."""
+    """Print the comparison on one flow."""
     difference = gradient_difference(flow, x)
     say(f"{what}, B = {len(x)}; largest relative difference of a gradient: {difference:.1e}")
     all_threads = torch.get_num_threads()
@@ -146,19 +91,15 @@ def report(what: str, flow: ResidualFlow, x: Tensor, truncations: tuple[Truncati
 
 
 def times(seconds: np.ndarray) -> str:
-    """What `compare` has measured, in words."""
+    """The result of `compare` in words."""
     totals = seconds.sum(2)  # (n, 2)
-    ratio = median_interval(totals[:, 0] / totals[:, 1])
     share = np.median(seconds[:, :, 1] / totals, axis=0)
-    return (
-        f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of normflows' time (median and "
-        f"99 % interval, n = {ratio.n} interleaved pairs; ours {np.median(totals[:, 0]):.3g} s); "
-        f"updates take {share[0]:.0%} of ours, {share[1]:.0%} of theirs"
-    )
+    words = of_their_time(totals[:, 0] / totals[:, 1], f"; ours {np.median(totals[:, 0]):.3g} s")
+    return f"{words}; updates take {share[0]:.0%} of ours, {share[1]:.0%} of theirs"
 
 
 def peaks(flow: ResidualFlow, x: Tensor) -> str:
-    """The most memory that steps of either hold, in words."""
+    """Peak memory of a step of each, in words."""
     few, some, many = (peak(ours(flow, same_gradient(Fixed(n))), x) for n in (5, N_TERMS, 50))
     peer = peak(theirs(flow, Fixed(N_TERMS)), x)
     return (
@@ -170,13 +111,13 @@ def peaks(flow: ResidualFlow, x: Tensor) -> str:
 def compare(flow: ResidualFlow, x: Tensor, truncation: Truncation) -> np.ndarray:
     """Seconds of interleaved steps, (n, [ours, theirs], [gradient and Adam, update])."""
     with normflows_seeded(0):
-        pair = [steps(ours(flow, same_gradient(truncation)), x), steps(theirs(flow, truncation), x)]
-        seconds = [[next(learner) for learner in pair] for _ in range(N_WARM_UP + N_REPEATS)]
-    return np.asarray(seconds[N_WARM_UP:])
+        mine = steps(ours(flow, same_gradient(truncation)), x)
+        its = steps(theirs(flow, truncation), x)
+        return np.asarray(interleaved([lambda: next(mine), lambda: next(its)]))
 
 
 def steps(learner: Learner, x: Tensor) -> Iterator[tuple[float, float]]:
-    """One training step after the other, on the same batch: seconds of its two parts."""
+    """Seconds of the two parts of each training step, always on the same batch."""
     optimiser = torch.optim.Adam(learner.flow.parameters(), lr=LEARNING_RATE, fused=True)
     while True:
         start = time.perf_counter()
@@ -189,10 +130,10 @@ def steps(learner: Learner, x: Tensor) -> Iterator[tuple[float, float]]:
 
 
 def peak(learner: Learner, x: Tensor) -> int:
-    """Bytes that a step holds at most, beyond the parameters and Adam's moments."""
+    """Peak bytes of a step, beyond the parameters and Adam's moments."""
     with normflows_seeded(0):
         one_after_another = steps(learner, x)
-        next(one_after_another)  # makes the moments
+        next(one_after_another)  # allocates the moments
         learner.flow.zero_grad()
         return peak_bytes(lambda: next(one_after_another), "cpu")
 
@@ -200,8 +141,8 @@ def peak(learner: Learner, x: Tensor) -> int:
 def gradient_difference(flow: ResidualFlow, x: Tensor) -> float:
     """max over parameters of g of ||ours - theirs|| / ||ours||, from the same probes.
 
-    Without weights whose norm is `KINK` from where normalisation sets in: ours begins there by 1e-6
-    of the norm earlier, as its promise needs, and the gradient of max(1, .) jumps.
+    Weights whose norm is within `KINK` of the normalisation threshold are left out: the gradient of
+    max(1, .) jumps there, and ours normalises from 1e-6 of the norm earlier, to keep its promise.
     """
     seed = 0
     with normflows_seeded(seed):
@@ -216,7 +157,7 @@ def gradient_difference(flow: ResidualFlow, x: Tensor) -> float:
 
 
 def _at_the_kink(flow: ResidualFlow) -> list[bool]:
-    """Whether it is such a weight, of each parameter of each g."""
+    """For each parameter of each g: whether it is such a weight."""
     weights = {
         layer.weight
         for layer in flow.modules()
@@ -231,33 +172,18 @@ def _ratio(layer: Linear) -> float:
     return float(torch.dot(u, torch.mv(layer.weight.detach(), v)) * share)
 
 
-def branch_gradients(learner: Learner) -> list[Tensor]:
-    """Of the parameters of each g, from data to latent, in one order for both."""
-    if isinstance(learner.flow, ResidualFlow):
-        branches: list[Any] = [block.branch for block in learner.flow.blocks]
-    else:
-        branches = normflows_nets(learner.flow)
-    return [p.grad.flatten() for branch in branches for p in branch.parameters()]
-
-
 def conv_flow_and_points() -> tuple[ResidualFlow, Tensor]:
-    """Six blocks, untrained, on one scale, without a logit; their operators see the same grid."""
+    """Six untrained blocks on one scale without a logit, and a batch; both have the same grid."""
     x = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     flow = image_flow((1, 8, 8), MultiScale(1, 6, (32, 32), n_tail=0, margin=None))
     flow.initialise(x)
     return flow, x
 
 
-class TrainingAgainstNormflows:
-    """The ratio of times on the untrained flow, for asv; skipped where normflows is missing."""
+class TrainingAgainstNormflows(TimeRatio):
+    """Time of a training step, ours over theirs."""
 
     version = "2"
-    unit = "ours/theirs"
-    timeout = 600
-
-    def setup(self) -> None:
-        skip_without_normflows()
-        self.flow, self.x = flow_and_points("init")
 
     @described(name="training_against_normflows.TrainingAgainstNormflows.track_time_ratio")
     def track_time_ratio(self) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def test_patches_of_the_photographs() -> None:
     assert not torch.equal(dataset.train, other.train)
     assert len(dataset.train.unique(dim=0)) > 1990  # the sky repeats itself now and then
     assert 30 < dataset.train.float().std() < 120
-    with pytest.raises(ValueError, match="n_test of 1 to 119480, the positions there are; got 0"):
+    with pytest.raises(ValueError, match="n_test of 1 to 119480, the number of positions; got 0"):
         data.patches(n_train=10, n_test=0)
     with pytest.raises(ValueError, match="n_train of 1 to 369976"):
         data.patches(n_train=10**6)

@@ -13,7 +13,7 @@ from scipy import integrate, special, stats
 from torch import Tensor
 
 from resflow_bench import data
-from resflow_bench.data import DENSITIES, Density
+from resflow_bench.data import DENSITIES, PlaneDensity
 
 STEP = 0.875 / 20  # 20 to a square of the checkerboard, so that no midpoint is on an edge
 N_STEPS = 160  # the box [-3.5, 3.5]^2 holds all but 1e-8 of each density
@@ -31,7 +31,7 @@ def grid() -> Tensor:
 
 
 @cache
-def on_grid(density: Density) -> Tensor:
+def on_grid(density: PlaneDensity) -> Tensor:
     """ln p at the midpoints; their sum converges faster than any power of STEP for smooth p."""
     return density.log_prob(grid())
 
@@ -57,7 +57,7 @@ def chi_square_z(points: Tensor, log_prob: Tensor) -> float:
     return float((((observed - expected) ** 2 / expected).sum() - freedom) / (2 * freedom) ** 0.5)
 
 
-def likelihood_z(points: Tensor, density: Density, log_prob: Tensor) -> float:
+def likelihood_z(points: Tensor, density: PlaneDensity, log_prob: Tensor) -> float:
     """How far the mean log-density of points is from minus the entropy, in standard errors."""
     values = density.log_prob(points)
     if not values.isfinite().all():

@@ -31,7 +31,7 @@ from resflow_bench.flows import (
 from resflow_bench.flows.copies import in_float64, memoised
 from resflow_bench.layers import LinearBranch, LipSwish, mlp_branch
 from suites.comparisons import inverse as against
-from suites.comparisons import log_prob as against_normflows
+from suites.comparisons import pairs
 
 DOUBLE = torch.float64
 DIM = 8
@@ -270,7 +270,7 @@ def test_the_comparison_with_normflows_is_of_one_map(monkeypatch, capsys) -> Non
     assert 1e-6 < off < 0.05 < of_nothing
     ours, theirs = against.errors(flow, z)
     assert ours.error <= ours.bound < 1e-3 * theirs.error
-    monkeypatch.setattr(against_normflows, "N_REPEATS", 10)
+    monkeypatch.setattr(pairs, "N_REPEATS", 10)
     assert (against.compare(flow, z) > 0).all()
     monkeypatch.setattr(against, "flow_and_points", lambda model: (flow, z))
     monkeypatch.setattr(against, "minus_identity", lambda lipschitz: minus_identity(0.5))
@@ -281,6 +281,6 @@ def test_the_comparison_with_normflows_is_of_one_map(monkeypatch, capsys) -> Non
     face = against.InverseAgainstNormflows()
     face.setup()
     assert len(face.track_time_ratio()["samples"]) == 10
-    monkeypatch.setattr(against_normflows, "find_spec", lambda name: None)
+    monkeypatch.setattr(pairs, "find_spec", lambda name: None)
     with pytest.raises(NotImplementedError, match="peers"):
         face.setup()

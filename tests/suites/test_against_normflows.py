@@ -16,12 +16,18 @@ from resflow_bench.data import Dataset, digits_images
 from resflow_bench.flows import Logit, MultiScale, ResidualFlow, image_flow
 from resflow_bench.logdet import Exact, Fixed, Gaussian, Geometric, LogDetEstimator, Roulette
 from resflow_bench.peers.normflows import normflows_flow, normflows_nets, normflows_seeded
-from suites.comparisons import density as density_against_normflows
-from suites.comparisons import log_prob as against_normflows
-from suites.comparisons import training as training_against_normflows
-from suites.comparisons.density import Course, Look, certified, exact_log_prob
-from suites.comparisons.gradients import Reached, outcome
-from suites.comparisons.training import THEIR_ROULETTE, ours, theirs
+from suites.comparisons import density, log_prob, pairs, training
+from suites.comparisons.density import Evaluation, TrainingSpec
+from suites.comparisons.gradients import TimeToMatch, outcome
+from suites.comparisons.learners import (
+    THEIR_ROULETTE,
+    Learner,
+    branch_gradients,
+    certified,
+    exact_log_prob,
+    ours,
+    theirs,
+)
 
 pytestmark = pytest.mark.skipif(
     find_spec("normflows") is None,
@@ -68,7 +74,7 @@ def gradient_difference(flow: ResidualFlow, x: torch.Tensor, mine: int, its: int
     with normflows_seeded(5):
         for learner in pair:
             learner.loss(x).backward()
-    gradients = map(training_against_normflows.branch_gradients, pair)
+    gradients = map(branch_gradients, pair)
     return max(float((a - b).norm() / a.norm()) for a, b in zip(*gradients, strict=True))
 
 
@@ -142,12 +148,12 @@ def test_peaks_are_flat_in_the_number_of_terms() -> None:
     """Ours, and theirs in the mode compared with; their plain series, the twin, is not."""
     flow, x = mlp()
 
-    def plain(flow: ResidualFlow, truncation: Fixed) -> training_against_normflows.Learner:
+    def plain(flow: ResidualFlow, truncation: Fixed) -> Learner:
         peer = normflows_flow(flow, reduce_memory=False, n_power_series=truncation.n_terms)
-        return training_against_normflows.Learner(peer, peer.forward_kld, lambda: None)
+        return Learner(peer, peer.forward_kld, lambda: None)
 
     def growth(make) -> float:
-        few, many = (training_against_normflows.peak(make(flow, Fixed(n)), x) for n in (5, 50))
+        few, many = (training.peak(make(flow, Fixed(n)), x) for n in (5, 50))
         return many / few
 
     assert growth(lambda flow, n: ours(flow, LogDetEstimator(Gaussian(), n))) < 1.05
@@ -156,12 +162,12 @@ def test_peaks_are_flat_in_the_number_of_terms() -> None:
 
 
 def test_the_page_of_a_small_flow(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(training_against_normflows, "N_REPEATS", 2)
+    monkeypatch.setattr(pairs, "N_REPEATS", 2)
     flow, x = mlp()
-    seconds = training_against_normflows.compare(flow, x, THEIR_ROULETTE)
+    seconds = training.compare(flow, x, THEIR_ROULETTE)
     assert seconds.shape == (2, 2, 2)
     assert (seconds > 0).all()
-    training_against_normflows.report("small", flow, x, (Fixed(3),))
+    training.report("small", flow, x, (Fixed(3),))
     said = capsys.readouterr().out
     for words in ("small, B = 32", "fixed(3), threads: 1", "updates take", "ours at 50 terms"):
         assert words in said
@@ -169,24 +175,23 @@ def test_the_page_of_a_small_flow(monkeypatch, capsys) -> None:
 
 def test_times_are_ratios_of_whole_steps() -> None:
     """Ours 3 + 1 s, theirs 7 + 1 s: half the time, a quarter and an eighth of it updates."""
-    said = training_against_normflows.times(np.array([[[3.0, 1.0], [7.0, 1.0]]] * 10))
+    said = training.times(np.array([[[3.0, 1.0], [7.0, 1.0]]] * 10))
     assert said.startswith("0.500 [0.500, 0.500]")
     assert "updates take 25% of ours, 12% of theirs" in said
 
 
 def test_a_race_that_is_not_won_is_said() -> None:
     """Half the seconds in three quarters of the steps, twice; then one that never got there."""
-    won, lost = Reached(0.5, 0.75), Reached(math.inf, math.inf)
+    won, lost = TimeToMatch(0.5, 0.75), TimeToMatch(math.inf, math.inf)
     assert outcome([won]) == "0.500, in 0.750 of their steps; seeds: 1"
     assert outcome([won, won]).startswith("0.500 [0.500, 0.500] (99 % by t), in 0.750")
     assert outcome([won, lost]) == "not reached in as many steps with 1 of 2 seeds"
 
 
-@pytest.mark.parametrize("suite", [against_normflows, training_against_normflows])
+@pytest.mark.parametrize("suite", [log_prob, training])
 def test_the_asv_face_tracks_ratios(suite, monkeypatch) -> None:
-    for module in (against_normflows, suite):
-        monkeypatch.setattr(module, "N_REPEATS", 1)
-        monkeypatch.setattr(module, "N_TERMS", 2)
+    monkeypatch.setattr(pairs, "N_REPEATS", 1)
+    monkeypatch.setattr(suite, "N_TERMS", 2)
     (name,) = (name for name in vars(suite) if name.endswith("AgainstNormflows"))
     face = getattr(suite, name)()
     face.setup()
@@ -194,7 +199,7 @@ def test_the_asv_face_tracks_ratios(suite, monkeypatch) -> None:
     tracked = getattr(face, track)()
     assert len(tracked["samples"]) == 1
     assert tracked["samples"][0] > 0
-    monkeypatch.setattr(against_normflows, "find_spec", lambda name: None)
+    monkeypatch.setattr(pairs, "find_spec", lambda name: None)
     with pytest.raises(NotImplementedError, match="peers"):
         face.setup()
 
@@ -203,34 +208,34 @@ def test_the_asv_face_tracks_ratios(suite, monkeypatch) -> None:
 def toy(monkeypatch) -> None:
     x = torch.randn(600, 2, generator=torch.Generator().manual_seed(0))
     data = Dataset("toy", train=x[:500], test=x[500:])
-    monkeypatch.setattr(density_against_normflows, "dataset_named", lambda name: data)
-    monkeypatch.setattr(density_against_normflows, "N_BLOCKS", 2)
+    monkeypatch.setattr(density, "dataset_named", lambda name: data)
+    monkeypatch.setattr(density, "N_BLOCKS", 2)
 
 
-def test_a_course_repeats_to_the_bit(toy) -> None:
+def test_a_training_repeats_to_the_bit(toy) -> None:
     for whose in ("ours", "theirs"):
         mine, again, other = (
-            density_against_normflows.train(Course("toy", seed, whose, 4)) for seed in (0, 0, 1)
+            density.train(TrainingSpec("toy", seed, whose, 4)) for seed in (0, 0, 1)
         )
         assert [look.step for look in mine] == [1, 2, 4]
         assert mine[-1].log_prob.shape == (100,)
         values = [looks[-1].log_prob.tolist() for looks in (mine, again, other)]
         assert values[0] == values[1] != values[2]
-        assert 0 < mine[-1].certified < density_against_normflows.LIPSCHITZ * 1.01
+        assert 0 < mine[-1].certified < density.LIPSCHITZ * 1.01
 
 
 def test_both_begin_with_the_same_density_and_see_the_same_batches(toy, monkeypatch) -> None:
     """A seed of its own is seen in both."""
     seen = []
 
-    def see(learner, x_of_steps, course) -> list[int]:
+    def see(learner, x_of_steps, spec) -> list[int]:
         x = torch.stack(list(x_of_steps))
         seen.append((exact_log_prob(learner.flow, x[0]), x))
         return []
 
-    monkeypatch.setattr(density_against_normflows, "fit", see)
+    monkeypatch.setattr(density, "fit", see)
     for whose, seed in (("ours", 0), ("theirs", 0), ("theirs", 1)):
-        density_against_normflows.train(Course("toy", seed, whose, 4))
+        density.train(TrainingSpec("toy", seed, whose, 4))
     mine, its, other = seen
     torch.testing.assert_close(mine[0], its[0], rtol=0, atol=1e-4)
     assert torch.equal(mine[1], its[1])
@@ -239,10 +244,10 @@ def test_both_begin_with_the_same_density_and_see_the_same_batches(toy, monkeypa
 
 
 def test_batches_are_drawn_without_replacement(monkeypatch) -> None:
-    monkeypatch.setattr(density_against_normflows, "BATCH_SIZE", 4)
+    monkeypatch.setattr(density, "BATCH_SIZE", 4)
     x = torch.arange(10.0)[:, None]
     data = Dataset("ten", x, x)
-    drawn = list(density_against_normflows.batches(data, 5, torch.Generator().manual_seed(0)))
+    drawn = list(density.batches(data, 5, torch.Generator().manual_seed(0)))
     assert [len(batch) for batch in drawn] == [4] * 5
     for first, second in islice(zip(drawn[::2], drawn[1::2], strict=False), 2):
         assert len({*first.flatten().tolist(), *second.flatten().tolist()}) == 8
@@ -252,9 +257,7 @@ def test_digits_are_dequantised_afresh_in_every_batch() -> None:
     """And land in logit space, from where the counts can be read again."""
     data = digits_images()
     generator = torch.Generator().manual_seed(0)
-    first, second = (
-        density_against_normflows.vectors(data, data.train[:4], generator) for _ in range(2)
-    )
+    first, second = (density.vectors(data, data.train[:4], generator) for _ in range(2))
     assert first.shape == (4, 64)
     assert not torch.equal(first, second)
     for x in (first, second):
@@ -265,14 +268,14 @@ def test_digits_are_dequantised_afresh_in_every_batch() -> None:
 def test_a_verdict_is_ours_minus_theirs() -> None:
     """Differences 1 and 3 over two seeds: 2, within 2 +- 63.66 by Student's law."""
 
-    def looks(step: int, held_out: float, fitted: float, certified: float) -> list[Look]:
-        return [Look(step, np.array([held_out, held_out + 1]), fitted, certified)]
+    def looks(step: int, held_out: float, fitted: float, certified: float) -> list[Evaluation]:
+        return [Evaluation(step, np.array([held_out, held_out + 1]), fitted, certified)]
 
-    pairs = [
+    trained = [
         (looks(8, 1.0, 5.0, 0.9), looks(8, 0.0, 5.0, 1.1)),
         (looks(8, 2.0, 5.0, 0.8), looks(8, -1.0, 5.0, 0.9)),
     ]
-    lines = list(density_against_normflows.verdict("toy", pairs))
+    lines = list(density.verdict("toy", trained))
     assert lines[0] == "toy"
     assert lines[1].startswith(
         "  after 8 steps: held-out +2.0000 [-61.6567, +65.6567] (ours 2.000)"
@@ -288,10 +291,10 @@ def test_a_verdict_is_ours_minus_theirs() -> None:
 
 
 def test_commands_say_what_is_wrong(monkeypatch) -> None:
-    answer = CliRunner().invoke(density_against_normflows.main, ["sunflowers"])
+    answer = CliRunner().invoke(density.main, ["sunflowers"])
     assert answer.exit_code == 2
     assert "sunflowers" in answer.output
-    monkeypatch.setattr(against_normflows, "find_spec", lambda name: None)
-    for main in (against_normflows.main, training_against_normflows.main):
+    monkeypatch.setattr(pairs, "find_spec", lambda name: None)
+    for main in (log_prob.main, training.main):
         with pytest.raises(SystemExit, match=r"pip install -e '\.\[peers\]'"):
             main()

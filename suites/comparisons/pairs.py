@@ -1,0 +1,90 @@
+"""Interleaved calls of two implementations, and the flow that the comparisons share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from resflow_bench.intervals import median_interval
+from resflow_bench.lab.cells import Cell
+from resflow_bench.models.build import build_flow, build_points
+from resflow_bench.speed.timing import elapsed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from resflow_bench.flows import ResidualFlow
+
+T = TypeVar("T")
+
+N_TERMS = 20
+N_REPEATS = 30
+N_WARM_UP = 3
+BATCH_SIZE = 256
+
+
+def need_normflows() -> None:
+    """End the program, naming the remedy, if normflows is not installed."""
+    if find_spec("normflows") is None:
+        raise SystemExit(
+            "normflows is not installed; .venv/bin/pip install -e '.[peers]' installs it"
+        )
+
+
+def flow_and_points(model: str) -> tuple[ResidualFlow, Tensor]:
+    """The MLP flow, d = 64, K = 0.9, float32, of `model` "trained" or "init", and a batch."""
+    cell = Cell(
+        "throughput",
+        {"model": model, "dim": 64, "lipschitz": 0.9, "dtype": "float32", "device": "cpu"},
+    )
+    return build_flow(cell, Path("results")), build_points(cell, BATCH_SIZE)
+
+
+def interleaved(calls: Sequence[Callable[[], T]]) -> list[list[T]]:
+    """Results of the calls in turn, `N_REPEATS` rounds of them after `N_WARM_UP` unused ones."""
+    return [[call() for call in calls] for _ in range(N_WARM_UP + N_REPEATS)][N_WARM_UP:]
+
+
+def ratios(one: Callable[[], object], other: Callable[[], object]) -> np.ndarray:
+    """Seconds of one / seconds of the other in interleaved pairs, (n,)."""
+    seconds = interleaved([lambda: elapsed(one), lambda: elapsed(other)])
+    return np.asarray([a / b for a, b in seconds])
+
+
+def in_words(pairs: np.ndarray, what: str = "", besides: str = "") -> str:
+    """The median ratio of the pairs, its 99 % interval and their number."""
+    ratio = median_interval(pairs)
+    return (
+        f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]{what} (median and 99 % interval, "
+        f"n = {ratio.n} interleaved pairs{besides})"
+    )
+
+
+def of_their_time(pairs: np.ndarray, besides: str = "") -> str:
+    """The same as a share of normflows' time."""
+    return in_words(pairs, " of normflows' time", besides)
+
+
+def say(line: str) -> None:
+    """Print a line on standard output."""
+    print(line, flush=True)  # noqa: T201
+
+
+class TimeRatio:
+    """Base of an asv class whose samples are ratios of times, on the untrained flow.
+
+    asv skips it where normflows is not installed.
+    """
+
+    version = "1"
+    unit = "ours/theirs"
+    timeout = 600
+
+    def setup(self) -> None:
+        if find_spec("normflows") is None:
+            raise NotImplementedError("needs the `peers` extra")
+        self.flow, self.x = flow_and_points("init")
