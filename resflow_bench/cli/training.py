@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from resflow_bench.lab.store import Run
-    from resflow_bench.training.course import Course
+    from resflow_bench.training.plan import Course
 
 
 @cli.command()
@@ -55,7 +55,7 @@ def train(data: Path, results: Path, resume: str | None, **asked: Any) -> int:
     from resflow_bench.data import DATASETS, dataset_named
     from resflow_bench.lab.store import Store
     from resflow_bench.lab.watch import watching
-    from resflow_bench.training.course import Course, begin
+    from resflow_bench.training.plan import Course, begin
     from resflow_bench.training.run import train as carry_out
 
     with refusals(ValueError), watching() as listen:
@@ -94,7 +94,7 @@ def _learnt(trained: Run, course: Course) -> Iterator[str]:
     """The last held-out log-likelihood, where the weights are, and how to load them."""
     from resflow_bench.analysis.tables import wide
     from resflow_bench.analysis.words import with_interval
-    from resflow_bench.training.course import TRAINING
+    from resflow_bench.training.plan import TRAINING
     from resflow_bench.training.run import Files
 
     rows = wide(trained.frame(TRAINING.name))

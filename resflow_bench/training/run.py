@@ -24,9 +24,10 @@ from resflow_bench.lab.store import Run, StoreError
 from resflow_bench.lab.suite import Context
 from resflow_bench.lab.workers import FAILURES, explain
 from resflow_bench.threads import one_thread
-from resflow_bench.training.course import TRAINING, Course
+from resflow_bench.training.plan import TRAINING, Course
+from resflow_bench.training.recipe import finite_moments_estimator
 from resflow_bench.training.trainer import Diverged, Trainer
-from resflow_bench.training.weights import SECONDS_BETWEEN_CHECKPOINTS, save_whole, tame
+from resflow_bench.training.weights import SECONDS_BETWEEN_CHECKPOINTS, save_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -259,7 +260,9 @@ class _Session:
         """log p of the test points by the averaged weights, if all are finite; else how many."""
         generator = torch.Generator(self.course.device)
         generator.manual_seed(self.context.generator_seed(cell, "test"))
-        flow = self.trainer.averaged().with_estimator(tame(self.course.recipe.lipschitz))
+        flow = self.trainer.averaged().with_estimator(
+            finite_moments_estimator(self.course.recipe.lipschitz)
+        )
         log_prob = _log_prob(flow, self.data, generator)
         n, n_lost = len(log_prob), sum(not math.isfinite(value) for value in log_prob)
         if n_lost:

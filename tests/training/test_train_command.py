@@ -32,10 +32,10 @@ from resflow_bench.lab import watch
 from resflow_bench.lab.store import Store
 from resflow_bench.logdet import exact_log_det
 from resflow_bench.threads import one_thread
-from resflow_bench.training.course import PRESETS, TRAINING, Course
+from resflow_bench.training.plan import PRESETS, TRAINING, Course
+from resflow_bench.training.recipe import finite_moments_estimator
 from resflow_bench.training.run import Standing
 from resflow_bench.training.trainer import Trainer
-from resflow_bench.training.weights import tame
 from suites.training import figures
 
 
@@ -53,7 +53,9 @@ def call(tmp_path: Path) -> Iterator[Call]:
 @pytest.fixture(scope="module")
 def by_hand() -> tuple[Trainer, list[float]]:
     """The trainer alone, without a run around it, and its losses."""
-    flow = architecture_named("mlp")((2,), 0.9).with_estimator(tame(0.9, per="batch"))
+    flow = architecture_named("mlp")((2,), 0.9).with_estimator(
+        finite_moments_estimator(0.9, per="batch")
+    )
     trainer = Trainer(flow, dataset_named("checkerboard"), SETTINGS)
     with one_thread():
         return trainer, [trainer.step() for _ in range(STEPS)]
@@ -118,7 +120,10 @@ def test_the_held_out_likelihood_is_that_of_the_averaged_weights(whole: Whole) -
     @torch.no_grad()
     def z(flow: ResidualFlow) -> float:
         exact = flow.with_estimator(Exact()).log_prob(x).double().mean()
-        draws = [flow.with_estimator(tame(0.9)).log_prob(x, generator).mean() for _ in range(12)]
+        draws = [
+            flow.with_estimator(finite_moments_estimator(0.9)).log_prob(x, generator).mean()
+            for _ in range(12)
+        ]
         return (value - float(exact)) / float(torch.stack(draws).std())
 
     flow = architecture_named("mlp")((2,), 0.9)
@@ -131,7 +136,9 @@ class Exact:
     """The log-det itself, where an estimator is expected."""
 
     def __call__(self, g, x, generator=None):
-        return tame(0.9)(g, x, generator)._replace(value=exact_log_det(g, x).to(x))
+        return finite_moments_estimator(0.9)(g, x, generator)._replace(
+            value=exact_log_det(g, x).to(x)
+        )
 
 
 def test_the_end_says_where_the_weights_are_and_the_three_lines_load_them(

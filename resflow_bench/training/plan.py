@@ -15,8 +15,8 @@ from resflow_bench.lab.plan import now
 from resflow_bench.lab.provenance import provenance
 from resflow_bench.lab.suite import Skip, Suite
 from resflow_bench.speed.doctor import findings
+from resflow_bench.training.recipe import Recipe, finite_moments_estimator
 from resflow_bench.training.trainer import Training
-from resflow_bench.training.weights import Recipe, tame
 
 if TYPE_CHECKING:
     from resflow_bench.data import Dataset
@@ -115,7 +115,7 @@ class Course:
         changed = {name: told[option] for option, name in _SETTINGS.items() if option in told}
         settings = replace(settings, **changed)
         settings = replace(settings, warm_up=min(settings.warm_up, settings.n_steps // 10))
-        objective = tame(told["lipschitz"], per="batch")
+        objective = finite_moments_estimator(told["lipschitz"], per="batch")
         recipe = Recipe(told["architecture"], data.name, told["lipschitz"], settings, objective)
         n_test = N_TEST[told["preset"]]
         course = cls(recipe, data.event, data.digest, told["preset"], n_test, told["device"])
@@ -136,7 +136,7 @@ class Course:
             recipe = Recipe(
                 **{n: told[n] for n in names},
                 training=Training(**told["settings"]),
-                objective=tame(told["lipschitz"], per="batch"),
+                objective=finite_moments_estimator(told["lipschitz"], per="batch"),
             )
             event, n_test, device = tuple(told["event"]), told["n_test"], told["device"]
             course = cls(recipe, event, told["digest"], about["preset"], n_test, device)
