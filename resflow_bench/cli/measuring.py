@@ -83,7 +83,7 @@ def run(
 
     Ctrl-C keeps every finished cell; --resume goes on from there, to the same numbers.
     """
-    from resflow_bench.lab.progress import progress
+    from resflow_bench.lab.progress import shown
     from resflow_bench.lab.provenance import cores
     from resflow_bench.lab.store import Store
     from resflow_bench.lab.sweep import sweep
@@ -96,7 +96,7 @@ def run(
             plan, measured = _begin(asked, store)
         else:
             plan, measured = _go_on(_given(asked), store.open(resume))
-    with refusals(), progress() as listen:
+    with refusals(), shown("{}/{} cells") as listen:
         tally = sweep(plan, measured, jobs or cores(), listen)
         no_more_signals(tally.signal)
     return _conclude(measured, tally, results)

@@ -28,13 +28,12 @@ from resflow_bench.analysis.tables import wide
 from resflow_bench.architectures import architecture_named
 from resflow_bench.data import dataset_named
 from resflow_bench.flows import ResidualFlow
-from resflow_bench.lab import watch
+from resflow_bench.lab.progress import Progress, shown
 from resflow_bench.lab.store import Store
 from resflow_bench.logdet import exact_log_det
 from resflow_bench.threads import one_thread
-from resflow_bench.training.plan import PRESETS, TRAINING, Course
+from resflow_bench.training.plan import PRESETS, TRAINING, TrainingPlan
 from resflow_bench.training.recipe import finite_moments_estimator
-from resflow_bench.training.run import Standing
 from resflow_bench.training.trainer import Trainer
 from suites.training import figures
 
@@ -187,8 +186,8 @@ def test_in_a_terminal_progress_is_a_bar(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
-    with watch.watching() as listen:
-        listen(Standing(20_000, 100, 7325.2, 2.5, 1.8, 0.9))
+    with shown("step {}/{}") as listen:
+        listen(Progress(100, 20_000, 7325.2, "loss 2.5 nat, 1.8 bits/dim, Lip(g) ≤ 0.9"))
     err = capsys.readouterr().err
     err = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", err)
     assert "100/20000 2:02:05 left" in err
@@ -294,12 +293,12 @@ def test_an_option_s_name_is_in_the_record_and_the_presets_are_whole() -> None:
     data = dataset_named("digits")
     assert PRESETS.keys() == {"smoke", "quick", "full"}
     for preset in PRESETS:
-        course = Course.of(data, {"preset": preset, "steps": 10})
-        assert course.recipe.architecture == "multiscale"
-        assert course.recipe.training.warm_up == 1, "a tenth of the steps at most"
-        assert {f"--{name.replace('_', '-')}={value}" for name, value in course.options.items()} - {
+        plan = TrainingPlan.requested(data, {"preset": preset, "steps": 10})
+        assert plan.recipe.architecture == "multiscale"
+        assert plan.recipe.training.warm_up == 1, "a tenth of the steps at most"
+        assert {f"--{name.replace('_', '-')}={value}" for name, value in plan.options.items()} - {
             "--dataset=digits"
-        } == set(course.record()["arguments"][2:])
+        } == set(plan.record()["arguments"][2:])
 
 
 # --- images
