@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @cli.command()
 @click.argument("dataset", required=False)
 @click.option("--preset", type=click.Choice(["smoke", "quick", "full"]),
-              help="Takes seconds, a minute, or has a paper's scale.  [default: quick]")  # fmt: skip
+              help="Takes seconds, a minute, or days.  [default: quick]")  # fmt: skip
 @click.option("--architecture", metavar="NAME", help="mlp, dense, conv or multiscale.  "
               "[default: multiscale for images, else mlp]")  # fmt: skip
 @click.option("--lipschitz", type=float, help="Constant promised for each branch.  [default: 0.9]")

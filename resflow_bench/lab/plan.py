@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from resflow_bench.lab.provenance import provenance
-from resflow_bench.speed.doctor import findings
+from resflow_bench.speed.doctor import checks_record
 
 if TYPE_CHECKING:
     from resflow_bench.lab.axes import Value
@@ -100,7 +100,7 @@ def begin(plan: Plan, store: Store) -> Run:
     """
     times = {"start": now(), "end": None, "status": "running"}
     about = provenance()
-    return store.create({**plan.record(), **times, **about, "doctor": findings(about)})
+    return store.create({**plan.record(), **times, **about, "doctor": checks_record(about)})
 
 
 def go_on(run: Run) -> list[str]:

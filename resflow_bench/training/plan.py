@@ -14,7 +14,7 @@ from resflow_bench.lab.observe import Observation
 from resflow_bench.lab.plan import now
 from resflow_bench.lab.provenance import provenance
 from resflow_bench.lab.suite import Skip, Suite
-from resflow_bench.speed.doctor import findings
+from resflow_bench.speed.doctor import checks_record
 from resflow_bench.training.recipe import Recipe, finite_moments_estimator
 from resflow_bench.training.trainer import Training
 
@@ -223,7 +223,7 @@ def begin(course: TrainingPlan, store: Store) -> Run:
     """
     times = {"start": now(), "end": None, "status": "running"}
     about = provenance()
-    return store.create({**course.record(), **times, **about, "doctor": findings(about)})
+    return store.create({**course.record(), **times, **about, "doctor": checks_record(about)})
 
 
 def _round_up(number: float) -> int:
