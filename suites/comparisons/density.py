@@ -1,19 +1,19 @@
-"""Trained alike, which learns the better density, ours or normflows, and who keeps the promise?
+"""Held-out likelihood and certified constants of ours and normflows after the same training.
 
     python -m suites.comparisons.density [--steps N] [--seeds 3] [DATASET...]
 
-Needs the `peers` extra. Both train the same blocks from the same weights, their ActNorms set from
-the same rows, on the same batches, with the same Adam and schedule. Theirs trains as its users do:
-roulette geometric(0.5) after two exact terms, Gaussian probes, the memory-saving Neumann gradient,
-five power iterations a layer after each step. Ours takes Rademacher probes and the roulette whose
-gradient has the same law, of 5 terms in the mean (6 products with J, theirs 5; see
-`training_against_normflows`), and certifies each update.
+Needs the `peers` extra. Both train the same blocks from the same weights, with ActNorms initialised
+from the same rows, on the same batches, with the same Adam and schedule. normflows uses its
+defaults: roulette geometric(0.5) after two exact terms, Gaussian probes, the memory-saving Neumann
+gradient, five power iterations per layer after each step. Ours uses Rademacher probes and the
+roulette whose gradient has the same law, of 5 terms on average (6 products with J, normflows 5; see
+`suites.comparisons.training`), and certifies each update.
 
-Digits are dequantised afresh in every batch and taken through the logit, before either flow.
+Digits are dequantised afresh in every batch and mapped by the logit before either flow.
 
-Both are judged by their exact log-determinant in float64, with the weights as the last update left
-them, on held-out data and on training data: the 1,437 digits are few enough to be overfitted within
-a hundred epochs, first by the flow that fits them faster.
+Both are evaluated by their exact log-determinant in float64, with the weights after the last
+update, on held-out and on training data: the 1,437 digits are few enough to be overfitted within a
+hundred epochs, and the flow that fits them faster overfits first.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from resflow_bench.intervals import mean_interval
 from resflow_bench.layers import LipSwish
 from resflow_bench.logdet import Exact, LogDetEstimator, Rademacher, exact_log_det
 from resflow_bench.peers.normflows import normflows_nets, normflows_seeded
-from suites.comparisons.log_prob import need_normflows, say
+from suites.comparisons.pairs import BATCH_SIZE, need_normflows, say
 from suites.comparisons.training import THEIR_ROULETTE, Learner, ours, theirs
 
 if TYPE_CHECKING:
@@ -53,28 +53,27 @@ DATASETS = ("checkerboard", "moons", "digits")
 OUR_ESTIMATOR = LogDetEstimator(Rademacher(), THEIR_ROULETTE)
 LIPSCHITZ = 0.9
 N_BLOCKS = 8
-BATCH_SIZE = 256
 CLIP_NORM = 10.0
-LOOKS = (1 / 8, 1 / 4, 1 / 2, 1)
-"""When both are judged, as shares of the training."""
+EVALUATED_AT = (1 / 8, 1 / 4, 1 / 2, 1)
+"""Shares of the training after which both are evaluated."""
 
 
 @dataclass(frozen=True)
-class Course:
-    """One training: of whom (ours or theirs), on what, from which seed, for how many steps."""
+class TrainingJob:
+    """One training of an implementation, "ours" or "theirs"."""
 
     dataset: str
     seed: int
-    whose: str
+    implementation: str
     n_steps: int
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a training has led to after some of its steps.
+class Evaluation:
+    """The flow of a training after some of its steps.
 
-    log_prob: exact, of each held-out example, nats, float64, (n,).
-    fitted: the mean of the same over as many training examples.
+    log_prob: exact log-likelihood of each held-out example, nats, float64, (n,).
+    fitted: mean exact log-likelihood of as many training examples.
     certified: the largest bound on the Lipschitz constant of a block.
     """
 
@@ -84,8 +83,8 @@ class Look:
     certified: float
 
 
-Pair = tuple[list[Look], list[Look]]
-"""The looks at ours and at theirs, from one seed."""
+EvaluationsOfBoth = tuple[list[Evaluation], list[Evaluation]]
+"""The evaluations of ours and of theirs, from one seed."""
 
 
 @click.command()
@@ -97,46 +96,48 @@ def main(datasets: tuple[str, ...], steps: int, seeds: int, jobs: int) -> None:
     """Print the difference of the held-out log-likelihoods, and both certified constants."""
     need_normflows()
     names = datasets or DATASETS
-    courses = [
-        Course(name, seed, whose, steps)
-        for seed, name, whose in product(range(seeds), names, ("ours", "theirs"))
+    trainings = [
+        TrainingJob(name, seed, implementation, steps)
+        for seed, name, implementation in product(range(seeds), names, ("ours", "theirs"))
     ]
-    looks = train_all(courses, jobs)
+    evaluations = train_all(trainings, jobs)
     say(
-        f"log-likelihood, ours - normflows {version('normflows')}, nats an example: mean over "
+        f"log-likelihood, ours - normflows {version('normflows')}, nats per example: mean over "
         f"{seeds} seeds [99 % by t]"
     )
     for name in names:
-        pairs: list[Pair] = [
-            (looks[Course(name, seed, "ours", steps)], looks[Course(name, seed, "theirs", steps)])
+        pairs: list[EvaluationsOfBoth] = [
+            (
+                evaluations[TrainingJob(name, seed, "ours", steps)],
+                evaluations[TrainingJob(name, seed, "theirs", steps)],
+            )
             for seed in range(seeds)
         ]
-        for line in verdict(name, pairs):
+        for line in summary(name, pairs):
             say(line)
 
 
-def verdict(name: str, pairs: list[Pair]) -> Iterator[str]:
+def summary(name: str, pairs: list[EvaluationsOfBoth]) -> Iterator[str]:
     """The lines about one dataset."""
     yield name
-    for i in range(len(pairs[0][0])):
-        looks = [(mine[i], its[i]) for mine, its in pairs]
-        held_out = [a.log_prob.mean() - b.log_prob.mean() for a, b in looks]
-        fitted = [a.fitted - b.fitted for a, b in looks]
-        level = np.mean([a.log_prob.mean() for a, _ in looks])
+    for both in zip(*(zip(*pair, strict=True) for pair in pairs), strict=True):
+        held_out = [ours.log_prob.mean() - theirs.log_prob.mean() for ours, theirs in both]
+        fitted = [ours.fitted - theirs.fitted for ours, theirs in both]
+        level = np.mean([ours.log_prob.mean() for ours, _ in both])
         yield (
-            f"  after {looks[0][0].step} steps: held-out {_interval(held_out)} (ours {level:.3f}), "
+            f"  after {both[0][0].step} steps: held-out {_interval(held_out)} (ours {level:.3f}), "
             f"training {_interval(fitted)}"
         )
-    for seed, (mine, its) in enumerate(pairs):
-        paired = mine[-1].log_prob - its[-1].log_prob
+    for seed, (our_run, their_run) in enumerate(pairs):
+        paired = our_run[-1].log_prob - their_run[-1].log_prob
         yield f"  seed {seed}, held-out, over its {len(paired)} examples: {_interval(paired)}"
-    for i, whose in enumerate(("ours", "theirs")):
-        largest = max(look.certified for pair in pairs for look in pair[i])
+    for i, implementation in enumerate(("ours", "theirs")):
+        largest = max(evaluation.certified for pair in pairs for evaluation in pair[i])
         last = max(pair[i][-1].certified for pair in pairs)
         yield (
-            f"  largest certified constant of a block, {whose}: {last:.4f} at the end, "
-            f"{largest:.4f} at any look, {'at or below' if largest <= LIPSCHITZ else 'ABOVE'} the "
-            f"promised {LIPSCHITZ}"
+            f"  largest certified constant of a block, {implementation}: {last:.4f} at the end, "
+            f"{largest:.4f} at any evaluation, "
+            f"{'at or below' if largest <= LIPSCHITZ else 'ABOVE'} the promised {LIPSCHITZ}"
         )
 
 
@@ -145,71 +146,71 @@ def _interval(samples: ArrayLike) -> str:
     return f"{interval.value:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
 
 
-def train_all(courses: list[Course], jobs: int) -> dict[Course, list[Look]]:
-    """Every course, in as many processes of one thread each; says how much time is left."""
-    looks = {}
+def train_all(trainings: list[TrainingJob], jobs: int) -> dict[TrainingJob, list[Evaluation]]:
+    """Run all trainings in `jobs` processes of one thread each, and print the time left."""
+    evaluations = {}
     start = time.monotonic()
     # CUDA and threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
-        min(jobs, len(courses)), context, initializer=torch.set_num_threads, initargs=(1,)
+        min(jobs, len(trainings)), context, initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
-        running = {pool.submit(train, course): course for course in courses}
+        running = {pool.submit(train, training): training for training in trainings}
         for future in as_completed(running):
-            course = running[future]
-            looks[course] = future.result()
-            left = (time.monotonic() - start) * (len(courses) / len(looks) - 1)
+            training = running[future]
+            evaluations[training] = future.result()
+            left = (time.monotonic() - start) * (len(trainings) / len(evaluations) - 1)
             click.echo(
-                f"{len(looks)}/{len(courses)} trainings, {course.dataset} seed {course.seed} "
-                f"{course.whose} done, about {left:.0f} s left",
+                f"{len(evaluations)}/{len(trainings)} trainings, {training.dataset} seed "
+                f"{training.seed} {training.implementation} done, about {left:.0f} s left",
                 err=True,
             )
-    return looks
+    return evaluations
 
 
-def train(course: Course) -> list[Look]:
-    """The training, looked at on the way.
+def train(training: TrainingJob) -> list[Evaluation]:
+    """Train, and evaluate the flow after each share in `EVALUATED_AT`.
 
     Raises:
-        ArithmeticError: a loss that is not finite.
+        ArithmeticError: if a loss is not finite.
     """
-    data = dataset_named(course.dataset)
-    generator = torch.Generator().manual_seed(course.seed)
+    data = dataset_named(training.dataset)
+    generator = torch.Generator().manual_seed(training.seed)
     flow = initial_flow(math.prod(data.event), generator)
     flow.initialise(vectors(data, data.train[:BATCH_SIZE], generator))
-    is_ours = course.whose == "ours"
-    looks = {max(1, round(share * course.n_steps)) for share in LOOKS}
-    with normflows_seeded(course.seed):
-        learner = (
-            ours(flow, OUR_ESTIMATOR, course.seed) if is_ours else theirs(flow, THEIR_ROULETTE)
-        )
-        steps = fit(learner, batches(data, course.n_steps, generator), course)
-        return [look(learner.flow, data, step) for step in steps if step in looks]
+    evaluated = {max(1, round(share * training.n_steps)) for share in EVALUATED_AT}
+    with normflows_seeded(training.seed):
+        if training.implementation == "ours":
+            learner = ours(flow, OUR_ESTIMATOR, training.seed)
+        else:
+            learner = theirs(flow, THEIR_ROULETTE)
+        steps = fit(learner, batches(data, training.n_steps, generator), training)
+        return [evaluate(learner.flow, data, step) for step in steps if step in evaluated]
 
 
-def look(flow: nn.Module, data: Dataset, step: int) -> Look:
-    """How good a flow is after a step."""
+def evaluate(flow: nn.Module, data: Dataset, step: int) -> Evaluation:
+    """The likelihoods and the certified constant of the flow after a step."""
     held_out, fitted = (
         exact_log_prob(flow, vectors(data, rows, torch.Generator().manual_seed(0)))
         for rows in (data.test, data.train[: len(data.test)])
     )
-    return Look(step, held_out.numpy(), float(fitted.mean()), certified(flow))
+    return Evaluation(step, held_out.numpy(), float(fitted.mean()), certified(flow))
 
 
 def vectors(data: Dataset, rows: Tensor, generator: torch.Generator) -> Tensor:
-    """What both flows see of some rows, (B, d): images dequantised, in logit space."""
+    """The input of both flows for some rows, (B, d): images are dequantised, in logit space."""
     x = data.prepare(rows, generator)
     return x if data.n_levels is None else Logit()(x).flatten(1)
 
 
 def initial_flow(dim: int, generator: torch.Generator) -> ResidualFlow:
-    """Eight times ActNorm and a block of two hidden layers of max(2d, 64) LipSwish units."""
+    """Eight pairs of ActNorm and a block with two hidden layers of max(2d, 64) LipSwish units."""
     width = max(2 * dim, 64)
     return ResidualFlow.mlp(dim, (width, width), N_BLOCKS, LIPSCHITZ, generator=generator)
 
 
 def batches(data: Dataset, n: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """n batches, without replacement within an epoch."""
+    """n batches, drawn without replacement within an epoch."""
     rows = torch.empty(0, dtype=torch.long)
     for _ in range(n):
         if len(rows) < BATCH_SIZE:
@@ -218,23 +219,23 @@ def batches(data: Dataset, n: int, generator: torch.Generator) -> Iterator[Tenso
         rows = rows[BATCH_SIZE:]
 
 
-def fit(learner: Learner, x_of_steps: Iterator[Tensor], course: Course) -> Iterator[int]:
-    """Adam with a cosine down to a tenth, and clipped gradients; each step when it is done.
+def fit(learner: Learner, x_of_steps: Iterator[Tensor], training: TrainingJob) -> Iterator[int]:
+    """Train by Adam with clipped gradients and a cosine down to a tenth; yield each step's number.
 
-    The rate is the 1e-3 of the Residual Flows scripts, and 2e-2 in the plane, where a thousand
-    steps at that rate would leave a Gaussian.
+    The rate is 1e-3, as in the Residual Flows scripts, and 2e-2 in the plane, where a thousand
+    steps at 1e-3 would leave the density close to a Gaussian.
     """
     optimiser = torch.optim.Adam(learner.flow.parameters())
     for step, x in enumerate(x_of_steps, start=1):
         rate = 2e-2 if x.shape[1] == 2 else 1e-3
-        cosine = 0.5 * (1 + math.cos(math.pi * (step - 1) / course.n_steps))
+        cosine = 0.5 * (1 + math.cos(math.pi * (step - 1) / training.n_steps))
         for group in optimiser.param_groups:
             group["lr"] = rate * (0.1 + 0.9 * cosine)
         optimiser.zero_grad()
         loss = learner.loss(x)
         if not torch.isfinite(loss):
             raise ArithmeticError(
-                f"The loss of {course} is {loss.item()} at step {step}. Take other seeds or fewer "
+                f"The loss of {training} is {loss.item()} at step {step}. Use other seeds or fewer "
                 "steps."
             )
         loss.backward()
@@ -246,13 +247,15 @@ def fit(learner: Learner, x_of_steps: Iterator[Tensor], course: Course) -> Itera
 
 @torch.no_grad()
 def exact_log_prob(flow: Any, x: Tensor) -> Tensor:
-    """log p(x), (n,), nats, of ours or theirs, by dense Jacobians in float64."""
+    """log p(x) under a flow, ours or of normflows, by dense Jacobians in float64: (n,), nats."""
     flow, x = copy.deepcopy(flow).double(), x.double()
     if isinstance(flow, ResidualFlow):
         return flow.with_estimator(Exact()).log_prob(x)
+    from normflows.flows import Residual
+
     log_det = x.new_zeros(len(x))
     for layer in reversed(flow.flows):
-        if hasattr(layer, "iresblock"):
+        if isinstance(layer, Residual):
             net = layer.iresblock.nnet
             log_det += exact_log_det(net, x)
             x = x + net(x)
@@ -264,15 +267,17 @@ def exact_log_prob(flow: Any, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def certified(flow: nn.Module) -> float:
-    """The largest bound on the Lipschitz constant of a block, in ours or theirs."""
+    """The largest bound on the Lipschitz constant of a block of a flow, ours or of normflows."""
     if isinstance(flow, ResidualFlow):
         return max(block.branch.lipschitz_certified() for block in flow.blocks)
     return max(math.prod(map(_norm, net)) for net in normflows_nets(flow))
 
 
 def _norm(stage: Any) -> float:
-    """||W|| of the weight that their layer multiplies with, or the slope of their Swish."""
-    if not hasattr(stage, "compute_weight"):
+    """||W|| of the weight that a layer of normflows applies, or the largest slope of its Swish."""
+    from normflows.nets.lipschitz import Swish
+
+    if isinstance(stage, Swish):
         return LipSwish.lipschitz
     weight = stage.compute_weight(update=False)
     return float(torch.linalg.matrix_norm(weight.double(), 2))

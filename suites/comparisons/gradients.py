@@ -1,14 +1,15 @@
-"""How noisy is a training's gradient for its time, and what does that buy, against normflows?
+"""Noise of a training's gradient per time against normflows, and the training time it saves.
 
     python -m suites.comparisons.gradients [--steps N] [--seeds 3]
 
-Needs the `peers` extra. Two questions, about the flow of eight blocks with one hidden layer each:
+Needs the `peers` extra. Two measurements on flows of eight blocks with one hidden layer each:
 
-* The trained flow: sum over parameters of the variance of the gradient of mean -log p(x) over the
-  draws, times seconds, ours over theirs (in the memory-saving mode that its users train in).
-* The digits, from the same initial weights, on the same batches, with the same Adam: seconds until
-  ours has the held-out log-likelihood that theirs ends with, over theirs. For one seed also with a
-  gradient without any noise (`Determinant`): no estimator can do with fewer steps.
+* On the trained flow: the variance over draws of the gradient of mean -log p(x), summed over
+  parameters, times seconds; normflows, in its memory-saving mode, over ours.
+* On the digits, from the same initial weights, on the same batches, with the same Adam: the seconds
+  until ours reaches the final held-out log-likelihood of normflows, over the seconds of normflows.
+  For one seed also with a gradient without noise (`Determinant`), whose number of steps no
+  estimator can undercut.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import math
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -27,7 +27,6 @@ import torch
 from resflow_bench.data import dataset_named
 from resflow_bench.flows import ActNorm, ResidualBlock, ResidualFlow
 from resflow_bench.intervals import mean_interval, median_interval
-from resflow_bench.lab.cells import Cell
 from resflow_bench.layers import mlp_branch
 from resflow_bench.logdet import (
     Determinant,
@@ -41,20 +40,18 @@ from resflow_bench.logdet import (
     Roulette,
     tuned,
 )
-from resflow_bench.models.build import build_flow, build_points
 from resflow_bench.peers.normflows import normflows_seeded
 from suites.comparisons.density import batches, exact_log_prob, vectors
-from suites.comparisons.log_prob import need_normflows, say
+from suites.comparisons.pairs import BATCH_SIZE, flow_and_points, need_normflows, say
 from suites.comparisons.training import THEIR_ROULETTE, Learner, ours, theirs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-BATCH_SIZE = 256
 LIPSCHITZ = 0.9
 N_BLOCKS = 8
 RATE = 1e-3
-LOOK_EVERY = 5
+EVALUATED_EVERY = 5
 
 CANDIDATES: dict[str, Estimator] = {
     "their law": LogDetEstimator(Gaussian(), THEIR_ROULETTE),
@@ -77,48 +74,38 @@ TRAINED_WITH: dict[str, Estimator] = {
 
 
 @click.command()
-@click.option("--steps", default=200, show_default=True, help="Optimiser steps of theirs.")
-@click.option("--seeds", default=3, show_default=True, help="Trainings of each kind.")
+@click.option("--steps", default=200, show_default=True, help="Optimiser steps of normflows.")
+@click.option("--seeds", default=3, show_default=True, help="Trainings of each estimator.")
 def main(steps: int, seeds: int) -> None:
-    """Print both answers."""
+    """Print both measurements."""
     need_normflows()
     torch.set_num_threads(1)
     say(f"against normflows {version('normflows')}, memory-saving; one thread, B = {BATCH_SIZE}")
-    flow, x = flow_and_points()
+    flow, x = flow_and_points("shallow")
     say("variance x time of the gradient, theirs over ours [99 %]:")
-    for name, found in noise(flow, x, n_draws=40).items():
-        say(f"  {name}: {found}")
+    for name, words in noise(flow, x, n_draws=40).items():
+        say(f"  {name}: {words}")
     say(f"seconds to their held-out log-likelihood after {steps} steps, ours over theirs:")
     races = [race(seed, steps) for seed in range(seeds)]
     for name in TRAINED_WITH:
-        say(f"  {name}: {outcome([one[name] for one in races if name in one])}")
+        say(f"  {name}: {in_words([costs[name] for costs in races if name in costs])}")
 
 
-def outcome(ratios: list[Reached]) -> str:
-    """How the races of one candidate ended, in words."""
-    there = [ratio for ratio in ratios if ratio.seconds < math.inf]
-    if len(there) < len(ratios):
-        return (
-            f"not reached in as many steps with {len(ratios) - len(there)} of {len(ratios)} seeds"
-        )
-    seconds = [ratio.seconds for ratio in ratios]
+def in_words(costs: list[RelativeCost]) -> str:
+    """The costs of one estimator over the seeds, in words."""
+    if n_missed := sum(math.isinf(cost.seconds) for cost in costs):
+        return f"not reached in as many steps with {n_missed} of {len(costs)} seeds"
+    seconds = [cost.seconds for cost in costs]
     limits = ""
     if len(seconds) > 1:
         interval = mean_interval(seconds)
         limits = f" [{interval.low:.3f}, {interval.high:.3f}] (99 % by t)"
-    steps = np.mean([ratio.steps for ratio in ratios])
-    return f"{np.mean(seconds):.3f}{limits}, in {steps:.3f} of their steps; seeds: {len(ratios)}"
-
-
-def flow_and_points() -> tuple[ResidualFlow, Tensor]:
-    """The trained shallow flow and a batch."""
-    axes: dict[str, int | float | str] = {"model": "shallow", "dim": 64, "lipschitz": LIPSCHITZ}
-    cell = Cell("efficiency", {**axes, "dtype": "float32", "device": "cpu"})
-    return build_flow(cell, Path("results")), build_points(cell, BATCH_SIZE)
+    steps = np.mean([cost.steps for cost in costs])
+    return f"{np.mean(seconds):.3f}{limits}, in {steps:.3f} of their steps; seeds: {len(costs)}"
 
 
 def noise(flow: ResidualFlow, x: Tensor, n_draws: int) -> dict[str, str]:
-    """What each candidate's variance, time and product are, in words; medians of paired times."""
+    """Estimator -> variance, median time, and the ratio of their products, in words."""
     learners = {name: ours(flow, estimator) for name, estimator in CANDIDATES.items()}
     learners["tuned to each branch"] = tuned_learner(flow, x)
     learners["normflows"] = theirs(flow, THEIR_ROULETTE)
@@ -133,20 +120,20 @@ def noise(flow: ResidualFlow, x: Tensor, n_draws: int) -> dict[str, str]:
                 drawn[name].append(gradient)
     variances = {name: total_variance(torch.stack(g)) for name, g in drawn.items()}
     taken = {name: np.asarray(s[2:]) for name, s in seconds.items()}
-    said = {}
+    words = {}
     for name in learners:
         ratio = variances["normflows"] / variances[name]
         time_ratio = median_interval(taken["normflows"] / taken[name])
-        said[name] = (
+        words[name] = (
             f"variance {variances[name]:.4g}, {1e3 * np.median(taken[name]):.1f} ms; "
             f"{ratio * time_ratio.value:.3g} [{ratio * time_ratio.low:.3g}, "
             f"{ratio * time_ratio.high:.3g}] (of the times; n = {n_draws})"
         )
-    return said
+    return words
 
 
 def tuned_learner(flow: ResidualFlow, x: Tensor) -> Learner:
-    """Estimators tuned to the branches of the copy that is differentiated."""
+    """A learner whose estimators are tuned to the branches of its own copy of the flow."""
     learner = ours(flow, Determinant())
     copied = learner.flow
     assert isinstance(copied, ResidualFlow)  # ours
@@ -158,30 +145,30 @@ def tuned_learner(flow: ResidualFlow, x: Tensor) -> Learner:
 
 
 def flat_gradient(learner: Learner, x: Tensor) -> Tensor:
-    """d loss / d parameters as one vector."""
+    """d loss / d parameters as one vector, (p,)."""
     parameters = [p for p in learner.flow.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(learner.loss(x), parameters, materialize_grads=True)
     return torch.cat([g.flatten() for g in gradients])
 
 
 def total_variance(draws: Tensor) -> float:
-    """Sum over coordinates of the variance, draws (n, p)."""
+    """The variance over the draws, (n, p), summed over coordinates."""
     return float(draws.double().var(0).sum())
 
 
 @dataclass(frozen=True)
-class Reached:
-    """Where ours was as good as theirs at its end: shares of its seconds and of its steps."""
+class RelativeCost:
+    """Cost of reaching the final likelihood of normflows, as shares of its seconds and its steps.
+
+    Both are infinite if it was not reached in as many steps.
+    """
 
     seconds: float
     steps: float
 
 
-def race(seed: int, n_steps: int) -> dict[str, Reached]:
-    """Steps in turn, so that both meet the same machine; looks are not on the clock.
-
-    A candidate that does not get there in the steps of theirs has the infinite share.
-    """
+def race(seed: int, n_steps: int) -> dict[str, RelativeCost]:
+    """Estimator -> its cost. All take steps in turn, and evaluations are not timed."""
     data = dataset_named("digits")
     generator = torch.Generator().manual_seed(seed)
     flow = initial_flow(generator)
@@ -195,7 +182,7 @@ def race(seed: int, n_steps: int) -> dict[str, Reached]:
         for name, learner in learners.items()
     }
     seconds = dict.fromkeys(learners, 0.0)
-    looks: dict[str, list[tuple[int, float, float]]] = {name: [] for name in learners}
+    curves: dict[str, list[tuple[int, float, float]]] = {name: [] for name in learners}
     with normflows_seeded(seed):
         for step, x in enumerate(batches(data, n_steps, generator), start=1):
             for name, learner in learners.items():
@@ -205,27 +192,29 @@ def race(seed: int, n_steps: int) -> dict[str, Reached]:
                 optimisers[name].step()
                 learner.update()
                 seconds[name] += time.perf_counter() - start
-            if step % LOOK_EVERY == 0 or step == n_steps:
+            if step % EVALUATED_EVERY == 0 or step == n_steps:
                 for name, learner in learners.items():
                     if name == "normflows" and step < n_steps:
                         continue
                     likelihood = float(exact_log_prob(learner.flow, held_out).mean())
-                    looks[name].append((step, seconds[name], likelihood))
+                    curves[name].append((step, seconds[name], likelihood))
                 click.echo(f"seed {seed}: step {step}/{n_steps}", err=True)
-    target = looks["normflows"][-1][2]
-    reached = {}
-    for name in names:
-        there = [
-            Reached(spent / seconds["normflows"], step / n_steps)
-            for step, spent, likelihood in looks[name]
-            if likelihood >= target
-        ]
-        reached[name] = there[0] if there else Reached(math.inf, math.inf)
-    return reached
+    target = curves["normflows"][-1][2]
+    return {
+        name: next(
+            (
+                RelativeCost(spent / seconds["normflows"], step / n_steps)
+                for step, spent, likelihood in curves[name]
+                if likelihood >= target
+            ),
+            RelativeCost(math.inf, math.inf),
+        )
+        for name in names
+    }
 
 
 def initial_flow(generator: torch.Generator) -> ResidualFlow:
-    """Eight times ActNorm and a block of one hidden layer of 128 LipSwish units."""
+    """Eight pairs of ActNorm and a block with one hidden layer of 128 LipSwish units."""
     layers: list[torch.nn.Module] = []
     for _ in range(N_BLOCKS):
         branch = mlp_branch(64, (128,), LIPSCHITZ, generator=generator)

@@ -1,18 +1,18 @@
-"""Is a training step as fast and as small as in normflows, with the same weights and gradients?
+"""Time and memory of a training step against normflows, with the same weights and gradients.
 
     python -m suites.comparisons.training
 
 Needs the `peers` extra. A step is the loss, its gradient, Adam (fused, for both) and the update of
-the norms, one loop for both; theirs runs in its memory-saving mode and updates by five power
-iterations a layer, ours certifies every norm as well.
+the norms, in one loop for both. normflows runs in its memory-saving mode and updates each layer by
+five power iterations; ours certifies every norm as well.
 
 "The same gradient" is (sum_k w_k (-J)^k v)^T dJ v, k = 0 ... N - 1, with the same weights w. Ours
 forms N + 2 products with J for it: N for the value of the log-likelihood, whose powers the gradient
-shares, and one from either side for dJ. Theirs forms N, since the value it returns is not the
-log-likelihood's but the gradient's sum, v^T (sum_k w_k (-J)^k) J v. So `Fixed(N)` meets
-n_power_series = N - 1, and their roulette, geometric(0.5) after "two exact terms", which always
-takes J^0 ... J^3, meets `Roulette(Geometric(0.5), n_exact=4, per="batch")`. Both draw Gaussian
-probes.
+shares, and one from either side for dJ. normflows forms N, since it returns the gradient's sum,
+v^T (sum_k w_k (-J)^k) J v, instead of the log-likelihood. So `Fixed(N)` corresponds to
+n_power_series = N - 1. The roulette of normflows, geometric(0.5) after "two exact terms", always
+takes J^0 ... J^3, and corresponds to `Roulette(Geometric(0.5), n_exact=4, per="batch")`. Both draw
+Gaussian probes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ import numpy as np
 import torch
 
 from resflow_bench.flows import MultiScale, ResidualFlow, image_flow
-from resflow_bench.intervals import median_interval
 from resflow_bench.layers import SpectralLinear
 from resflow_bench.logdet import (
     Estimator,
@@ -48,33 +47,34 @@ from resflow_bench.peers.normflows import (
 )
 from resflow_bench.speed.benchmark import described
 from resflow_bench.speed.timing import peak_bytes
-from suites.comparisons.log_prob import (
+from suites.comparisons.pairs import (
     N_REPEATS,
-    N_TERMS,
     N_WARM_UP,
+    TimeRatio,
     flow_and_points,
+    median_in_words,
     need_normflows,
     say,
-    skip_without_normflows,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+N_TERMS = 20
 LEARNING_RATE = 1e-3
 KINK = 1e-5
 
 THEIR_ROULETTE = Roulette(Geometric(0.5), n_exact=4, per="batch")
-"""Ours with the gradient of their default."""
+"""Our roulette with the gradient of the default of normflows."""
 
 
 @dataclass(frozen=True)
 class Learner:
-    """A flow that learns, ours or theirs.
+    """A flow in training, ours or of normflows.
 
     flow: its parameters are trained in place.
     loss: -mean log p(x), nats, with a graph; x is (B, *event).
-    update: of the norms, after an optimiser step.
+    update: updates the norms after an optimiser step.
     """
 
     flow: nn.Module
@@ -83,22 +83,22 @@ class Learner:
 
 
 def ours(flow: ResidualFlow, estimator: Estimator, seed: int = 0) -> Learner:
-    """A copy of the flow; `seed` is that of the estimator's draws."""
+    """A learner of a copy of our flow; `seed` is of the estimator's draws."""
     flow = copy.deepcopy(flow).requires_grad_(True).with_estimator(estimator)
     generator = torch.Generator().manual_seed(seed)
     return Learner(flow, lambda x: -flow.log_prob(x, generator).mean(), flow.update)
 
 
 def same_gradient(truncation: Truncation) -> LogDetEstimator:
-    """Our estimator whose gradient has the law of theirs: with their probes."""
+    """Our estimator whose gradient has the distribution of the gradient of normflows."""
     return LogDetEstimator(Gaussian(), truncation)
 
 
 def theirs(flow: ResidualFlow, truncation: Truncation) -> Learner:
-    """The same flow in normflows, in memory-saving mode, with the same gradient.
+    """A learner of the same flow in normflows, in memory-saving mode, with the same gradient.
 
     Raises:
-        ValueError: a truncation that has no counterpart there.
+        ValueError: if the truncation has no counterpart in normflows.
     """
     if isinstance(truncation, Fixed):
         peer = normflows_flow(flow, reduce_memory=True, n_power_series=truncation.n_terms - 1)
@@ -106,8 +106,8 @@ def theirs(flow: ResidualFlow, truncation: Truncation) -> Learner:
         peer = normflows_flow(flow, reduce_memory=True)
     else:
         raise ValueError(
-            f"normflows has the gradient of Fixed and of {THEIR_ROULETTE}; got {truncation}. "
-            "Compare one of them."
+            f"normflows supports the gradients of Fixed and of {THEIR_ROULETTE}; got {truncation}. "
+            "Compare one of these."
         )
     return Learner(peer, peer.forward_kld, lambda: normflows_update(peer))
 
@@ -130,7 +130,7 @@ def main() -> None:
 
 
 def report(what: str, flow: ResidualFlow, x: Tensor, truncations: tuple[Truncation, ...]) -> None:
-    """One flow's part of the page."""
+    """Print the lines about one flow."""
     difference = gradient_difference(flow, x)
     say(f"{what}, B = {len(x)}; largest relative difference of a gradient: {difference:.1e}")
     all_threads = torch.get_num_threads()
@@ -144,19 +144,18 @@ def report(what: str, flow: ResidualFlow, x: Tensor, truncations: tuple[Truncati
 
 
 def times(seconds: np.ndarray) -> str:
-    """What `compare` has measured, in words."""
+    """The result of `compare` in words."""
     totals = seconds.sum(2)  # (n, 2)
-    ratio = median_interval(totals[:, 0] / totals[:, 1])
     share = np.median(seconds[:, :, 1] / totals, axis=0)
     return (
-        f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of normflows' time (median and "
-        f"99 % interval, n = {ratio.n} interleaved pairs; ours {np.median(totals[:, 0]):.3g} s); "
-        f"updates take {share[0]:.0%} of ours, {share[1]:.0%} of theirs"
+        f"{median_in_words(totals[:, 0] / totals[:, 1])} of normflows' time; ours "
+        f"{np.median(totals[:, 0]):.3g} s; updates take {share[0]:.0%} of ours, {share[1]:.0%} of "
+        "theirs"
     )
 
 
 def peaks(flow: ResidualFlow, x: Tensor) -> str:
-    """The most memory that steps of either hold, in words."""
+    """The peak memory of a step of either, in words."""
     few, some, many = (peak(ours(flow, same_gradient(Fixed(n))), x) for n in (5, N_TERMS, 50))
     peer = peak(theirs(flow, Fixed(N_TERMS)), x)
     return (
@@ -174,7 +173,7 @@ def compare(flow: ResidualFlow, x: Tensor, truncation: Truncation) -> np.ndarray
 
 
 def steps(learner: Learner, x: Tensor) -> Iterator[tuple[float, float]]:
-    """One training step after the other, on the same batch: seconds of its two parts."""
+    """Take training steps on one batch; the seconds of the two parts of each."""
     optimiser = torch.optim.Adam(learner.flow.parameters(), lr=LEARNING_RATE, fused=True)
     while True:
         start = time.perf_counter()
@@ -190,7 +189,7 @@ def peak(learner: Learner, x: Tensor) -> int:
     """Bytes that a step holds at most, beyond the parameters and Adam's moments."""
     with normflows_seeded(0):
         one_after_another = steps(learner, x)
-        next(one_after_another)  # makes the moments
+        next(one_after_another)  # allocates the moments
         learner.flow.zero_grad()
         return peak_bytes(lambda: next(one_after_another), "cpu")
 
@@ -198,8 +197,8 @@ def peak(learner: Learner, x: Tensor) -> int:
 def gradient_difference(flow: ResidualFlow, x: Tensor) -> float:
     """max over parameters of g of ||ours - theirs|| / ||ours||, from the same probes.
 
-    Without weights whose norm is `KINK` from where normalisation sets in: ours begins there by 1e-6
-    of the norm earlier, as its promise needs, and the gradient of max(1, .) jumps.
+    The gradient of max(1, .) jumps where the normalisation of a weight begins. Ours begins 1e-6 of
+    the norm earlier, so weights whose norm is within `KINK` of that point are left out.
     """
     seed = 0
     with normflows_seeded(seed):
@@ -214,7 +213,7 @@ def gradient_difference(flow: ResidualFlow, x: Tensor) -> float:
 
 
 def _at_the_kink(flow: ResidualFlow) -> list[bool]:
-    """Whether it is such a weight, of each parameter of each g."""
+    """For each parameter of each g: True for a weight that `gradient_difference` leaves out."""
     weights = {
         layer.weight
         for layer in flow.modules()
@@ -229,7 +228,7 @@ def _ratio(layer: SpectralLinear) -> float:
 
 
 def branch_gradients(learner: Learner) -> list[Tensor]:
-    """Of the parameters of each g, from data to latent, in one order for both."""
+    """The gradients of the parameters of each g, from data to latent, in one order for both."""
     if isinstance(learner.flow, ResidualFlow):
         branches: list[Any] = [block.branch for block in learner.flow.blocks]
     else:
@@ -238,28 +237,25 @@ def branch_gradients(learner: Learner) -> list[Tensor]:
 
 
 def conv_flow_and_points() -> tuple[ResidualFlow, Tensor]:
-    """Six blocks, untrained, on one scale, without a logit; their operators see the same grid."""
+    """A flow of six untrained blocks on one scale, without a logit, and a batch.
+
+    All convolutions act on the same grid.
+    """
     x = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     flow = image_flow((1, 8, 8), MultiScale(1, 6, (32, 32), n_tail=0, margin=None))
     flow.initialise(x)
     return flow, x
 
 
-class TrainingAgainstNormflows:
-    """The ratio of times on the untrained flow, for asv; skipped where normflows is missing."""
+class TrainingAgainstNormflows(TimeRatio):
+    """The ratio of times of a training step."""
 
     version = "2"
-    unit = "ours/theirs"
-    timeout = 600
-
-    def setup(self) -> None:
-        skip_without_normflows()
-        self.flow, self.x = flow_and_points("init")
 
     @described(name="training_against_normflows.TrainingAgainstNormflows.track_time_ratio")
     def track_time_ratio(self) -> dict[str, Any]:
         seconds = compare(self.flow, self.x, Fixed(N_TERMS)).sum(2)
-        return {"samples": (seconds[:, 0] / seconds[:, 1]).tolist(), "number": 1}
+        return self.samples(seconds[:, 0] / seconds[:, 1])
 
 
 if __name__ == "__main__":

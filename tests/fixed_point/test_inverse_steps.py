@@ -24,7 +24,7 @@ from resflow_bench.flows import Inversion, ResidualBlock, ResidualFlow
 from resflow_bench.flows.refinement import in_float64, kept, refined
 from resflow_bench.layers import LinearBranch, LipSwish, mlp_branch
 from suites.comparisons import inverse as against
-from suites.comparisons import log_prob as against_normflows
+from suites.comparisons import pairs
 
 DOUBLE = torch.float64
 DIM = 8
@@ -255,17 +255,18 @@ def test_the_comparison_with_normflows_is_of_one_map(monkeypatch, capsys) -> Non
     assert 1e-6 < off < 0.05 < of_nothing
     ours, theirs = against.errors(flow, z)
     assert ours.error <= ours.bound < 1e-3 * theirs.error
-    monkeypatch.setattr(against_normflows, "N_REPEATS", 10)
+    monkeypatch.setattr(pairs, "N_REPEATS", 10)
     assert (against.compare(flow, z) > 0).all()
-    monkeypatch.setattr(against, "flow_and_points", lambda model: (flow, z))
+    for module in (pairs, against):
+        monkeypatch.setattr(module, "flow_and_points", lambda model: (flow, z))
     monkeypatch.setattr(against, "minus_identity", lambda lipschitz: minus_identity(0.5))
     against.main()
     said = capsys.readouterr().out
     for words in ("of normflows' time", "not certified", "Anderson: ", "an evaluation of g each"):
         assert words in said
-    face = against.InverseAgainstNormflows()
-    face.setup()
-    assert len(face.track_time_ratio()["samples"]) == 10
-    monkeypatch.setattr(against_normflows, "find_spec", lambda name: None)
+    benchmark = against.InverseAgainstNormflows()
+    benchmark.setup()
+    assert len(benchmark.track_time_ratio()["samples"]) == 10
+    monkeypatch.setattr(pairs, "find_spec", lambda name: None)
     with pytest.raises(NotImplementedError, match="peers"):
-        face.setup()
+        benchmark.setup()

@@ -17,10 +17,11 @@ from resflow_bench.flows import Logit, MultiScale, ResidualFlow, image_flow
 from resflow_bench.logdet import Exact, Fixed, Gaussian, Geometric, LogDetEstimator, Roulette
 from resflow_bench.peers.normflows import normflows_flow, normflows_nets, normflows_seeded
 from suites.comparisons import density as density_against_normflows
-from suites.comparisons import log_prob as against_normflows
+from suites.comparisons import log_prob as log_prob_against_normflows
+from suites.comparisons import pairs
 from suites.comparisons import training as training_against_normflows
-from suites.comparisons.density import Course, Look, certified, exact_log_prob
-from suites.comparisons.gradients import Reached, outcome
+from suites.comparisons.density import Evaluation, TrainingJob, certified, exact_log_prob
+from suites.comparisons.gradients import RelativeCost, in_words
 from suites.comparisons.training import THEIR_ROULETTE, ours, theirs
 
 pytestmark = pytest.mark.skipif(
@@ -176,27 +177,27 @@ def test_times_are_ratios_of_whole_steps() -> None:
 
 def test_a_race_that_is_not_won_is_said() -> None:
     """Half the seconds in three quarters of the steps, twice; then one that never got there."""
-    won, lost = Reached(0.5, 0.75), Reached(math.inf, math.inf)
-    assert outcome([won]) == "0.500, in 0.750 of their steps; seeds: 1"
-    assert outcome([won, won]).startswith("0.500 [0.500, 0.500] (99 % by t), in 0.750")
-    assert outcome([won, lost]) == "not reached in as many steps with 1 of 2 seeds"
+    won, lost = RelativeCost(0.5, 0.75), RelativeCost(math.inf, math.inf)
+    assert in_words([won]) == "0.500, in 0.750 of their steps; seeds: 1"
+    assert in_words([won, won]).startswith("0.500 [0.500, 0.500] (99 % by t), in 0.750")
+    assert in_words([won, lost]) == "not reached in as many steps with 1 of 2 seeds"
 
 
-@pytest.mark.parametrize("suite", [against_normflows, training_against_normflows])
-def test_the_asv_face_tracks_ratios(suite, monkeypatch) -> None:
-    for module in (against_normflows, suite):
+@pytest.mark.parametrize("suite", [log_prob_against_normflows, training_against_normflows])
+def test_the_asv_class_tracks_ratios(suite, monkeypatch) -> None:
+    for module in (pairs, training_against_normflows):
         monkeypatch.setattr(module, "N_REPEATS", 1)
-        monkeypatch.setattr(module, "N_TERMS", 2)
+    monkeypatch.setattr(suite, "N_TERMS", 2)
     (name,) = (name for name in vars(suite) if name.endswith("AgainstNormflows"))
-    face = getattr(suite, name)()
-    face.setup()
-    (track,) = (method for method in dir(face) if method.startswith("track_"))
-    tracked = getattr(face, track)()
+    benchmark = getattr(suite, name)()
+    benchmark.setup()
+    (track,) = (method for method in dir(benchmark) if method.startswith("track_"))
+    tracked = getattr(benchmark, track)()
     assert len(tracked["samples"]) == 1
     assert tracked["samples"][0] > 0
-    monkeypatch.setattr(against_normflows, "find_spec", lambda name: None)
+    monkeypatch.setattr(pairs, "find_spec", lambda name: None)
     with pytest.raises(NotImplementedError, match="peers"):
-        face.setup()
+        benchmark.setup()
 
 
 @pytest.fixture
@@ -207,14 +208,15 @@ def toy(monkeypatch) -> None:
     monkeypatch.setattr(density_against_normflows, "N_BLOCKS", 2)
 
 
-def test_a_course_repeats_to_the_bit(toy) -> None:
-    for whose in ("ours", "theirs"):
+def test_a_training_repeats_to_the_bit(toy) -> None:
+    for implementation in ("ours", "theirs"):
         mine, again, other = (
-            density_against_normflows.train(Course("toy", seed, whose, 4)) for seed in (0, 0, 1)
+            density_against_normflows.train(TrainingJob("toy", seed, implementation, 4))
+            for seed in (0, 0, 1)
         )
-        assert [look.step for look in mine] == [1, 2, 4]
+        assert [evaluation.step for evaluation in mine] == [1, 2, 4]
         assert mine[-1].log_prob.shape == (100,)
-        values = [looks[-1].log_prob.tolist() for looks in (mine, again, other)]
+        values = [run[-1].log_prob.tolist() for run in (mine, again, other)]
         assert values[0] == values[1] != values[2]
         assert 0 < mine[-1].certified < density_against_normflows.LIPSCHITZ * 1.01
 
@@ -223,14 +225,14 @@ def test_both_begin_with_the_same_density_and_see_the_same_batches(toy, monkeypa
     """A seed of its own is seen in both."""
     seen = []
 
-    def see(learner, x_of_steps, course) -> list[int]:
+    def see(learner, x_of_steps, training) -> list[int]:
         x = torch.stack(list(x_of_steps))
         seen.append((exact_log_prob(learner.flow, x[0]), x))
         return []
 
     monkeypatch.setattr(density_against_normflows, "fit", see)
-    for whose, seed in (("ours", 0), ("theirs", 0), ("theirs", 1)):
-        density_against_normflows.train(Course("toy", seed, whose, 4))
+    for implementation, seed in (("ours", 0), ("theirs", 0), ("theirs", 1)):
+        density_against_normflows.train(TrainingJob("toy", seed, implementation, 4))
     mine, its, other = seen
     torch.testing.assert_close(mine[0], its[0], rtol=0, atol=1e-4)
     assert torch.equal(mine[1], its[1])
@@ -262,17 +264,17 @@ def test_digits_are_dequantised_afresh_in_every_batch() -> None:
         assert torch.equal(counts.view(4, 1, 8, 8), data.train[:4].double())
 
 
-def test_a_verdict_is_ours_minus_theirs() -> None:
+def test_a_summary_is_ours_minus_theirs() -> None:
     """Differences 1 and 3 over two seeds: 2, within 2 +- 63.66 by Student's law."""
 
-    def looks(step: int, held_out: float, fitted: float, certified: float) -> list[Look]:
-        return [Look(step, np.array([held_out, held_out + 1]), fitted, certified)]
+    def run(step: int, held_out: float, fitted: float, certified: float) -> list[Evaluation]:
+        return [Evaluation(step, np.array([held_out, held_out + 1]), fitted, certified)]
 
-    pairs = [
-        (looks(8, 1.0, 5.0, 0.9), looks(8, 0.0, 5.0, 1.1)),
-        (looks(8, 2.0, 5.0, 0.8), looks(8, -1.0, 5.0, 0.9)),
+    both = [
+        (run(8, 1.0, 5.0, 0.9), run(8, 0.0, 5.0, 1.1)),
+        (run(8, 2.0, 5.0, 0.8), run(8, -1.0, 5.0, 0.9)),
     ]
-    lines = list(density_against_normflows.verdict("toy", pairs))
+    lines = list(density_against_normflows.summary("toy", both))
     assert lines[0] == "toy"
     assert lines[1].startswith(
         "  after 8 steps: held-out +2.0000 [-61.6567, +65.6567] (ours 2.000)"
@@ -280,10 +282,10 @@ def test_a_verdict_is_ours_minus_theirs() -> None:
     assert lines[1].endswith("training +0.0000 [+0.0000, +0.0000]")
     assert lines[2].endswith("seed 0, held-out, over its 2 examples: +1.0000 [+1.0000, +1.0000]")
     assert lines[4].endswith(
-        "ours: 0.9000 at the end, 0.9000 at any look, at or below the promised 0.9"
+        "ours: 0.9000 at the end, 0.9000 at any evaluation, at or below the promised 0.9"
     )
     assert lines[5].endswith(
-        "theirs: 1.1000 at the end, 1.1000 at any look, ABOVE the promised 0.9"
+        "theirs: 1.1000 at the end, 1.1000 at any evaluation, ABOVE the promised 0.9"
     )
 
 
@@ -291,7 +293,7 @@ def test_commands_say_what_is_wrong(monkeypatch) -> None:
     answer = CliRunner().invoke(density_against_normflows.main, ["sunflowers"])
     assert answer.exit_code == 2
     assert "sunflowers" in answer.output
-    monkeypatch.setattr(against_normflows, "find_spec", lambda name: None)
-    for main in (against_normflows.main, training_against_normflows.main):
+    monkeypatch.setattr(pairs, "find_spec", lambda name: None)
+    for main in (log_prob_against_normflows.main, training_against_normflows.main):
         with pytest.raises(SystemExit, match=r"pip install -e '\.\[peers\]'"):
             main()
