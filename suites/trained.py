@@ -13,8 +13,9 @@ from resflow_bench.lab.cells import Cell
 from resflow_bench.lab.suite import Context, Skip, silent
 from resflow_bench.logdet import LogDetEstimator
 from resflow_bench.models.catalogue import held_out
+from resflow_bench.training.recipe import Recipe
 from resflow_bench.training.trainer import Diverged, Training
-from resflow_bench.training.weights import Recipe, trained
+from resflow_bench.training.weights import trained
 
 
 def largest_certified(flow: ResidualFlow) -> float:

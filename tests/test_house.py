@@ -353,7 +353,7 @@ def test_every_import_is_a_declared_dependency() -> None:
     extras = project["optional-dependencies"]
     declared = {
         canonicalize_name(Requirement(line).name)
-        for line in [*project["dependencies"], *extras["peers"], *extras["baselines"]]
+        for line in [*project["dependencies"], *extras["peers"]]
     }
     distributions = packages_distributions()
     undeclared = {

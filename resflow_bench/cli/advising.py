@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from contextlib import contextmanager
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +10,6 @@ import click
 from resflow_bench.cli.group import cli, refusals, results_option
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from resflow_bench.advise.advice import Advice
@@ -55,11 +51,12 @@ def advise(
     from resflow_bench.cli.choices import parse
     from resflow_bench.lab.axes import AXES as RULES
     from resflow_bench.lab.cells import Cell
+    from resflow_bench.lab.progress import Progress, shown
     from resflow_bench.lab.suite import Skip
     from resflow_bench.models.build import build_flow, build_points
     from resflow_bench.models.catalogue import MODELS
 
-    with refusals(ValueError, Skip), _watching() as listen:
+    with refusals(ValueError, Skip), shown("advise") as listen:
         given = {name: parse(RULES[name], text) for name, text in asked.items()}
         if given["dtype"] == "bfloat16":
             raise ValueError(
@@ -73,11 +70,14 @@ def advise(
         cell = Cell("advise", {name: given[name] for name in AXES})
         # Once with words: a training, if there has to be one, takes minutes.
         MODELS[cell["model"]].flow(
-            cell["dim"], cell["lipschitz"], results, lambda said: listen(said, None)
+            cell["dim"], cell["lipschitz"], results, lambda said: listen(Progress(message=said))
         )
         flow = build_flow(cell, results).requires_grad_(gradient == "yes")
         x = build_points(cell, int(given["batch_size"]))
-        found = advice.advise(flow, x, target_error, seconds, unbiased, gradient == "yes", listen)
+        found = advice.advise(
+            *(flow, x, target_error, seconds, unbiased, gradient == "yes"),
+            lambda doing, left: listen(Progress(seconds_left=left, message=doing)),
+        )
     code = f"{_problem(cell, results, len(x), gradient == 'yes')}\n{found.code}"
     asked |= {"target_error": target_error, "unbiased": unbiased, "gradient": gradient}  # type: ignore[dict-item]
     click.echo(_object(found, asked, code) if as_json else _text(found, str(cell), code), nl=False)
@@ -131,27 +131,3 @@ def _object(found: Advice, asked: dict[str, Any], code: str) -> str:
         **{"ways": rows, "left_out": list(found.left_out), "code": code},
     }
     return json.dumps(whole, indent=1, allow_nan=False) + "\n"
-
-
-@contextmanager
-def _watching() -> Iterator[Callable[[str, float | None], None]]:
-    """On standard error: a line in a terminal, now and then one elsewhere."""
-    from resflow_bench.lab.progress import SECONDS_BETWEEN_LINES, bar
-
-    if sys.stderr.isatty():
-        with bar(0, "looking") as show:
-            yield lambda doing, left: show(0, 0, _left(left), doing)
-        return
-    said = monotonic() - SECONDS_BETWEEN_LINES + 2.0  # who is done sooner need not speak
-
-    def say(doing: str, left: float | None) -> None:
-        nonlocal said
-        if monotonic() - said >= SECONDS_BETWEEN_LINES:
-            said = monotonic()
-            click.echo(", ".join(filter(None, [f"advise: {doing}", _left(left)])), err=True)
-
-    yield say
-
-
-def _left(seconds: float | None) -> str:
-    return "" if seconds is None else "{}:{:02} left".format(*divmod(round(seconds), 60))

@@ -187,12 +187,12 @@ def _once_more(
 @cli.command()
 def doctor() -> None:
     """Check whether this machine is fit to measure on, and print a remedy for each defect."""
-    from resflow_bench.speed.doctor import examine
+    from resflow_bench.speed.doctor import check_machine
 
-    for sign in examine():
-        click.echo(f"{'mend' if sign.remedy else 'fine'}  {sign.name}: {sign.found}")
-        if sign.remedy:
-            click.echo(f"      {sign.remedy}")
+    for check in check_machine():
+        click.echo(f"{'mend' if check.remedy else 'fine'}  {check.name}: {check.found}")
+        if check.remedy:
+            click.echo(f"      {check.remedy}")
 
 
 @cli.command()

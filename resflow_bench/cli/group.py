@@ -140,7 +140,7 @@ def command_of(run: Run) -> str:
 def this_machine() -> dict[str, Any]:
     """The part of `run.json` about the code and the machine, with what `doctor` finds of it."""
     from resflow_bench.lab.provenance import provenance
-    from resflow_bench.speed.doctor import findings
+    from resflow_bench.speed.doctor import checks_record
 
     about = provenance()
-    return {**about, "doctor": findings(about)}
+    return {**about, "doctor": checks_record(about)}

@@ -86,7 +86,7 @@ def run(
     A SUITE is a name, as in `list`, or the folder of a suite of your own. Ctrl-C loses no finished
     cell; --resume measures the rest, with the same numbers as an uninterrupted run.
     """
-    from resflow_bench.lab.progress import progress
+    from resflow_bench.lab.progress import shown
     from resflow_bench.lab.provenance import cores
     from resflow_bench.lab.store import Store
     from resflow_bench.lab.sweep import sweep
@@ -99,7 +99,7 @@ def run(
             plan, measured = _begin(asked, store)
         else:
             plan, measured = _go_on(_given(asked), store.open(resume))
-    with refusals(), progress() as listen:
+    with refusals(), shown("{}/{} cells") as listen:
         tally = sweep(plan, measured, jobs or cores(), listen)
         no_more_signals(tally.signal)
     return _conclude(measured, tally, results)

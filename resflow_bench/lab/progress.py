@@ -1,75 +1,106 @@
-"""A sweep as it goes, on standard error: a bar in a terminal, now and then a line elsewhere."""
+"""Progress on standard error: a bar in a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import isnan
+from dataclasses import dataclass
+from math import isnan, nan
 from time import monotonic
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+SECONDS_BEFORE_FIRST_LINE, SECONDS_BETWEEN_LINES = 3.0, 5.0
+"""A command that is done before the first line is due prints its last line alone."""
 
-    from resflow_bench.lab.sweep import Listener, Tally
 
-SECONDS_BETWEEN_LINES = 5.0
+@dataclass(frozen=True)
+class Progress:
+    """How much of a command's work is done.
+
+    n_done, n_total: of the steps or cells that it counts; 0 and 0 if it counts none.
+    seconds_left: an estimate; NaN before there is one.
+    message: what was done last, or is being done.
+    """
+
+    n_done: int = 0
+    n_total: int = 0
+    seconds_left: float = nan
+    message: str = ""
+
+    @property
+    def time_left(self) -> str:
+        """`1:05 left`; empty at the end and before there is an estimate."""
+        if isnan(self.seconds_left) or self.n_done == self.n_total > 0:
+            return ""
+        minutes, seconds = divmod(round(self.seconds_left), 60)
+        hours, minutes = divmod(minutes, 60)
+        return (
+            f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
+        )
+
+
+Listener = Callable[[Progress], None]
+
+
+def ignore(progress: Progress) -> None:
+    """The listener that shows nothing."""
 
 
 @contextmanager
-def progress() -> Iterator[Listener]:
-    """A listener for `sweep`, for as long as the sweep lasts."""
+def shown(count: str) -> Iterator[Listener]:
+    """A listener that shows progress until the block ends.
+
+    Args:
+        count: the count's format, such as "{}/{} cells" for `n_done` and `n_total`.
+    """
     if not sys.stderr.isatty():
-        yield _Lines()
+        yield _LinePrinter(count)
         return
-    with bar(20, "starting") as show:
-        yield lambda tally, message: show(tally.n_done, tally.n_total, _left(tally), message)
-
-
-@contextmanager
-def bar(width: int, doing: str) -> Iterator[Callable[[int, int, str, str], None]]:
-    """A bar in the terminal; what comes is told (how many are done, of how many, left, doing)."""
+    from rich import progress as bars
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
     from rich.table import Column
 
-    with Progress(
-        SpinnerColumn(),
-        BarColumn(bar_width=width),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[left]}", markup=False),
-        TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
+    with bars.Progress(
+        bars.SpinnerColumn(),
+        bars.BarColumn(bar_width=20),
+        bars.TextColumn("{task.fields[count]}", markup=False),
+        bars.TextColumn("{task.fields[left]}", markup=False),
+        bars.TextColumn(
+            "{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True)
+        ),
         console=Console(stderr=True),
         transient=True,
         expand=True,
-    ) as shown:
-        task = shown.add_task(doing, total=None, left="")
+    ) as display:
+        task = display.add_task("starting", total=None, count="", left="")
 
-        def show(n_done: int, n_total: int, left: str, doing: str) -> None:
-            shown.update(task, description=doing, total=n_total, completed=n_done, left=left)
+        def show(progress: Progress) -> None:
+            display.update(
+                task,
+                total=progress.n_total or None,
+                completed=progress.n_done,
+                count=count.format(progress.n_done, progress.n_total),
+                left=progress.time_left,
+                description=progress.message,
+            )
 
         yield show
 
 
-class _Lines:
-    """A line every few seconds, and one at the last cell."""
+class _LinePrinter:
+    """Prints a line every few seconds, and one when the last step is done."""
 
-    def __init__(self) -> None:
-        self._said = monotonic()
+    def __init__(self, count: str) -> None:
+        self._count = count
+        self._due = monotonic() + SECONDS_BEFORE_FIRST_LINE
+        self._n_done = 0
 
-    def __call__(self, tally: Tally, message: str) -> None:
-        if monotonic() - self._said < SECONDS_BETWEEN_LINES and tally.n_done < tally.n_total:
+    def __call__(self, progress: Progress) -> None:
+        ends = self._n_done < progress.n_done == progress.n_total
+        self._n_done = progress.n_done
+        if monotonic() < self._due and not ends:
             return
-        self._said = monotonic()
-        left = f", {left}" if (left := _left(tally)) else ""
-        line = f"{tally.n_done}/{tally.n_total} cells{left}: {message}"
-        print(line, file=sys.stderr, flush=True)  # noqa: T201
-
-
-def _left(tally: Tally) -> str:
-    """`2 failed, 1:05 left`, what there is of it."""
-    parts = [f"{len(tally.failed)} failed"] if tally.failed else []
-    if not isnan(seconds := tally.seconds_left) and tally.n_done < tally.n_total:
-        minutes, rest = divmod(round(seconds), 60)
-        parts.append(f"{minutes}:{rest:02} left")
-    return ", ".join(parts)
+        self._due = monotonic() + SECONDS_BETWEEN_LINES
+        count = self._count.format(progress.n_done, progress.n_total)
+        head = ", ".join(filter(None, [count, progress.time_left]))
+        print(f"{head}: {progress.message}", file=sys.stderr, flush=True)  # noqa: T201

@@ -6,7 +6,7 @@ every cell draws from seeds derived from its own id and runs on one thread, unle
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from math import nan
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from resflow_bench.lab.interrupt import Interrupted, Interrupts
 from resflow_bench.lab.observe import Result
 from resflow_bench.lab.plan import Plan, now
+from resflow_bench.lab.progress import Listener, Progress, ignore
 from resflow_bench.lab.suite import Context, Suite
 from resflow_bench.lab.workers import FAILURES, Answer, Task, by_workers, explain, in_turn
 from resflow_bench.threads import one_thread
@@ -66,6 +67,11 @@ class Tally:
             for pace in paces
         )
 
+    def progress(self, message: str) -> Progress:
+        """How far the sweep is, for a listener."""
+        failed = f" ({len(self.failed)} failed)" if self.failed else ""
+        return Progress(self.n_done, self.n_total, self.seconds_left, message + failed)
+
     def add(self, answer: Answer) -> None:
         """Count a cell that was measured."""
         result, pace = answer.result, self.paces[answer.task.suite.name]
@@ -77,21 +83,14 @@ class Tally:
             (self.failed if result.status == "failed" else self.skipped).append(result)
 
 
-Listener = Callable[[Tally, str], None]
-
-
-def _nobody(tally: Tally, message: str) -> None:
-    """Listens to nothing."""
-
-
-def sweep(plan: Plan, run: Run, jobs: int = 1, listen: Listener = _nobody) -> Tally:
+def sweep(plan: Plan, run: Run, jobs: int = 1, listen: Listener = ignore) -> Tally:
     """Measure every cell of the plan that the run lacks, and mark the run as finished.
 
     Args:
         plan: what to measure.
         run: receives the rows. Its own rows stay, but failed cells are measured again.
         jobs: processes that share the cells; exclusive suites come last, alone, in this one.
-        listen: hears of every cell, and how preparations go.
+        listen: is called after every cell, and with the messages of preparations.
 
     Returns:
         The tally. Its `signal` is set where SIGINT or SIGTERM ended the sweep early; every cell
@@ -120,7 +119,7 @@ def sweep(plan: Plan, run: Run, jobs: int = 1, listen: Listener = _nobody) -> Ta
                         continue
                     run.append(answer.task.suite, answer.result)
                     tally.add(answer)
-                    listen(tally, str(answer.task.cell))
+                    listen(tally.progress(str(answer.task.cell)))
             run.flush()
             if resumed:
                 run.drop_superseded()
@@ -155,12 +154,12 @@ def _prepare(tasks: list[Task], tally: Tally, listen: Listener, interrupts: Inte
         suite: Suite = shares[0].suite
         if suite.prepare is None:
             continue
-        context = replace(shares[0].context, say=lambda message: listen(tally, message))
+        context = replace(shares[0].context, say=lambda message: listen(tally.progress(message)))
         try:
             with one_thread(), interrupts.allowed():
                 suite.prepare([task.cell for task in shares], context)
         except FAILURES as error:
-            listen(tally, f"preparing {name} failed: {explain(error)}")
+            listen(tally.progress(f"preparing {name} failed: {explain(error)}"))
 
 
 def _answers(

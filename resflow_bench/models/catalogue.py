@@ -14,8 +14,9 @@ from torch import Tensor
 from resflow_bench.architectures import LINEAR_FAMILIES, linear_flow, mlp_flow, steep_flow
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab.suite import Skip
+from resflow_bench.training.recipe import Recipe, dataset, finite_moments_estimator
 from resflow_bench.training.trainer import Training
-from resflow_bench.training.weights import Recipe, dataset, tame, trained
+from resflow_bench.training.weights import trained
 
 Say = Callable[[str], None]
 
@@ -96,7 +97,7 @@ class Trained:
     def flow(self, dim: int, lipschitz: float, results: Path, say: Say) -> ResidualFlow:
         if dim != (needed := math.prod(dataset(self.dataset).event)):
             raise Skip(f"the {self.name} flow has data of dim={needed}; got dim={dim}")
-        objective = tame(lipschitz, per="batch", n_traced=self.n_traced)
+        objective = finite_moments_estimator(lipschitz, per="batch", n_traced=self.n_traced)
         recipe = Recipe(self.architecture, self.dataset, lipschitz, self.training, objective)
         return trained(recipe, results, say)
 

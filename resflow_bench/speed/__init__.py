@@ -1,1 +1,1 @@
-"""Time and memory: calls measured, asv benchmarks and their results, the fitness of a machine."""
+"""Time and memory of calls, asv's benchmarks and results, and checks of the machine."""

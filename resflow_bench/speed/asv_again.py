@@ -1,4 +1,4 @@
-"""Some benchmarks of two commits measured once more, interleaved, into results of their own."""
+"""A second measurement of some benchmarks of two commits, interleaved, with separate results."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from resflow_bench.speed.asv_results import AsvError, AsvResults, Row
 
 
 def results_folder(config: Path) -> Path:
-    """Where this configuration keeps what asv measures.
+    """The folder of asv's results under this configuration.
 
     Raises:
-        AsvError: if it is missing or damaged.
+        AsvError: if the configuration is missing or damaged.
     """
     return Path(_settings(config)["results_dir"])
 
@@ -31,22 +31,22 @@ def results_folder(config: Path) -> Path:
 def measure_again(
     config: Path, base: str, new: str, benchmarks: Iterable[str], scratch: Path
 ) -> tuple[list[Row], list[Row]]:
-    """What asv now finds for these benchmarks of both commits.
+    """Measure benchmarks of both commits again; the new rows of each.
 
     Args:
-        config: asv's configuration; its environments are used, its results are left alone. Its
-            commands find this Python's packages in `HOST_SITE`.
-        base, new: commits, as git knows them.
-        benchmarks: `module.Class.method`, all their parameters.
+        config: asv's configuration. Its environments are used; its results are not changed. Its
+            commands find the packages of this Python in the variable `HOST_SITE`.
+        base, new: names of commits that git knows.
+        benchmarks: `module.Class.method`; each is measured at all its parameters.
         scratch: an empty folder.
 
     Raises:
         AsvError: if asv could not measure both.
     """
     settings = _settings(config)
-    kept = Path(settings["results_dir"])
+    original = Path(settings["results_dir"])
     settings |= {"results_dir": str(scratch / "results"), "html_dir": str(scratch / "html")}
-    for machine in kept.glob("*/machine.json"):
+    for machine in original.glob("*/machine.json"):
         (scratch / "results" / machine.parent.name).mkdir(parents=True)
         shutil.copy(machine, scratch / "results" / machine.parent.name)
     written = scratch / "asv.conf.json"
@@ -59,20 +59,22 @@ def measure_again(
     ]
     host = {"HOST_SITE": sysconfig.get_path("purelib"), **os.environ}
     here = config.resolve().parent
-    ended = subprocess.run(command, cwd=here, env=host, check=False, stdout=sys.stderr)
+    process = subprocess.run(command, cwd=here, env=host, check=False, stdout=sys.stderr)
     try:
-        found = AsvResults(scratch / "results")
-        return found.rows(base), found.rows(new)
+        results = AsvResults(scratch / "results")
+        return results.rows(base), results.rows(new)
     except AsvError as error:
-        raise AsvError(f"measuring again ended with code {ended.returncode}: {error}") from None
+        raise AsvError(
+            f"the second measurement ended with code {process.returncode}: {error}"
+        ) from None
 
 
 def _settings(config: Path) -> dict[str, Any]:
-    """What the file says, its paths made absolute, so that a copy elsewhere means the same."""
+    """The settings in the file, with absolute paths, so that a copy elsewhere is equivalent."""
     try:
         settings = vars(Config.load(str(config))).copy()
     except (UserError, OSError, ValueError) as error:
-        raise AsvError(f"`{config}` cannot be read ({error}); name another with --asv.") from None
+        raise AsvError(f"`{config}` cannot be read ({error}); give another with --asv.") from None
     here = config.resolve().parent
     for name in ("repo", "benchmark_dir", "env_dir", "results_dir", "html_dir"):
         if "://" not in settings[name]:

@@ -1,7 +1,7 @@
-"""The only reader of asv's files: a commit's results as rows, samples and all.
+"""The reader of asv's result files: the rows of a commit, with their samples.
 
-asv promises no stable interface; what is relied upon here is pinned with asv itself and tested on
-files that it writes.
+asv promises no stable file format, so asv is pinned and the reader is tested on files that asv
+writes. No other module reads them.
 """
 
 from __future__ import annotations
@@ -19,24 +19,27 @@ from typing import Any
 UNITS = {"seconds": "s"}
 
 UNKNOWN_CODE = (
-    "measured in an existing environment: asv files that under a commit which it did not check out"
+    "measured in an existing environment; asv records that under a commit that it did not check out"
 )
 
-NOT_TOLD = "skipped, or not a number: asv keeps both as NaN"
+NAN = "skipped, or not a number: asv stores both as NaN"
 
 
 class AsvError(Exception):
-    """asv's results cannot be read; the message says why, and the remedy."""
+    """asv's results cannot be read; the message gives the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A benchmark at one point of its parameters.
+    """The result of a benchmark at one point of its parameters.
 
-    suite: the module. cell: `Class.method(parameters)`. metric: wall_s of a `time_`, else what
-    follows `track_`. samples: of a time the median of each round, which is one process; of what is
-    tracked, as they were returned. version: of the benchmark; others are not comparable. where:
-    `machine/environment`.
+    suite: the benchmark's module.
+    cell: `Class.method(parameters)`.
+    metric: `wall_s` for a `time_` method, else the part of the name after `track_`.
+    samples: for a time, the median of each round, which is one process; for a tracked value, the
+        samples that the method returned.
+    version: of the benchmark; results of different versions are not comparable.
+    where: `machine/environment`.
     """
 
     suite: str
@@ -51,7 +54,7 @@ class Row:
 
 
 class AsvResults:
-    """Everything in asv's `results_dir`, read once.
+    """The contents of asv's `results_dir`, read once.
 
     Raises:
         AsvError: if a file is damaged.
@@ -64,42 +67,42 @@ class AsvResults:
         for file, data in zip(files, self._measured, strict=True):
             for name in ("commit_hash", "env_name", "date", "result_columns", "results"):
                 if name not in data:
-                    raise AsvError(f"`{file}` says no `{name}`; move it away.")
+                    raise AsvError(f"`{file}` has no `{name}`; move it away.")
         self._described = _load(folder / "benchmarks.json") if files else {}
 
     def dated(self) -> dict[str, int]:
-        """Every commit that has results, and when it was made, in milliseconds since 1970."""
+        """Commit with results -> its date, in milliseconds since 1970."""
         return {str(data["commit_hash"]): int(data["date"]) for data in self._measured}
 
     def commits(self) -> list[str]:
-        """Every commit that has results, the newest first."""
+        """The commits with results, the newest first."""
         when = self.dated()
         return sorted(when, key=lambda commit: -when[commit])
 
     def rows(self, commit: str) -> list[Row]:
-        """What asv has measured of a commit, wherever it did.
+        """The rows of a commit, on all machines and in all environments.
 
         Args:
-            commit: the beginning of its hash, as long as no other begins so.
+            commit: the first digits of its hash, unique among the commits with results.
 
         Raises:
-            AsvError: no commit, or several, begin so.
+            AsvError: if no commit, or several, begin with these digits.
         """
         known = self.commits()
-        found = [name for name in known if name.startswith(commit)]
-        if len(found) != 1:
+        matching = [name for name in known if name.startswith(commit)]
+        if len(matching) != 1:
             newest = ", ".join(name[:8] for name in known[:3]) or "none"
             raise AsvError(
-                f"`{self.folder}` holds results of {len(found) or 'no'} commits that begin with "
+                f"`{self.folder}` holds results of {len(matching) or 'no'} commits that begin with "
                 f"`{commit}`; the newest there: {newest}. `make asv-pair` measures two."
             )
-        files = [data for data in self._measured if data["commit_hash"] == found[0]]
+        files = [data for data in self._measured if data["commit_hash"] == matching[0]]
         return [row for data in files for row in _rows(data, self._described)]
 
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        loaded = json.loads(file.read_bytes())  # NaN and all, which asv writes
+        loaded = json.loads(file.read_bytes())  # accepts NaN, which asv writes
     except (OSError, ValueError) as error:
         raise AsvError(f"`{file}` cannot be read ({error}); move it away.") from None
     if not isinstance(loaded, dict):
@@ -119,12 +122,12 @@ def _rows(data: dict[str, Any], about: dict[str, Any]) -> Iterator[Row]:
         samples = columns.get("samples") or [None] * len(points)
         unit = str(described.get("unit", ""))
         for point, value, sample in zip(points, results, samples, strict=True):
-            status, message, kept = _measured(value, sample, described)
+            status, message, measured = _measured(value, sample, described)
             if data["env_name"].startswith("existing"):
-                status, message, kept = "skipped", UNKNOWN_CODE, ()
+                status, message, measured = "skipped", UNKNOWN_CODE, ()
             label = f"{method}({', '.join(map(_plain, point))})" if point else method
             yield Row(
-                module, label, metric, status, message, UNITS.get(unit, unit), kept,
+                module, label, metric, status, message, UNITS.get(unit, unit), measured,
                 str(columns.get("version", "")), where,
             )  # fmt: skip
 
@@ -134,31 +137,31 @@ def _measured(
 ) -> tuple[str, str, tuple[float, ...]]:
     """(status, message, samples)."""
     if not described:
-        return "failed", "asv's benchmarks.json does not know it any more", ()
+        return "failed", "asv's benchmarks.json no longer lists it", ()
     if value is None:
-        return "failed", "it raised, or ran out of time; `asv run --show-stderr` says why", ()
+        return "failed", "it raised, or ran out of time; `asv run --show-stderr` shows why", ()
     if not isinstance(value, int | float):
-        return "failed", f"it returned {value!r}, which is no number", ()
+        return "failed", f"it returned {value!r}, which is not a number", ()
     if isnan(value):
-        return "skipped", NOT_TOLD, ()
+        return "skipped", NAN, ()
     if samples is None:
         if described.get("type") == "time":
-            return "failed", "asv kept no samples; measure with `--record-samples`", ()
+            return "failed", "asv stored no samples; measure with `--record-samples`", ()
         return "ok", "", (float(value),)
     if described.get("type") != "time":
         return "ok", "", tuple(map(float, samples))
     n_rounds, per_round = int(described["rounds"]), int(described["repeat"])
     if not samples or len(samples) % (n_rounds * per_round):
-        # A crash in one round takes those before it along, and asv goes on.
-        said = f"{len(samples)} samples, where {n_rounds} rounds of {per_round} were asked for"
-        return "failed", said, ()
+        # After a crash in one round, asv loses the rounds before it and continues.
+        message = f"{len(samples)} samples, where {n_rounds} rounds of {per_round} were requested"
+        return "failed", message, ()
     rounds = [sorted(samples[i : i + per_round]) for i in range(0, len(samples), per_round)]
     middle = per_round // 2
     return "ok", "", tuple((r[middle] + r[-1 - middle]) / 2 for r in rounds)
 
 
 def _plain(text: str) -> str:
-    """A parameter as it was written in the benchmark: `'a'` is a."""
+    """A parameter as it stands in the benchmark: a for `'a'`."""
     try:
         return str(ast.literal_eval(text))
     except (ValueError, SyntaxError):

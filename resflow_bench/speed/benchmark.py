@@ -1,85 +1,48 @@
-"""What asv sees of a suite: the same measure, on a few permanent cells, timed and tracked."""
+"""The asv class of a suite: its measure on a few permanent cells, timed and tracked."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch.utils.benchmark.utils.timer import timer
 
 from resflow_bench.lab.cells import Cell
 from resflow_bench.lab.suite import Context, Skip, Suite
+from resflow_bench.speed.clock import SteadyClock
 
 Method = TypeVar("Method", bound=Callable[..., object])
 
-YARDSTICK_S = 5e-3
-"""About what the yardstick takes on the machine that this was written on; any number would do."""
 
-
-class SteadyClock:
-    """Seconds of a machine whose speed does not change.
-
-    A shared machine is faster in one second than in the next, for whole processes at a time: its
-    clock moves, its neighbours come and go. `pace` times a fixed piece of work, small products and
-    an interpreter's loop, and from then on a second counts `YARDSTICK_S` over that. Medians of 10
-    calls differed from process to process by 4 to 7 % by this clock, and by 14 to 23 % by the
-    wall's (standard deviations, four cells, 12 processes each, two shared cores).
-    """
-
-    rate = 1.0
-
-    @cached_property
-    def _rotation(self) -> torch.Tensor:
-        """Not before it is used: torch's threads do not survive asv's forks."""
-        start = torch.randn(128, 128, generator=torch.Generator().manual_seed(0))
-        return torch.linalg.qr(start).Q
-
-    def __call__(self) -> float:
-        return self.rate * timer()
-
-    def pace(self, device: torch.device) -> None:
-        """How fast is the machine just now? A GPU's speed is its own: there a second is one."""
-        self.rate = 1.0
-        if device.type != "cpu":
-            return
-        x, total = self._rotation, 0
-        start = timer()
-        for i in range(100):
-            x = torch.cos(x @ self._rotation)
-            total += sum(range(100 + i))
-        self.rate = YARDSTICK_S / (timer() - start)
-
-
-class Face:
+class SuiteBenchmark:
     """Base of a suite's asv class; `params` are short strings that never change their meaning.
 
-    A subclass names its `suite`, its `cells` (the axes behind each string) and what the measure may
-    spend, and has one-line methods `time_*` and `track_*`; its own `build` returns what is timed
-    where that is not the whole measure. It is built once per process, since asv calls `setup`
-    before every timed call. The clock waits for the accelerator, and on a CPU it is a steady one.
+    A subclass sets its `suite`, its `cells` (the axes of each string in `params`) and the `effort`
+    of its measure, and has one-line methods `time_*` and `track_*`. It overrides `build` if the
+    timed call is not the whole measure. asv calls `setup` before every timed call, so the call of a
+    cell is built once per process. The clock waits for an accelerator; on a CPU it is steady.
     """
 
     suite: ClassVar[Suite]
     cells: ClassVar[dict[str, dict[str, Any]]]
     effort: ClassVar[dict[str, int | float]]
     n_replicates: ClassVar[int] = 8
-    """Seeds of a tracked accuracy, each a sample of what asv stores; 1 where nothing is random."""
+    """Seeds of a tracked accuracy, one sample for each; 1 if nothing is random."""
     param_names = ("cell",)
     version = "2"
-    """Of what is measured and how: samples of other `rounds` or `repeat` are another version's."""
+    """Version of the measurement. Another `rounds` or `repeat` needs another version."""
     clock: ClassVar[SteadyClock] = SteadyClock()
     timer = staticmethod(clock)
     rounds, repeat, number, warmup_time = 8, 10, 1, 0.0
     timeout = 600
     calls: ClassVar[dict[Cell, Callable[[], object]]] = {}
-    """What is timed of each cell, ready to be called."""
+    """Cell -> its timed call."""
 
     def setup(self, name: str) -> None:
-        """Skip a cell whose device or library is not here, the only skips there are; build it."""
+        """Build the call of a cell; skip the cell if its device or library is missing."""
         axes = self.cells[name]
         device = torch.device(axes.get("device", "cpu"))
         if device.type == "cuda" and not torch.cuda.is_available():
@@ -90,28 +53,28 @@ class Face:
                 self.calls[self.cell] = self.build()
             except Skip as reason:
                 raise NotImplementedError(str(reason)) from None
-            self.call()  # what is only done the first time
-        self.clock.pace(device)
+            self.call()  # warm-up
+        self.clock.calibrate(device)
 
     def build(self) -> Callable[[], object]:
-        """What is timed of this cell: the whole measure, unless a suite has better."""
+        """The timed call of this cell: the whole measure, unless a subclass overrides it."""
         return partial(self.measure, self.cell)
 
     def call(self) -> None:
-        """Do what is timed."""
+        """Make the timed call."""
         self.calls[self.cell]()
 
     @classmethod
     def measure(cls, cell: Cell, seed: int = 0) -> dict[str, float]:
-        """Metric -> value, of a cell at a seed."""
+        """Metric -> value of the suite's measure of a cell at a seed."""
         context = Context(seed=seed, effort=cls.effort, results=Path("results"))
         return {o.metric: o.value for o in cls.suite.measure(cell, context)}
 
     def track(self, metric: str) -> dict[str, Any]:
-        """One sample a seed, in the form that makes asv keep their median, interval and all.
+        """One sample of the metric for each seed, in the form in which asv stores samples.
 
         Raises:
-            ArithmeticError: if a sample is not finite, which asv would file as skipped.
+            ArithmeticError: if a sample is not finite; asv would record it as skipped.
         """
         samples = [self.measure(self.cell, seed)[metric] for seed in range(self.n_replicates)]
         if not all(map(math.isfinite, samples)):
@@ -120,10 +83,10 @@ class Face:
 
 
 def described(unit: str = "", name: str = "") -> Callable[[Method], Method]:
-    """A decorator that gives a `track_` method what asv reads from it.
+    """A decorator that sets the attributes that asv reads from a `track_` method.
 
     unit: of the samples.
-    name: `module.Class.method` in asv's history, for a benchmark whose file has moved since.
+    name: `module.Class.method` in asv's history, for a benchmark whose file has moved.
     """
 
     def describe(method: Method) -> Method:

@@ -1,6 +1,6 @@
-"""What asv has measured of many commits, for Apache Otava, which finds change points in it.
+"""asv's results of many commits as files for Apache Otava, which finds change points in them.
 
-Otava pins libraries of its own, so it runs in an environment of its own.
+Otava pins its own libraries, so it runs in a separate environment.
 """
 
 from __future__ import annotations
@@ -17,23 +17,25 @@ from resflow_bench.speed.asv_results import AsvError, AsvResults, Row
 
 
 def export_otava(results: Path, out: Path, worse: Mapping[tuple[str, str], str]) -> list[str]:
-    """Write `<suite>.csv`, a line a commit, and `otava.yaml` to `out`; the suites' names.
+    """Write `<suite>.csv`, with a line per commit, and `otava.yaml` to `out`.
 
     Args:
         results: asv's `results_dir`.
-        out: a folder, made if need be.
-        worse: (suite, metric) to "more", "less" or "other", the direction that is worse. Otava
-            knows two directions; a metric that is worse in either is exported as its absolute
-            value.
+        out: a folder, created if it is missing.
+        worse: (suite, metric) -> "more", "less" or "other", the direction that is worse. Otava
+            knows two directions, so a metric with "other" is exported as its absolute value.
+
+    Returns:
+        The names of the suites.
 
     Raises:
-        AsvError: there are no results, or a file is damaged.
+        AsvError: if there are no results, or a file is damaged.
     """
     suites: dict[str, dict[str, dict[str, float]]] = {}
     directions: dict[str, int] = {}
     history = AsvResults(results)
     if not history.commits():
-        raise AsvError(f"`{results}` holds no results; `asv run` makes some.")
+        raise AsvError(f"`{results}` holds no results; `asv run` measures some.")
     for commit in history.commits():
         for row in history.rows(commit):
             if row.status != "ok":
@@ -47,15 +49,15 @@ def export_otava(results: Path, out: Path, worse: Mapping[tuple[str, str], str])
     out.mkdir(parents=True, exist_ok=True)
     when = history.dated()
     tests: dict[str, Any] = {}
-    for suite, found in sorted(suites.items()):
-        names = sorted({name for values in found.values() for name in values})
-        ordered = sorted(found, key=lambda commit: when[commit])
+    for suite, by_commit in sorted(suites.items()):
+        names = sorted({name for values in by_commit.values() for name in values})
+        ordered = sorted(by_commit, key=lambda commit: when[commit])
         with (out / f"{suite}.csv").open("w", newline="") as stream:
             writer = csv.writer(stream)
             writer.writerow(["time", "commit", *names])
             for commit in ordered:
                 time = datetime.fromtimestamp(when[commit] / 1000, UTC)
-                values = (found[commit].get(name, "") for name in names)
+                values = (by_commit[commit].get(name, "") for name in names)
                 writer.writerow([f"{time:%Y-%m-%d %H:%M:%S +0000}", commit, *values])
         tests[suite] = {
             **{"type": "csv", "file": str((out / f"{suite}.csv").resolve())},
@@ -70,5 +72,5 @@ def export_otava(results: Path, out: Path, worse: Mapping[tuple[str, str], str])
 
 
 def _name(row: Row) -> str:
-    """Otava cuts names at commas and dots stand for levels."""
+    """A name without commas, at which Otava splits, and dots, which it reads as levels."""
     return f"{row.cell}:{row.metric}".replace(", ", "/").replace(".", "_")

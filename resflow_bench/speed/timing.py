@@ -1,4 +1,4 @@
-"""Seconds, bytes and FLOPs of one call, and the rate that this machine can do them at."""
+"""Seconds, bytes and FLOPs of one call, and the FLOP rate of this machine."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ Call = Callable[[], object]
 
 
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
-"""Large enough that a square matrix product runs at the rate the hardware has."""
+"""Number of rows of a square matrix product that is large enough to run at the hardware's rate."""
 
 
 MIN_TIMES = 10
-"""With fewer than eight, no interval of the median reaches 99 %."""
+"""Least number of times. With fewer than eight, no interval of the median reaches 99 %."""
 
 
 def timings(call: Call, device: str, min_run_time: float) -> dict[int, np.ndarray]:
-    """Seconds of the call by number of threads: one and all on a CPU, all on anything else."""
+    """Number of threads -> seconds of the call, for each of `thread_counts`."""
     all_threads = torch.get_num_threads()
     counts = thread_counts(device)
-    taken = {}
+    times = {}
     try:
         for n_threads in counts:
             torch.set_num_threads(n_threads)
-            taken[n_threads] = seconds(call, min_run_time / len(counts))
+            times[n_threads] = seconds(call, min_run_time / len(counts))
     finally:
         torch.set_num_threads(all_threads)
-    return taken
+    return times
 
 
 def thread_counts(device: str) -> list[int]:
-    """On how many threads a call may be fastest: one or all on a CPU, all on anything else."""
+    """Numbers of threads to time: one and all on a CPU, all of them on any other device."""
     all_threads = torch.get_num_threads()
     return sorted({1, all_threads}) if torch.device(device).type == "cpu" else [all_threads]
 
 
 def elapsed(call: Call, device: str | torch.device = "cpu") -> float:
-    """Wall-clock seconds of one call, the device idle before and after."""
+    """Wall-clock seconds of one call, from an idle device to an idle device."""
     if cuda := torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
@@ -57,7 +57,7 @@ def elapsed(call: Call, device: str | torch.device = "cpu") -> float:
 
 
 def seconds(call: Call, min_run_time: float) -> np.ndarray:
-    """Seconds of a call, after a warm-up: `MIN_TIMES` or more, over `min_run_time` or longer."""
+    """Seconds of n >= `MIN_TIMES` calls over at least `min_run_time`, after a warm-up: (n,)."""
     timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
     times = timer.blocked_autorange(min_run_time=min_run_time).times
     while len(times) < MIN_TIMES:
@@ -73,10 +73,10 @@ def count_flops(call: Call) -> int:
 
 
 def peak_bytes(call: Call, device: str) -> int:
-    """The most that one call held at a time, beyond what was there before, in bytes.
+    """The largest number of bytes that one call holds at a time, beyond those held before it.
 
-    On a GPU from the allocator. On a CPU, which keeps no such record, the tensors that operations
-    return are counted until they are freed; what an operation needs inside itself is not.
+    On a GPU, the allocator's record. A CPU has none, so the tensors that operations return are
+    counted until they are freed; the workspace inside an operation is not counted.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
@@ -91,7 +91,7 @@ def peak_bytes(call: Call, device: str) -> int:
 
 
 class _LiveTensors(TorchDispatchMode):
-    """Bytes of the storages that operations have made and nobody has let go."""
+    """Bytes of the storages that operations have made and that are not freed yet."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,18 +102,18 @@ class _LiveTensors(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         for tensor in _tensors((args, kwargs)):
-            self.known.add(tensor.untyped_storage())  # there before, or counted when it was made
+            self.known.add(tensor.untyped_storage())  # older than the call, or counted already
         made = func(*args, **(kwargs or {}))
         for tensor in _tensors(made):
             storage = tensor.untyped_storage()
             if storage not in self.known:
                 self.known.add(storage)
                 self.held += storage.nbytes()
-                weakref.finalize(storage, self._let_go, storage.nbytes())
+                weakref.finalize(storage, self._free, storage.nbytes())
         self.peak = max(self.peak, self.held)
         return made
 
-    def _let_go(self, n_bytes: int) -> None:
+    def _free(self, n_bytes: int) -> None:
         self.held -= n_bytes
 
 
@@ -122,13 +122,13 @@ def _tensors(tree: Any) -> Iterator[torch.Tensor]:
 
 
 def matmul_rate(device: str, dtype: str) -> float:
-    """FLOP/s of a large square matrix product, the best of several, on this device and now."""
+    """FLOP/s of a large square matrix product on this device, the fastest of several."""
     product, n_flops = square_product(device, dtype)
     return n_flops / float(seconds(product, 0.5).min())
 
 
 def square_product(device: str, dtype: str) -> tuple[Call, float]:
-    """(a large square matrix product in this type and on this device, its FLOPs)."""
+    """A large square matrix product of this dtype on this device, and its number of FLOPs."""
     n = MATMUL_SIZE.get(torch.device(device).type, MATMUL_SIZE["cpu"])
     generator = torch.Generator(device).manual_seed(0)
     a = torch.randn(n, n, generator=generator, device=device).to(getattr(torch, dtype))

@@ -1,10 +1,10 @@
-"""Maximum likelihood as a run of its own: rows as it goes, weights at its end, on after a kill."""
+"""A training as a run: rows while it runs, weights at its end, checkpoints to resume from."""
 
 from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -20,54 +20,33 @@ from resflow_bench.lab.cells import Cell
 from resflow_bench.lab.interrupt import Interrupted, Interrupts
 from resflow_bench.lab.observe import Observation, Result, exactly, observe
 from resflow_bench.lab.plan import now
+from resflow_bench.lab.progress import Listener, Progress, ignore
 from resflow_bench.lab.store import Run, StoreError
 from resflow_bench.lab.suite import Context
 from resflow_bench.lab.workers import FAILURES, explain
 from resflow_bench.threads import one_thread
-from resflow_bench.training.course import TRAINING, Course
+from resflow_bench.training.plan import TRAINING, TrainingPlan
+from resflow_bench.training.recipe import finite_moments_estimator
 from resflow_bench.training.trainer import Diverged, Trainer
-from resflow_bench.training.weights import SECONDS_BETWEEN_CHECKPOINTS, save_whole, tame
+from resflow_bench.training.weights import SECONDS_BETWEEN_CHECKPOINTS, save_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SAVING = 0.05
-"""The share of the time that may go into checkpoints, where they are large."""
+CHECKPOINT_SHARE = 0.05
+"""Largest share of the wall time that writing checkpoints may take."""
 
 N_SHOWN = 20
-"""Steps that the loss on the screen is a mean of."""
-
-
-@dataclass
-class Standing:
-    """How far a training is, for whoever watches it.
-
-    loss: nats, mean over the last few steps; bits_per_dim: the same per dimension.
-    certified: largest constant of a block at the last row.
-    doing: what else, where it takes time.
-    """
-
-    n_steps: int
-    n_done: int = 0
-    seconds_left: float = math.nan
-    loss: float = math.nan
-    bits_per_dim: float = math.nan
-    certified: float = math.nan
-    doing: str = ""
-
-
-Listener = Callable[[Standing], None]
-
-
-def _nobody(standing: Standing) -> None:
-    """Listens to nothing."""
+"""Number of the last steps whose mean loss is displayed."""
 
 
 @dataclass(frozen=True)
-class Ending:
-    """How a training ended: after all its steps, by a signal (its number), or failed (why).
+class TrainingResult:
+    """How a training ended.
 
-    n_done: steps that count: of an interrupted training, those that its checkpoint holds.
+    n_done: steps taken; after a signal, the steps that the checkpoint holds.
+    signal: the number of the signal that interrupted it.
+    failure: the reason why it failed.
     """
 
     n_done: int = 0
@@ -76,8 +55,8 @@ class Ending:
 
 
 @dataclass(frozen=True)
-class Files:
-    """Where a run keeps its weights: `weights` at its end, `checkpoint` on the way."""
+class TrainingFiles:
+    """The files of a run outside its folder: `weights` at its end, `checkpoint` until then."""
 
     run: Run
 
@@ -90,149 +69,153 @@ class Files:
         return self.weights.with_suffix(".checkpoint")
 
 
-def train(course: Course, data: Dataset, run: Run, listen: Listener = _nobody) -> Ending:
-    """Trains from the run's checkpoint, or from the beginning, to the end, and keeps what comes.
+def train(plan: TrainingPlan, data: Dataset, run: Run, listen: Listener = ignore) -> TrainingResult:
+    """Train to the last step, from the run's checkpoint if there is one; save rows and weights.
 
-    A training that was interrupted and goes on ends, on a CPU, with the same bits and rows as one
-    that was not; only `examples_per_s` differs.
+    On a CPU, an interrupted and resumed training gives the same bits and rows as an uninterrupted
+    one, except for `examples_per_s`.
 
     Args:
-        course: what to do.
-        data: the course's dataset.
-        run: where the rows go; its weights lie in `Files(run)`.
-        listen: hears of every step.
+        plan: the training's settings.
+        data: the plan's dataset.
+        run: receives the rows; the weights are saved in `TrainingFiles(run)`.
+        listen: is called after every step, and before the held-out points are evaluated.
 
     Raises:
         StoreError: if the run or its checkpoint cannot be read or written.
-        ValueError: if the data are not those that the course began with, or there is no room for
-            them or the flow.
+        ValueError: if `data` has another digest than the plan's, or the data or the flow do not
+            fit in memory.
     """
-    if data.digest != course.digest:
+    if data.digest != plan.digest:
         raise ValueError(
-            f"run `{run.name}` was begun on other {data.name} (digest {course.digest}; got "
-            f"{data.digest}). Name the folder of those with --data."
+            f"run `{run.name}` was begun on other {data.name} (digest {plan.digest}; got "
+            f"{data.digest}). Give the folder of the original files with --data."
         )
-    files, n_steps = Files(run), course.recipe.training.n_steps
+    files, n_steps = TrainingFiles(run), plan.recipe.training.n_steps
     if run.about["status"] == "finished" and files.weights.exists():
-        return Ending(n_done=n_steps)
-    status, ending = "interrupted", Ending()
+        return TrainingResult(n_done=n_steps)
+    status, result = "interrupted", TrainingResult()
     session: _Session | None = None
     with Interrupts() as interrupts, one_thread():
         try:
             with interrupts.allowed():
-                session = _Session(course, data, run, listen)
-            session.go_on(interrupts)
+                session = _Session(plan, data, run, listen)
+            session.train(interrupts)
             run.flush()
             run.drop_superseded()
             session.save_weights()
-            status, ending = "finished", Ending(n_done=n_steps)
+            status, result = "finished", TrainingResult(n_done=n_steps)
         except Interrupted:
-            ending = Ending(session.n_saved if session else 0, interrupts.received)
+            result = TrainingResult(session.n_saved if session else 0, interrupts.received)
         except FAILURES as error:
             if session is None:
                 raise ValueError(explain(error)) from error
-            status, ending = "failed", session.failed(error)
+            status, result = "failed", session.record_failure(error)
         finally:
             run.flush()
             run.write_about(run.about | {"status": status, "end": now()})
-    if status == "finished":  # not before run.json says so: a kill in between must find it
+    if status == "finished":  # after run.json says so, in case the process is killed in between
         files.checkpoint.unlink(missing_ok=True)
-    return ending
+    return result
 
 
 class _Session:
-    """A trainer, what no row holds yet, and the clock."""
+    """A trainer with the measurements that no row holds yet, and the times of its checkpoints."""
 
-    def __init__(self, course: Course, data: Dataset, run: Run, listen: Listener) -> None:
-        device, settings = course.device, course.recipe.training
+    def __init__(self, plan: TrainingPlan, data: Dataset, run: Run, listen: Listener) -> None:
+        device, settings = plan.device, plan.recipe.training
         # The first test images may differ from the rest, as MNIST's do.
         chosen = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))
-        test = data.test[chosen[: course.n_test]]
-        self.course, self.run, self.listen = course, run, listen
+        test = data.test[chosen[: plan.n_test]]
+        self.plan, self.run, self.listen = plan, run, listen
         self.data = replace(data, train=data.train.to(device), test=test.to(device))
-        self.trainer = Trainer(course.flow().to(device), self.data, settings)
-        self.losses: list[float] = []  # of the steps that no row holds yet, and their seconds
+        self.trainer = Trainer(plan.flow().to(device), self.data, settings)
+        self.losses: list[float] = []  # of the steps since the last row, and their seconds
         self.step_s = 0.0
-        self.excess: float | None = None  # of a step whose row is due
-        self.standing = Standing(settings.n_steps)
+        self.excess: float | None = None  # of the step whose row is due, if one is
+        self.certified = math.nan  # the largest constant of a block at the last row
         self.context = Context(settings.seed, {}, run.path.parents[1])
-        self.files = Files(run)
-        self.failures = self._load()
-        self.first = self.n_saved = self.n_done
-        self.at = self.n_done
-        self.start = self.saved = monotonic()
+        self.files = TrainingFiles(run)
+        self.failed_steps = self._resume()
+        self.n_before = self.n_saved = self.n_done
+        self.step = self.n_done  # the last step that was begun
+        self.started_at = self.saved_at = monotonic()
         self.save_s = 0.0
 
     @property
     def n_done(self) -> int:
-        """Steps done."""
+        """Number of steps done."""
         return self.trainer.n_steps_done
 
-    def go_on(self, interrupts: Interrupts) -> None:
-        """Step after step. A signal waits for the end of a step, since half of one is nothing."""
-        while self.n_done < self.standing.n_steps or self.excess is not None:
+    def train(self, interrupts: Interrupts) -> None:
+        """Take the steps that are left. A signal takes effect at the end of a step."""
+        while self.n_done < self.plan.recipe.training.n_steps or self.excess is not None:
             if self.excess is None:
-                self._step()
+                self._take_step()
             if self.excess is not None:
-                self._log(self.excess, interrupts)
-            waited = monotonic() - self.saved
-            due = waited > max(SECONDS_BETWEEN_CHECKPOINTS, self.save_s / SAVING)
+                self._append_row(self.excess, interrupts)
+            waited = monotonic() - self.saved_at
+            due = waited > max(SECONDS_BETWEEN_CHECKPOINTS, self.save_s / CHECKPOINT_SHARE)
             if interrupts.received is not None or due:
-                self._save()
+                self._save_checkpoint()
             interrupts.check()
 
-    def failed(self, error: BaseException) -> Ending:
-        """A row that says so; before it what a divergence has left whole, as rows and weights."""
+    def record_failure(self, error: BaseException) -> TrainingResult:
+        """Append a failed row; after a divergence, first the row and weights of the step before."""
         finite = all(p.isfinite().all() for p in self.trainer.flow.parameters())
         if isinstance(error, Diverged) and self.n_done and finite:
-            if self.losses and self.n_done > self.first:
+            if self.losses and self.n_done > self.n_before:
                 self.run.append(TRAINING, self._row(self.trainer.excess()))
             self.save_weights()
         message = explain(error)
-        self.run.append(TRAINING, Result(self.course.cell(self.at), "failed", message=message))
-        return Ending(self.n_done, failure=f"step {self.at} of {self.course.recipe}: {message}")
+        self.run.append(TRAINING, Result(self.plan.cell(self.step), "failed", message=message))
+        failure = f"step {self.step} of {self.plan.recipe}: {message}"
+        return TrainingResult(self.n_done, failure=failure)
 
     def save_weights(self) -> None:
-        """The average of the parameters, its norms at their promise, on the CPU."""
-        self._keep(self.trainer.averaged().cpu().state_dict(), self.files.weights)
+        """Save the average of the parameters, aligned, on the CPU."""
+        self._save(self.trainer.averaged().cpu().state_dict(), self.files.weights)
 
-    def _step(self) -> None:
-        self.at = self.n_done + 1
+    def _take_step(self) -> None:
+        self.step = self.n_done + 1
         before = monotonic()
         self.losses.append(self.trainer.step())
         self.step_s += monotonic() - before
-        self._tell("")
-        if self.course.is_logged(self.n_done) or self.n_done in self.failures:
+        self._report()
+        if self.plan.is_logged(self.n_done) or self.n_done in self.failed_steps:
             self.excess = self.trainer.excess()
 
-    def _log(self, excess: float, interrupts: Interrupts) -> None:
-        """The row that is due. It may take long: one that is interrupted is due on resume."""
-        self._tell("held-out points")
+    def _append_row(self, excess: float, interrupts: Interrupts) -> None:
+        """Append the row that is due. It may be interrupted, and is then due after a resume."""
+        self._report("held-out points")
         try:
             with interrupts.allowed():
                 row = self._row(excess)
         except Interrupted:
-            self._save()
+            self._save_checkpoint()
             raise
         self.run.append(TRAINING, row)
         self.losses, self.step_s, self.excess = [], 0.0, None
 
-    def _tell(self, doing: str) -> None:
-        standing = self.standing
-        each = (monotonic() - self.start) / max(1, self.n_done - self.first)
-        standing.n_done = self.n_done
-        standing.seconds_left = each * (standing.n_steps - self.n_done)
-        standing.loss = fmean(self.losses[-N_SHOWN:])
-        standing.bits_per_dim = self._bits(-standing.loss)
-        standing.doing = doing
-        self.listen(standing)
+    def _report(self, activity: str = "") -> None:
+        """Tell the listener the loss, and the `activity` if it is other than a step."""
+        n_steps, loss = self.plan.recipe.training.n_steps, fmean(self.losses[-N_SHOWN:])
+        message = f"loss {loss:.4g} nat"
+        if activity:
+            message += f"; {activity}"
+        else:
+            message += f", {self._bits(-loss):.3g} bits/dim"
+            if not math.isnan(self.certified):
+                message += f", Lip(g) ≤ {self.certified:.3g}"
+        step_s = (monotonic() - self.started_at) / max(1, self.n_done - self.n_before)
+        left = step_s * (n_steps - self.n_done)
+        self.listen(Progress(self.n_done, n_steps, left, message))
 
     def _row(self, excess: float) -> Result:
-        """What is to be known of the step that was just taken."""
-        cell, trainer = self.course.cell(self.n_done), self.trainer
-        settings = self.course.recipe.training
-        certified = max(block.branch.lipschitz_certified() for block in trainer.flow.blocks)
-        self.standing.certified = certified
+        """The measurements of the last step."""
+        cell, trainer = self.plan.cell(self.n_done), self.trainer
+        settings = self.plan.recipe.training
+        self.certified = max(block.branch.lipschitz_certified() for block in trainer.flow.blocks)
         batch = min(settings.batch_size, len(self.data.train))
         rate = trainer.optimiser.param_groups[0]["lr"]
         return Result(
@@ -241,7 +224,7 @@ class _Session:
             (
                 self._loss(),
                 *self._held_out(cell),
-                exactly("lipschitz_certified", certified, "1"),
+                exactly("lipschitz_certified", self.certified, "1"),
                 exactly("lipschitz_excess", excess, "1"),
                 exactly("learning_rate", rate, "1"),
                 Observation("examples_per_s", len(self.losses) * batch / self.step_s, "1/s"),
@@ -249,17 +232,22 @@ class _Session:
         )
 
     def _loss(self) -> Observation:
-        """Mean over the steps since the last row; its interval is of their scatter."""
+        """Mean loss over the steps since the last row, with an interval from their scatter."""
         n = len(self.losses)
         if n == 1:
             return Observation("loss", self.losses[0], "nat")
         return observe("loss", mean_interval(self.losses), "nat", n)
 
     def _held_out(self, cell: Cell) -> Iterable[Observation]:
-        """log p of the test points by the averaged weights, if all are finite; else how many."""
-        generator = torch.Generator(self.course.device)
+        """Mean log p of the test points under the averaged weights.
+
+        If some are not finite, their number instead.
+        """
+        generator = torch.Generator(self.plan.device)
         generator.manual_seed(self.context.generator_seed(cell, "test"))
-        flow = self.trainer.averaged().with_estimator(tame(self.course.recipe.lipschitz))
+        flow = self.trainer.averaged().with_estimator(
+            finite_moments_estimator(self.plan.recipe.lipschitz)
+        )
         log_prob = _log_prob(flow, self.data, generator)
         n, n_lost = len(log_prob), sum(not math.isfinite(value) for value in log_prob)
         if n_lost:
@@ -279,39 +267,39 @@ class _Session:
     def _bits(self, log_prob: float) -> float:
         return float(self.data.bits_per_dim(torch.tensor(log_prob, dtype=torch.float64)))
 
-    def _save(self) -> None:
-        """Rows first: what the checkpoint has left behind must be on disk."""
+    def _save_checkpoint(self) -> None:
+        """Save the state of the training, after the rows that precede it."""
         before = monotonic()
         self.run.flush()
         due = {"losses": self.losses, "step_s": self.step_s, "excess": self.excess}
         state = {"trainer": self.trainer.state_dict()} | due
-        self._keep(state, self.files.checkpoint)
-        self.n_saved, self.saved = self.n_done, monotonic()
-        self.save_s = self.saved - before
+        self._save(state, self.files.checkpoint)
+        self.n_saved, self.saved_at = self.n_done, monotonic()
+        self.save_s = self.saved_at - before
 
-    def _keep(self, state: object, file: Path) -> None:
+    def _save(self, state: object, file: Path) -> None:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             save_whole(state, file)
         except OSError as error:
             raise StoreError(
-                f"`{file.parent}` takes no more weights ({error.strerror}); make room, then "
+                f"weights cannot be written to `{file.parent}` ({error.strerror}); make room, then "
                 f"`resflow-bench train --resume {self.run.name} --results {file.parents[1]}`."
             ) from error
 
-    def _load(self) -> set[int]:
-        """Goes to the checkpoint, if there is one; the steps that failed before come back."""
+    def _resume(self) -> set[int]:
+        """Load the checkpoint, if there is one; return the steps that the run marks as failed."""
         file = self.files.checkpoint
         if file.exists():
             try:
-                state = torch.load(file, map_location=self.course.device, weights_only=True)
+                state = torch.load(file, map_location=self.plan.device, weights_only=True)
                 self.trainer.load_state_dict(state["trainer"])
                 self.losses, self.step_s = list(state["losses"]), state["step_s"]
                 self.excess = state["excess"]
             except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
                 raise StoreError(
-                    f"checkpoint `{file}` does not fit ({explain(error)}); take the code that it "
-                    "was made with, or move it away to begin again."
+                    f"checkpoint `{file}` does not fit ({explain(error)}); use the code that wrote "
+                    "it, or move the file away to begin again."
                 ) from error
         if TRAINING.name not in self.run.suites:
             return set()
@@ -321,8 +309,8 @@ class _Session:
 
 @torch.no_grad()
 def _log_prob(flow: ResidualFlow, data: Dataset, generator: torch.Generator) -> list[float]:
-    """Of all test points, by the flow's unbiased estimator, batch by batch."""
-    found: list[Tensor] = [
+    """log p of each test point by the flow's unbiased estimator, in batches; nats."""
+    log_prob: list[Tensor] = [
         flow.log_prob(data.prepare(batch, generator), generator) for batch in data.test.split(256)
     ]
-    return torch.cat(found).double().tolist()
+    return torch.cat(log_prob).double().tolist()

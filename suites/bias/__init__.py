@@ -8,7 +8,7 @@ from resflow_bench.architectures import LINEAR_FAMILIES
 from resflow_bench.lab.cells import Preset
 from resflow_bench.lab.suite import Suite
 from resflow_bench.models.build import prepare_models
-from resflow_bench.speed.benchmark import Face, described
+from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from suites.bias.claims import CLAIMS
 from suites.bias.measure import measure_bias
 from suites.grids import (
@@ -85,7 +85,7 @@ SUITE = Suite(
 )
 
 
-class Bias(Face):
+class Bias(SuiteBenchmark):
     """Time of the measure, and the bias itself."""
 
     suite = SUITE

@@ -1,1 +1,1 @@
-"""Scripts that print a comparison with normflows: time, memory, variance, error, likelihood."""
+"""Scripts that compare ours with normflows: time, memory, variance, error, likelihood."""

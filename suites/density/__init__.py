@@ -8,7 +8,7 @@ from resflow_bench.data import DENSITIES
 from resflow_bench.lab.axes import Value
 from resflow_bench.lab.cells import Grid, Preset
 from resflow_bench.lab.suite import Suite
-from resflow_bench.speed.benchmark import Face, described
+from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from suites.density.claims import CLAIMS
 from suites.density.measure import measure_density, prepare_densities
 
@@ -67,7 +67,7 @@ SUITE = Suite(
 )
 
 
-class Density(Face):
+class Density(SuiteBenchmark):
     """Time of the measure on a flow trained for ten steps, and its log-likelihood."""
 
     suite = SUITE

@@ -20,8 +20,8 @@ from resflow_bench.lab.suite import Context
 from resflow_bench.logdet import Exact
 from resflow_bench.models.catalogue import held_out
 from resflow_bench.models.problem import dense_truth, realised, sizes
+from resflow_bench.training.recipe import Recipe, dataset, finite_moments_estimator
 from resflow_bench.training.trainer import Training
-from resflow_bench.training.weights import Recipe, dataset, tame
 from suites.sampling import EXAMPLES_PER_CALL
 from suites.trained import held_out_points, largest_certified, recipe_for, train_all, trained_flow
 
@@ -77,7 +77,9 @@ def density_recipe(cell: Cell) -> Recipe:
     Raises:
         Skip: the training cannot begin.
     """
-    recipe = recipe_for(cell, Training(cell["step"]), tame(cell["lipschitz"], per="batch"))
+    recipe = recipe_for(
+        cell, Training(cell["step"]), finite_moments_estimator(cell["lipschitz"], per="batch")
+    )
     rate = DENSITY_RATE / math.sqrt(math.prod(dataset(recipe.dataset).event))
     training = Training(cell["step"], batch_size=DENSITY_BATCH, learning_rate=rate)
     return replace(recipe, training=training)
@@ -99,7 +101,7 @@ def _log_prob(flow: ResidualFlow, x: Tensor, lipschitz: float, seed: int) -> tup
     """ln p(x), (P,), float64, and how it was computed."""
     if flow.dim <= MAX_EXACT_DIM:
         return exact_log_prob(flow, x), "exact log-det"
-    estimator = tame(lipschitz)
+    estimator = finite_moments_estimator(lipschitz)
     estimated, generator = flow.with_estimator(estimator), torch.Generator(x.device)
     generator.manual_seed(seed)
     with torch.no_grad():

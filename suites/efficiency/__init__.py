@@ -16,7 +16,7 @@ from resflow_bench.lab.axes import Value
 from resflow_bench.lab.cells import Grid, Preset
 from resflow_bench.lab.suite import Suite
 from resflow_bench.models.build import prepare_models
-from resflow_bench.speed.benchmark import Face, described
+from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from suites.efficiency.claims import CLAIMS
 from suites.efficiency.measure import build_draw, measure_efficiency
 from suites.grids import ESTIMATOR_AXES, MODEL_AXES
@@ -177,7 +177,7 @@ SUITE = Suite(
 )
 
 
-class Efficiency(Face):
+class Efficiency(SuiteBenchmark):
     """Time of a draw, and variance x time: the baseline and all remedies, on the untrained flow."""
 
     suite = SUITE

@@ -8,7 +8,7 @@ from resflow_bench.architectures import LINEAR_FAMILIES
 from resflow_bench.lab.cells import Grid, Preset
 from resflow_bench.lab.suite import Suite
 from resflow_bench.models.build import prepare_models
-from resflow_bench.speed.benchmark import Face
+from resflow_bench.speed.benchmark import SuiteBenchmark
 from suites.grids import IMAGE_FLOWS, MODEL_AXES, TRAINED_FLOWS, Axes, model_grids
 from suites.inverse.claims import CLAIMS
 from suites.inverse.measure import measure_inverse
@@ -77,7 +77,7 @@ SUITE = Suite(
 )
 
 
-class Inverse(Face):
+class Inverse(SuiteBenchmark):
     """Time of the certified inverse with its truth, and the error itself."""
 
     suite = SUITE

@@ -8,7 +8,7 @@ from resflow_bench.architectures import LINEAR_FAMILIES
 from resflow_bench.lab.cells import Preset
 from resflow_bench.lab.suite import Suite
 from resflow_bench.models.build import prepare_models
-from resflow_bench.speed.benchmark import Face
+from resflow_bench.speed.benchmark import SuiteBenchmark
 from suites.grids import MODEL_AXES, TRAINED_FLOWS, model_grids
 from suites.lipschitz.claims import CLAIMS
 from suites.lipschitz.measure import measure_lipschitz
@@ -47,7 +47,7 @@ SUITE = Suite(
 )
 
 
-class Lipschitz(Face):
+class Lipschitz(SuiteBenchmark):
     """Time of the certification and of the dense Jacobians, and the certified constant."""
 
     suite = SUITE

@@ -16,7 +16,7 @@ from resflow_bench.lab.cells import Grid, Preset
 from resflow_bench.lab.suite import Suite
 from resflow_bench.models.build import build_flow, build_points, prepare_models
 from resflow_bench.peers import MODES, PEERS, Asked
-from resflow_bench.speed.benchmark import Face, described
+from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from suites.grids import MODEL_AXES, Axes
 from suites.peers.claims import CLAIMS
 from suites.peers.measure import measure_peers
@@ -87,7 +87,7 @@ SUITE = Suite(
 )
 
 
-class Peers(Face):
+class Peers(SuiteBenchmark):
     """Log-prob in evaluation, and the bias of its value, on the untrained flow.
 
     Skipped where an implementation is not installed.

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from resflow_bench.lab.axes import Value
 from resflow_bench.lab.cells import Grid, Preset
 from resflow_bench.lab.suite import Suite
-from resflow_bench.speed.benchmark import Face, described
+from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from suites.scaling.claims import CLAIMS
 from suites.scaling.measure import build_log_prob, build_sized_flow, measure_scaling
 
@@ -70,7 +70,7 @@ SUITE = Suite(
 )
 
 
-class Scaling(Face):
+class Scaling(SuiteBenchmark):
     """The first rung's time, and the share of the rate at the last, at d = 64."""
 
     suite = SUITE

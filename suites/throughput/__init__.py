@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from resflow_bench.lab.cells import Preset
 from resflow_bench.lab.suite import Suite
 from resflow_bench.models.build import prepare_models
-from resflow_bench.speed.benchmark import Face, described
+from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from resflow_bench.speed.timing import peak_bytes
 from suites.grids import (
     ESTIMATOR_AXES,
@@ -83,7 +83,7 @@ SUITE = Suite(
 )
 
 
-class Throughput(Face):
+class Throughput(SuiteBenchmark):
     """Time and peak memory of each operation on the untrained flow."""
 
     suite = SUITE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from resflow_bench.training.course import TRAINING
+from resflow_bench.training.plan import TRAINING
 from suites.training.claims import CLAIMS
 
 SUITE = replace(

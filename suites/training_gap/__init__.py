@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from resflow_bench.lab.cells import Grid, Preset
 from resflow_bench.lab.suite import Suite
-from resflow_bench.speed.benchmark import Face, described
+from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from suites.grids import ESTIMATOR_AXES, Axes
 from suites.training_gap.claims import CLAIMS
 from suites.training_gap.measure import measure_training_gap, prepare_gaps
@@ -74,7 +74,7 @@ SUITE = Suite(
 )
 
 
-class TrainingGap(Face):
+class TrainingGap(SuiteBenchmark):
     """Time of the measure on a flow trained for ten steps with one term, and its gap."""
 
     suite = SUITE

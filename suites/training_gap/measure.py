@@ -17,8 +17,8 @@ from resflow_bench.lab.observe import Observation, exactly, observe
 from resflow_bench.lab.suite import Context, Skip
 from resflow_bench.models.build import build_estimator
 from resflow_bench.models.problem import Problem, dense_truth, realised, sizes
+from resflow_bench.training.recipe import Recipe, finite_moments_estimator
 from resflow_bench.training.trainer import Training
-from resflow_bench.training.weights import Recipe, tame
 from suites.sampling import sample_errors
 from suites.trained import held_out_points, largest_certified, recipe_for, train_all, trained_flow
 
@@ -52,7 +52,7 @@ def measure_training_gap(cell: Cell, context: Context) -> Iterable[Observation]:
         )
         for stream, estimator in (
             ("objective", objective),
-            ("unbiased", tame(problem.spectral_radius)),
+            ("unbiased", finite_moments_estimator(problem.spectral_radius)),
         )
     }
     for stream, errors in draws.items():

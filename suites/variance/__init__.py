@@ -8,7 +8,7 @@ from resflow_bench.architectures import LINEAR_FAMILIES
 from resflow_bench.lab.cells import Preset
 from resflow_bench.lab.suite import Suite
 from resflow_bench.models.build import prepare_models
-from resflow_bench.speed.benchmark import Face, described
+from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from suites.grids import (
     ESTIMATOR_AXES,
     IMAGE_FLOWS,
@@ -88,7 +88,7 @@ SUITE = Suite(
 )
 
 
-class Variance(Face):
+class Variance(SuiteBenchmark):
     """Time of the measure, and the variance itself."""
 
     suite = SUITE

@@ -378,7 +378,7 @@ def test_listeners_hear_of_preparations_cells_and_the_time_left(tmp_path: Path) 
     heard: list[tuple[int, float, str]] = []
     plan = Plan((toys.ROWS,), "smoke")
     run = begin(plan, Store(tmp_path))
-    sweep(plan, run, 1, lambda tally, said: heard.append((tally.n_done, tally.seconds_left, said)))
+    sweep(plan, run, 1, lambda now: heard.append((now.n_done, now.seconds_left, now.message)))
     said = [message for _, _, message in heard]
     assert said[0] == "preparing 6 cells"
     assert said[1] == "preparing rows failed: ArithmeticError: loss is not finite"

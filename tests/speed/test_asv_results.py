@@ -165,9 +165,9 @@ def test_the_same_commit_is_green_but_for_what_failed(
 
 def test_it_says_why_it_could_not_measure_again(repository: Path, tmp_path: Path) -> None:
     config = repository / "asv.conf.json"
-    with pytest.raises(AsvError, match="measuring again ended with code"):
+    with pytest.raises(AsvError, match="the second measurement ended with code"):
         measure_again(config, "HEAD~1", "nothing", ["toys.Toy.time_it"], tmp_path)
-    with pytest.raises(AsvError, match="name another with --asv"):
+    with pytest.raises(AsvError, match="give another with --asv"):
         results_folder(tmp_path / "none.json")
 
 
@@ -351,7 +351,7 @@ def test_what_cannot_be_compared_is_refused(
     without = json.loads((tmp_path / "found" / "machine" / "c.json").read_text())
     del without["env_name"]
     (tmp_path / "found" / "machine" / "c.json").write_text(json.dumps(without))
-    assert "says no `env_name`" in call(monkeypatch, capsys, *skip[:5])[2]
+    assert "has no `env_name`" in call(monkeypatch, capsys, *skip[:5])[2]
     (tmp_path / "found" / "machine" / "c.json").write_text("{")
     assert call(monkeypatch, capsys, "gate", "b" * 40, "c" * 40, "--asv", str(config))[0] == 2
 

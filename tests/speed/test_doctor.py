@@ -1,4 +1,4 @@
-"""What the doctor finds on machines that are made up."""
+"""Checks of the machine, on invented machines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from resflow_bench.cli import main
 from resflow_bench.lab.provenance import cores
 from resflow_bench.speed import doctor
-from resflow_bench.speed.doctor import examine
+from resflow_bench.speed.doctor import check_machine
 
 ABOUT = {"threads": {"cores": 2, "torch": 2}, "commit": "0123456789abcdef", "dirty": False}
 
@@ -31,12 +31,12 @@ def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def to_mend(about: dict[str, object] = ABOUT) -> dict[str, str]:
-    return {sign.name: sign.remedy for sign in examine(about) if sign.remedy}
+    return {check.name: check.remedy for check in check_machine(about) if check.remedy}
 
 
 def test_a_quiet_machine_has_nothing_to_mend(quiet: Path) -> None:
     assert to_mend() == {}
-    assert [sign.name for sign in examine(ABOUT)] == [
+    assert [check.name for check in check_machine(ABOUT)] == [
         "threads", "load", "frequency", "boost", "code",
     ]  # fmt: skip
 

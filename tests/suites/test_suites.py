@@ -21,7 +21,7 @@ from resflow_bench.models import catalogue as models
 from resflow_bench.models.build import build_flow
 from resflow_bench.models.problem import build_problem
 from resflow_bench.speed import timing
-from resflow_bench.speed.benchmark import YARDSTICK_S, SteadyClock
+from resflow_bench.speed.clock import YARDSTICK_S, SteadyClock
 
 EFFORT = {"n_points": 4, "max_draws": 6000, "half_width": 0.02, "seconds": 0.05}
 
@@ -278,57 +278,57 @@ def test_presets_grow_and_suites_say_what_they_answer(name) -> None:
 
 
 @pytest.mark.parametrize("name", suites.NAMES)
-def test_every_suite_has_an_asv_face(name) -> None:
+def test_every_suite_has_an_asv_class(name) -> None:
     """Its first CPU cell: set up twice (the second time from the cache), timed, tracked."""
     class_name = name.title().replace("_", "")
-    face = getattr(__import__(f"suites.{name}", fromlist=["x"]), class_name)()
-    times = [method for method in dir(face) if method.startswith("time_")]
-    tracks = [method for method in dir(face) if method.startswith("track_")]
+    benchmark = getattr(__import__(f"suites.{name}", fromlist=["x"]), class_name)()
+    times = [method for method in dir(benchmark) if method.startswith("time_")]
+    tracks = [method for method in dir(benchmark) if method.startswith("track_")]
     assert times
     assert tracks
     for _ in range(2):
-        face.setup(face.params[0])
-    getattr(face, times[0])(face.params[0])
-    tracked = getattr(face, tracks[0])(face.params[0])
+        benchmark.setup(benchmark.params[0])
+    getattr(benchmark, times[0])(benchmark.params[0])
+    tracked = getattr(benchmark, tracks[0])(benchmark.params[0])
     samples = tracked["samples"] if isinstance(tracked, dict) else [tracked]
     assert np.isfinite(samples).all()
     if not torch.cuda.is_available() and name == "throughput":
         with pytest.raises(NotImplementedError, match="CUDA"):
-            face.setup("log_prob-cuda")
+            benchmark.setup("log_prob-cuda")
 
 
 def test_a_steady_clock_counts_in_yardsticks_on_a_cpu_alone(monkeypatch) -> None:
     """A machine at half its speed: the yardstick takes twice as long, and so does a call."""
     for slowdown in (1.0, 2.0):
         times = iter([0.0, slowdown * YARDSTICK_S, 1.0, 1.0 + 3.0 * slowdown])
-        monkeypatch.setattr("resflow_bench.speed.benchmark.timer", lambda times=times: next(times))
+        monkeypatch.setattr("resflow_bench.speed.clock.timer", lambda times=times: next(times))
         clock = SteadyClock()
-        clock.pace(torch.device("cpu"))
+        clock.calibrate(torch.device("cpu"))
         start = clock()
         assert clock() - start == pytest.approx(3.0)
-    monkeypatch.setattr("resflow_bench.speed.benchmark.timer", lambda: 7.0)
-    clock.pace(torch.device("cuda"))
+    monkeypatch.setattr("resflow_bench.speed.clock.timer", lambda: 7.0)
+    clock.calibrate(torch.device("cuda"))
     assert clock() == 7.0
 
 
-def test_every_timed_call_is_paced(monkeypatch) -> None:
+def test_the_clock_is_calibrated_before_every_timed_call(monkeypatch) -> None:
     """asv calls `setup` before each; one that did not would count in another moment's seconds."""
-    paced = []
-    monkeypatch.setattr(suites.bias.Bias.clock, "pace", paced.append)
-    face = suites.bias.Bias()
+    calibrated = []
+    monkeypatch.setattr(suites.bias.Bias.clock, "calibrate", calibrated.append)
+    benchmark = suites.bias.Bias()
     for _ in range(3):
-        face.setup(face.params[0])
-    assert paced == [torch.device("cpu")] * 3
+        benchmark.setup(benchmark.params[0])
+    assert calibrated == [torch.device("cpu")] * 3
     assert suites.bias.Bias.timer is suites.bias.Bias.clock
 
 
 def test_a_tracked_accuracy_that_is_not_finite_fails(monkeypatch) -> None:
     """asv would file a NaN as skipped, and a diverged model would go unseen."""
-    face = suites.bias.Bias()
-    face.setup(face.params[0])
-    monkeypatch.setattr(face, "measure", lambda cell, seed: {"bias": math.nan})
+    benchmark = suites.bias.Bias()
+    benchmark.setup(benchmark.params[0])
+    monkeypatch.setattr(benchmark, "measure", lambda cell, seed: {"bias": math.nan})
     with pytest.raises(ArithmeticError, match=r"bias of bias .* is not finite"):
-        face.track_bias(face.params[0])
+        benchmark.track_bias(benchmark.params[0])
 
 
 def test_median_interval_is_what_throughput_reports() -> None:

@@ -228,7 +228,7 @@ def test_in_many_dimensions_the_density_is_an_unbiased_estimate(
     monkeypatch.setattr(measure_density, "MAX_EXACT_DIM", 1)
     if n_terms is not None:
         twin = LogDetEstimator(Rademacher(), Fixed(n_terms))
-        monkeypatch.setattr(measure_density, "tame", lambda *_, **__: twin)
+        monkeypatch.setattr(measure_density, "finite_moments_estimator", lambda *_, **__: twin)
     seen = [observe(cell, results, seed, n_grid=2, n_samples=1) for seed in range(6)]
     assert "unbiased estimate" in seen[0]["log_prob"].message
     assert "norm_realised" not in seen[0]

@@ -1,4 +1,4 @@
-"""What only evaluates keeps no graph: memory that nobody asked for, and no wrong number tells."""
+"""An evaluation keeps no graph: it would cost memory and change no number."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from resflow_bench.logdet import Fixed, LogDetEstimator, Rademacher
 from resflow_bench.models.build import build_flow
 from resflow_bench.speed import timing
 from resflow_bench.training import run as train
+from suites.throughput import measure
 
 AXES: dict[str, Value] = {
     **{"model": "init", "dim": 8, "lipschitz": 0.5, "dtype": "float32", "device": "cpu"},
@@ -61,7 +62,7 @@ def test_a_measured_flow_asks_for_no_gradients(tmp_path) -> None:
 
 def test_a_timed_evaluation_keeps_no_graph(tmp_path, monkeypatch) -> None:
     build = build_flow
-    monkeypatch.setattr(timing, "build_flow", lambda *args: build(*args).requires_grad_(True))
+    monkeypatch.setattr(measure, "build_flow", lambda *args: build(*args).requires_grad_(True))
     for operation in ("log_prob", "sample"):
-        call = timing.build_call(Cell("throughput", {**AXES, "operation": operation}), tmp_path)
+        call = measure.build_call(Cell("throughput", {**AXES, "operation": operation}), tmp_path)
         assert not call().requires_grad  # type: ignore[attr-defined]

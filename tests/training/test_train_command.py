@@ -28,14 +28,13 @@ from resflow_bench.analysis.tables import wide
 from resflow_bench.architectures import architecture_named
 from resflow_bench.data import dataset_named
 from resflow_bench.flows import ResidualFlow
-from resflow_bench.lab import watch
+from resflow_bench.lab.progress import Progress, shown
 from resflow_bench.lab.store import Store
 from resflow_bench.logdet import exact_log_det
 from resflow_bench.threads import one_thread
-from resflow_bench.training.course import PRESETS, TRAINING, Course
-from resflow_bench.training.run import Standing
+from resflow_bench.training.plan import PRESETS, TRAINING, TrainingPlan
+from resflow_bench.training.recipe import finite_moments_estimator
 from resflow_bench.training.trainer import Trainer
-from resflow_bench.training.weights import tame
 from suites.training import figures
 
 
@@ -53,7 +52,9 @@ def call(tmp_path: Path) -> Iterator[Call]:
 @pytest.fixture(scope="module")
 def by_hand() -> tuple[Trainer, list[float]]:
     """The trainer alone, without a run around it, and its losses."""
-    flow = architecture_named("mlp")((2,), 0.9).with_estimator(tame(0.9, per="batch"))
+    flow = architecture_named("mlp")((2,), 0.9).with_estimator(
+        finite_moments_estimator(0.9, per="batch")
+    )
     trainer = Trainer(flow, dataset_named("checkerboard"), SETTINGS)
     with one_thread():
         return trainer, [trainer.step() for _ in range(STEPS)]
@@ -118,7 +119,10 @@ def test_the_held_out_likelihood_is_that_of_the_averaged_weights(whole: Whole) -
     @torch.no_grad()
     def z(flow: ResidualFlow) -> float:
         exact = flow.with_estimator(Exact()).log_prob(x).double().mean()
-        draws = [flow.with_estimator(tame(0.9)).log_prob(x, generator).mean() for _ in range(12)]
+        draws = [
+            flow.with_estimator(finite_moments_estimator(0.9)).log_prob(x, generator).mean()
+            for _ in range(12)
+        ]
         return (value - float(exact)) / float(torch.stack(draws).std())
 
     flow = architecture_named("mlp")((2,), 0.9)
@@ -131,7 +135,9 @@ class Exact:
     """The log-det itself, where an estimator is expected."""
 
     def __call__(self, g, x, generator=None):
-        return tame(0.9)(g, x, generator)._replace(value=exact_log_det(g, x).to(x))
+        return finite_moments_estimator(0.9)(g, x, generator)._replace(
+            value=exact_log_det(g, x).to(x)
+        )
 
 
 def test_the_end_says_where_the_weights_are_and_the_three_lines_load_them(
@@ -180,8 +186,8 @@ def test_in_a_terminal_progress_is_a_bar(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
-    with watch.watching() as listen:
-        listen(Standing(20_000, 100, 7325.2, 2.5, 1.8, 0.9))
+    with shown("step {}/{}") as listen:
+        listen(Progress(100, 20_000, 7325.2, "loss 2.5 nat, 1.8 bits/dim, Lip(g) ≤ 0.9"))
     err = capsys.readouterr().err
     err = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", err)
     assert "100/20000 2:02:05 left" in err
@@ -287,12 +293,12 @@ def test_an_option_s_name_is_in_the_record_and_the_presets_are_whole() -> None:
     data = dataset_named("digits")
     assert PRESETS.keys() == {"smoke", "quick", "full"}
     for preset in PRESETS:
-        course = Course.of(data, {"preset": preset, "steps": 10})
-        assert course.recipe.architecture == "multiscale"
-        assert course.recipe.training.warm_up == 1, "a tenth of the steps at most"
-        assert {f"--{name.replace('_', '-')}={value}" for name, value in course.options.items()} - {
+        plan = TrainingPlan.requested(data, {"preset": preset, "steps": 10})
+        assert plan.recipe.architecture == "multiscale"
+        assert plan.recipe.training.warm_up == 1, "a tenth of the steps at most"
+        assert {f"--{name.replace('_', '-')}={value}" for name, value in plan.options.items()} - {
             "--dataset=digits"
-        } == set(course.record()["arguments"][2:])
+        } == set(plan.record()["arguments"][2:])
 
 
 # --- images

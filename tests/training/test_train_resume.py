@@ -18,7 +18,7 @@ from trainings import STEPS, TINY, Call, Whole, calling, newest, same, undisturb
 
 from resflow_bench.analysis.tables import wide
 from resflow_bench.lab.store import Run
-from resflow_bench.training import run as lab_train
+from resflow_bench.training import run as run_of_training
 from resflow_bench.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -45,13 +45,13 @@ def but_times(rows: pd.DataFrame) -> pd.DataFrame:
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint after every step."""
-    monkeypatch.setattr(lab_train, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-    monkeypatch.setattr(lab_train, "SAVING", inf)
+    monkeypatch.setattr(run_of_training, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(run_of_training, "CHECKPOINT_SHARE", inf)
 
 
 def signal_at(monkeypatch: pytest.MonkeyPatch, place: str, count: int, number: int) -> None:
     """The signal comes in the middle of the `count`-th call of a function of the training."""
-    owner = Trainer if place == "step" else lab_train
+    owner = Trainer if place == "step" else run_of_training
     before, calls = getattr(owner, place), []
 
     def interrupted(*arguments):
@@ -86,7 +86,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_numbers(
     said = f"interrupted: {kept} of {STEPS} steps are kept; the rest:\n  {command}\n"
     assert outcome.err.endswith(said)
     assert run.about["status"] == "interrupted"
-    assert not lab_train.Files(run).weights.exists()
+    assert not run_of_training.TrainingFiles(run).weights.exists()
     if kept < 5:
         refused = call("report")
         assert refused.code == 2
@@ -106,7 +106,7 @@ def arrives_at_the_same(whole: Whole, call: Call, run: Run) -> None:
     assert len(pd.read_parquet(run.path / "training")) == len(whole.rows)
     assert run.about["status"] == "finished"
     assert len(run.about["resumed"]) == 1
-    assert not lab_train.Files(run).checkpoint.exists()
+    assert not run_of_training.TrainingFiles(run).checkpoint.exists()
 
 
 def test_a_training_that_was_killed_goes_on_to_the_same_numbers(whole: Whole, call: Call) -> None:
@@ -117,7 +117,8 @@ from resflow_bench.cli import main
 from resflow_bench.lab import store
 from resflow_bench.training import run as train
 from resflow_bench.training.trainer import Trainer
-store.SECONDS_BUFFERED, train.SECONDS_BETWEEN_CHECKPOINTS, train.SAVING = -1.0, 0.0, float("inf")
+store.SECONDS_BUFFERED, train.SECONDS_BETWEEN_CHECKPOINTS = -1.0, 0.0
+train.CHECKPOINT_SHARE = float("inf")
 step, log_prob = Trainer.step, train._log_prob
 def late(*arguments):
     train.SECONDS_BETWEEN_CHECKPOINTS = 1e9
@@ -136,7 +137,7 @@ main()
     assert process.returncode == -signal.SIGKILL
     run = newest(Path.cwd())
     assert run.about["status"] == "running"
-    state = torch.load(lab_train.Files(run).checkpoint, weights_only=True)
+    state = torch.load(run_of_training.TrainingFiles(run).checkpoint, weights_only=True)
     assert state["trainer"]["n_steps_done"] == 4
     assert set(run.frame("training")["step"]) == {5}
     arrives_at_the_same(whole, call, run)
@@ -148,7 +149,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(call: Call, monkeypatch) -> N
         signal_at(patch, "step", 1, signal.SIGINT)
         call(TINY)
     run = newest(Path.cwd())
-    file = lab_train.Files(run).checkpoint
+    file = run_of_training.TrainingFiles(run).checkpoint
     for content in (b"", b"nothing of the kind", file.read_bytes()[:-1000]):
         file.write_bytes(content)
         outcome = call(f"train --resume {run.name}")
@@ -202,7 +203,7 @@ def test_a_failure_that_has_passed_leaves_no_failed_row(
     assert outcome.code == 1
     assert "RuntimeError: out of memory" in outcome.err
     run = newest(Path.cwd())
-    assert not lab_train.Files(run).weights.exists()
+    assert not run_of_training.TrainingFiles(run).weights.exists()
     assert call(f"train --resume {run.name}").code == 0
     assert set(run.frame("training")["status"]) == {"ok"}
     assert set(run.frame("training")["step"]) == {5, 8, 10, 12}
@@ -210,7 +211,7 @@ def test_a_failure_that_has_passed_leaves_no_failed_row(
 
 
 def test_held_out_points_that_are_lost_are_counted(call: Call, monkeypatch) -> None:
-    monkeypatch.setattr(lab_train, "_log_prob", lambda *arguments: [1.0, inf, 2.0])
+    monkeypatch.setattr(run_of_training, "_log_prob", lambda *arguments: [1.0, inf, 2.0])
     assert call("train moons --preset smoke --steps 1 --batch-size 8").code == 0
     (cell,) = wide(newest(Path.cwd()).frame("training")).to_dict("records")
     assert (cell["n_not_finite"], cell["n_not_finite_n"]) == (1, 3)

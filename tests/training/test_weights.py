@@ -11,11 +11,16 @@ import torch
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab.suite import silent
 from resflow_bench.logdet import Fixed, LogDetEstimator, Rademacher
-from resflow_bench.training import Training, weights
-from resflow_bench.training.weights import Recipe, tame, trained
+from resflow_bench.training import Training, recipe, weights
+from resflow_bench.training.recipe import Recipe, finite_moments_estimator
+from resflow_bench.training.weights import trained
 
 RECIPE = Recipe(
-    "mlp", "digits-logit", 0.8, Training(n_steps=4, batch_size=32), tame(0.8, per="batch")
+    "mlp",
+    "digits-logit",
+    0.8,
+    Training(n_steps=4, batch_size=32),
+    finite_moments_estimator(0.8, per="batch"),
 )
 
 
@@ -83,15 +88,15 @@ def test_other_settings_are_other_weights():
         replace(RECIPE, objective=other),
         replace(RECIPE, objective=replace(other, n_probes=2)),
     ]
-    assert len({RECIPE.fingerprint, *(recipe.fingerprint for recipe in changed)}) == 7
+    assert len({RECIPE.fingerprint, *(r.fingerprint for r in changed)}) == 7
     assert replace(RECIPE).fingerprint == RECIPE.fingerprint
 
 
 def test_other_data_under_the_same_name_are_other_weights(monkeypatch):
     before = RECIPE.fingerprint
-    ours = weights.dataset("digits-logit")
+    ours = recipe.dataset("digits-logit")
     other = replace(ours, train=ours.train + 1)
-    monkeypatch.setattr(weights, "dataset", lambda name: other)
+    monkeypatch.setattr(recipe, "dataset", lambda name: other)
     assert replace(RECIPE).fingerprint != before
 
 
@@ -112,4 +117,4 @@ def test_a_checkpoint_that_is_further_on_stays(tmp_path):
 def test_files_of_the_user_are_looked_for_where_the_user_says(tmp_path, monkeypatch):
     monkeypatch.setenv("RESFLOW_DATA", str(tmp_path / "mine"))
     with pytest.raises(ValueError, match=str(tmp_path / "mine")):
-        weights.dataset("mnist")
+        recipe.dataset("mnist")

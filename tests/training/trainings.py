@@ -15,7 +15,7 @@ import torch
 
 from resflow_bench.cli import main
 from resflow_bench.lab.store import Run, Store
-from resflow_bench.training.run import Files
+from resflow_bench.training.run import TrainingFiles
 from resflow_bench.training.trainer import Training
 
 STEPS = 12
@@ -83,7 +83,7 @@ def newest(folder: Path) -> Run:
 
 def weights_of(run: Run) -> dict[str, torch.Tensor]:
     """What it has learnt."""
-    return torch.load(Files(run).weights, weights_only=True)
+    return torch.load(TrainingFiles(run).weights, weights_only=True)
 
 
 def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:

@@ -1,4 +1,4 @@
-"""What a training is: its settings, the presets that they come from, and which steps have rows."""
+"""The plan of a training: its settings, the presets they come from, and the steps with rows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from resflow_bench.lab.observe import Observation
 from resflow_bench.lab.plan import now
 from resflow_bench.lab.provenance import provenance
 from resflow_bench.lab.suite import Skip, Suite
+from resflow_bench.training.recipe import Recipe, finite_moments_estimator
 from resflow_bench.training.trainer import Training
-from resflow_bench.training.weights import Recipe, tame
 
 if TYPE_CHECKING:
     from resflow_bench.data import Dataset
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from resflow_bench.lab.store import Run, Store
 
 MAX_ROWS, MIN_STEPS = 30, 5
-"""Of one training, and between two rows: enough for a curve and for an interval of each loss, few
-enough to read as a table."""
+"""Largest number of rows of a training, and least number of steps between two rows: enough for a
+curve and for an interval of each loss, few enough to read as a table."""
 
 PRESETS = {
     "smoke": {
@@ -40,7 +40,8 @@ PRESETS = {
         "images": Training(200_000, 64, 1e-3, warm_up=1000, ema=0.999),
     },
 }
-"""Settings for vectors and for images: seconds, about a minute on one core, a paper's scale."""
+"""Settings for vectors and for images. A training takes seconds at `smoke`, about a minute on one
+core at `quick`, and has a paper's scale at `full`."""
 
 _SETTINGS = {
     "steps": "n_steps",
@@ -49,10 +50,10 @@ _SETTINGS = {
     "ema": "ema",
     "seed": "seed",
 }
-"""Options of the command to fields of `Training`."""
+"""Option of the command `train` -> field of `Training`."""
 
 N_TEST = {"smoke": 200, "quick": 1000, "full": 10_000}
-"""Held-out points of each row, at most."""
+"""Largest number of held-out points that a row evaluates."""
 
 
 def _no_measure(*_: object) -> Iterable[Observation]:
@@ -71,14 +72,14 @@ TRAINING = Suite(
 
 
 @dataclass(frozen=True)
-class Course:
-    """A training as it was asked for: with the code, all that its numbers depend on.
+class TrainingPlan:
+    """A requested training: with the code, all that its numbers depend on.
 
-    recipe: what is trained, on what, and how.
+    recipe: the flow, the data and the optimiser's settings.
     event: the shape of one example.
-    digest: of the data, which may be other files at another time.
-    preset: where the settings began.
-    n_test: held-out points of each row, at most.
+    digest: of the data; the files behind a dataset's name may change.
+    preset: the source of the settings that were not requested.
+    n_test: the largest number of held-out points that a row evaluates.
     device: a torch device.
     """
 
@@ -90,70 +91,70 @@ class Course:
     device: str = "cpu"
 
     @classmethod
-    def of(cls, data: Dataset, asked: Mapping[str, Any]) -> Self:
-        """A preset's course for these data, with what was `asked` in place of its settings.
+    def requested(cls, data: Dataset, options: Mapping[str, Any]) -> Self:
+        """The plan of a preset for these data, with the given options in place of its settings.
 
         Args:
-            data: what is trained on.
-            asked: of the names in `options`; None, or left out, is the preset's.
+            data: the training and test examples.
+            options: as in the property `options`; a missing option, or None, is the preset's.
 
         Raises:
-            ValueError: a setting outside its range, or an architecture that is not for such data.
+            ValueError: a setting is outside its range, or the architecture does not accept such
+                examples.
         """
         kind = "images" if len(data.event) > 1 else "vectors"
-        usual = {
+        defaults = {
             "preset": "quick",
             "architecture": "multiscale" if kind == "images" else "mlp",
             "lipschitz": 0.9,
             "device": "cpu",
         }
-        told = usual | {name: value for name, value in asked.items() if value is not None}
+        given = {name: value for name, value in options.items() if value is not None}
+        chosen = defaults | given
         for name in ("lipschitz", "device"):
-            axis_named(name).parse(str(told[name]))
-        settings = PRESETS[told["preset"]][kind]
-        changed = {name: told[option] for option, name in _SETTINGS.items() if option in told}
-        settings = replace(settings, **changed)
+            axis_named(name).parse(str(chosen[name]))
+        preset, lipschitz = chosen["preset"], chosen["lipschitz"]
+        changes = {field: given[option] for option, field in _SETTINGS.items() if option in given}
+        settings = replace(PRESETS[preset][kind], **changes)
         settings = replace(settings, warm_up=min(settings.warm_up, settings.n_steps // 10))
-        objective = tame(told["lipschitz"], per="batch")
-        recipe = Recipe(told["architecture"], data.name, told["lipschitz"], settings, objective)
-        n_test = N_TEST[told["preset"]]
-        course = cls(recipe, data.event, data.digest, told["preset"], n_test, told["device"])
-        course.flow()  # what cannot be made is refused before a run begins
-        return course
+        objective = finite_moments_estimator(lipschitz, per="batch")
+        recipe = Recipe(chosen["architecture"], data.name, lipschitz, settings, objective)
+        plan = cls(recipe, data.event, data.digest, preset, N_TEST[preset], chosen["device"])
+        plan.flow()  # so that a flow that cannot be built is refused before the run begins
+        return plan
 
     @classmethod
-    def recorded(cls, run: Run, asked: Mapping[str, Any]) -> Self:
-        """The course that a run remembers, if what is `asked` (see `of`) is the same.
+    def recorded(cls, run: Run, options: Mapping[str, Any]) -> Self:
+        """The plan in a run's `run.json`, if the given options agree with it.
 
         Raises:
-            ValueError: if it remembers none, or another.
+            ValueError: the run is no training, or an option differs from the plan's.
         """
         about = run.about
         try:
-            told = about["training"]
-            names = ("architecture", "dataset", "lipschitz")
+            record = about["training"]
             recipe = Recipe(
-                **{n: told[n] for n in names},
-                training=Training(**told["settings"]),
-                objective=tame(told["lipschitz"], per="batch"),
+                **{name: record[name] for name in ("architecture", "dataset", "lipschitz")},
+                training=Training(**record["settings"]),
+                objective=finite_moments_estimator(record["lipschitz"], per="batch"),
             )
-            event, n_test, device = tuple(told["event"]), told["n_test"], told["device"]
-            course = cls(recipe, event, told["digest"], about["preset"], n_test, device)
+            event, n_test, device = tuple(record["event"]), record["n_test"], record["device"]
+            plan = cls(recipe, event, record["digest"], about["preset"], n_test, device)
         except (KeyError, TypeError):
             raise ValueError(
-                f"run `{run.name}` is no training; go on with `resflow-bench run --resume`."
+                f"run `{run.name}` is no training; continue it with `resflow-bench run --resume`."
             ) from None
-        for name, value in course.options.items():
-            if asked.get(name) not in (None, value):
+        for name, value in plan.options.items():
+            if options.get(name) not in (None, value):
                 raise ValueError(
-                    f"run `{run.name}` was begun with {name}={value}; got {asked[name]}. "
+                    f"run `{run.name}` was begun with {name}={value}; got {options[name]}. "
                     "Give --resume without it, or begin another run."
                 )
-        return course
+        return plan
 
     @property
     def options(self) -> dict[str, Any]:
-        """What a user can ask, by the names of the command's options."""
+        """Option of the command `train` -> value."""
         recipe = self.recipe
         settings = {name: getattr(recipe.training, field) for name, field in _SETTINGS.items()}
         return {
@@ -166,10 +167,10 @@ class Course:
         }
 
     def record(self) -> dict[str, Any]:
-        """Its part of `run.json`; `arguments` are those of a command that trains it again."""
+        """The plan's part of `run.json`; `arguments` are of a command that trains it again."""
         recipe = self.recipe
-        given = {name.replace("_", "-"): value for name, value in self.options.items()}
-        name = given.pop("dataset")
+        options = {name.replace("_", "-"): value for name, value in self.options.items()}
+        name = options.pop("dataset")
         return {
             "seed": recipe.training.seed,
             "preset": self.preset,
@@ -186,7 +187,7 @@ class Course:
                 "n_test": self.n_test,
                 "device": self.device,
             },
-            "arguments": ["train", name, *(f"--{n}={value}" for n, value in given.items())],
+            "arguments": ["train", name, *(f"--{n}={value}" for n, value in options.items())],
         }
 
     def flow(self) -> ResidualFlow:
@@ -195,7 +196,7 @@ class Course:
         return flow.with_estimator(self.recipe.objective)
 
     def cell(self, step: int) -> Cell:
-        """The cell of a step."""
+        """The cell of a step's row."""
         axes: dict[str, Any] = {
             "dataset": self.recipe.dataset,
             "architecture": self.recipe.architecture,
@@ -208,12 +209,12 @@ class Course:
         return Cell(TRAINING.name, axes)
 
     def is_logged(self, step: int) -> bool:
-        """Whether a step has a row: every 1, 2 or 5 times 10^k-th, and the last."""
+        """True at the last step and at every multiple of a spacing of 1, 2 or 5 times 10^k."""
         n_steps = self.recipe.training.n_steps
         return step % _round_up(max(MIN_STEPS, n_steps / MAX_ROWS)) == 0 or step == n_steps
 
 
-def begin(course: Course, store: Store, about: Mapping[str, Any] | None = None) -> Run:
+def begin(course: TrainingPlan, store: Store, about: Mapping[str, Any] | None = None) -> Run:
     """A new run of the course.
 
     Raises:

@@ -1,0 +1,122 @@
+"""Recipes: all that a flow's trained weights depend on, and its fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import json
+import os
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from resflow_bench.architectures import architecture_named
+from resflow_bench.data import Dataset, dataset_named
+from resflow_bench.flows import ResidualFlow
+from resflow_bench.logdet import Geometric, LogDetEstimator, Rademacher, Roulette
+from resflow_bench.training.trainer import Training
+
+SOURCES = (
+    *("architectures", "data", "fixed_point", "flows", "jacobian", "layers", "logdet"),
+    "training.trainer",
+)
+"""Modules and packages that the weights depend on: a change in one of their files changes every
+fingerprint."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings that, with the code, determine a flow's weights.
+
+    architecture: of `architectures.ARCHITECTURES`.
+    dataset: of `data.DATASETS`.
+    lipschitz: promised for each branch.
+    training: the optimiser's settings.
+    objective: the estimator whose log-likelihood is maximised.
+
+    The fingerprint includes every byte of the data: other files under the same name give other
+    weights.
+    """
+
+    architecture: str
+    dataset: str
+    lipschitz: float
+    training: Training
+    objective: LogDetEstimator
+
+    def flow(self) -> ResidualFlow:
+        """The flow before any training."""
+        event = dataset(self.dataset).event
+        return architecture_named(self.architecture)(event, self.lipschitz)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of the SHA-256 of the settings, the data, `SOURCES` and torch's version."""
+        estimator = self.objective
+        ingredients = {
+            "architecture": self.architecture,
+            "dataset": [self.dataset, dataset(self.dataset).digest],
+            "lipschitz": self.lipschitz,
+            "training": asdict(self.training),
+            "objective": [
+                str(estimator.probe),
+                repr(estimator.truncation),
+                estimator.n_probes,
+                str(estimator.gradient),
+                estimator.n_traced,
+                str(estimator.expansion),
+            ],
+            "torch": torch.__version__.split("+")[0],
+        }
+        text = json.dumps(ingredients, sort_keys=True) + _source_digest()
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        return f"{self.dataset}-{self.architecture}-K{self.lipschitz:g}"
+
+
+def finite_moments_estimator(
+    spectral_radius: float, per: Literal["example", "batch"] = "example", n_traced: int = 0
+) -> LogDetEstimator:
+    """An unbiased estimator all of whose moments are finite up to this spectral radius.
+
+    The p-th moment is finite if rho^p < (1 - stop)^(p-1). With stop = 1 - rho the right-hand side
+    is rho^(p-1) > rho^p. One N for the whole batch costs E[N] products; one N for each example
+    costs the largest N of the batch. A training can use the former.
+
+    Args:
+        spectral_radius: rho, the largest |eigenvalue| of J, or a bound on it.
+        per: whether N is drawn for each example or once for the batch.
+        n_traced: exact leading traces.
+    """
+    stop = min(max(1 - spectral_radius, 0.01), 0.9)
+    roulette = Roulette(Geometric(stop), n_exact=4, per=per)
+    return LogDetEstimator(Rademacher(), roulette, n_traced=n_traced)
+
+
+def dataset(name: str) -> Dataset:
+    """`data.dataset_named`, cached.
+
+    Image files are read from the folder in the environment variable RESFLOW_DATA, or from `data`
+    where that is not set.
+    """
+    return _dataset(name, Path(os.environ.get("RESFLOW_DATA", "data")))
+
+
+_dataset = lru_cache(maxsize=4)(dataset_named)
+
+
+@lru_cache(maxsize=1)
+def _source_digest() -> str:
+    """The SHA-256 of the files in `SOURCES`."""
+    digest = hashlib.sha256()
+    for name in SOURCES:
+        origin = Path(inspect.getfile(importlib.import_module(f"resflow_bench.{name}")))
+        files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
+        for file in files:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
