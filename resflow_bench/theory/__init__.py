@@ -54,6 +54,7 @@ from resflow_bench.theory.tails import (
     spectral_radius,
     tail_moments,
 )
+from resflow_bench.theory.target import draws_to_target, seconds_to_target
 
 __all__ = [
     "Law",
@@ -63,6 +64,7 @@ __all__ = [
     "avron_toledo_bound",
     "chebyshev_bias",
     "chebyshev_coefficients",
+    "draws_to_target",
     "hadamard_variance",
     "hutchinson_variance",
     "iid_variance",
@@ -79,6 +81,7 @@ __all__ = [
     "roulette_variance_bound",
     "roulette_variance_bound_lipschitz",
     "roulette_variance_is_finite",
+    "seconds_to_target",
     "series",
     "series_variance_bound",
     "spectral_radius",
