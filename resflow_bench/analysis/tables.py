@@ -85,9 +85,9 @@ def plain(value: Any) -> str:
 
 def decay(law: str) -> float:
     """lim P(M >= j+1) / P(M >= j) of a roulette's law: 1 - stop if geometric, 0 if Poisson."""
-    from resflow_bench.models.build import build_law  # torch, which nothing else here needs
+    from resflow_bench.logdet import law_named  # torch, which nothing else here needs
 
-    return build_law(law).decay
+    return law_named(law).decay
 
 
 def number(value: float, digits: int = 3) -> str:

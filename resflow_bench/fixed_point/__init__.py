@@ -1,6 +1,6 @@
 """x = f(x) for a batch of examples, each with its own outcome and residual."""
 
-from resflow_bench.fixed_point.newton import Linear, NewtonKrylov
+from resflow_bench.fixed_point.newton import NewtonKrylov
 from resflow_bench.fixed_point.solution import BLOW_UP, Outcome, Solution
 from resflow_bench.fixed_point.solve import CHECK_EVERY, PATIENCE, solve
 from resflow_bench.fixed_point.steps import Anderson, Auto, Picard, Secant, Step
@@ -11,7 +11,6 @@ __all__ = [
     "PATIENCE",
     "Anderson",
     "Auto",
-    "Linear",
     "NewtonKrylov",
     "Outcome",
     "Picard",

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from resflow_bench.jacobian import Jacobian
+
 # Off the CPU whether all examples have ended is asked so seldom, since the answer is waited for.
 CHECK_EVERY = 4
-
-
-class Linear(Protocol):
-    """A linear map of each example, in some dtype."""
-
-    def push(self, v: Tensor) -> Tensor:
-        """J v, (B, *event) -> (B, *event)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -33,7 +26,7 @@ class NewtonKrylov:
     a step reaches ||r||^2 at best, and nothing below the floor. Where a residual grew, the example
     takes Picard's step.
 
-    linearise: x -> -J_f(x), x rounded to `dtype` and the products in it.
+    linearise: x -> -J_f(x) with `push`, x rounded to `dtype` and the products in it.
     precondition: an approximation of (I + J)^-1, the same for all examples; None is I.
     dtype: of the products.
     max_steps: of the system, a product each.
@@ -41,7 +34,7 @@ class NewtonKrylov:
     Source: Dembo, Eisenstat and Steihaug (1982), "Inexact Newton methods".
     """
 
-    linearise: Callable[[Tensor], Linear]
+    linearise: Callable[[Tensor], Jacobian]
     precondition: Callable[[Tensor], Tensor] | None = None
     dtype: torch.dtype = torch.float32
     reduction: float = 1e-6

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from resflow_bench.fixed_point import Auto, NewtonKrylov, Secant, Solution, Step, solve
-from resflow_bench.jacobian.chain import Chain
-from resflow_bench.jacobian.products import dense_jacobian
-from resflow_bench.jacobian.stages import ByMatrix, Pull
+from resflow_bench.jacobian import JacobianChain, MatrixStage, Stage, dense_jacobian
 from resflow_bench.layers import Activation, Branch, LinearBranch, SpectralLinear
 from resflow_bench.layers.branches import linearise_activation
 
@@ -112,19 +110,19 @@ class Frozen:
             x = stage(x)
         return x
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, Chain]:
+    def linearise(self, x: Tensor) -> tuple[Tensor, JacobianChain]:
         """g(x) and its J, as `Branch.linearise`; no graph."""
-        pulls: list[Pull] = []
+        jacobians: list[Stage] = []
         for stage, apply, weight in zip(self.stages, self.maps, self.weights, strict=True):
-            pull: Pull
+            jacobian: Stage
             if weight is not None:
-                x, pull = apply(x), ByMatrix(weight)
+                x, jacobian = apply(x), MatrixStage(weight)
             elif isinstance(stage, Activation):
-                x, pull = linearise_activation(stage, x)
+                x, jacobian = linearise_activation(stage, x)
             else:
-                x, pull = stage.linearise(x)
-            pulls.append(pull)
-        return x, Chain(pulls)
+                x, jacobian = stage.linearise(x)
+            jacobians.append(jacobian)
+        return x, JacobianChain(jacobians)
 
 
 def by_the_mean(branch: Frozen, x: Tensor) -> Callable[[Tensor], Tensor]:

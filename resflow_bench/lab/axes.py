@@ -140,10 +140,10 @@ def _canonical_law(text: str) -> str:
 
 
 def _law(text: str) -> str | None:
-    from resflow_bench.models.build import build_law
+    from resflow_bench.logdet import law_named
 
     try:
-        build_law(text)
+        law_named(text)
     except ValueError as error:
         return f"must be a law such as geometric(0.5) or poisson(2): {error}".rstrip(".")
     return None

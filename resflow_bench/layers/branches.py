@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from resflow_bench.jacobian.chain import Chain
-from resflow_bench.jacobian.stages import ByMatrix, BySlope, Pull
+from resflow_bench.jacobian import JacobianChain, MatrixStage, SlopeStage, Stage
 from resflow_bench.layers import fused
 from resflow_bench.layers.activations import Activation
 from resflow_bench.layers.layer import Certificate, Layer
@@ -98,30 +97,30 @@ class Branch(nn.Module):
 
         return g
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, Chain]:
-        """g(x) and v -> v^T J_g(x), with the weights normalised and the slopes computed once.
+    def linearise(self, x: Tensor) -> tuple[Tensor, JacobianChain]:
+        """g(x) and J_g(x), with the weights normalised and the slopes computed once.
 
         Args:
             x: (B, *event).
 
         Returns:
-            y (B, *event), and vjp: (..., B, *event) -> (..., B, *event), usually with m probes in
-            front. It is a `Chain`, which also multiplies from the other side (`push`) and has
-            exact traces where the branch admits them.
+            y (B, *event), and J, whose products `vjp` and `push` are
+            (..., B, *event) -> (..., B, *event), usually with m probes in front. It has exact
+            traces where the branch supports them.
 
-        Properties: one vjp costs L linear maps and elementwise products, no autograd. It records a
+        Properties: a `vjp` costs L linear maps and elementwise products, no autograd. It records a
         graph if and only if gradients are enabled when *it* is called; the weights and slopes it
         uses stay attached to the parameters and to x, so that sum(vjp(s) * v) has the gradient of
         s^T J v in weights, beta and x. Call linearise with gradients enabled for that.
         """
-        pulls: list[Pull] = []
+        jacobians: list[Stage] = []
         if self._can_fuse and fused.pays(self.stages, x):  # type: ignore[arg-type]
-            x, pulls = fused.linearise(self.stages, x)  # type: ignore[arg-type]
-            return x, Chain(pulls)
+            x, jacobians = fused.linearise(self.stages, x)  # type: ignore[arg-type]
+            return x, JacobianChain(jacobians)
         for stage, is_layer in self._kinds():
-            x, pull = stage.linearise(x) if is_layer else linearise_activation(stage, x)
-            pulls.append(pull)
-        return x, Chain(pulls)
+            x, jacobian = stage.linearise(x) if is_layer else linearise_activation(stage, x)
+            jacobians.append(jacobian)
+        return x, JacobianChain(jacobians)
 
     def update(self) -> None:
         """Follow the weights after an optimiser step: then Lip(g) <= `lipschitz` again."""
@@ -203,9 +202,9 @@ class LinearBranch(nn.Module):
         """g itself: there is nothing to normalise."""
         return self.forward
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, Chain]:
-        """g(x) and v -> v^T A; see `Branch.linearise`."""
-        return self.forward(x), Chain([ByMatrix(self.matrix)])
+    def linearise(self, x: Tensor) -> tuple[Tensor, JacobianChain]:
+        """g(x) and A; see `Branch.linearise`."""
+        return self.forward(x), JacobianChain([MatrixStage(self.matrix)])
 
     def update(self) -> None:
         """Nothing to do: the norm is exact."""
@@ -231,10 +230,10 @@ class LinearBranch(nn.Module):
         return f"dim={self.matrix.shape[0]}, lipschitz={self.lipschitz:.6g}"
 
 
-def linearise_activation(phi: Activation, z: Tensor) -> tuple[Tensor, BySlope]:
-    """phi(z) and v -> v^T diag(phi'(z)); v may be overwritten if gradients are disabled."""
+def linearise_activation(phi: Activation, z: Tensor) -> tuple[Tensor, SlopeStage]:
+    """phi(z) and diag(phi'(z)), whose `vjp` may overwrite v if gradients are disabled."""
     y, slope = phi.value_and_derivative(z)
-    return y, BySlope(slope, phi.expansion)
+    return y, SlopeStage(slope, phi.expansion)
 
 
 def contractive(lipschitz: float, owner: str) -> float:

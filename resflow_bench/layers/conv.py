@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from resflow_bench.jacobian.stages import FAST, ByKernel, padding
+from resflow_bench.jacobian import KernelStage
+from resflow_bench.jacobian.stages import FAST, padding
 from resflow_bench.layers.layer import Certificate
 from resflow_bench.layers.linear import Matrix, uniform
 from resflow_bench.layers.norms.spectral import Operator, Pair, SpectralNorm, finite, leading, unit
@@ -131,8 +132,8 @@ class SpectralConv2d(nn.Module):
     the operator; neither bounds it from above.
 
     >>> layer = SpectralConv2d(3, 8, 3, grid=(8, 8), coefficient=0.9)
-    >>> y, vjp = layer.linearise(torch.zeros(5, 3, 8, 8))
-    >>> vjp(torch.ones(2, 5, 8, 8, 8)).shape, layer.certificate().norm <= 0.9
+    >>> y, jacobian = layer.linearise(torch.zeros(5, 3, 8, 8))
+    >>> jacobian.vjp(torch.ones(2, 5, 8, 8, 8)).shape, layer.certificate().norm <= 0.9
     (torch.Size([2, 5, 3, 8, 8]), True)
     """
 
@@ -185,10 +186,10 @@ class SpectralConv2d(nn.Module):
         """The map with its weight normalised once, for many evaluations."""
         return self._with(self.weight_normalised().to(memory_format=FAST))
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, ByKernel]:
+    def linearise(self, x: Tensor) -> tuple[Tensor, KernelStage]:
         """y, (B, C_out, H, W), and v -> v^T J, (..., B, C_out, H, W) -> (..., B, C_in, H, W)."""
         weight = self.weight_normalised().to(memory_format=FAST)
-        return self._with(weight)(x), ByKernel(weight)
+        return self._with(weight)(x), KernelStage(weight)
 
     def update(self) -> None:
         """Follows W after an optimiser step; afterwards the operator's norm is <= coefficient."""

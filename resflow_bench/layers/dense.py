@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from resflow_bench.jacobian.chain import Chain
-from resflow_bench.jacobian.stages import ByConcatenation
+from resflow_bench.jacobian import ConcatenationStage, JacobianChain
 from resflow_bench.layers.activations import Activation
 from resflow_bench.layers.branches import linearise_activation
 from resflow_bench.layers.layer import Certificate, Layer
@@ -74,12 +73,14 @@ class DenseLayer(nn.Module):
         layer = self.layer.normalised()
         return lambda x: torch.cat([a * x, b * self.activation(layer(x))], dim=1)
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, ByConcatenation]:
+    def linearise(self, x: Tensor) -> tuple[Tensor, ConcatenationStage]:
         a, b = self.mix()
         z, by_layer = self.layer.linearise(x)
         y, by_activation = linearise_activation(self.activation, z)
-        pull = ByConcatenation(a, b, self.n_in, x.ndim, Chain([by_layer, by_activation]))
-        return torch.cat([a * x, b * y], dim=1), pull
+        stage = ConcatenationStage(
+            a, b, self.n_in, x.ndim, JacobianChain([by_layer, by_activation])
+        )
+        return torch.cat([a * x, b * y], dim=1), stage
 
     def update(self) -> None:
         self.layer.update()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from resflow_bench.jacobian.stages import ByMatrix, BySlope, Pull
+from resflow_bench.jacobian import MatrixStage, SlopeStage, Stage
 from resflow_bench.layers.activations import LIPSWISH_SCALE, LipSwish, SwishAndSlope
 from resflow_bench.layers.linear import SpectralLinear
 
@@ -40,8 +40,8 @@ def pays(stages: Stages, x: Tensor) -> bool:
     )
 
 
-def linearise(stages: Stages, x: Tensor) -> tuple[Tensor, list[Pull]]:
-    """g(x), (B, d), and the pulls of the stages, as one stage after the other would give them.
+def linearise(stages: Stages, x: Tensor) -> tuple[Tensor, list[Stage]]:
+    """g(x), (B, d), and the stages' Jacobians, as one stage after the other would give them.
 
     To the last bit their values, to rounding their gradients; differentiable twice.
     """
@@ -53,11 +53,11 @@ def linearise(stages: Stages, x: Tensor) -> tuple[Tensor, list[Pull]]:
             tensors += [stage.weight, stage.bias, *stage.norm.constants(stage.weight)]
     kinds = tuple(isinstance(stage, LipSwish) for stage in stages)
     y, *numbers = _Linearised.apply(x, kinds, *tensors)
-    pulls: list[Pull] = [
-        BySlope(number) if is_swish else ByMatrix(number)
+    jacobians: list[Stage] = [
+        SlopeStage(number) if is_swish else MatrixStage(number)
         for number, is_swish in zip(numbers, kinds, strict=True)
     ]
-    return y, pulls
+    return y, jacobians
 
 
 class _Run(NamedTuple):

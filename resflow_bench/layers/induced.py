@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from resflow_bench.jacobian.stages import FAST, ByKernel, ByMatrix, padding
+from resflow_bench.jacobian import KernelStage, MatrixStage
+from resflow_bench.jacobian.stages import FAST, padding
 from resflow_bench.layers.layer import Certificate
 from resflow_bench.layers.linear import uniform
 from resflow_bench.layers.norms.mixed import (
@@ -278,10 +279,10 @@ class InducedLinear(nn.Module):
         weight = self.weight_normalised()
         return lambda x: functional.linear(x, weight, self.bias)
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, ByMatrix]:
+    def linearise(self, x: Tensor) -> tuple[Tensor, MatrixStage]:
         """y, (..., n_out), and v -> v^T W_c, (..., n_out) -> (..., n_in), one product each."""
         weight = self.weight_normalised()
-        return functional.linear(x, weight, self.bias), ByMatrix(weight)
+        return functional.linear(x, weight, self.bias), MatrixStage(weight)
 
     def update(self) -> None:
         """A few power iterations and an upper bound, after which the promise is kept.
@@ -391,10 +392,10 @@ class InducedConv2d(nn.Module):
         kernel = self.weight_normalised().to(memory_format=FAST)
         return lambda x: self._convolve(x, kernel)
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, ByKernel]:
+    def linearise(self, x: Tensor) -> tuple[Tensor, KernelStage]:
         """y, and v -> v^T J, (..., B, n_out, H, W) -> (..., B, n_in, H, W)."""
         kernel = self.weight_normalised().to(memory_format=FAST)
-        return self._convolve(x, kernel), ByKernel(kernel)
+        return self._convolve(x, kernel), KernelStage(kernel)
 
     def update(self) -> None:
         """See `InducedLinear.update`; beyond `DENSE` features one Gram matrix a frequency.

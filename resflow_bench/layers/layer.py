@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from resflow_bench.jacobian.stages import Pull
+from resflow_bench.jacobian import Stage
 from resflow_bench.layers.orders import Order
 
 
@@ -40,8 +40,8 @@ class Layer(Protocol):
         """The map with its weights normalised once, for many evaluations."""
         ...
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, Pull]:
-        """y and v -> v^T J, (..., B, *event_out) -> (..., B, *event_in), which is `fresh`."""
+    def linearise(self, x: Tensor) -> tuple[Tensor, Stage]:
+        """y, and J there: v^T J is (..., B, *event_out) -> (..., B, *event_in)."""
         ...
 
     def update(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from resflow_bench.jacobian.stages import ByMatrix
+from resflow_bench.jacobian import MatrixStage
 from resflow_bench.layers.layer import Certificate
 from resflow_bench.layers.norms.spectral import Pair, SpectralNorm, leading
 from resflow_bench.layers.orders import Order
@@ -113,10 +113,10 @@ class SpectralLinear(nn.Module):
         weight = self.weight_normalised()
         return lambda x: functional.linear(x, weight, self.bias)
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, ByMatrix]:
+    def linearise(self, x: Tensor) -> tuple[Tensor, MatrixStage]:
         """y, (..., n_out), and v -> v^T W_c, (..., n_out) -> (..., n_in), one product each."""
         weight = self.weight_normalised()
-        return functional.linear(x, weight, self.bias), ByMatrix(weight)
+        return functional.linear(x, weight, self.bias), MatrixStage(weight)
 
     def update(self) -> None:
         """The leading singular pair of W; afterwards ||W_c||_2 <= coefficient.

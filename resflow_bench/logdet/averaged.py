@@ -1,4 +1,4 @@
-"""The mean of several independent estimates: to a smaller error, at a price that is known."""
+"""The mean of several independent estimates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from resflow_bench.jacobian.products import Map
+from resflow_bench.jacobian import Map
 from resflow_bench.logdet.estimator import Estimate, Estimator
 
 

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from scipy import stats
 
-
-class Law(Protocol):
-    """The law of M on {0, 1, 2, ...}, by its survival function."""
-
-    @property
-    def decay(self) -> float:
-        """lim P(M >= j + 1) / P(M >= j): what decides which moments of an estimate are finite."""
-        ...
-
-    def __hash__(self) -> int: ...
-
-    def survival(self, j: np.ndarray) -> np.ndarray:
-        """P(M >= j) in float64, to full relative precision however far in the tail."""
-        ...
+from resflow_bench.theory import Law
 
 
 @dataclass(frozen=True)
@@ -149,3 +136,32 @@ class Tabulated:
         last = len(self.table) - 1
         table = np.asarray(self.table, dtype=np.float64)[np.minimum(j, last)]
         return np.asarray(table * self.decay ** np.maximum(np.asarray(j) - last, 0))
+
+
+LAWS: dict[str, Callable[[float], Law]] = {
+    law.__name__.lower(): law for law in (Geometric, Poisson)
+}
+"""The values of the axis `roulette`, by name; each takes one number."""
+
+
+def law_named(text: str) -> Law:
+    """`geometric(0.5)` -> Geometric(0.5).
+
+    Raises:
+        ValueError: if it is no law, or its number is refused.
+
+    >>> law_named("poisson(2)")
+    Poisson(rate=2.0)
+    """
+    name, _, number = text.removesuffix(")").partition("(")
+    if name not in LAWS or not _is_number(number):
+        raise ValueError(f"a law is one of {', '.join(LAWS)} with a number in parentheses.")
+    return LAWS[name](float(number))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from resflow_bench import theory
-from resflow_bench.jacobian.products import Map
+from resflow_bench.jacobian import Map
 from resflow_bench.logdet.estimator import LogDetEstimator
+from resflow_bench.logdet.expansions import Incremental
 from resflow_bench.logdet.laws import Tabulated
 from resflow_bench.logdet.probes import Probe
 from resflow_bench.logdet.truncation import Roulette
@@ -169,14 +170,15 @@ def pilot(
             f"pilot needs n_terms >= 4 and above 2 n_traced + 1, and n_draws >= 2; got "
             f"n_terms={n_terms}, n_draws={n_draws} and n_traced={n_traced}. Raise them."
         )
-    increments = getattr(estimator.expansion, "increments", None)
-    if increments is None:
+    expansion = estimator.expansion
+    if not isinstance(expansion, Incremental):
         raise TypeError(
-            f"pilot needs an expansion with `increments`; got {estimator.expansion}. Take "
+            f"pilot needs an expansion with `increments`; got {expansion}. Take "
             "`expansion=Taylor()`."
         )
     v = estimator.probe.sample(n_draws, x, generator)
-    terms = increments(estimator.products(g, x).vjp, v, n_terms, n_traced).double()
+    j = estimator.products(g, x).jacobian
+    terms = expansion.increments(j, v, n_terms, n_traced).double()
     terms = nn.functional.pad(terms, (0, 0, 0, 0, 0, n_terms - len(terms)))  # where they end early
     tails = terms.flip(0).cumsum(0).flip(0)  # T_k, (n, R, B)
     dim = math.prod(x.shape[1:])

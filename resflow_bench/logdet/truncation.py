@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from resflow_bench import theory
-from resflow_bench.logdet.laws import Law
 from resflow_bench.logdet.probes import Probe
+from resflow_bench.theory import Law
 
 
 class Terms(NamedTuple):
@@ -264,7 +264,7 @@ class Roulette:
 
 
 @lru_cache(maxsize=64)
-def _survival(law: Any, n: int) -> np.ndarray:
+def _survival(law: Law, n: int) -> np.ndarray:
     """P(M >= j), j = 1..n: what a training asks for at every step."""
     table = law.survival(np.arange(1, n + 1))
     table.setflags(write=False)

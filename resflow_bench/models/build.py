@@ -18,16 +18,15 @@ from resflow_bench.flows import ResidualBlock, ResidualFlow
 from resflow_bench.lab.cells import Cell, Context, Skip, silent
 from resflow_bench.logdet import (
     EXPANSIONS,
-    LAWS,
     PROBES,
     Expansion,
     Fixed,
-    Law,
     LogDetEstimator,
     Roulette,
     Truncation,
     dense_log_det,
     jacobian,
+    law_named,
 )
 from resflow_bench.models.catalogue import MODELS
 from resflow_bench.threads import one_thread
@@ -61,27 +60,7 @@ def build_truncation(cell: Cell) -> Truncation:
     """`Fixed(n_terms)` or `Roulette(law, n_exact, per)`."""
     if cell["truncation"] == "fixed":
         return Fixed(cell["n_terms"])
-    return Roulette(build_law(cell["roulette"]), cell["n_exact"], cell.get("per", "example"))
-
-
-def build_law(text: str) -> Law:
-    """`geometric(0.5)` -> Geometric(0.5).
-
-    Raises:
-        ValueError: if it is no law, or its number is refused.
-    """
-    name, _, number = text.removesuffix(")").partition("(")
-    if name not in LAWS or not _is_number(number):
-        raise ValueError(f"a law is one of {', '.join(LAWS)} with a number in parentheses.")
-    return LAWS[name](float(number))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return Roulette(law_named(cell["roulette"]), cell["n_exact"], cell.get("per", "example"))
 
 
 def build_estimator(cell: Cell) -> LogDetEstimator:

@@ -26,7 +26,7 @@ from resflow_bench.theory.bias import (
 from resflow_bench.theory.chebyshev import chebyshev_bias, chebyshev_coefficients
 from resflow_bench.theory.hutchinson import (
     Moments,
-    Probe,
+    ProbeVariance,
     avron_toledo_bound,
     hutchinson_variance,
     iid_variance,
@@ -43,7 +43,7 @@ from resflow_bench.theory.optimal import optimal_survival
 from resflow_bench.theory.probes import hadamard_variance, orthogonal_variance
 from resflow_bench.theory.roulette import (
     Law,
-    Roulette,
+    TermCount,
     roulette_moment_is_finite,
     roulette_variance,
     roulette_variance_bound,
@@ -59,8 +59,8 @@ from resflow_bench.theory.target import draws_to_target, seconds_to_target
 __all__ = [
     "Law",
     "Moments",
-    "Probe",
-    "Roulette",
+    "ProbeVariance",
+    "TermCount",
     "avron_toledo_bound",
     "chebyshev_bias",
     "chebyshev_coefficients",

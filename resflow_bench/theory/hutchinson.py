@@ -12,7 +12,7 @@ from resflow_bench.theory.bias import tail
 from resflow_bench.theory.checks import Floats, at_least, contraction, probe_count, square
 
 
-class Probe(Protocol):
+class ProbeVariance(Protocol):
     """A law of m vectors v_j, each with E v = 0 and E v v^T = I."""
 
     def variance(self, moments: Moments, n_probes: int) -> np.ndarray:
@@ -72,7 +72,7 @@ def iid_variance(moments: Moments, fourth_moment: float) -> Floats:
     return 2.0 * moments.off_diagonal_sq + (fourth_moment - 1.0) * moments.diagonal_sq
 
 
-def hutchinson_variance(a: ArrayLike, probe: Probe, n_probes: int = 1) -> Floats:
+def hutchinson_variance(a: ArrayLike, probe: ProbeVariance, n_probes: int = 1) -> Floats:
     """Var((1/m) sum_j v_j^T A v_j), exactly; shape (...). For independent v_j, Var(v^T A v)/m.
 
     Raises:

@@ -54,8 +54,8 @@ def seconds_to_target(
     Raises:
         ValueError: as `draws_to_target`.
 
-    >>> seconds_to_target(2.0, [0.04, 0.5, np.inf, 0.04], [0.0, 0.0, 0.0, 0.3], 0.2).round(9).tolist()
-    [2.0, 25.0, inf, inf]
+    >>> seconds_to_target(2.0, [0.25, 1.0, np.inf, 0.25], [0.0, 0.0, 0.0, 0.6], 0.5).tolist()
+    [2.0, 8.0, inf, inf]
     """
     n_draws = draws_to_target(variance, bias, target, bias_share)
     return np.asarray(np.asarray(seconds, dtype=np.float64) * n_draws)

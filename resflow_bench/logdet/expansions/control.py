@@ -1,6 +1,6 @@
-"""Less noise for nothing: what a probe makes of the batch's mean Jacobian is known, and taken off.
+"""A control variate for the value: the quadratic form of the batch's mean Jacobian.
 
-Jacobians at the points of a batch have much in common, and most of all in their large entries.
+Jacobians at the points of a batch have much in common, most of all their large entries.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from resflow_bench.jacobian.products import Vjp, dense_jacobian
-from resflow_bench.logdet.expansions import Expanded, Expansion, Taylor, inner
+from resflow_bench.jacobian import Jacobian, dense_jacobian
+from resflow_bench.jacobian.operator import inner
+from resflow_bench.logdet.expansions.expansion import Expanded, Expansion, sign
+from resflow_bench.logdet.expansions.taylor import Taylor
 from resflow_bench.logdet.truncation import Terms
 
 
@@ -59,9 +61,11 @@ class Controlled:
         return f"controlled({self.expansion}, {self.degree})"
 
     @torch.no_grad()
-    def expand(self, vjp: Vjp, v: Tensor, terms: Terms, n_traced: int, adjoint: bool) -> Expanded:
-        mean = at_the_mean(vjp)
-        expanded = self.expansion.expand(vjp, v, terms, n_traced, adjoint)
+    def expand(
+        self, jacobian: Jacobian, v: Tensor, terms: Terms, n_traced: int, adjoint: bool
+    ) -> Expanded:
+        mean = jacobian.mean()
+        expanded = self.expansion.expand(jacobian, v, terms, n_traced, adjoint)
         if v.shape[1] == 0:
             return expanded
         f = self._function(dense_jacobian(mean, v[0, :1])[0], n_traced)
@@ -73,18 +77,6 @@ class Controlled:
         total = torch.zeros_like(jacobian)
         for k in range(self.degree, 0, -1):
             if k > n_traced:
-                total.diagonal().add_((1.0 if k % 2 else -1.0) / k)
+                total.diagonal().add_(sign(k) / k)
             total = jacobian @ total
         return total
-
-
-def at_the_mean(vjp: Vjp) -> Vjp:
-    """v -> v^T J_mean, (m, 1, *event) to the same, of products that know their slopes."""
-    if not hasattr(vjp, "mean"):
-        raise ValueError(
-            "Controlled needs products whose slopes can be averaged, which a residual branch of "
-            f"this package has (`cached`), or a matrix (`dense`); got {type(vjp).__name__}. Leave "
-            "it out."
-        )
-    mean: Vjp = vjp.mean()
-    return mean

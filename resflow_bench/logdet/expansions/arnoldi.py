@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resflow_bench.jacobian.products import Vjp
-from resflow_bench.logdet.expansions import Expanded, Work, longest_first, part
+from resflow_bench.jacobian import Jacobian
+from resflow_bench.logdet.expansions.compaction import State, Work, longest_first
+from resflow_bench.logdet.expansions.expansion import Expanded
 from resflow_bench.logdet.truncation import Fixed, Terms
 
 BREAKDOWN = 10.0
@@ -79,8 +80,10 @@ class Arnoldi:
         return "arnoldi"
 
     @torch.no_grad()
-    def expand(self, vjp: Vjp, v: Tensor, terms: Terms, n_traced: int, adjoint: bool) -> Expanded:
-        work, basis, h, size = krylov(vjp, v, terms)
+    def expand(
+        self, jacobian: Jacobian, v: Tensor, terms: Terms, n_traced: int, adjoint: bool
+    ) -> Expanded:
+        work, basis, h, size = krylov(jacobian, v, terms)
         weights = work.weights.flatten(1)  # (N, B)
         found = _increments(h, n_traced, *_nodes(self.n_nodes))  # (N, m, B)
         value = (size.square() * torch.einsum("nb,nmb->mb", weights, found)).mean(0)
@@ -91,13 +94,13 @@ class Arnoldi:
         return work.expanded(value, s)
 
     @torch.no_grad()
-    def increments(self, vjp: Vjp, v: Tensor, n_terms: int, n_traced: int = 0) -> Tensor:
+    def increments(self, jacobian: Jacobian, v: Tensor, n_terms: int, n_traced: int = 0) -> Tensor:
         """Delta_1, ..., Delta_N of each probe, (N, m, B): how far the sum still moves.
 
         The last one's size is an estimate (not a bound) of what `Fixed(n_terms)` leaves out: where
         they fall by a factor r a term, that is about r/(1 - r) of it. They end at N = d.
         """
-        space = krylov(vjp, v, Fixed(n_terms).draw(v.shape[1], v, None))
+        space = krylov(jacobian, v, Fixed(n_terms).draw(v.shape[1], v, None))
         h, size = space.hessenberg, space.size
         return size.square() * _increments(h, n_traced, *_nodes(self.n_nodes))
 
@@ -111,7 +114,7 @@ class Krylov(NamedTuple):
     size: Tensor
 
 
-def krylov(vjp: Vjp, v: Tensor, terms: Terms) -> Krylov:
+def krylov(jacobian: Jacobian, v: Tensor, terms: Terms) -> Krylov:
     """The spaces of v, J^T v, ..., (J^T)^(N-1) v, at most d of them.
 
     Gram and Schmidt's classical step, twice: orthogonal to rounding. Where the space turns out to
@@ -122,32 +125,34 @@ def krylov(vjp: Vjp, v: Tensor, terms: Terms) -> Krylov:
     of batched products of small matrices.
     """
     dim = math.prod(v.shape[2:])
-    work = longest_first(vjp, v, terms)
+    work = longest_first(jacobian, v, terms)
     work = work._replace(weights=work.weights[:dim], n_active=work.n_active[:dim])
-    vjp, v = work.vjp, work.v
-    (m, n_examples), n_steps = v.shape[:2], len(work.n_active)
-    flat = v.reshape(m, n_examples, dim)
+    (m, n_examples), event, n_steps = v.shape[:2], v.shape[2:], len(work.n_active)
+    flat = work.v.reshape(m, n_examples, dim)
     size = torch.linalg.vector_norm(flat, dim=-1)
     basis = flat.new_zeros(n_steps, m, n_examples, dim)
     h = flat.new_zeros(n_steps, n_steps, m, n_examples)
     threshold = BREAKDOWN * math.sqrt(dim) * torch.finfo(flat.dtype).eps
-    vector, before = _over(flat, size), n_examples
-    for k, n in enumerate(work.n_active):
-        if n < before:
-            vjp, vector, before = part(vjp, n), vector[:, :n].contiguous(), n
-        basis[k, :, :n] = vector
-        known = basis[: k + 1, :, :n]  # (k + 1, m, n, d)
-        rest = vjp(vector.reshape(m, n, *v.shape[2:])).reshape(m, n, dim)
+
+    def step(k: int, state: State) -> State:
+        (jacobian,), (vector,) = state
+        n = vector.shape[1]
+        basis[k - 1, :, :n] = vector
+        known = basis[:k, :, :n]  # (k, m, n, d)
+        rest = jacobian.vjp(vector.reshape(m, n, *event)).reshape(m, n, dim)
         length = torch.linalg.vector_norm(rest, dim=-1)
         for _ in range(2):
-            components = (known * rest).sum(-1)  # (k + 1, m, n)
+            components = (known * rest).sum(-1)  # (k, m, n)
             rest = rest - (known * components[..., None]).sum(0)
-            h[: k + 1, k, :, :n] += components
-        if k + 1 < n_steps:
+            h[:k, k - 1, :, :n] += components
+        if k < n_steps:
             left = torch.linalg.vector_norm(rest, dim=-1)
             left = torch.where(left > threshold * length, left, 0.0)
-            h[k + 1, k, :, :n] = left
+            h[k, k - 1, :, :n] = left
             vector = _over(rest, left)
+        return State((jacobian,), (vector,))
+
+    work.recur(State((work.jacobian,), (_over(flat, size),)), step)
     return Krylov(work, basis, h, size)
 
 

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from resflow_bench import theory
-from resflow_bench.jacobian.products import Vjp
-from resflow_bench.logdet.arnoldi import krylov
-from resflow_bench.logdet.expansions import Expanded, inner, longest_first, part
+from resflow_bench.jacobian import Jacobian
+from resflow_bench.jacobian.operator import inner
+from resflow_bench.logdet.expansions.arnoldi import krylov
+from resflow_bench.logdet.expansions.compaction import State, longest_first
+from resflow_bench.logdet.expansions.expansion import Expanded, WeightedSum
 from resflow_bench.logdet.truncation import Fixed, Terms
 
 
-class Interval(NamedTuple):
-    """low and high, of the real axis."""
+class SpectralInterval(NamedTuple):
+    """An interval of the real axis, meant to contain the real parts of J's eigenvalues."""
 
     low: float
     high: float
@@ -31,7 +33,8 @@ class Chebyshev:
     s^T = sum_j w_(L+1+j) c'_j v^T J^L T_j(tau(J)), c'_j those of f'(t)/t^L.
 
     Args:
-        low, high: where the eigenvalues of J are, -1 < low < high; `measured_interval` looks.
+        low, high: an interval that contains the eigenvalues of J, -1 < low < high, for example from
+            `measured_interval`.
 
     Properties: for eigenvalues in [low, high] the terms fall like r^-j, r = a + sqrt(a^2 - 1),
         a = -tau(-1): 2.0 at +-0.8 where Taylor's fall by 1.25, 1.6 at +-0.9. For others the sum
@@ -64,54 +67,57 @@ class Chebyshev:
         return f"chebyshev({self.low:g}, {self.high:g})"
 
     @torch.no_grad()
-    def expand(self, vjp: Vjp, v: Tensor, terms: Terms, n_traced: int, adjoint: bool) -> Expanded:
-        work = longest_first(vjp, v, terms)
-        vjp, now, weights = work.vjp, work.v, work.weights
-        n = max(0, len(weights) - n_traced)
-        value, slope = theory.chebyshev_coefficients(self.low, self.high, n, n_traced)
+    def expand(
+        self, jacobian: Jacobian, v: Tensor, terms: Terms, n_traced: int, adjoint: bool
+    ) -> Expanded:
+        work = longest_first(jacobian, v, terms)
+        v, n = work.v, max(0, len(work.weights) - n_traced)
+        if not work.n_active:
+            return work.zero(adjoint)
+        found = theory.chebyshev_coefficients(self.low, self.high, n, n_traced)
+        value, slope = ([0.0] * n_traced + c.tolist() for c in found)
         middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
-        series = torch.zeros_like(now)
-        s = torch.zeros_like(now) if adjoint else None
-        before = now
-        for k, n in enumerate(work.n_active, start=1):
-            if n < now.shape[1]:
-                vjp = part(vjp, n)
-                now, before = now[:, :n].contiguous(), before[:, :n].contiguous()
-            weight, j = weights[k - 1, :n], k - n_traced - 1
-            if s is not None and j >= 0:
-                s[:, :n].addcmul_(now, weight, value=float(slope[j]))
-            product = vjp(now)  # v^T J^k, k <= L; then v^T J^(L+1) T_j(tau(J))
-            if j >= 0:
-                series[:, :n].addcmul_(product, weight, value=float(value[j]))
-            if j < 0:
-                now = product
-            else:  # T_1 = tau, T_(j+1) = 2 tau T_j - T_(j-1)
-                turned = (product - middle * now) / half
-                now, before = (turned if j == 0 else 2 * turned - before), now
-        return work.expanded(inner(series, work.v), s)
+        series, s = (WeightedSum(work.weights, n_traced) for _ in range(2))
+
+        def step(k: int, state: State) -> State:
+            (jacobian,), (now, before) = state
+            product = jacobian.vjp(now)  # v^T J^k, k <= L; then v^T J^(L+1) T_j(tau(J))
+            series.add(k, value[k - 1], product)
+            if adjoint:
+                s.add(k, slope[k - 1], now)
+            if (j := k - n_traced - 1) < 0:
+                return State((jacobian,), (product, before))
+            # T_1 = tau, T_(j+1) = 2 tau T_j - T_(j-1)
+            turned = (product - middle * now) / half
+            return State((jacobian,), (turned if j == 0 else 2 * turned - before, now))
+
+        work.recur(State((work.jacobian,), (v, v)), step)
+        return work.expanded(inner(series.over(1.0), v), s.over(1.0) if adjoint else None)
 
 
 @torch.no_grad()
-def measured_interval(vjp: Vjp, v: Tensor, n_products: int = 12, margin: float = 0.1) -> Interval:
-    """The smallest and largest x^T J x/x^T x met in the Krylov spaces of v, and a margin.
+def measured_interval(
+    jacobian: Jacobian, v: Tensor, n_products: int = 12, margin: float = 0.1
+) -> SpectralInterval:
+    """The smallest and largest x^T J x/x^T x found in the Krylov spaces of v, and a margin.
 
     The eigenvalues of sym(H), H = V J^T V^T of all examples and probes: inside the numerical range
     of J, and quick to reach its ends.
 
     Args:
-        vjp: v -> v^T J.
+        jacobian: J at the batch.
         v: (m, B, *event), of a batch of at least one example.
         n_products: vector-Jacobian products a probe.
-        margin: how far beyond what was met, in parts of its length.
+        margin: added on both sides, as a share of the interval's length.
 
     Properties: an observation, not a bound. `low` stays above -1, halfway to it at the least.
 
     >>> from resflow_bench.logdet import dense
-    >>> measured_interval(dense(lambda x: 0.5 * x, torch.zeros(1, 3)).vjp, torch.ones(1, 1, 3))
-    Interval(low=-0.05, high=0.55)
+    >>> measured_interval(dense(lambda x: 0.5 * x, torch.zeros(1, 3)).jacobian, torch.ones(1, 1, 3))
+    SpectralInterval(low=-0.05, high=0.55)
     """
-    h = krylov(vjp, v, Fixed(n_products).draw(v.shape[1], v, None)).hessenberg
+    h = krylov(jacobian, v, Fixed(n_products).draw(v.shape[1], v, None)).hessenberg
     found = torch.linalg.eigvalsh((h + h.transpose(0, 1)).movedim((0, 1), (2, 3)) / 2)
     low, high = min(0.0, float(found.min())), max(0.0, float(found.max()))
     reach = margin * (high - low)
-    return Interval(max(low - reach, (low - 1) / 2), high + reach)
+    return SpectralInterval(max(low - reach, (low - 1) / 2), high + reach)
