@@ -15,7 +15,7 @@ from scipy import fft, linalg
 from torch import Tensor
 
 from resflow_bench import theory
-from resflow_bench.jacobian import DenseJacobian
+from resflow_bench.jacobian import DenseJacobian, FunctionJacobian
 from resflow_bench.layers import LinearBranch, conv_branch, mlp_branch
 from resflow_bench.logdet import (
     Arnoldi,
@@ -391,9 +391,9 @@ def test_long_series_of_a_small_jacobian_are_summed_right_in_float32() -> None:
         assert value.double().sub(exact).abs().max() < 1e-6
     heavy = torch.ones(20, 3)
     heavy[10:] *= 2.0**60
-    expanded = Taylor().expand(
-        lambda v: 0.1 * v, torch.ones(1, 3, 5), Terms(heavy, np.full(3, 20)), 0, adjoint=True
-    )
+    tenth = FunctionJacobian(lambda v: 0.1 * v)
+    terms = Terms(heavy, np.full(3, 20))
+    expanded = Taylor().expand(tenth, torch.ones(1, 3, 5), terms, 0, adjoint=True)
     expected = sum(w * (-1) ** (k + 1) * 0.1**k / k for k, w in enumerate(heavy[:, 0].tolist(), 1))
     assert expanded.value.double().div(5 * expected).sub(1).abs().max() < 1e-5
     assert expanded.adjoint.isfinite().all()

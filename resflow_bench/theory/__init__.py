@@ -34,11 +34,7 @@ from resflow_bench.theory.hutchinson import (
     printed_variance_bound,
     series_variance_bound,
 )
-from resflow_bench.theory.inverse import (
-    picard_error_bound,
-    picard_steps,
-    residual_error_bounds,
-)
+from resflow_bench.theory.inverse import residual_error_bounds
 from resflow_bench.theory.optimal import optimal_survival
 from resflow_bench.theory.probes import hadamard_variance, orthogonal_variance
 from resflow_bench.theory.roulette import (
@@ -72,8 +68,6 @@ __all__ = [
     "moments",
     "optimal_survival",
     "orthogonal_variance",
-    "picard_error_bound",
-    "picard_steps",
     "printed_variance_bound",
     "residual_error_bounds",
     "roulette_moment_is_finite",
