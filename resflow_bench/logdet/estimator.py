@@ -32,7 +32,7 @@ class Estimate(NamedTuple):
 
 
 class Estimator(Protocol):
-    """Anything that turns (g, x, generator) into an `Estimate`."""
+    """A function (g, x, generator) -> `Estimate`."""
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
         """Estimate ln|det(I + J_g(x))|."""

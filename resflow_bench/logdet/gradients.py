@@ -50,17 +50,17 @@ class Neumann:
 
     For Taylor's expansion s_j^T = sum_k (-1)^(k-1) w_k v_j^T J^(k-1), whose mean gives
     tr((I + J)^-1 dJ) = d ln|det(I + J)| if E w_k = 1. It is *not* the derivative of the estimate:
-    of tr(J^k dJ)'s k + 1 places for the probe, all equal in the mean, it takes one.
+    of the k + 1 places of the probe in tr(J^k dJ), all equal in the mean, it takes one.
 
     Properties: unbiased if the truncation is; the weight of J^(k-1) is that of term k, whose
     survival P(N >= k) it therefore shares. The chain of N products leaves no graph, and the last
-    product none but s: it is evaluated in the backward pass. Memory: s, v and what g keeps for its
-    linearisation, whatever N. Cost: N + 2 products a probe and, for the gradient in J's matrices,
-    about one more. Through matrices and slopes the two are s^T J and J v; through anything else
-    s^T J twice, and autograd's way back.
+    product none but s: it is evaluated in the backward pass. Memory: s, v and g's linearisation,
+    whatever N. Cost: N + 2 products a probe and, for the gradient in J's matrices,
+    about one more. For a J of matrices and slopes the two are s^T J and J v; for any other J
+    s^T J twice, and its backward pass by autograd.
 
     Its own derivative (`create_graph=True`) is that of the surrogate, not of the log-det: for
-    second derivatives take the exact log-det.
+    second derivatives use the exact log-det.
 
     Source: Chen et al. (2019), "Residual Flows for Invertible Generative Modeling", Theorem 2.
 
@@ -88,10 +88,10 @@ class Neumann:
 class Series:
     """(1/m) sum_j sum_k w_k (-1)^(k+1)/k d(v_j^T J^k v_j): the derivative of the estimate itself.
 
-    Since d(v^T J^k v) = sum_{i<k} v^T J^i dJ J^(k-1-i) v, it averages the k places for the probe
-    of which `Neumann` takes one; its variance is another, by a few percent on small branches.
+    Since d(v^T J^k v) = sum_{i<k} v^T J^i dJ J^(k-1-i) v, it averages over the k places of the
+    probe of which `Neumann` takes one; their variances differ by a few percent on small branches.
 
-    Properties: unbiased if the truncation is. Memory: besides the weights, (N, B), what is kept
+    Properties: unbiased if the truncation is. Memory: besides the weights, (N, B), that
         between the passes does not depend on N, and the backward pass adds 2 sqrt(N) vectors
         shaped like v and the graph of one product: it evaluates the chain again in sqrt(N)
         segments, and each of them once more term by term. Cost: 5 N products a probe, less one a
@@ -119,7 +119,7 @@ class Series:
         """The value; the backward pass evaluates the chain again."""
         if not isinstance(expansion, Taylor):
             raise TypeError(
-                f"the gradient `Series` is that of Taylor's series; got {expansion}. Take "
+                f"the gradient `Series` is that of Taylor's series; got {expansion}. Use "
                 "`gradient=Neumann()`, which differentiates any expansion."
             )
         n_terms = len(terms.weights)
@@ -130,7 +130,7 @@ class Series:
         length = math.isqrt(n_terms - 1) + 1  # ceil(sqrt(N))
         starts = range(n_terms, 0, -length)
 
-        # Horner's rule, so that one vector is all that goes from term to term:
+        # Horner's rule, so that a single vector goes from term to term:
         # r <- (r + c_k v)^T J for k = N..1, from r = 0, ends as (sum_k c_k v^T J^k)^T.
         def term(r: Tensor, k: int) -> Tensor:
             if k > n_traced:

@@ -73,20 +73,19 @@ def tuned(
     1. One pilot at the points gives the moments of the series' tails; from them, for each number of
        probes, the roulette of `pilot_roulette`, finite at the branch's promised constant, with its
        variance and its mean number of products.
-    2. The variances of the blocks add, and so do their products. Of all choices the one of least
-       sum of variances times sum of products is taken: with each exchange rate of one for the
-       other every branch chooses by itself, and the best rate wins.
+    2. The variances of the blocks add, and so do their products. At each of `N_PRICES` exchange
+       rates every branch takes its option of least variance plus price times products; of these
+       choices the one of least total variance times total products is returned.
 
     Args:
         branches: each g with inputs of its own, (B, *event), some ten points.
-        base: probe, products, gradient, n_traced and expansion for all; its truncation and n_probes
-            are replaced.
-        n_besides: what a branch costs besides its probes' products, in products: its value, its
-            slopes, its traces.
+        base: the estimator whose probe, products, gradient, n_traced and expansion all branches
+            use; its truncation and n_probes are replaced.
+        n_besides: the cost of a branch besides its probes, in products: value, slopes, traces.
         generator: of the pilot's draws.
-        n_draws: of `PROBES_A_DRAW` probes each, at every point.
+        n_draws: of the pilot, with `PROBES_A_DRAW` probes each, at every point.
 
-    Properties: costs 64 products of each of the pilot's probes, a point and branch, once.
+    Properties: costs 64 products for each of the pilot's probes, points and branches, once.
     """
     options = [_options(g, x, base, generator, n_draws) for g, x in branches]
     best: tuple[float, list[_Option]] | None = None
@@ -126,7 +125,7 @@ def _options(
 
 
 def mean_terms(roulette: Roulette) -> float:
-    """E[N] of a law that is geometric beyond its table, which is shorter than this."""
+    """E[N] of a law that is geometric beyond a table of at most `MAX_TAILS` entries."""
     survival = roulette.survival(np.arange(1, MAX_TAILS))
     decay = roulette.law.decay
     return float(survival.sum() + survival[-1] * decay / (1.0 - decay))

@@ -1,4 +1,4 @@
-"""Closed forms that measurements of a residual flow are held to.
+"""Closed forms with which measurements of a residual flow are compared.
 
     log(I + J) = sum_{k>=1} (-1)^(k+1) J^k/k,  S_N = its first N terms,  M_k = its terms from k on,
 
@@ -11,8 +11,8 @@ Log-determinants are in nats, variances in nats squared.
 
 Source: Hutchinson (1990) for the trace estimator and its variance; Avron and Toledo (2011) for the
 variance 2 ||A||_F^2; Behrmann et al. (2019), "Invertible Residual Networks", for the series, its
-truncation and the inverse; Chen et al. (2019), "Residual Flows", for the roulette. What is sharper
-here follows from these in the few lines that each docstring has.
+truncation and the inverse; Chen et al. (2019), "Residual Flows", for the roulette. Sharper
+results here are derived in their docstrings.
 """
 
 from __future__ import annotations

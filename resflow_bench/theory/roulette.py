@@ -1,4 +1,4 @@
-"""The variance of the roulette estimator: whether it is finite, what it is, what bounds it."""
+"""The variance of the roulette estimator: its finiteness, value and bounds."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class TermCount(Protocol):
 def roulette_moment_is_finite(
     spectral_radius: ArrayLike, roulette: TermCount, order: float = 2
 ) -> NDArray[np.bool_]:
-    """rho^p < decay^(p-1), or rho = 0: whether E|Y|^p < inf for the roulette estimate Y.
+    """rho^p < decay^(p-1), or rho = 0: the condition for E|Y|^p < inf of the roulette estimate Y.
 
     decay = lim P_(k+1)/P_k: 1 - stop for geometric laws; 0 for Poisson laws, under which no moment
     above the first is finite unless J is nilpotent. On the boundary the answer is False, though
@@ -122,7 +122,7 @@ def roulette_variance(
         probe: V.
         n_probes: m.
         min_survival: q. If positive, only terms with P_k >= q are summed: the variance that about
-            1/q draws can show, which is what remains to be said of a J whose variance is infinite.
+            1/q draws can show, of interest where the variance is infinite.
         n_traced: L.
 
     Returns:
@@ -293,7 +293,7 @@ def _weighted_sum(
 
 
 def _rest(log_terms: np.ndarray, ratio: float) -> float:
-    """A bound on the sum of what follows, at the slower of its final and its present rate."""
+    """A bound on the sum of the terms that follow, at the slower of final and present rate."""
     n = len(log_terms)
     back = max(1, n // 4)
     last, before = log_terms[-1], log_terms[-1 - back] if back < n else -math.inf
@@ -308,7 +308,7 @@ def _rest(log_terms: np.ndarray, ratio: float) -> float:
 def _extrapolate(terms: np.ndarray, ratio: float) -> float:
     """sum_{k>n} terms_k, if terms_k = ratio^k/k^2 (a + b/k), a and b from the second half.
 
-    sum_{k>=1} ratio^k/k^2 is the dilogarithm; with 1/k^3 the first million terms are all there is.
+    sum_{k>=1} ratio^k/k^2 is the dilogarithm; with 1/k^3 a million terms are enough.
     """
     n = len(terms)
     k = np.arange(1.0, n + 1.0)
@@ -322,7 +322,7 @@ def _extrapolate(terms: np.ndarray, ratio: float) -> float:
 
 
 def _n_reachable(roulette: TermCount, min_survival: float) -> int:
-    """How many k have P_k >= min_survival, and _MAX_TERMS + 1 if more do or min_survival is 0."""
+    """The number of k with P_k >= min_survival, _MAX_TERMS + 1 if more or min_survival is 0."""
     if min_survival == 0.0:
         return _MAX_TERMS + 1
     survival = roulette.survival(np.arange(1, _MAX_TERMS + 2))

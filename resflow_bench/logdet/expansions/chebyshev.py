@@ -37,13 +37,13 @@ class Chebyshev:
             `measured_interval`.
 
     Properties: for eigenvalues in [low, high] the terms fall like r^-j, r = a + sqrt(a^2 - 1),
-        a = -tau(-1): 2.0 at +-0.8 where Taylor's fall by 1.25, 1.6 at +-0.9. For others the sum
-        converges where they lie inside the ellipse with foci low and high that passes through -1:
-        a disc of radius K, which all J with ||J||_2 <= K may fill, lies inside that of
-        [-K, K] only if K < 0.7071, and beyond it the sum diverges for some J, and its roulette
-        with it. The mean of a truncated sum is off by `theory.chebyshev_bias`, the closed form.
-        Unbiased under a roulette where it converges. Cost: N products a probe, compacted as
-        Taylor's. Memory: six vectors shaped like v.
+        a = -tau(-1): 2.0 at +-0.8, where Taylor's fall by 1.25, and 1.6 at +-0.9. For others the
+        sum converges where they lie inside the ellipse with foci low and high that passes through
+        -1: a disc of radius K, which all J with ||J||_2 <= K may fill, lies inside that of [-K, K]
+        only if K < 0.7071, and beyond it the sum diverges for some J, and its roulette with it. The
+        bias of a truncated sum is `theory.chebyshev_bias`. Unbiased under a roulette where it
+        converges. Cost: N products a probe, compacted as Taylor's. Memory: six vectors shaped like
+        v.
 
     Raises:
         ValueError: unless -1 < low < high.
@@ -102,7 +102,7 @@ def measured_interval(
     """The smallest and largest x^T J x/x^T x found in the Krylov spaces of v, and a margin.
 
     The eigenvalues of sym(H), H = V J^T V^T of all examples and probes: inside the numerical range
-    of J, and quick to reach its ends.
+    of J, whose ends they approach after few products.
 
     Args:
         jacobian: J at the batch.
@@ -110,7 +110,8 @@ def measured_interval(
         n_products: vector-Jacobian products a probe.
         margin: added on both sides, as a share of the interval's length.
 
-    Properties: an observation, not a bound. `low` stays above -1, halfway to it at the least.
+    Properties: an observation, not a bound. `low` stays above -1: at least midway between -1
+        and the least value found.
 
     >>> from resflow_bench.logdet import dense
     >>> measured_interval(dense(lambda x: 0.5 * x, torch.zeros(1, 3)).jacobian, torch.ones(1, 1, 3))

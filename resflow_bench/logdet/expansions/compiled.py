@@ -1,4 +1,4 @@
-"""Taylor's series by `torch.compile`: several of its terms in one compiled function."""
+"""Taylor's series by `torch.compile`: several terms in one compiled function."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from resflow_bench.logdet.expansions.headroom import flushed, headroom
 from resflow_bench.logdet.truncation import Terms
 
 AT_ONCE = 4
-"""Terms in one compiled function; more are compiled longer."""
+"""Terms in one compiled function; more take longer to compile."""
 
 SeveralTerms = Callable[
     [Sequence[Stage], Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]
@@ -30,7 +30,7 @@ SeveralTerms = Callable[
 
 @dataclass(frozen=True)
 class Compiled:
-    """`Taylor`'s numbers, to rounding, with what stands between two products in one pass.
+    """`Taylor`'s numbers, to rounding, with all operations between two products fused into one.
 
     Args:
         backend: of `torch.compile`. "inductor" fuses, and on a CUDA GPU records CUDA graphs
@@ -39,15 +39,14 @@ class Compiled:
     Properties: weights and slopes are inputs and the batch's size is a symbol: compiled once for
         the sizes of a branch, a dtype, value or gradient, and one probe or several; not for a call,
         a batch, a term or an optimiser's step. After eight such kinds torch compiles no more
-        (`torch._dynamo.config.recompile_limit`), and the rest run as they are. A CUDA graph is
+        (`torch._dynamo.config.recompile_limit`), and further ones run uncompiled. A CUDA graph is
         recorded for each size of the batch: `Fixed` terms and a `Roulette` per batch suit it. On a
         CPU it does not pay: calls took 1.07 (d = 784, h = 1024, eight probes) to 1.28 (d = 64,
         h = 128) of `Taylor`'s time, and the first one twenty seconds.
 
     Raises:
-        ValueError: when called, if the backend is "inductor" and what it compiles with is not
-            there.
-        TypeError: when called, if the products are not a branch's own (`cached`).
+        ValueError: when called, if the backend is "inductor" and its compiler is not installed.
+        TypeError: when called, if J is no `JacobianChain`, as a branch's own (`cached`) is.
     """
 
     backend: str = "inductor"
@@ -165,7 +164,7 @@ def _symbolic(tensor: Tensor, *axes: int) -> None:
 
 @lru_cache
 def _check(device: str) -> None:
-    """Raise unless there is what inductor compiles with."""
+    """Raise a ValueError unless inductor's compiler is installed."""
     if device == "cuda":
         missing = "" if find_spec("triton") else "Triton"
     else:
@@ -173,6 +172,6 @@ def _check(device: str) -> None:
         missing = "" if shutil.which(compiler) else f"a C++ compiler (`{compiler}`)"
     if missing:
         raise ValueError(
-            f"Compiled needs {missing}, which is not here. Install it, or take "
+            f"Compiled needs {missing}, which is not installed. Install it, or use "
             "`expansion=Taylor()`."
         )

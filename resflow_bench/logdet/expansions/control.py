@@ -23,23 +23,23 @@ class Controlled:
 
     J_mean is the Jacobian with the batch's mean slopes in the place of each example's (for one
     hidden layer the mean Jacobian), S_n the first n = `degree` terms of Taylor's series, L =
-    `n_traced`. The adjoint is that of `expansion`: gradients are as noisy as they were.
+    `n_traced`. The adjoint is that of `expansion`: the gradient's variance is unchanged.
 
     Properties: as unbiased as `expansion`, whatever F is, since F does not depend on v: with any
-        probe E[v^T F v] = tr F. Of the variance of v^T A v, A = log(I + J), that of v^T (A - F) v
-        is left: on a trained flow (d = 64, eight blocks of one hidden layer, rho up to 0.89,
+        probe E[v^T F v] = tr F. The variance of v^T A v, A = log(I + J), becomes that of
+        v^T (A - F) v: on a trained flow (d = 64, eight blocks of one hidden layer, rho up to 0.89,
         Rademacher probes) a third of it at L = 0, and 0.64 at L = 1 and 2; none if J is the same
         at all points. The errors of a batch's examples stay uncorrelated but for their common
         J_mean. Cost: d products of one example and n matrix products (d, d) a batch, and v F, of
         d^2 operations, a probe: for vectors, or images of few pixels.
 
     Args:
-        expansion: whose value is improved.
+        expansion: the expansion to which the control is applied.
         degree: n, of F.
 
     Raises:
-        ValueError: if `degree` is below 1; when called, if the products are neither a branch's
-            (`cached`) nor a matrix (`dense`).
+        ValueError: if `degree` is below 1; when called, if J has no `mean`: that of a branch
+            (`cached`) and a matrix (`dense`) have.
 
     >>> from resflow_bench.logdet import Fixed, Gaussian, LogDetEstimator, dense
     >>> estimator = LogDetEstimator(Gaussian(), Fixed(8), products=dense, expansion=Controlled())
