@@ -24,8 +24,9 @@ from resflow_bench.logdet import (
     Taylor,
     Truncation,
 )
-from resflow_bench.logdet.expansions import Expansion, tf32
 from resflow_bench.logdet.expansions import compiled as module
+from resflow_bench.logdet.expansions.expansion import Expansion
+from resflow_bench.logdet.expansions.numerics import tf32
 from resflow_bench.models.build import build_expansion
 
 COMPILER = pytest.mark.skipif(

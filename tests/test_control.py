@@ -25,7 +25,7 @@ from resflow_bench.logdet import (
     cached,
     jacobian,
 )
-from resflow_bench.logdet.expansions import Expanded
+from resflow_bench.logdet.expansions.expansion import Expanded
 
 DTYPE = torch.float64
 DIM, N_TERMS = 4, 6

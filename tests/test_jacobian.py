@@ -35,7 +35,7 @@ from resflow_bench.logdet import (
     exact_log_det,
     jacobian,
 )
-from resflow_bench.logdet.expansions.precision import lowered
+from resflow_bench.logdet.expansions.numerics import lowered
 
 DTYPE = torch.float64
 B, M = 4, 3

@@ -63,7 +63,7 @@ def _stages(numbers: Sequence[Tensor], expansions: Sequence[int]) -> list[Simple
 def _outer_products(
     stages: Sequence[Simple], b: Tensor, v: Tensor, wanted: Sequence[bool]
 ) -> list[Tensor]:
-    """d/dS_j of sum b^T S_L ... S_1 v, for each j that is wanted; b and v are (m, B, *event).
+    """d/dS_j of sum b^T S_L ... S_1 v, for each j in `wanted`; b and v are (m, B, *event).
 
     v is pushed from the right, S_(j-1) ... S_1 v, then b meets it from the left.
     """

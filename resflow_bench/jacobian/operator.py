@@ -46,7 +46,7 @@ class Jacobian(Protocol):
 
     @property
     def shrinks(self) -> bool:
-        """Whether `select` is supported, and products with fewer examples cost less."""
+        """True if `select` is supported and products with fewer examples cost less."""
         return False
 
     def vjp_of_each(self, v: Tensor, batch_size: int) -> Tensor:

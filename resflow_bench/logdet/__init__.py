@@ -8,16 +8,12 @@ from resflow_bench.jacobian import Linearisation, autograd, cached, dense, linea
 from resflow_bench.logdet.averaged import Averaged
 from resflow_bench.logdet.estimator import Estimate, Estimator, LogDetEstimator
 from resflow_bench.logdet.exact import Determinant, Exact, dense_log_det, exact_log_det, jacobian
-from resflow_bench.logdet.expansions import (
-    Arnoldi,
-    Chebyshev,
-    Compiled,
-    Controlled,
-    Expansion,
-    SpectralInterval,
-    Taylor,
-    measured_interval,
-)
+from resflow_bench.logdet.expansions.arnoldi import Arnoldi
+from resflow_bench.logdet.expansions.chebyshev import Chebyshev, SpectralInterval, measured_interval
+from resflow_bench.logdet.expansions.compiled import Compiled
+from resflow_bench.logdet.expansions.control import Controlled
+from resflow_bench.logdet.expansions.expansion import Expansion
+from resflow_bench.logdet.expansions.taylor import Taylor
 from resflow_bench.logdet.gradients import Gradient, Neumann, Series
 from resflow_bench.logdet.laws import LAWS, Geometric, Poisson, Tabulated, law_named
 from resflow_bench.logdet.optimal import optimal_roulette, pilot_roulette

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from resflow_bench.jacobian import Jacobian, Map, Products, linearise
-from resflow_bench.logdet.expansions import Expansion, Taylor
+from resflow_bench.logdet.expansions.expansion import Expansion
+from resflow_bench.logdet.expansions.taylor import Taylor
 from resflow_bench.logdet.gradients import Gradient, Neumann, constant
 from resflow_bench.logdet.probes import Probe
 from resflow_bench.logdet.truncation import Fixed, Truncation

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from resflow_bench import theory
 from resflow_bench.jacobian import Map
 from resflow_bench.logdet.estimator import LogDetEstimator
-from resflow_bench.logdet.expansions import Incremental
+from resflow_bench.logdet.expansions.expansion import Incremental
 from resflow_bench.logdet.laws import Tabulated
 from resflow_bench.logdet.probes import Probe
 from resflow_bench.logdet.truncation import Roulette

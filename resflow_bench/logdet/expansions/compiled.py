@@ -17,7 +17,7 @@ from resflow_bench.jacobian import Jacobian, JacobianChain, Stage
 from resflow_bench.jacobian.operator import inner
 from resflow_bench.logdet.expansions.compaction import State, longest_first
 from resflow_bench.logdet.expansions.expansion import Expanded
-from resflow_bench.logdet.expansions.headroom import flushed, headroom
+from resflow_bench.logdet.expansions.numerics import flushed, headroom
 from resflow_bench.logdet.truncation import Terms
 
 AT_ONCE = 4

@@ -11,8 +11,13 @@ from resflow_bench.jacobian import Jacobian
 from resflow_bench.jacobian.operator import inner
 from resflow_bench.logdet.expansions.compaction import State, Work, longest_first
 from resflow_bench.logdet.expansions.expansion import Expanded, WeightedSum, sign
-from resflow_bench.logdet.expansions.headroom import flushed, headroom
-from resflow_bench.logdet.expansions.precision import Precision, check_tf32, lowered
+from resflow_bench.logdet.expansions.numerics import (
+    Precision,
+    check_tf32,
+    flushed,
+    headroom,
+    lowered,
+)
 from resflow_bench.logdet.truncation import Terms
 
 PACK_FOR = 6

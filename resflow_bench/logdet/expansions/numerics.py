@@ -1,4 +1,4 @@
-"""Products in fewer bits: J rounded to another dtype, or TF32 inside float32."""
+"""The numbers that powers of J are made of: fewer bits, TF32, and the range of float32."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ from torch import Tensor
 from resflow_bench.jacobian import Examples, Jacobian
 
 Precision = torch.dtype | Literal["tf32"]
+
+HEADROOM = 2.0**60
+"""The factor of v in float32, which changes no digit: J^k v may then be 1e-56 before its numbers
+are subnormal, which a CPU multiplies at a tenth of its speed or less."""
+
+CHECK_EVERY = 8
+"""Terms after which a CPU checks whether J^k v is below what float32 can represent."""
 
 
 def lowered(jacobian: Jacobian, precision: Precision) -> Jacobian:
@@ -62,3 +69,17 @@ def check_tf32(v: Tensor) -> None:
             "Taylor(tail=tf32) needs float32 on a CUDA GPU of compute capability 8.0 or more; got "
             f"{str(v.dtype).removeprefix('torch.')} on {v.device}. Set `tail=None`."
         )
+
+
+def headroom(v: Tensor) -> float:
+    """The factor by which v is multiplied before its powers are formed."""
+    return HEADROOM if v.dtype == torch.float32 else 1.0
+
+
+def flushed(power: Tensor, k: int) -> Tensor:
+    """v^T J^k with its headroom, or zero where every number without headroom would be zero."""
+    if k % CHECK_EVERY or not power.is_cpu or power.numel() == 0:
+        return power
+    smallest = torch.finfo(power.dtype).tiny * HEADROOM / 2**24
+    low, high = torch.aminmax(power)  # max |p_i| in one pass
+    return torch.zeros_like(power) if max(-float(low), float(high)) < smallest else power
