@@ -17,8 +17,8 @@ LEVEL = 0.99
 """The one confidence level of every table, verdict and figure."""
 
 CLIP = 0.99
-"""`lower_variance_interval` clips at this quantile: a hundredth of a thousand draws is the least
-that a central limit theorem can be asked to average over."""
+"""The quantile at which `lower_variance_interval` clips: of a thousand draws ten remain above it,
+about the fewest for a central limit theorem."""
 
 
 class Interval(NamedTuple):
@@ -78,14 +78,15 @@ def chebyshev_mean_interval(samples: ArrayLike, variance: float) -> Interval:
 def variance_interval(draws: ArrayLike) -> Interval:
     """mean_r Z_r,  Z_r = n/(n-1) (1/P) sum_i (y_ri - ybar_i)^2,  for (1/P) sum_i Var(y_i).
 
-    A sample variance is skewed: one that saw no large draw is too small and too sure of it. Hall's
-    transformation of the studentised error T of mean Z, with a the skewness of Z over sqrt(n),
+    A sample variance is skewed: without a large draw it is too small, and so is its standard error.
+    Hall's transformation of the studentised error T of mean Z, with a the skewness of Z over
+    sqrt(n),
 
         h(T) = T + a T^2/3 + a^2 T^3/27 + a/6,
 
     is monotone and takes that skewness out; h^{-1} of the quantiles of Student's t are the limits,
     each moved out by the error of ybar, (ybar - E y)^2 = Var(y)/n times a chi-squared number, which
-    is all that is left where y takes two values and Z hardly varies.
+    is the only error where y takes two values and Z hardly varies.
 
     Args:
         draws: (n, P), or (n,) for one estimate; rows are independent, entries of a row need not be.
@@ -126,7 +127,7 @@ def lower_variance_interval(draws: ArrayLike) -> Interval:
         draws: (n, P), or (n,) for one estimate.
 
     Returns:
-        value: the sample variance, with no claim that it is near the true one; standard_error: NaN.
+        value: the sample variance, which need not be near the true one; standard_error: NaN.
 
     Raises:
         ValueError: if there are fewer than two draws, or one is not finite.

@@ -1,4 +1,4 @@
-"""One thread, where a second one does harm."""
+"""Contexts in which torch, BLAS and OpenMP use one thread."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 def one_torch_thread() -> Iterator[None]:
     """One thread for torch's operations on a CPU, those of its BLAS and LAPACK included.
 
-    Sums of several threads differ in their last bits. And two made MKL's LU of a 768 x 768 matrix
-    complain of its own arguments (SLASWP) and never return, under torch 2.13.
+    Sums of several threads differ in their last bits. With two threads under torch 2.13, MKL's LU
+    of a 768 x 768 matrix rejected its own arguments (SLASWP) and never returned.
     """
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -35,11 +35,11 @@ def one_thread() -> Iterator[None]:
 def one_blas_thread() -> AbstractContextManager[object]:
     """One thread for every BLAS that was loaded at the first call.
 
-    More would change the rounding, and wait for each other where cores are shared.
+    More threads would change the rounding, and wait for each other where cores are shared.
     """
     blas = _blas()
     if all(library.num_threads == 1 for library in blas.lib_controllers):
-        return nullcontext()  # to limit takes a tenth of what a small eigensolver does
+        return nullcontext()  # setting the limit takes a tenth of a small eigensolver's time
     limited: AbstractContextManager[object] = blas.limit(limits=1)
     return limited
 

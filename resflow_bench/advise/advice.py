@@ -14,7 +14,7 @@ from torch import Tensor
 from resflow_bench.advise.source import imports
 from resflow_bench.advise.ways import Allowance, Candidate, Listener, Scout, more_time
 from resflow_bench.flows import ResidualFlow
-from resflow_bench.jacobian.products import Map
+from resflow_bench.jacobian import Map
 from resflow_bench.logdet import Determinant, Estimate, Estimator
 from resflow_bench.logdet.averaged import Averaged
 from resflow_bench.speed.timing import elapsed

@@ -16,7 +16,7 @@ from torch import Tensor
 from resflow_bench import theory
 from resflow_bench.advise.source import constructor
 from resflow_bench.flows import ResidualFlow
-from resflow_bench.jacobian.products import CHUNK_NUMBERS, Map
+from resflow_bench.jacobian import CHUNK_NUMBERS, Map
 from resflow_bench.logdet import (
     Arnoldi,
     Controlled,
@@ -402,11 +402,11 @@ def _order(g: Map) -> float:
 def _product_seconds(g: Map, h: Tensor) -> float:
     """Seconds of a pilot's terms over their number, of one vector among a hundred."""
     n = max(1, min(128, 2**14 // math.prod(h.shape[1:])))
-    vjp = linearise(g, h[:1]).vjp
+    jacobian = linearise(g, h[:1]).jacobian
     v = torch.ones(n, *h[:1].shape, dtype=h.dtype, device=h.device)
 
     def terms(n_terms: int) -> None:
-        Taylor().increments(vjp, v, n_terms)
+        Taylor().increments(jacobian, v, n_terms)
 
     terms(1)
     return elapsed(lambda: terms(N_PILOT_TERMS), h.device) / (n * N_PILOT_TERMS)

@@ -48,10 +48,10 @@ def names_for(axis: str) -> tuple[str, ...] | None:
 def rule_of(axis: Axis, text: str = "") -> str | None:
     """The rule that a value written as `text` breaks; None where it breaks none."""
     if axis.name == "roulette":
-        from resflow_bench.models.build import build_law
+        from resflow_bench.logdet import law_named
 
         try:
-            build_law(text)
+            law_named(text)
         except ValueError as error:
             return f"must be a law such as geometric(0.5) or poisson(2): {error}".rstrip(".")
         return None

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from resflow_bench.jacobian.products import dense_jacobian
+from resflow_bench.jacobian import dense_jacobian
 from resflow_bench.layers import Branch, Conv2d, DenseLayer, Linear, LinearBranch
 from resflow_bench.layers.activations import Activation, Curved, Sloped
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from resflow_bench.fixed_point import Auto, NewtonKrylov, Picard, Secant, Solution, Step, solve
 from resflow_bench.flows.copies import memoised, recast
-from resflow_bench.jacobian.products import dense_jacobian
+from resflow_bench.jacobian import dense_jacobian
 from resflow_bench.layers import Branch, LinearBranch
 from resflow_bench.layers.maps import Composition
 

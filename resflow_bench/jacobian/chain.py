@@ -1,75 +1,88 @@
-"""J_g(x) of a branch as a linear map: v^T J, J v, parts of the batch, other types, exact traces."""
+"""The Jacobian of a branch as the product of those of its stages."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from resflow_bench.jacobian.packed import packed
-from resflow_bench.jacobian.stages import ByMatrix, Examples, Pull
-from resflow_bench.jacobian.traces import traces
+from resflow_bench.jacobian.bilinear import bilinear_gradient
+from resflow_bench.jacobian.matrix_stage import MatrixStage
+from resflow_bench.jacobian.operator import Jacobian, VectorMap, refusal
+from resflow_bench.jacobian.stages import SlopeStage, Stage, TensorMap
+from resflow_bench.jacobian.traces import exact_traces, factors_of
 
 WORTHWHILE = 0.9
-"""Share of the numbers below which two matrices in one save more than their product costs."""
+"""The share of the numbers below which replacing two matrices by their product saves more than the
+product costs."""
 
 
-class Chain:
-    """J = S_L ... S_1 at a batch of points, from the pulls of its stages.
+@dataclass(frozen=True, eq=False)
+class JacobianChain(Stage):
+    """J = S_L ... S_1 at a batch of points.
 
-    Args:
-        pulls: of S_1 ... S_L, in the order in which x meets the stages.
+    stages: S_1, ..., S_L, in the order in which x meets them.
     """
 
-    def __init__(self, pulls: Sequence[Pull]) -> None:
-        self.pulls = tuple(pulls)
+    stages: Sequence[Stage]
 
-    def __call__(self, v: Tensor) -> Tensor:
-        """v^T J, (..., B, *event) -> (..., B, *event), see `Branch.linearise`."""
-        for pull in reversed(self.pulls):
-            v = pull(v)
+    def vjp(self, v: Tensor) -> Tensor:
+        for stage in reversed(self.stages):
+            v = stage.vjp(v)
         return v
 
     def push(self, v: Tensor) -> Tensor:
-        """J v, (..., B, *event) -> (..., B, *event)."""
-        for pull in self.pulls:
-            v = pull.push(v)
+        for stage in self.stages:
+            v = stage.push(v)
         return v
 
-    def select(self, examples: Examples) -> Chain:
-        """J at some of the points."""
-        return Chain([pull.select(examples) for pull in self.pulls])
+    def mapped(self, common: TensorMap, each: TensorMap) -> JacobianChain:
+        return JacobianChain([stage.mapped(common, each) for stage in self.stages])
 
-    def to(self, dtype: torch.dtype) -> Chain:
-        """J with its stages rounded to another type."""
-        return Chain([pull.to(dtype) for pull in self.pulls])
+    def cycle(self) -> tuple[Jacobian, Jacobian, VectorMap]:
+        """Between hidden layers the two outer matrices become one.
 
-    def mean(self) -> Chain:
-        """J at the batch's mean slopes, as of one point."""
-        return Chain([pull.mean() for pull in self.pulls])
-
-    def cycle(self) -> tuple[Chain, Chain, Pull]:
-        """(enter, loop, leave) with v^T J^k = leave(loop^(k-1)(enter(v))).
-
-        J = W_L ... W_1 between hidden layers: loop is D_1 ... D_(L-1) (W_1 W_L), in which the two
-        outer matrices have become one. That has h_1 h_(L-1) products in place of d (h_1 + h_(L-1)),
-        fewer if the hidden layers are narrower than 2 d; else, and where the outer maps are no
-        matrices, loop and enter are J itself.
+        J = W_L ... W_1 has v^T J^k = v^T W_L D_(L-1) ... (loop)^(k-1) W_1 with
+        loop = W_1 W_L D_(L-1) ... D_1: h_1 h_(L-1) products in place of d (h_1 + h_(L-1)), fewer if
+        the hidden layers are narrower than 2 d. Else, and where an outer stage is no matrix, enter
+        and loop are J itself.
         """
-        first, *inner, last = self.pulls if len(self.pulls) > 2 else (None, None)
-        if isinstance(first, ByMatrix) and isinstance(last, ByMatrix):
+        if len(self.stages) < 3:
+            return super().cycle()
+        first, *inner, last = self.stages
+        if isinstance(first, MatrixStage) and isinstance(last, MatrixStage):
             (h_first, d), h_last = first.weight.shape, last.weight.shape[1]
             if h_first * h_last < WORTHWHILE * d * (h_first + h_last):
-                # Transposed, as `packed` wants it.
-                meeting = ByMatrix((last.weight.mT @ first.weight.mT).mT)
-                return Chain([*inner, last]), Chain([*inner, meeting]), first
-        return self, self, Chain([])
+                # Transposed, as `packed` needs it.
+                outer = MatrixStage((last.weight.mT @ first.weight.mT).mT)
+                return JacobianChain([*inner, last]), JacobianChain([*inner, outer]), first.vjp
+        return super().cycle()
 
-    def packed(self, n_rows: int) -> Chain:
-        """J for many products of n_rows vectors each, without a graph."""
-        return Chain([packed(pull, n_rows) for pull in self.pulls])
+    def packed(self, n_rows: int) -> JacobianChain:
+        return JacobianChain([stage.packed(n_rows) for stage in self.stages])
+
+    def bilinear_gradient(self, s: Tensor, v: Tensor) -> Tensor:
+        """As `Jacobian`; of matrices and slopes alone without a product s^T J."""
+        simple = [stage for stage in self.stages if isinstance(stage, MatrixStage | SlopeStage)]
+        if len(simple) < len(self.stages):
+            return super().bilinear_gradient(s, v)
+        return bilinear_gradient(simple, s, v)
 
     def traces(self, n: int) -> list[Tensor]:
-        """tr J, ..., tr J^n of each example, (B,) or (), see `layers.traces.traces`."""
-        return traces(self.pulls, n)
+        """tr J, ..., tr J^n, (B,) or (), see `exact_traces`.
+
+        Raises:
+            ValueError: if the stages do not support so many.
+        """
+        factors = factors_of(self.stages)
+        if n > factors.n_most:
+            most = factors.n_most
+            raise refusal(
+                f"this branch ({', '.join(type(stage).__name__ for stage in self.stages)})",
+                f"exact traces up to J^{most}" if most else "no exact traces",
+                f"n = {n}",
+                f"set `n_traced={most}` or `products=dense` (W-phi-W supports J^2, W-phi-W-phi-W "
+                "and convolutions with a 1 x 1 kernel in the middle J^1, others none)",
+            )
+        return exact_traces(factors, n)

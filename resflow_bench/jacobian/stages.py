@@ -1,11 +1,12 @@
-"""v -> v^T J of a branch, stage by stage: what can be cut, cast, transposed and traced.
+"""The Jacobian of a stage of a branch as a kernel, as slopes, and as a concatenation.
 
-With J = S_L ... S_1 the product v^T J meets S_L first. A stage that is linear is a matrix or a
-kernel, the same for all examples; an activation is the diagonal of its slopes, one for each.
+A branch has J = S_L ... S_1, and the product v^T J meets S_L first. A linear stage is a matrix or a
+kernel, the same for all examples; an activation is a diagonal of slopes for each example.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,94 +14,68 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from resflow_bench.jacobian.operator import Examples, Jacobian
+
 # With the channels last in memory a branch's product takes two thirds of the time on a CPU (3-1-3
 # kernels, 32 channels on 8 x 8 or 64 on 16 x 16): a 1 x 1 kernel becomes a matrix product.
 FAST = torch.channels_last
 
-Examples = slice | Tensor
-"""Which examples of a batch: a slice, or their indices (n,)."""
+TensorMap = Callable[[Tensor], Tensor]
 
 
-class Pull(Protocol):
-    """The Jacobian S of one stage at a batch of points, as a linear map.
+class Stage(Jacobian, Protocol):
+    """A Jacobian made of tensors, some common to all examples, some with a batch axis.
 
-    Vectors have any leading axes, then (B, *event). A graph is recorded if and only if gradients
-    are enabled; if they are not, that of an activation may overwrite its argument. All others
-    return a new tensor.
+    Its vectors may have any leading axes, and a batch axis of 1 that stands for all examples.
     """
 
-    def __call__(self, v: Tensor) -> Tensor:
-        """v^T S, (..., B, *event_out) -> (..., B, *event_in)."""
+    def mapped(self, common: TensorMap, each: TensorMap) -> Stage:
+        """The stage with `common` applied to tensors without a batch axis, `each` to the others."""
         ...
 
-    def push(self, v: Tensor) -> Tensor:
-        """S v, (..., B, *event_in) -> (..., B, *event_out), a new tensor."""
-        ...
+    @property
+    def shrinks(self) -> bool:
+        return True
 
-    def select(self, examples: Examples) -> Pull:
-        """The same at some of the points."""
-        ...
+    def vjp_of_each(self, v: Tensor, batch_size: int) -> Tensor:
+        return self.vjp(v)
 
-    def to(self, dtype: torch.dtype) -> Pull:
-        """The same with its numbers rounded to another type."""
-        ...
+    def packed(self, n_rows: int) -> Stage:
+        return self
 
-    def mean(self) -> Pull:
-        """At one point, with the batch's mean slopes in the place of each example's."""
-        ...
+    def select(self, examples: Examples) -> Stage:
+        return self.mapped(_same, lambda t: t[examples])
+
+    def to(self, dtype: torch.dtype) -> Stage:
+        return self.mapped(lambda t: t.to(dtype), lambda t: t.to(dtype))
+
+    def mean(self) -> Stage:
+        return self.mapped(_same, lambda t: t.mean(0, keepdim=True))
 
 
 @dataclass(frozen=True, eq=False)
-class ByMatrix:
-    """S = W, (n_out, n_in)."""
-
-    weight: Tensor
-
-    def __call__(self, v: Tensor) -> Tensor:
-        return v @ self.weight
-
-    def push(self, v: Tensor) -> Tensor:
-        return v @ self.weight.mT
-
-    def select(self, examples: Examples) -> ByMatrix:
-        return self
-
-    def to(self, dtype: torch.dtype) -> ByMatrix:
-        return ByMatrix(self.weight.to(dtype))
-
-    def mean(self) -> ByMatrix:
-        return self
-
-
-@dataclass(frozen=True, eq=False)
-class ByKernel:
+class KernelStage(Stage):
     """S: x -> W * x with stride 1 and zero padding, W (C_out, C_in, kh, kw), channels last."""
 
     weight: Tensor
 
-    def __call__(self, v: Tensor) -> Tensor:
+    def vjp(self, v: Tensor) -> Tensor:
         return self._apply(functional.conv_transpose2d, v)
 
     def push(self, v: Tensor) -> Tensor:
         return self._apply(functional.conv2d, v)
 
-    def select(self, examples: Examples) -> ByKernel:
-        return self
+    def mapped(self, common: TensorMap, each: TensorMap) -> KernelStage:
+        return KernelStage(common(self.weight))
 
-    def to(self, dtype: torch.dtype) -> ByKernel:
-        return ByKernel(self.weight.to(dtype))
-
-    def mean(self) -> ByKernel:
-        return self
-
-    def _apply(self, convolve: object, v: Tensor) -> Tensor:
+    def _apply(self, convolve: Callable[..., Tensor], v: Tensor) -> Tensor:
         flat = v.flatten(0, -4).to(memory_format=FAST)  # one batch of all probes and examples
-        image: Tensor = convolve(flat, self.weight, padding=padding(self.weight))  # type: ignore[operator]
+        image = convolve(flat, self.weight, padding=padding(self.weight))
         return image.reshape(*v.shape[:-3], *image.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)
-class BySlope:
+class SlopeStage(Stage):
     """S = diag(phi'(z)), or as many such diagonals below each other as phi has outputs an input.
 
     slope: (B, expansion * C, ...).
@@ -109,7 +84,7 @@ class BySlope:
     slope: Tensor
     expansion: int = 1
 
-    def __call__(self, v: Tensor) -> Tensor:
+    def vjp(self, v: Tensor) -> Tensor:
         one = v.shape[-self.slope.ndim] < len(self.slope)  # the same v for all examples
         v = v * self.slope if one or torch.is_grad_enabled() else v.mul_(self.slope)
         if self.expansion == 1:
@@ -118,53 +93,53 @@ class BySlope:
         return v.unflatten(axis, (self.expansion, -1)).sum(axis - 1)
 
     def push(self, v: Tensor) -> Tensor:
-        if self.expansion > 1:
-            v = torch.cat([v] * self.expansion, dim=1 - self.slope.ndim)
-        return v * self.slope
+        return self._repeated(v) * self.slope
 
-    def select(self, examples: Examples) -> BySlope:
-        return BySlope(self.slope[examples], self.expansion)
+    def mapped(self, common: TensorMap, each: TensorMap) -> SlopeStage:
+        return SlopeStage(each(self.slope), self.expansion)
 
-    def to(self, dtype: torch.dtype) -> BySlope:
-        return BySlope(self.slope.to(dtype), self.expansion)
+    def gradient(self, b: Tensor, a: Tensor) -> Tensor:
+        """d/dslope of sum b^T S a, (B, ...), from b and a, (B, ...) or (m, B, ...)."""
+        product = b * self._repeated(a)
+        return product if b.ndim == self.slope.ndim else product.sum(0)
 
-    def mean(self) -> BySlope:
-        return BySlope(self.slope.mean(0, keepdim=True), self.expansion)
+    def _repeated(self, v: Tensor) -> Tensor:
+        return torch.cat([v] * self.expansion, 1 - self.slope.ndim) if self.expansion > 1 else v
 
 
 @dataclass(frozen=True, eq=False)
-class ByConcatenation:
-    """S = [a I; b T] with T the Jacobian of what is computed beside what is kept.
+class ConcatenationStage(Stage):
+    """S = [a I; b T] for outputs [a x, b h(x)], T the Jacobian of h.
 
-    a, b: (). kept: features kept. rank: of x, its batch axis included.
+    a, b: (). n_copied: features of a x. rank: of x, its batch axis included.
     """
 
     a: Tensor
     b: Tensor
-    kept: int
+    n_copied: int
     rank: int
-    computed: Pull
+    computed: Stage
 
-    def __call__(self, v: Tensor) -> Tensor:
+    def vjp(self, v: Tensor) -> Tensor:
         axis = 1 - self.rank
-        kept, computed = v.split([self.kept, v.shape[axis] - self.kept], dim=axis)
+        copied, computed = v.split([self.n_copied, v.shape[axis] - self.n_copied], dim=axis)
         # b * computed is new, so that an activation may overwrite it.
-        return torch.addcmul(self.computed(self.b * computed), self.a, kept)
+        return torch.addcmul(self.computed.vjp(self.b * computed), self.a, copied)
 
     def push(self, v: Tensor) -> Tensor:
         return torch.cat([self.a * v, self.b * self.computed.push(v)], dim=1 - self.rank)
 
-    def select(self, examples: Examples) -> ByConcatenation:
-        return ByConcatenation(self.a, self.b, self.kept, self.rank, self.computed.select(examples))
-
-    def to(self, dtype: torch.dtype) -> ByConcatenation:
-        a, b = self.a.to(dtype), self.b.to(dtype)
-        return ByConcatenation(a, b, self.kept, self.rank, self.computed.to(dtype))
-
-    def mean(self) -> ByConcatenation:
-        return ByConcatenation(self.a, self.b, self.kept, self.rank, self.computed.mean())
+    def mapped(self, common: TensorMap, each: TensorMap) -> ConcatenationStage:
+        computed = self.computed.mapped(common, each)
+        return ConcatenationStage(
+            common(self.a), common(self.b), self.n_copied, self.rank, computed
+        )
 
 
 def padding(weight: Tensor) -> tuple[int, int]:
     """Zeros on each side that keep the grid as it is."""
     return weight.shape[2] // 2, weight.shape[3] // 2
+
+
+def _same(t: Tensor) -> Tensor:
+    return t

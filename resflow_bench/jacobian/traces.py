@@ -1,11 +1,12 @@
 """Exact traces of the powers of a branch's Jacobian, at the cost of about one product each.
 
-A probe spends most of its variance on the first terms of the series, and for the usual branches
-these are a contraction of weights that all examples share with slopes that each has for itself.
+Most of a probe's variance is that of the first terms of the series. For the usual branches their
+traces are contractions of weights, common to all examples, with slopes of each example.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -14,11 +15,48 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from resflow_bench.jacobian.stages import ByKernel, ByMatrix, BySlope, Pull, padding
+from resflow_bench.jacobian.matrix_stage import MatrixStage
+from resflow_bench.jacobian.stages import KernelStage, SlopeStage, Stage, padding
 
 
-def traces(pulls: Sequence[Pull], n: int) -> list[Tensor]:
-    """tr J, ..., tr J^n at each example, where J = S_L ... S_1 admits them.
+class Factors(NamedTuple):
+    """W_L D_(L-1) ... D_1 W_1: kernels (C_out, C_in, kh, kw), slopes (B, C, H, W), all 4-D.
+
+    A matrix is a kernel of one tap on a grid of one point.
+
+    n_most: the largest n with exact traces of J, ..., J^n; inf for a matrix, 0 for other J.
+    """
+
+    kernels: list[Tensor]
+    slopes: list[Tensor]
+    n_most: float
+
+
+def factors_of(stages: Sequence[Stage]) -> Factors:
+    """The kernels and slopes of J = S_L ... S_1, and how many exact traces they support."""
+    linear, slopes = stages[::2], [s for s in stages[1::2] if isinstance(s, SlopeStage)]
+    none = Factors([], [], 0)
+    if len(stages) not in (1, 3, 5) or len(slopes) < len(stages) // 2:
+        return none
+    matrices = [
+        stage.weight[:, :, None, None] for stage in linear if isinstance(stage, MatrixStage)
+    ]
+    kernels = [stage.weight for stage in linear if isinstance(stage, KernelStage)]
+    weights = matrices or kernels
+    if len(weights) < len(linear) or (kernels and len(kernels) == 1):
+        return none
+    if len(weights) == 3 and weights[1].shape[2:] != (1, 1):
+        return none
+    for j, stage in enumerate(slopes):
+        if stage.expansion > 1:
+            weights[j] = weights[j].repeat(stage.expansion, 1, 1, 1)
+    diagonals = [s.slope[:, :, None, None] if matrices else s.slope for s in slopes]
+    n_most = math.inf if not slopes else 1 if len(slopes) == 2 or kernels else 2
+    return Factors(weights, diagonals, n_most)
+
+
+def exact_traces(factors: Factors, n: int) -> list[Tensor]:
+    """tr J, ..., tr J^n at each example, where J = S_L ... S_1 supports them.
 
     * J = W, a matrix: any n, by the powers of W.
     * J = W_2 D W_1, D = diag(slopes), matrices: tr J = sum_j D_j A_jj and
@@ -29,8 +67,8 @@ def traces(pulls: Sequence[Pull], n: int) -> list[Tensor]:
       q to a point of the grid, which at the border are fewer: n = 1.
 
     Args:
-        pulls: of S_1 ... S_L.
-        n: at least 1.
+        factors: of J.
+        n: from 1 to `factors.n_most`.
 
     Returns:
         n tensors of shape (B,), or () where no slope depends on the example; differentiable in
@@ -40,66 +78,19 @@ def traces(pulls: Sequence[Pull], n: int) -> list[Tensor]:
         (h, h) weights. Activations with several outputs per input count as that many rows of the
         weights before them.
 
-    Raises:
-        ValueError: if J is no such product, or not for this n.
-
     Source: tr(XY) = tr(YX).
     """
-    found = _shape(pulls)
-    if found is None or (found.n_most is not None and n > found.n_most):
-        most = 0 if found is None else found.n_most
-        raise ValueError(
-            f"exact traces of J, ..., J^{n} are not to be had from this branch: "
-            f"{' '.join(type(pull).__name__ for pull in pulls)} admits {most}. Set "
-            f"`n_traced={most}`; branches W-phi-W admit 2, W-phi-W-phi-W and convolutions with a "
-            "1 x 1 kernel in the middle 1, those that begin with an activation none."
-        )
-    first, last = found.kernels[0], found.kernels[-1]
-    if not found.slopes:
+    first, last = factors.kernels[0], factors.kernels[-1]
+    if not factors.slopes:
         return _of_powers(first[:, :, 0, 0], n)
-    if len(found.slopes) == 2:
-        return [_three(found.kernels, found.slopes)]
-    (slope,) = found.slopes
+    if len(factors.slopes) == 2:
+        return [_three(factors.kernels, factors.slopes)]
+    (slope,) = factors.slopes
     if n == 1:
         return [_two(first, slope, last)]
     a = first[:, :, 0, 0] @ last[:, :, 0, 0]  # (h, h)
     d = slope[:, :, 0, 0]  # (B, h)
     return [d @ a.diagonal(), ((d @ (a * a.mT)) * d).sum(1)]
-
-
-class _Shape(NamedTuple):
-    """W_L D_(L-1) ... D_1 W_1: kernels (C_out, C_in, kh, kw), slopes (B, C, H, W), all 4-D.
-
-    n_most: how many traces it admits; None is any number.
-    """
-
-    kernels: list[Tensor]
-    slopes: list[Tensor]
-    n_most: int | None
-
-
-def _shape(pulls: Sequence[Pull]) -> _Shape | None:
-    """What the pulls multiply with, a matrix being a kernel of one tap on a grid of one point."""
-    linear, slopes = pulls[::2], pulls[1::2]
-    if len(pulls) not in (1, 3, 5) or not all(isinstance(p, BySlope) for p in slopes):
-        return None
-    matrices = all(isinstance(p, ByMatrix) for p in linear)
-    if not matrices and not all(isinstance(p, ByKernel) for p in linear):
-        return None
-    kernels, expansions = [], [p.expansion for p in slopes if isinstance(p, BySlope)] + [1]
-    for pull, expansion in zip(linear, expansions, strict=True):
-        assert isinstance(pull, ByMatrix | ByKernel)  # asked above
-        weight = pull.weight[:, :, None, None] if matrices else pull.weight
-        kernels.append(weight.repeat(expansion, 1, 1, 1) if expansion > 1 else weight)
-    diagonals = [p.slope for p in slopes if isinstance(p, BySlope)]
-    if matrices:
-        diagonals = [slope[:, :, None, None] for slope in diagonals]
-    if len(kernels) == 1 and not matrices:
-        return None
-    if len(kernels) == 3 and kernels[1].shape[2:] != (1, 1):
-        return None
-    n_most = 1 if len(kernels) == 3 or not matrices else 2
-    return _Shape(kernels, diagonals, n_most if diagonals else None)
 
 
 def _of_powers(weight: Tensor, n: int) -> list[Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from resflow_bench.jacobian.chain import Chain
+from resflow_bench.jacobian import JacobianChain
 from resflow_bench.layers import fused
 from resflow_bench.layers.activations import Activation
 from resflow_bench.layers.layer import Layer
@@ -92,25 +92,25 @@ class Branch(nn.Module):
         stages = [s.normalised() if layer else Elementwise(s) for s, layer in self._kinds()]
         return Composition(stages)
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, Chain]:
+    def linearise(self, x: Tensor) -> tuple[Tensor, JacobianChain]:
         """g(x) and v -> v^T J_g(x), with the weights normalised and the slopes computed once.
 
         Args:
             x: (B, *event).
 
         Returns:
-            y (B, *event), and vjp: (..., B, *event) -> (..., B, *event), usually with m probes in
-            front. It is a `Chain`, which also multiplies from the other side (`push`) and has
-            exact traces where the branch admits them.
+            y (B, *event), and J, whose `vjp` maps (..., B, *event) to the same, usually with m
+            probes in front. Its `push` multiplies from the other side; its `traces` are exact where
+            the branch supports them.
 
         Properties: one vjp costs L linear maps and elementwise products, no autograd. It records a
         graph if and only if gradients are enabled when *it* is called; the weights and slopes it
-        uses stay attached to the parameters and to x, so that sum(vjp(s) * v) has the gradient of
+        uses stay attached to the parameters and to x, so that sum(J.vjp(s) * v) has the gradient of
         s^T J v in weights, beta and x. Call linearise with gradients enabled for that.
         """
         if self._fusable is not None and fused.pays(self._fusable, x):
-            y, pulls = fused.linearise(self._fusable, x)
-            return y, Chain(pulls)
+            y, stages = fused.linearise(self._fusable, x)
+            return y, JacobianChain(stages)
         return self.normalised().linearise(x)
 
     def update(self) -> None:
@@ -189,7 +189,7 @@ class LinearBranch(nn.Module):
         """g itself: there is nothing to normalise."""
         return Composition([Affine(self.matrix)])
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, Chain]:
+    def linearise(self, x: Tensor) -> tuple[Tensor, JacobianChain]:
         """g(x) and v -> v^T A; see `Branch.linearise`."""
         return self.normalised().linearise(x)
 

@@ -39,8 +39,8 @@ def mlp_branch(
         ValueError: K outside (0, 1), or a size below 1.
 
     >>> g = mlp_branch(64, (128, 128), lipschitz=0.9)
-    >>> y, vjp = g.linearise(torch.zeros(5, 64))
-    >>> vjp(torch.ones(3, 5, 64)).shape, g.lipschitz_certified() <= g.lipschitz == 0.9
+    >>> y, jacobian = g.linearise(torch.zeros(5, 64))
+    >>> jacobian.vjp(torch.ones(3, 5, 64)).shape, g.lipschitz_certified() <= g.lipschitz == 0.9
     (torch.Size([3, 5, 64]), True)
     """
     makers = [_linear(_or_fresh(generator))] * (len(hidden) + 1)

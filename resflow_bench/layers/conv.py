@@ -45,8 +45,8 @@ class Conv2d(nn.Module):
     the operator; neither bounds it from above.
 
     >>> layer = Conv2d(3, 8, 3, grid=(8, 8), coefficient=0.9)
-    >>> y, vjp = layer.normalised().linearise(torch.zeros(5, 3, 8, 8))
-    >>> vjp(torch.ones(2, 5, 8, 8, 8)).shape, layer.certificate().norm <= 0.9
+    >>> y, jacobian = layer.normalised().linearise(torch.zeros(5, 3, 8, 8))
+    >>> jacobian.vjp(torch.ones(2, 5, 8, 8, 8)).shape, layer.certificate().norm <= 0.9
     (torch.Size([2, 5, 3, 8, 8]), True)
     >>> Conv2d(2, 3, 3, (4, 4), 0.9, Induced(math.inf, math.inf)).certificate().method
     'rows'

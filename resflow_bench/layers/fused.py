@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from resflow_bench.jacobian.stages import ByMatrix, BySlope, Pull
+from resflow_bench.jacobian import MatrixStage, SlopeStage, Stage
 from resflow_bench.layers.activations import LipSwish, SwishAndSlope, swish_backward
 from resflow_bench.layers.linear import Linear
 from resflow_bench.layers.norms.operators import Matrix
@@ -48,7 +48,7 @@ def pays(stages: Stages, x: Tensor) -> bool:
     )
 
 
-def linearise(stages: Stages, x: Tensor) -> tuple[Tensor, list[Pull]]:
+def linearise(stages: Stages, x: Tensor) -> tuple[Tensor, list[Stage]]:
     """g(x), (B, d), and the Jacobian of each stage, as `Composition.linearise` computes them.
 
     Values agree to the last bit, gradients to rounding; differentiable twice.
@@ -63,11 +63,11 @@ def linearise(stages: Stages, x: Tensor) -> tuple[Tensor, list[Pull]]:
             tensors += [stage.weight, stage.bias, *constants]
     kinds = tuple(isinstance(stage, LipSwish) for stage in stages)
     y, *numbers = _Linearised.apply(x, kinds, *tensors)
-    pulls: list[Pull] = [
-        BySlope(number) if is_swish else ByMatrix(number)
+    found: list[Stage] = [
+        SlopeStage(number) if is_swish else MatrixStage(number)
         for number, is_swish in zip(numbers, kinds, strict=True)
     ]
-    return y, pulls
+    return y, found
 
 
 class _Forward(NamedTuple):

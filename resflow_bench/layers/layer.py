@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from resflow_bench.jacobian.stages import Pull
+from resflow_bench.jacobian import Stage
 from resflow_bench.layers.norms.norm import Certificate
 from resflow_bench.layers.orders import Order
 
@@ -18,7 +18,7 @@ class Normalised(Protocol):
         """y, (B, *event_in) -> (B, *event_out)."""
         ...
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, Pull]:
+    def linearise(self, x: Tensor) -> tuple[Tensor, Stage]:
         """y and its Jacobian: v -> v^T J, (..., B, *event_out) -> (..., B, *event_in)."""
         ...
 

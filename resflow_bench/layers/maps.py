@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from resflow_bench.jacobian.chain import Chain
-from resflow_bench.jacobian.stages import (
-    FAST,
-    ByConcatenation,
-    ByKernel,
-    ByMatrix,
-    BySlope,
-    Pull,
-    padding,
+from resflow_bench.jacobian import (
+    ConcatenationStage,
+    JacobianChain,
+    KernelStage,
+    MatrixStage,
+    SlopeStage,
+    Stage,
 )
+from resflow_bench.jacobian.stages import FAST, padding
 from resflow_bench.layers.activations import Activation
 from resflow_bench.layers.layer import Normalised
 
@@ -33,8 +32,8 @@ class Affine:
     def __call__(self, x: Tensor) -> Tensor:
         return functional.linear(x, self.weight, self.bias)
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, ByMatrix]:
-        return self(x), ByMatrix(self.weight)
+    def linearise(self, x: Tensor) -> tuple[Tensor, MatrixStage]:
+        return self(x), MatrixStage(self.weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +59,8 @@ class AffineConvolution:
         x = x.to(memory_format=FAST)
         return functional.conv2d(x, self.weight, self.bias, padding=padding(self.weight))
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, ByKernel]:
-        return self(x), ByKernel(self.weight)
+    def linearise(self, x: Tensor) -> tuple[Tensor, KernelStage]:
+        return self(x), KernelStage(self.weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +72,9 @@ class Elementwise:
     def __call__(self, x: Tensor) -> Tensor:
         return self.activation(x)
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, BySlope]:
+    def linearise(self, x: Tensor) -> tuple[Tensor, SlopeStage]:
         y, slope = self.activation.value_and_derivative(x)
-        return y, BySlope(slope, self.activation.expansion)
+        return y, SlopeStage(slope, self.activation.expansion)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +88,12 @@ class Composition:
             x = stage(x)
         return x
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, Chain]:
-        pulls: list[Pull] = []
+    def linearise(self, x: Tensor) -> tuple[Tensor, JacobianChain]:
+        stages: list[Stage] = []
         for stage in self.stages:
-            x, pull = stage.linearise(x)
-            pulls.append(pull)
-        return x, Chain(pulls)
+            x, jacobian = stage.linearise(x)
+            stages.append(jacobian)
+        return x, JacobianChain(stages)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +107,7 @@ class Concatenation:
     def __call__(self, x: Tensor) -> Tensor:
         return torch.cat([self.a * x, self.b * self.h(x)], dim=1)
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, ByConcatenation]:
-        y, pull = self.h.linearise(x)
-        stage = ByConcatenation(self.a, self.b, x.shape[1], x.ndim, pull)
+    def linearise(self, x: Tensor) -> tuple[Tensor, ConcatenationStage]:
+        y, jacobian = self.h.linearise(x)
+        stage = ConcatenationStage(self.a, self.b, x.shape[1], x.ndim, jacobian)
         return torch.cat([self.a * x, self.b * y], dim=1), stage

@@ -4,31 +4,28 @@ from collections.abc import Callable
 
 import torch
 
-from resflow_bench.jacobian.products import Linearisation, autograd, cached, dense, linearise
-from resflow_bench.logdet.arnoldi import Arnoldi
+from resflow_bench.jacobian import Linearisation, autograd, cached, dense, linearise
 from resflow_bench.logdet.averaged import Averaged
-from resflow_bench.logdet.chebyshev import Chebyshev, Interval, measured_interval
-from resflow_bench.logdet.compiling import Compiled
-from resflow_bench.logdet.control import Controlled
 from resflow_bench.logdet.estimator import Estimate, Estimator, LogDetEstimator
 from resflow_bench.logdet.exact import Determinant, Exact, dense_log_det, exact_log_det, jacobian
-from resflow_bench.logdet.expansions import Expansion, Taylor
+from resflow_bench.logdet.expansions.arnoldi import Arnoldi
+from resflow_bench.logdet.expansions.chebyshev import Chebyshev, SpectralInterval, measured_interval
+from resflow_bench.logdet.expansions.compiled import Compiled
+from resflow_bench.logdet.expansions.control import Controlled
+from resflow_bench.logdet.expansions.expansion import Expansion
+from resflow_bench.logdet.expansions.taylor import Taylor
 from resflow_bench.logdet.gradients import Gradient, Neumann, Series
-from resflow_bench.logdet.laws import Geometric, Law, Poisson, Tabulated
+from resflow_bench.logdet.laws import LAWS, Geometric, Poisson, Tabulated, law_named
 from resflow_bench.logdet.optimal import optimal_roulette, pilot_roulette
 from resflow_bench.logdet.probes import Gaussian, Hadamard, Orthogonal, Probe, Rademacher, Sphere
 from resflow_bench.logdet.truncation import Fixed, Roulette, Terms, Truncation
 from resflow_bench.logdet.tuned import PerBranch, tuned
+from resflow_bench.theory import Law
 
 PROBES: dict[str, Probe] = {
     str(probe): probe for probe in (Gaussian(), Rademacher(), Sphere(), Orthogonal(), Hadamard())
 }
-"""What the axis `probe` offers, by name."""
-
-LAWS: dict[str, Callable[[float], Law]] = {
-    law.__name__.lower(): law for law in (Geometric, Poisson)
-}
-"""What the axis `roulette` offers, by name; each takes one number."""
+"""The values of the axis `probe`, by name."""
 
 EXPANSIONS: dict[str, Callable[[float], Expansion]] = {
     "taylor": lambda _: Taylor(),
@@ -39,7 +36,7 @@ EXPANSIONS: dict[str, Callable[[float], Expansion]] = {
     "controlled": lambda _: Controlled(),
     "chebyshev": lambda lipschitz: Chebyshev(-lipschitz, lipschitz),
 }
-"""What the axis `expansion` offers, by name; each takes the branch's promised constant."""
+"""The values of the axis `expansion`, by name; each takes the branch's promised constant."""
 
 __all__ = [
     "EXPANSIONS",
@@ -60,7 +57,6 @@ __all__ = [
     "Geometric",
     "Gradient",
     "Hadamard",
-    "Interval",
     "Law",
     "Linearisation",
     "LogDetEstimator",
@@ -72,6 +68,7 @@ __all__ = [
     "Rademacher",
     "Roulette",
     "Series",
+    "SpectralInterval",
     "Sphere",
     "Tabulated",
     "Taylor",
@@ -83,6 +80,7 @@ __all__ = [
     "dense_log_det",
     "exact_log_det",
     "jacobian",
+    "law_named",
     "linearise",
     "measured_interval",
     "optimal_roulette",

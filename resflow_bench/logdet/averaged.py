@@ -1,4 +1,4 @@
-"""The mean of several independent estimates: to a smaller error, at a price that is known."""
+"""The mean of several independent estimates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from resflow_bench.jacobian.products import Map
+from resflow_bench.jacobian import Map
 from resflow_bench.logdet.estimator import Estimate, Estimator
 
 
@@ -16,11 +16,11 @@ class Averaged:
     """(1/n) sum_i q_i,  q_i independent draws of `estimator`: its bias, 1/n of its variance.
 
     Args:
-        estimator: of a finite variance, or the mean does not settle as 1/sqrt(n).
+        estimator: with a finite variance, or the error does not fall as 1/sqrt(n).
         n_draws: n, at least 1.
 
-    Properties: n times the work. Of a probed series more probes are cheaper, since g is linearised
-        once; but they leave the roulette's own variance as it is, and this does not.
+    Properties: n times the work. More probes of one draw are cheaper, since g is linearised once,
+        but do not reduce the roulette's own variance, as averaging does.
 
     Raises:
         ValueError: if `n_draws` is below 1.

@@ -10,15 +10,16 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.jacobian.products import Map, Products, Vjp, linearise
-from resflow_bench.logdet.expansions import Expansion, Taylor
+from resflow_bench.jacobian import Jacobian, Map, Products, linearise
+from resflow_bench.logdet.expansions.expansion import Expansion
+from resflow_bench.logdet.expansions.taylor import Taylor
 from resflow_bench.logdet.gradients import Gradient, Neumann, constant
 from resflow_bench.logdet.probes import Probe
 from resflow_bench.logdet.truncation import Fixed, Truncation
 
 
 class Estimate(NamedTuple):
-    """What an estimator returns.
+    """The result of an estimator.
 
     g: g(x), (B, *event).
     value: the estimate of ln|det(I + J_g(x))|, (B,), nats, differentiable in x and g's parameters.
@@ -32,7 +33,7 @@ class Estimate(NamedTuple):
 
 
 class Estimator(Protocol):
-    """Anything that turns (g, x, generator) into an `Estimate`."""
+    """A function (g, x, generator) -> `Estimate`."""
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
         """Estimate ln|det(I + J_g(x))|."""
@@ -43,30 +44,32 @@ class Estimator(Protocol):
 class LogDetEstimator:
     """(1/m) sum_j sum_k w_k (-1)^(k+1)/k v_j^T J^k v_j,  with w and N from the truncation.
 
-    The traces of the first `n_traced` powers are taken exactly instead, where g admits it.
+    The first `n_traced` traces are computed exactly instead, where J supports it.
 
     Value and gradient come from the same draws; each is unbiased if the truncation is, and each
     carries its truncation's bias if it is not.
 
     Args:
-        probe: who draws v.
-        truncation: how many terms, which weights.
+        probe: the law of v.
+        truncation: the law of the number of terms, with their weights.
         n_probes: m, at least 1, in one batched pass.
-        products: how v^T J is formed; by default the fastest way that g admits.
-        gradient: what the backward pass returns; by default the Neumann series, whose graph holds
-            one product. The value does not depend on it.
+        products: the function that forms J; by default the fastest that g supports.
+        gradient: the derivative that the backward pass returns; by default the Neumann series,
+            whose graph holds one product. The value does not depend on it.
+        n_traced: L, the number of exact leading traces.
+        expansion: the series in J; by default Taylor's.
 
-    Properties: per-example upstream gradients are honoured. Memory does not grow with the number
-        of terms. Cost: m N products, and what `gradient` adds when one is asked for. Autocast does
-        not reach it: the powers of J are formed in the dtype of x and of g's parameters, because
-        half a word's rounding, raised to the power N, is a bias and not a noise. A float16 or
-        bfloat16 x, as autocast leaves behind, is promoted to the dtype of g's own tensors if that
-        is wider. (Call `backward` outside autocast, as torch asks of everyone.) `torch.compile`
-        breaks its graph here and leaves the estimate as it is.
+    Properties: gradients with a weight for each example are right. Memory does not grow with the
+        number of terms. Cost: m N products, and those that `gradient` adds when a gradient is
+        requested. Autocast has no effect: the powers of J are formed in the dtype of x and of g's
+        parameters, because the rounding of half a word, raised to the power N, is a bias and not a
+        noise. A float16 or bfloat16 x, as autocast returns it, is promoted to the dtype of g's own
+        tensors if that is wider. (Call `backward` outside autocast, as torch requires.)
+        `torch.compile` breaks its graph here and leaves the estimate as it is.
 
     Raises:
         ValueError: if `n_probes` is below 1, `n_traced` below 0 or above the terms of a `Fixed`
-            truncation; when called, if g does not admit so many exact traces.
+            truncation; when called, if J does not support so many exact traces.
 
     Source: Chen et al. (2019), Theorems 1 (value) and 2 (gradient, by the Neumann series). They
         return as the value the Neumann sum, whose mean is tr(J (I + J)^-1); here the value is the
@@ -110,29 +113,23 @@ class LogDetEstimator:
     def _estimate(self, g: Map, x: Tensor, generator: torch.Generator | None) -> Estimate:
         with torch.autocast(x.device.type, enabled=False):
             x = _promoted(x, g)
-            value, vjp = self.products(g, x)
-            traced = _traced(vjp, self.n_traced)
+            value, jacobian = self.products(g, x)
+            traced = _traced(jacobian, self.n_traced)
             with torch.no_grad():
                 v = self.probe.sample(self.n_probes, x, generator)  # (m, B, *event)
                 terms = self.truncation.draw(x.shape[0], x, generator)
             differentiate = torch.is_grad_enabled() and (value.requires_grad or x.requires_grad)
             estimate = self.gradient.estimate if differentiate else constant
-            log_det, n_products = estimate(self.expansion, vjp, v, terms, self.n_traced)
+            log_det, n_products = estimate(self.expansion, jacobian, v, terms, self.n_traced)
         return Estimate(value, log_det + traced, self.n_probes * n_products)
 
 
-def _traced(vjp: Vjp, n_traced: int) -> Tensor | float:
+def _traced(jacobian: Jacobian, n_traced: int) -> Tensor | float:
     """sum_{k<=L} (-1)^(k+1) tr J^k/k, (B,)."""
     if n_traced == 0:
         return 0.0
-    if not hasattr(vjp, "traces"):
-        raise ValueError(
-            f"n_traced={n_traced} needs products with exact traces, which a residual branch of "
-            "this package has (`cached`), and J as a matrix (`dense`); got "
-            f"{type(vjp).__name__}. Set `n_traced=0` or `products=dense`."
-        )
-    total = 0.0
-    for k, trace in enumerate(vjp.traces(n_traced), start=1):
+    total: Tensor | float = 0.0
+    for k, trace in enumerate(jacobian.traces(n_traced), start=1):
         total = total + (trace if k % 2 else -trace) / k
     return total
 

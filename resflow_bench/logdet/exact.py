@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.jacobian.products import (
+from resflow_bench.jacobian import (
     CHUNK_NUMBERS,
     Map,
     Products,
@@ -25,21 +25,21 @@ def jacobian(g: Map, x: Tensor) -> Tensor:
 
     Args:
         g: a module, evaluated with its parameters and buffers promoted to float64, or a callable,
-            which is given x in float64 if it accepts that and in x's dtype if it does not (a
-            closure over float32 tensors: its J then has float32's rounding).
+            which gets x in float64 if it accepts that, and else in x's dtype (a closure over
+            float32 tensors: its J then has float32's rounding).
         x: (B, *event); d is the product of the event's shape.
 
     Properties: d vector-Jacobian products, vectorised in chunks of bounded memory.
     """
     promoted, source = in_float64(g, x)
-    return dense_jacobian(autograd(promoted, source).vjp, source).double()
+    return dense_jacobian(autograd(promoted, source).jacobian, source).double()
 
 
 def exact_log_det(g: Map, x: Tensor) -> Tensor:
     """ln|det(I + J_g(x))| by LU of the dense matrix, (B,), nats, float64.
 
-    Args: as for `jacobian`. Batches whose Jacobians would be too large to hold are taken in
-        slices of examples.
+    Args: as for `jacobian`. Large batches are evaluated in slices of examples, which bounds the
+        memory of their Jacobians.
 
     Properties: exact to float64 rounding; differentiable in x and in g's parameters; d
         vector-Jacobian products and O(d^3) operations an example.
@@ -62,7 +62,7 @@ def dense_log_det(matrix: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Exact:
-    """An estimator that does not estimate: the exact log-det in the place of `LogDetEstimator`.
+    """The exact log-det as an estimator, in the place of a `LogDetEstimator`.
 
     Properties: no variance, no bias, d products; takes no random numbers.
 
@@ -80,12 +80,12 @@ class Determinant:
     """ln|det(I + J)| by LU of the whole J, in x's dtype: no probe, no series, no random number.
 
     Args:
-        products: how v^T J is formed.
+        products: the function that forms J.
 
     Properties: exact to x's rounding (some 1e-6 nat at d = 64 in float32); differentiable. Cost:
         d products, the first linear map of which is free for branches of this package, and
         2 d^3/3 operations of a batched LU, which at d = 64 take longer than the products. Examples
-        are taken in slices of bounded memory.
+        are evaluated in slices of bounded memory.
 
     >>> Determinant()(lambda x: 0.5 * x, torch.zeros(1, 2)).n_products
     2
@@ -98,9 +98,9 @@ class Determinant:
         dim = math.prod(x.shape[1:])
         values, log_dets = [], []
         for piece in x.split(max(1, CHUNK_NUMBERS // dim**2)):
-            value, vjp = self.products(g, piece)
+            value, operator = self.products(g, piece)
             values.append(value)
-            log_dets.append(dense_log_det(dense_jacobian(vjp, piece)))
+            log_dets.append(dense_log_det(dense_jacobian(operator, piece)))
         return Estimate(torch.cat(values), torch.cat(log_dets), dim)
 
 

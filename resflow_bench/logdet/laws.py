@@ -1,27 +1,14 @@
-"""The laws of a roulette's number of terms after the exact ones, each by its survival function."""
+"""Laws of a roulette's number of terms after the exact ones, each by its survival function."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from scipy import stats
 
-
-class Law(Protocol):
-    """The law of M on {0, 1, 2, ...}, by its survival function."""
-
-    @property
-    def decay(self) -> float:
-        """lim P(M >= j + 1) / P(M >= j): what decides which moments of an estimate are finite."""
-        ...
-
-    def __hash__(self) -> int: ...
-
-    def survival(self, j: np.ndarray) -> np.ndarray:
-        """P(M >= j) in float64, to full relative precision however far in the tail."""
-        ...
+from resflow_bench.theory import Law
 
 
 @dataclass(frozen=True)
@@ -68,7 +55,8 @@ class Poisson:
 
     Properties: mean `rate`. The survival falls faster than any power, so the roulette estimate has
     INFINITE variance for every J that is not nilpotent. At a small spectral radius the part of it
-    that anyone will ever meet is small: see `theory.roulette_variance` with `min_survival`.
+    that a feasible number of draws can show is small: see `theory.roulette_variance` with
+    `min_survival`.
 
     Raises:
         ValueError: unless rate > 0.
@@ -97,7 +85,7 @@ class Poisson:
         return 0.0
 
     def survival(self, j: np.ndarray) -> np.ndarray:
-        """scipy's survival function: no 1 - sum, which cancels to 1e-16 in the far tail."""
+        """scipy's survival function, without the cancellation of 1 - sum in the far tail."""
         return np.asarray(stats.poisson.sf(np.asarray(j) - 1, self.rate), dtype=np.float64)
 
 
@@ -105,8 +93,8 @@ class Poisson:
 class Tabulated:
     """P(M >= j) = table[j] for j <= J, and table[J] decay^(j - J) beyond; J = len(table) - 1.
 
-    A law of any shape where it matters, with a tail that keeps the estimate unbiased. The law of
-    least variance times work is such a table: `optimal_roulette` finds it.
+    A law of any shape, with a geometric tail that keeps the estimate unbiased. The law of least
+    variance times work, from `optimal_roulette`, is such a table.
 
     Args:
         table: P(M >= 0) = 1, P(M >= 1), ..., P(M >= J), which never rises and stays positive.
@@ -117,7 +105,7 @@ class Tabulated:
             outside (0, 1).
 
     Source: Rhee and Glynn (2015), "Unbiased estimation with square root convergence for SDE
-        models", for why a law should be shaped by the terms that it cuts.
+        models", for the choice of the law by the terms that it cuts.
 
     >>> Tabulated((1.0, 0.9, 0.2), 0.5).survival(np.arange(5)).tolist()
     [1.0, 0.9, 0.2, 0.1, 0.05]
@@ -149,3 +137,32 @@ class Tabulated:
         last = len(self.table) - 1
         table = np.asarray(self.table, dtype=np.float64)[np.minimum(j, last)]
         return np.asarray(table * self.decay ** np.maximum(np.asarray(j) - last, 0))
+
+
+LAWS: dict[str, Callable[[float], Law]] = {
+    law.__name__.lower(): law for law in (Geometric, Poisson)
+}
+"""The values of the axis `roulette`, by name; each takes one number."""
+
+
+def law_named(text: str) -> Law:
+    """`geometric(0.5)` -> Geometric(0.5).
+
+    Raises:
+        ValueError: if it is no law, or its number is refused.
+
+    >>> law_named("poisson(2)")
+    Poisson(rate=2.0)
+    """
+    name, _, number = text.removesuffix(")").partition("(")
+    if name not in LAWS or not _is_number(number):
+        raise ValueError(f"a law is one of {', '.join(LAWS)} with a number in parentheses.")
+    return LAWS[name](float(number))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

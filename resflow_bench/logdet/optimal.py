@@ -10,18 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from resflow_bench import theory
-from resflow_bench.jacobian.products import Map
+from resflow_bench.jacobian import Map
 from resflow_bench.logdet.estimator import LogDetEstimator
+from resflow_bench.logdet.expansions.expansion import Incremental
 from resflow_bench.logdet.laws import Tabulated
 from resflow_bench.logdet.probes import Probe
 from resflow_bench.logdet.truncation import Roulette
 
 MAX_TAILS = 512
-"""What a table of probabilities may hold; beyond it the law is geometric."""
+"""The largest number of entries of a table of probabilities; beyond it the law is geometric."""
 
 MIN_DECAY = 0.1
-"""A tail that decays more slowly than J^k costs next to nothing, and one that decays by 1e-9 leaves
-probabilities of zero."""
+"""The least ratio of successive probabilities beyond the table: a smaller one leaves probabilities
+of zero, and a tail that decays more slowly than J^k costs next to nothing."""
 
 
 def optimal_roulette(
@@ -33,16 +34,16 @@ def optimal_roulette(
 ) -> Roulette:
     """P_k = sqrt(b_k/b_1),  b_k = E[T_k^2] - E[T_(k+1)^2]: see `theory.optimal_survival`.
 
-    The roulette whose variance times products is least, for the mean variance over these Jacobians;
-    N is drawn per example. Beyond the table P_(k+1)/P_k is the largest spectral radius, which is
-    the ratio that the optimum tends to.
+    The roulette of least variance times products, for the mean variance over these Jacobians; N is
+    drawn per example. Beyond the table P_(k+1)/P_k is the largest spectral radius, the limit of
+    this ratio at the optimum.
 
     Args:
         jacobian: J, (..., d, d), float64: of one branch at several points, say.
-        probe: who draws v.
+        probe: the law of v.
         n_probes: m.
-        n_traced: L; the first L terms then are evaluated always, for the powers beyond them.
-        n_besides: products a probe that an estimate costs besides its terms: 2 with `Neumann`.
+        n_traced: L; the first L terms are then always evaluated, for the powers beyond them.
+        n_besides: the cost of an estimate besides its terms, in products a probe: 2 with `Neumann`.
 
     Raises:
         ValueError: if `jacobian` is not a finite (..., d, d) array, a spectral radius is 1 or more,
@@ -70,17 +71,17 @@ def optimal_roulette(
 
 @dataclass(frozen=True)
 class Pilot:
-    """What a few probes saw of the tails T_k = sum_{l>=k} Delta_l, k = 1..n, of one branch.
+    """Moments of the tails T_k = sum_{l>=k} Delta_l, k = 1..n, of one branch, from a few probes.
 
-    One pilot speaks for every number m of probes: the mean over m of them has
+    One pilot gives the moments for every number m of probes: the mean over m of them has
 
-        E[T_k^2] = (E T_k)^2 + c_m Var T_k,    c_m = 1/m of independent ones, less of those that
-                                               are drawn without replacement: see `share`.
+        E[T_k^2] = (E T_k)^2 + c_m Var T_k,    c_m = 1/m for independent probes, less for probes
+                                               drawn without replacement: see `share`.
 
     Args:
         mean_squares: (E T_k)^2, (n,), nat^2, mean over the points.
         variances: Var T_k of one probe, (n,), nat^2, mean over the points.
-        probe: whose they are.
+        probe: the law of the probes.
         dim: d.
     """
 
@@ -96,7 +97,7 @@ class Pilot:
     def roulette(self, n_probes: int, spectral_radius: float, n_besides: float = 0.0) -> Roulette:
         """`optimal_roulette` of these moments; see `pilot_roulette`.
 
-        Of the table the first half is kept: there the terms left out do not count.
+        From the first half of the tails, where the terms left out do not count.
         """
         squares = self.squares(n_probes)[: len(self.variances) // 2 + 1]
         mean_square = float(self.mean_squares[0])
@@ -105,7 +106,7 @@ class Pilot:
     def variance(self, roulette: Roulette, n_probes: int) -> float:
         """Var T_1 + sum_k E[T_k^2] (1/P_k - 1/P_(k-1)), nat^2, P_k those of `roulette`.
 
-        What lies beyond the pilot's last term is left out.
+        Terms beyond the pilot's last one are left out.
         """
         squares = self.squares(n_probes)
         survival = roulette.survival(np.arange(1, len(squares) + 1))
@@ -114,10 +115,10 @@ class Pilot:
 
 
 def share(probe: Probe, dim: int, n_probes: int) -> float:
-    """c_m = Var((1/m) sum_j v_j^T A v_j) / Var(v^T A v), which for our probes no A changes.
+    """c_m = Var((1/m) sum_j v_j^T A v_j) / Var(v^T A v), the same for every A with these probes.
 
-    1/m of independent v_j; (D - m)/(m (D - 1)) of m <= D columns of a Hadamard matrix, and the same
-    with d of orthogonal v_j.
+    1/m for independent v_j; (D - m)/(m (D - 1)) for m <= D columns of a Hadamard matrix, and the
+    same with d for orthogonal v_j.
 
     >>> from resflow_bench.logdet import Hadamard, Rademacher
     >>> share(Rademacher(), 64, 16), share(Hadamard(), 64, 64)
@@ -148,16 +149,16 @@ def pilot(
        c_R = 0 the first is exact.
 
     Args:
-        estimator: whose probe, products, expansion and n_traced count; n_probes does not.
+        estimator: its probe, products, expansion and n_traced are used, its n_probes is not.
         g: the branch.
         x: (B, *event).
         n_draws: R, at least 2.
         generator: of the probes.
         n_terms: n, products a probe, at least 4 and above 2 n_traced + 1.
 
-    Properties: cost n R products a point. Exact in the mean where Delta_k is a quadratic form in v
-        or the probes are independent; else (`Arnoldi` under probes that know of each other)
-        `share` is what it tends to as the terms do.
+    Properties: cost n R products a point. Unbiased where Delta_k is a quadratic form in v or the
+        probes are independent; else (`Arnoldi` with dependent probes) `share` is the limit for
+        many terms.
 
     Raises:
         ValueError: if `n_draws` or `n_terms` is too small.
@@ -169,15 +170,16 @@ def pilot(
             f"pilot needs n_terms >= 4 and above 2 n_traced + 1, and n_draws >= 2; got "
             f"n_terms={n_terms}, n_draws={n_draws} and n_traced={n_traced}. Raise them."
         )
-    increments = getattr(estimator.expansion, "increments", None)
-    if increments is None:
+    expansion = estimator.expansion
+    if not isinstance(expansion, Incremental):
         raise TypeError(
-            f"pilot needs an expansion with `increments`; got {estimator.expansion}. Take "
+            f"pilot needs an expansion with `increments`; got {expansion}. Take "
             "`expansion=Taylor()`."
         )
     v = estimator.probe.sample(n_draws, x, generator)
-    terms = increments(estimator.products(g, x).vjp, v, n_terms, n_traced).double()
-    terms = nn.functional.pad(terms, (0, 0, 0, 0, 0, n_terms - len(terms)))  # where they end early
+    j = estimator.products(g, x).jacobian
+    terms = expansion.increments(j, v, n_terms, n_traced).double()
+    terms = nn.functional.pad(terms, (0, 0, 0, 0, 0, n_terms - len(terms)))  # if they end early
     tails = terms.flip(0).cumsum(0).flip(0)  # T_k, (n, R, B)
     dim = math.prod(x.shape[1:])
     c = share(estimator.probe, dim, n_draws)
@@ -200,19 +202,19 @@ def pilot_roulette(
     """`optimal_roulette` with E[T_k^2] estimated from the estimator's own products at x.
 
     Args:
-        estimator: whose probe, n_probes, products, expansion and n_traced count.
+        estimator: its probe, n_probes, products, expansion and n_traced are used.
         g: the branch.
-        x: (B, *event), the points whose mean variance is to be small.
+        x: (B, *event), the points over which the variance is averaged.
         spectral_radius: a bound on rho(J) at these points and others, below 1: the Lipschitz
             constant of g. It is the ratio P_(k+1)/P_k beyond the table, so that the variance is
-            finite whatever the pilot saw.
+            finite whatever the pilot's draws.
         generator: of the probes.
         n_terms: products a probe, at least 4.
         n_draws: of the m probes at each point, at least 2.
-        n_besides: products a probe that an estimate costs besides its terms.
+        n_besides: the cost of an estimate besides its terms, in products a probe.
 
-    Properties: cost n_terms n_draws m products for each point, once. What it gets wrong costs
-        variance, never bias. For several numbers of probes take one `pilot`.
+    Properties: cost n_terms n_draws m products for each point, once. Its errors cost variance,
+        never bias. For several numbers of probes use one `pilot`.
 
     Raises:
         ValueError: if `n_terms` or `n_draws` is too small, n_traced not below n_terms/2, or
@@ -227,7 +229,7 @@ def pilot_roulette(
 def _roulette(
     squares: np.ndarray, mean_square: float, n_besides: float, decay: float, rho: float
 ) -> Roulette:
-    """n_exact = how many P_k are 1, and the law of the rest."""
+    """The roulette with n_exact = the number of P_k that are 1, and the law of the rest."""
     costs = np.ones(len(squares) - 1)
     costs[0] += n_besides
     survival = theory.optimal_survival(squares, mean_square, costs)

@@ -1,4 +1,4 @@
-"""Who draws the probe v of Hutchinson's estimator tr A = E[v^T A v]."""
+"""The laws of the probe v of Hutchinson's estimator tr A = E[v^T A v]."""
 
 from __future__ import annotations
 
@@ -14,15 +14,11 @@ from torch import Tensor
 from resflow_bench import theory
 
 
-class Probe(Protocol):
+class Probe(theory.ProbeVariance, Protocol):
     """A law of m vectors v_j, each with E v = 0 and E v v^T = I, for which E[v^T A v] = tr A."""
 
     def sample(self, n_probes: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw probes shaped like x: (m, B, *event), in x's dtype and device."""
-        ...
-
-    def variance(self, moments: theory.Moments, n_probes: int) -> np.ndarray:
-        """Var((1/m) sum_j v_j^T A v_j), from the moments of A."""
         ...
 
 
@@ -76,8 +72,8 @@ class Rademacher:
     def sample(self, n_probes: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw (m, B, *event) independent signs, eight from each random byte.
 
-        A fifth of the time of as many Bernoulli numbers: drawn one by one they took as long as four
-        products of a branch with 128 hidden units.
+        That takes a fifth of the time of as many Bernoulli numbers, which was that of four products
+        of a branch with 128 hidden units.
         """
         n = n_probes * x.numel()
         size = (-(-n // 8), 1)
@@ -96,8 +92,8 @@ class Sphere:
     """v uniform on ||v||^2 = d:  Var(v^T A v) = (2d/(d+2)) (||sym A||_F^2 - tr(A)^2/d).
 
     Properties: unbiased for every A; never more variance than `Gaussian`, and none at all for a
-    multiple of I. Against `Rademacher` it is a matter of A: off the diagonal it has d/(d + 2) of
-    its variance, on an uneven diagonal more.
+    multiple of I. Compared with `Rademacher`, the part off the diagonal adds d/(d + 2) of the
+    variance, and an uneven diagonal adds more.
 
     >>> v = Sphere().sample(1, torch.zeros(1, 3), torch.Generator())
     >>> round(v.square().sum().item(), 4)
@@ -123,7 +119,7 @@ class Orthogonal:
     """m <= d orthogonal v_j, ||v_j||^2 = d, uniformly oriented:  (d - m)/(d - 1) of `Sphere`'s
     variance, and none at all at m = d.
 
-    More than d are taken d at a time, each d independent of the others.
+    More than d are drawn d at a time, each d independent of the others.
 
     Properties: unbiased for every A; each v_j alone is that of `Sphere`. Cost: a QR decomposition
     of (d, m) for each example, 2 m^2 d products of numbers beside the m d^2 of a dense J.
@@ -142,7 +138,7 @@ class Orthogonal:
 
         def block(n: int) -> Tensor:
             q, r = torch.linalg.qr(_normal((batch_size, dim, n), x, generator))
-            # LAPACK leaves the sign of R's diagonal to the matrix: v would not have mean zero.
+            # With the sign that LAPACK gives R's diagonal v would not have mean zero.
             q = torch.where(r.diagonal(dim1=1, dim2=2)[:, None] < 0.0, -q, q)
             return q.mul_(math.sqrt(dim)).permute(2, 0, 1)
 
@@ -159,10 +155,10 @@ class Hadamard:
     (D - m)/(D - 1) of `Rademacher`'s variance, D the next power of two, and none at all at m = D.
 
     The columns are Sylvester's, h_c[a] = (-1)^popcount(a & c), cut to the first d rows. More than
-    D vectors are taken D at a time, each D independent of the others.
+    D vectors are drawn D at a time, each D independent of the others.
 
     Properties: unbiased for every A; each v_j alone is a Rademacher vector, and m = 1 is one. The
-    more of them the cheaper: only s is drawn, and D numbers that choose the columns.
+    random numbers are those of s and D that choose the columns, whatever m.
 
     >>> v = Hadamard().sample(2, torch.zeros(1, 4), torch.Generator())
     >>> (v[0] * v[1]).sum().item()
@@ -202,7 +198,7 @@ def _flat(x: Tensor) -> tuple[int, int]:
 
 
 def _normal(shape: tuple[int, ...], x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal numbers on x's device, of four bytes at least: they are to be normalised."""
+    """Standard normal numbers on x's device, of at least four bytes, to be normalised."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     return torch.randn(shape, generator=generator, dtype=dtype, device=x.device)
 

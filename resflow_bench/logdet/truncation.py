@@ -1,26 +1,25 @@
-"""How many terms of the series of ln|det(I + J)| are evaluated, and with which weights."""
+"""Truncations of the series of ln|det(I + J)|: the number of terms, and their weights."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from resflow_bench import theory
-from resflow_bench.logdet.laws import Law
 from resflow_bench.logdet.probes import Probe
+from resflow_bench.theory import Law
 
 
 class Terms(NamedTuple):
-    """Which terms of the series are evaluated, with which weights.
+    """The terms of the series that are evaluated, and their weights.
 
     weights: w_k of terms k = 1..max N for each example, (max N, B), 0 beyond its own N.
-    n_terms: N of each example, (B,), int64 and on the host: how much work there is must be known
-        there.
+    n_terms: N of each example, (B,), int64, on the host, which schedules the work.
     """
 
     weights: Tensor
@@ -28,7 +27,7 @@ class Terms(NamedTuple):
 
 
 class Truncation(Protocol):
-    """Draws N and says what that does to the mean and to the variance of the estimate.
+    """A law of N, with the bias and the variance that it gives the estimate.
 
     `variance` and `variance_bound` are for m probes shared by all terms after the first `n_traced`,
     whose traces are exact; `jacobian` is a float64 array (..., d, d), and one number comes back for
@@ -64,7 +63,7 @@ class Truncation(Protocol):
         ...
 
     def moment_is_finite(self, spectral_radius: float, order: int) -> bool:
-        """Whether E|estimate|^order is finite for a J of this spectral radius."""
+        """True if E|estimate|^order is finite for a J of this spectral radius."""
         ...
 
 
@@ -96,7 +95,7 @@ class Fixed:
         return f"fixed({self.n_terms})"
 
     def draw(self, batch_size: int, like: Tensor, generator: torch.Generator | None) -> Terms:
-        """Ones, (n_terms, B); the generator is not used."""
+        """Ones, (n_terms, B); draws no random number."""
         one = torch.ones(1, 1, dtype=like.dtype, device=like.device)
         n_terms = np.full(batch_size, self.n_terms)
         return Terms(one.expand(self.n_terms, batch_size), n_terms)
@@ -128,7 +127,7 @@ class Fixed:
         return float(theory.series_variance_bound(lipschitz, dim, self.n_terms, n_probes, n_traced))
 
     def moment_is_finite(self, spectral_radius: float, order: int) -> bool:
-        """Always."""
+        """True: the number of terms is bounded."""
         return True
 
 
@@ -145,19 +144,18 @@ class Roulette:
         per: draw N for each "example" (independent errors, so a batch mean's variance falls as
             1/B), once for the "batch" (as the public implementations do: the roulette part of
             the error is then common to the batch, and its mean does not improve with B), or
-            "stratified": one uniform number in common, each example in a stratum of its own, dealt
-            out at random. Each example's N has the same law; the work of a batch hardly varies,
-            and where the variance is finite the roulette's error of a batch mean falls faster than
+            "stratified": one uniform number in common, and a stratum for each example, assigned at
+            random. Each example's N has the same law; the work of a batch hardly varies, and where
+            the variance is finite the roulette's error of a batch mean falls faster than
             1/sqrt(B): to a seventh of that of "example" for J = -0.6 I, d = 4, Geometric(0.5) and
             B = 64.
         spectral_radius: rho(J), or a bound on it such as the Lipschitz constant of g: if given, a
-            law under which the variance is infinite there is refused. Without it, and for those
-            who know what they do, any law is taken. It is no part of the law: roulettes that
-            differ in it alone are equal and print alike.
+            law under which the variance is infinite there is refused; else every law is accepted.
+            It is no part of the law: roulettes that differ in it alone are equal and print alike.
 
-    Properties: unbiased for every J with rho(J) < 1 (only the mean: whether the variance is finite
-    is `moment_is_finite`). A batch costs the sum of its N in products where g can be evaluated on
-    parts of the batch, and B times the largest where it cannot.
+    Properties: unbiased for every J with rho(J) < 1; the variance may be infinite, see
+    `moment_is_finite`. A batch costs the sum of its N in products where J can be restricted to
+    parts of the batch (`Jacobian.shrinks`), and B times the largest where it cannot.
 
     Raises:
         ValueError: if `n_exact` is negative or `per` is another word; if `spectral_radius` is given
@@ -203,7 +201,7 @@ class Roulette:
                 f"Roulette has infinite variance unless spectral_radius^2 < decay; got {self.law}, "
                 f"which decays by {self.law.decay:g}, and {rho:g}^2 = {rho**2:.3g}. Take "
                 f"Geometric(stop) with stop < {1 - rho**2:.3g} (about {1 - rho:.2g} is best), or "
-                "leave out `spectral_radius` to have the infinite variance."
+                "leave out `spectral_radius` to accept the infinite variance."
             )
 
     def survival(self, k: np.ndarray) -> np.ndarray:
@@ -264,8 +262,8 @@ class Roulette:
 
 
 @lru_cache(maxsize=64)
-def _survival(law: Any, n: int) -> np.ndarray:
-    """P(M >= j), j = 1..n: what a training asks for at every step."""
+def _survival(law: Law, n: int) -> np.ndarray:
+    """P(M >= j), j = 1..n, cached, since a training needs it at every step."""
     table = law.survival(np.arange(1, n + 1))
     table.setflags(write=False)
     return table

@@ -1,48 +1,58 @@
-"""Each branch of a flow by an estimator of its own, chosen from what a pilot run saw of it."""
+"""An estimator of its own for each branch of a flow, chosen from a pilot run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from resflow_bench.jacobian.products import Map
+from resflow_bench.jacobian import Map
 from resflow_bench.logdet.estimator import Estimate, LogDetEstimator
 from resflow_bench.logdet.optimal import MAX_TAILS, pilot
 from resflow_bench.logdet.truncation import Roulette
 
 N_PROBES = (1, 2, 4, 8, 16, 32)
-"""What each branch is tried with."""
+"""The numbers of probes that are tried for each branch."""
 
 PROBES_A_DRAW = 8
-"""Of the pilot: 16 draws of them at ten points know the variances of the tails to a few percent."""
+"""Probes of the pilot: 16 draws of them at ten points give the variances of the tails to a few
+percent."""
 
 N_PRICES = 64
-"""Exchange rates of variance for products that are tried, evenly in their logarithm."""
+"""The number of exchange rates of variance for products that are tried, evenly in the logarithm."""
+
+
+class ContractiveMap(Protocol):
+    """A branch g with the Lipschitz constant that it promises, in (0, 1)."""
+
+    @property
+    def lipschitz(self) -> float: ...
+
+    def __call__(self, x: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class PerBranch:
-    """The estimator that was chosen for the branch it is called with.
+    """For each branch the estimator that was chosen for it.
 
     Args:
-        estimators: by the branch itself, not by what it equals.
+        estimators: by branch, compared by identity.
 
     Properties: unbiased if each of them is. A branch that was trained on after the choice keeps
         its estimator: the choice may then cost variance, never bias.
 
     Raises:
-        ValueError: when called with a branch that it has no estimator for.
+        ValueError: when called with another branch.
     """
 
     estimators: Mapping[Map, LogDetEstimator]
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
-        """Estimate ln|det(I + J)| as was chosen for g."""
+        """Estimate ln|det(I + J)| with the estimator of g."""
         if g not in self.estimators:
             raise ValueError(
                 f"PerBranch has estimators for {len(self.estimators)} branches, and not for this "
@@ -52,31 +62,30 @@ class PerBranch:
 
 
 def tuned(
-    branches: Sequence[tuple[Map, Tensor]],
+    branches: Sequence[tuple[ContractiveMap, Tensor]],
     base: LogDetEstimator,
     n_besides: float = 8.0,
     generator: torch.Generator | None = None,
     n_draws: int = 16,
 ) -> PerBranch:
-    """For each branch a roulette of its own, and as many probes as its variance is worth.
+    """Choose a roulette and a number of probes for each branch, to the least variance times work.
 
     1. One pilot at the points gives the moments of the series' tails; from them, for each number of
        probes, the roulette of `pilot_roulette`, finite at the branch's promised constant, with its
        variance and its mean number of products.
-    2. The variances of the blocks add, and so do their products. Of all choices the one of least
-       sum of variances times sum of products is taken: with each exchange rate of one for the
-       other every branch chooses by itself, and the best rate wins.
+    2. The variances of the blocks add, and so do their products. At each of `N_PRICES` exchange
+       rates every branch takes its option of least variance plus price times products; of these
+       choices the one of least total variance times total products is returned.
 
     Args:
         branches: each g with inputs of its own, (B, *event), some ten points.
-        base: probe, products, gradient, n_traced and expansion for all; its truncation and n_probes
-            are replaced.
-        n_besides: what a branch costs besides its probes' products, in products: its value, its
-            slopes, its traces.
+        base: the estimator whose probe, products, gradient, n_traced and expansion all branches
+            use; its truncation and n_probes are replaced.
+        n_besides: the cost of a branch besides its probes, in products: value, slopes, traces.
         generator: of the pilot's draws.
-        n_draws: of `PROBES_A_DRAW` probes each, at every point.
+        n_draws: of the pilot, with `PROBES_A_DRAW` probes each, at every point.
 
-    Properties: costs 64 products of each of the pilot's probes, a point and branch, once.
+    Properties: costs 64 products for each of the pilot's probes, points and branches, once.
     """
     options = [_options(g, x, base, generator, n_draws) for g, x in branches]
     best: tuple[float, list[_Option]] | None = None
@@ -99,17 +108,16 @@ class _Option(NamedTuple):
 
 
 def _options(
-    g: Map,
+    g: ContractiveMap,
     x: Tensor,
     base: LogDetEstimator,
     generator: torch.Generator | None,
     n_draws: int,
 ) -> list[_Option]:
-    rho = float(g.lipschitz)  # type: ignore[attr-defined]
     seen = pilot(base, g, x, PROBES_A_DRAW * n_draws, generator)
     found = []
     for m in N_PROBES:
-        roulette = replace(seen.roulette(m, rho), per="stratified")
+        roulette = replace(seen.roulette(m, g.lipschitz), per="stratified")
         estimator = replace(base, n_probes=m, truncation=roulette)
         variance = seen.variance(roulette, m)
         found.append(_Option(estimator, variance, m * mean_terms(roulette)))
@@ -117,7 +125,7 @@ def _options(
 
 
 def mean_terms(roulette: Roulette) -> float:
-    """E[N] of a law that is geometric beyond its table, which is shorter than this."""
+    """E[N] of a law that is geometric beyond a table of at most `MAX_TAILS` entries."""
     survival = roulette.survival(np.arange(1, MAX_TAILS))
     decay = roulette.law.decay
     return float(survival.sum() + survival[-1] * decay / (1.0 - decay))

@@ -13,14 +13,13 @@ from resflow_bench.lab.cells import Cell
 from resflow_bench.lab.suite import Context, Skip, silent
 from resflow_bench.logdet import (
     EXPANSIONS,
-    LAWS,
     PROBES,
     Expansion,
     Fixed,
-    Law,
     LogDetEstimator,
     Roulette,
     Truncation,
+    law_named,
 )
 from resflow_bench.models.catalogue import MODELS
 
@@ -53,27 +52,7 @@ def build_truncation(cell: Cell) -> Truncation:
     """`Fixed(n_terms)` or `Roulette(law, n_exact, per)`."""
     if cell["truncation"] == "fixed":
         return Fixed(cell["n_terms"])
-    return Roulette(build_law(cell["roulette"]), cell["n_exact"], cell.get("per", "example"))
-
-
-def build_law(text: str) -> Law:
-    """`geometric(0.5)` -> Geometric(0.5).
-
-    Raises:
-        ValueError: the text names no law, or a number outside its range.
-    """
-    name, _, number = text.removesuffix(")").partition("(")
-    if name not in LAWS or not _is_number(number):
-        raise ValueError(f"a law is one of {', '.join(LAWS)} with a number in parentheses.")
-    return LAWS[name](float(number))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return Roulette(law_named(cell["roulette"]), cell["n_exact"], cell.get("per", "example"))
 
 
 def build_estimator(cell: Cell) -> LogDetEstimator:

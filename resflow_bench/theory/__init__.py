@@ -1,4 +1,4 @@
-"""Closed forms that measurements of a residual flow are held to.
+"""Closed forms with which measurements of a residual flow are compared.
 
     log(I + J) = sum_{k>=1} (-1)^(k+1) J^k/k,  S_N = its first N terms,  M_k = its terms from k on,
 
@@ -11,8 +11,8 @@ Log-determinants are in nats, variances in nats squared.
 
 Source: Hutchinson (1990) for the trace estimator and its variance; Avron and Toledo (2011) for the
 variance 2 ||A||_F^2; Behrmann et al. (2019), "Invertible Residual Networks", for the series, its
-truncation and the inverse; Chen et al. (2019), "Residual Flows", for the roulette. What is sharper
-here follows from these in the few lines that each docstring has.
+truncation and the inverse; Chen et al. (2019), "Residual Flows", for the roulette. Sharper
+results here are derived in their docstrings.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from resflow_bench.theory.bias import log_tail, series, truncation_bias, truncat
 from resflow_bench.theory.chebyshev import chebyshev_bias, chebyshev_coefficients
 from resflow_bench.theory.hutchinson import (
     Moments,
-    Probe,
+    ProbeVariance,
     avron_toledo_bound,
     hutchinson_variance,
     iid_variance,
@@ -29,28 +29,33 @@ from resflow_bench.theory.hutchinson import (
     printed_variance_bound,
     series_variance_bound,
 )
-from resflow_bench.theory.inverse import picard_error_bound, picard_steps, residual_error_bounds
+from resflow_bench.theory.inverse import residual_error_bounds
 from resflow_bench.theory.optimal import optimal_survival
 from resflow_bench.theory.probes import hadamard_variance, orthogonal_variance
 from resflow_bench.theory.roulette import (
     Law,
-    Roulette,
+    TermCount,
     roulette_moment_is_finite,
     roulette_variance,
     roulette_variance_bound,
     roulette_variance_bound_lipschitz,
     roulette_variance_is_finite,
 )
-from resflow_bench.theory.tails import spectral_radius, tail_moments
+from resflow_bench.theory.tails import (
+    spectral_radius,
+    tail_moments,
+)
+from resflow_bench.theory.target import draws_to_target, seconds_to_target
 
 __all__ = [
     "Law",
     "Moments",
-    "Probe",
-    "Roulette",
+    "ProbeVariance",
+    "TermCount",
     "avron_toledo_bound",
     "chebyshev_bias",
     "chebyshev_coefficients",
+    "draws_to_target",
     "hadamard_variance",
     "hutchinson_variance",
     "iid_variance",
@@ -58,8 +63,6 @@ __all__ = [
     "moments",
     "optimal_survival",
     "orthogonal_variance",
-    "picard_error_bound",
-    "picard_steps",
     "printed_variance_bound",
     "residual_error_bounds",
     "roulette_moment_is_finite",
@@ -67,6 +70,7 @@ __all__ = [
     "roulette_variance_bound",
     "roulette_variance_bound_lipschitz",
     "roulette_variance_is_finite",
+    "seconds_to_target",
     "series",
     "series_variance_bound",
     "spectral_radius",

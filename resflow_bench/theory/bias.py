@@ -1,4 +1,4 @@
-"""The truncated series S_N, and what its trace is off by."""
+"""The truncated series S_N, and the bias of its trace."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def log_tail(lipschitz: ArrayLike, n_terms: ArrayLike) -> Floats:
     """tau_N(K) = sum_{k>N} K^k/k = -log(1 - K) - sum_{k<=N} K^k/k = int_0^K t^N/(1 - t) dt.
 
     The largest truncation error of log(1 + t), |t| <= K, after N terms; at most
-    K^(N+1)/((N+1)(1-K)). Computed to a relative 1e-12: the difference of logarithms is noise as
-    soon as tau < 1e-16, and scipy's hyp2f1, which would be another name for the integral, returns
-    NaN for N >= 200 and K >= 0.98.
+    K^(N+1)/((N+1)(1-K)). Computed to a relative 1e-12: the difference of logarithms is noise where
+    tau < 1e-16, and scipy's hyp2f1, which equals the integral, returns NaN for N >= 200 and
+    K >= 0.98.
 
     Args:
         lipschitz: K in [0, 1), any shape.
@@ -51,8 +51,8 @@ def truncation_bias_bound(lipschitz: ArrayLike, dim: int, n_terms: ArrayLike) ->
 def series(jacobian: ArrayLike, n_terms: int, n_traced: int = 0) -> Floats:
     """sum_{k=L+1}^N (-1)^(k+1) J^k/k, (..., d, d); N matrix products, by Horner's rule.
 
-    S_N at L = `n_traced` = 0, which is what a probe sees of a truncated series; S_N - S_L, without
-    the cancellation, if the first L traces are taken exactly. Zero if N <= L.
+    S_N at L = `n_traced` = 0; S_N - S_L, without the cancellation, if the first L traces are exact
+    and probes estimate the rest. Zero if N <= L.
 
     Raises:
         ValueError: if `jacobian` is not a finite (..., d, d) array, or `n_terms` or `n_traced` is
@@ -75,10 +75,10 @@ def series(jacobian: ArrayLike, n_terms: int, n_traced: int = 0) -> Floats:
 def truncation_bias(jacobian: ArrayLike, n_terms: int) -> Floats:
     """tr S_N - ln|det(I + J)| = sum_i Re tau_N(-lambda_i), lambda_i the eigenvalues of J; in nats.
 
-    What a truncated estimate is wrong by, on average, found without sampling; shape (...). It
-    depends on the eigenvalues alone: exactly zero for a strictly triangular J, and rounding for any
-    other nilpotent one. No cancellation, so a bias of 1e-20 has its digits. Right for any J, also
-    where the series diverges as N grows.
+    The bias of a truncated estimate, without sampling; shape (...). It depends on the eigenvalues
+    alone: exactly zero for a strictly triangular J, and rounding for any other nilpotent one. No
+    cancellation, so a bias of 1e-20 has its digits. Valid for any J, also where the series diverges
+    as N grows.
 
     Raises:
         ValueError: if `jacobian` is not a finite (..., d, d) array or `n_terms` is negative.
@@ -113,7 +113,8 @@ Case = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def _by_case(z: np.ndarray, n: np.ndarray, fraction: Case, difference: Case) -> np.ndarray:
-    """By the fraction, or by the difference where that converges slowly and this has its digits.
+    """The tail by the fraction, or by the difference where the fraction converges slowly and the
+    difference keeps its digits.
 
     300 levels of the fraction leave 1e-13 if |1 - z| >= 0.01 or n |1 - z| >= 1. In the rest of the
     unit disc, and outside it, the tail is not small against the logarithm.

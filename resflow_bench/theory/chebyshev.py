@@ -1,4 +1,4 @@
-"""log(1 + t) in Chebyshev's polynomials of an interval, and what a sum of so many is off by."""
+"""log(1 + t) in Chebyshev's polynomials of an interval, and the bias of a partial sum."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def chebyshev_coefficients(
        length b, D^2 = (1 + s a)^2 - (s b)^2, q = s b/(1 + s a + D).
     2. f'(t)/t^L = (-1)^L/(1 + t), and f(t)/t^(L+1) = (-1)^L int_0^1 s^L/(1 + s t) ds.
 
-    Sums of terms of one sign: every c_j has its digits, however small, as it must have for a
-    complex t, where T_j(tau) grows as fast. (An interpolation leaves them 1e-16 absolutely.)
+    Sums of terms of one sign: every c_j has its digits, however small, as is needed for a complex
+    t, where T_j(tau) grows as fast. (An interpolation has an absolute error of 1e-16.)
 
     Raises:
         ValueError: unless -1 < low < high, or if `n` or `n_traced` is below 0.

@@ -1,4 +1,4 @@
-"""What may be passed: each check names its caller, the rule, the value and the remedy."""
+"""Checks of arguments; each error names the caller, the rule, the value and the remedy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def contraction(caller: str, lipschitz: ArrayLike) -> Floats:
 
 
 def at_least(caller: str, name: str, value: ArrayLike, least: float) -> Floats:
-    """Numbers that are not below `least`."""
+    """Numbers of at least `least`."""
     array = np.asarray(value, dtype=np.float64)
     if not (array >= least).all():
         raise ValueError(f"{caller} needs {name} of at least {least}; got {array}. Raise `{name}`.")

@@ -12,7 +12,7 @@ from resflow_bench.theory.bias import tail
 from resflow_bench.theory.checks import Floats, at_least, contraction, probe_count, square
 
 
-class Probe(Protocol):
+class ProbeVariance(Protocol):
     """A law of m vectors v_j, each with E v = 0 and E v v^T = I."""
 
     def variance(self, moments: Moments, n_probes: int) -> np.ndarray:
@@ -21,10 +21,10 @@ class Probe(Protocol):
 
 
 class Moments(NamedTuple):
-    """What Var(v^T A v) depends on, each of the leading shape (...) of A.
+    """The moments of A that Var(v^T A v) depends on, each of the leading shape (...) of A.
 
-    The diagonal and the rest of sym A = (A + A^T)/2 are kept apart: Rademacher probes see only the
-    rest, and their variance must not be a difference of large numbers.
+    The diagonal of sym A = (A + A^T)/2 and the rest are separate: the variance of Rademacher probes
+    depends on the rest alone, and must not be a difference of large numbers.
     """
 
     dim: int
@@ -72,7 +72,7 @@ def iid_variance(moments: Moments, fourth_moment: float) -> Floats:
     return 2.0 * moments.off_diagonal_sq + (fourth_moment - 1.0) * moments.diagonal_sq
 
 
-def hutchinson_variance(a: ArrayLike, probe: Probe, n_probes: int = 1) -> Floats:
+def hutchinson_variance(a: ArrayLike, probe: ProbeVariance, n_probes: int = 1) -> Floats:
     """Var((1/m) sum_j v_j^T A v_j), exactly; shape (...). For independent v_j, Var(v^T A v)/m.
 
     Raises:
@@ -132,11 +132,11 @@ def series_variance_bound(
 
 
 def printed_variance_bound(dim: int, n_terms: int, n_probes: int = 1) -> float:
-    """2 H_N sqrt(d)/m, H_N = sum_{k=1}^N 1/k: a "bound" on the variance of S_N in print, and WRONG.
+    """2 H_N sqrt(d)/m, H_N = sum_{k=1}^N 1/k: a published variance "bound" that is WRONG.
 
     It comes from 2 ||A||_F in place of 2 ||A||_F^2, and from ||J^k||_F <= sqrt(d). J = -K I at
-    K = 0.9, d = 32, N = 10 has a Gaussian variance of 287.3, and this "bound" is 33.1. Kept to be
-    shown beside the one that holds, `series_variance_bound`.
+    K = 0.9, d = 32, N = 10 has a Gaussian variance of 287.3, and this "bound" is 33.1. Reports
+    show it beside the valid one, `series_variance_bound`.
 
     Raises:
         ValueError: if `dim`, `n_terms` or `n_probes` is below 1.

@@ -1,4 +1,4 @@
-"""The law of a roulette that has the least variance for its work."""
+"""The law of a roulette of least variance for its work."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def optimal_survival(
     the minimum over all P_k that do not rise. P_1 = 1, always.
 
     If the first T_2, T_3, ... outweigh the noise of the probes, Var(T_1), the first P_k are all 1:
-    as many exact terms as pay. Without noise of the probes, all of them.
+    the optimal number of exact terms. Without noise of the probes, all are 1.
 
     Args:
         second_moments: E[T_k^2], k = 1..n + 1; for several J their mean over the J.
         mean_square: E[T_1]^2, (ln|det(I + J)|)^2 if no trace is taken exactly; the mean over the J.
-        costs: c_k > 0, k = 1..n; by default 1. What an estimate costs besides its terms belongs to
+        costs: c_k > 0, k = 1..n; by default 1. The cost of an estimate besides its terms belongs to
             c_1.
 
     Returns:
@@ -54,7 +54,7 @@ def optimal_survival(
     if c.shape != (len(squares) - 1,) or not (c > 0.0).all():
         raise ValueError(
             f"optimal_survival needs {len(squares) - 1} positive costs, one a term; got {c}. "
-            "Add what is paid once to the first."
+            "Add costs that occur once to the first."
         )
     b = squares[:-1] - squares[1:]
     b[0] -= mean_square

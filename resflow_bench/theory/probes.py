@@ -1,4 +1,4 @@
-"""The variance of Hutchinson's estimator with probes of fixed length or that know of each other."""
+"""The variance of Hutchinson's estimator with probes of fixed length, or dependent ones."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from resflow_bench.theory.hutchinson import Moments
 def orthogonal_variance(moments: Moments, n_probes: int) -> Floats:
     """2 d r (d - r) / (m^2 (d - 1)(d + 2)) (||sym A||_F^2 - tr(A)^2/d),  r = m mod d.
 
-    Of (1/m) sum_j v_j^T A v_j with the v_j taken d at a time: each d of them, and the r left over,
-    are orthogonal, of length sqrt(d) and uniformly oriented. Zero where m is a multiple of d.
-    m = 1 is a vector on the sphere, (2d/(d + 2)) (||sym A||_F^2 - tr(A)^2/d).
+    The variance of (1/m) sum_j v_j^T A v_j with the v_j drawn d at a time: each d of them, and the
+    r left over, are orthogonal, of length sqrt(d) and uniformly oriented. Zero where m is a
+    multiple of d. m = 1 is a vector on the sphere, (2d/(d + 2)) (||sym A||_F^2 - tr(A)^2/d).
 
     Derivation, for S = sym A - (tr(A)/d) I, since a multiple of I adds no noise:
 
@@ -39,9 +39,9 @@ def orthogonal_variance(moments: Moments, n_probes: int) -> Floats:
 def hadamard_variance(moments: Moments, n_probes: int) -> Floats:
     """2 r (D - r) / (m^2 (D - 1)) sum_{i!=j} sym(A)_ij^2,  r = m mod D,  D = 2^ceil(log2 d) >= d.
 
-    Of (1/m) sum_j v_j^T A v_j with v_j = s * h_j taken D at a time: s are independent signs, the
-    h_j different random columns of a Hadamard matrix of order D, cut to d rows. Zero where m is a
-    multiple of D; m = 1 is a Rademacher vector.
+    The variance of (1/m) sum_j v_j^T A v_j with v_j = s * h_j drawn D at a time: s are independent
+    signs, the h_j different random columns of a Hadamard matrix of order D, cut to d rows. Zero
+    where m is a multiple of D; m = 1 is a Rademacher vector.
 
     Derivation, with G_ab = (1/m) sum_j h_ja h_jb:
 

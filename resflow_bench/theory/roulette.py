@@ -1,4 +1,4 @@
-"""The variance of the roulette estimator: whether it is finite, what it is, what bounds it."""
+"""The variance of the roulette estimator: its finiteness, value and bounds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy.special import spence
 
 from resflow_bench.theory.bias import log_of_tail
 from resflow_bench.theory.checks import Floats, at_least, contraction, probe_count, square
-from resflow_bench.theory.hutchinson import Moments, Probe
+from resflow_bench.theory.hutchinson import Moments, ProbeVariance
 from resflow_bench.theory.tails import scaled_tails, spectral_radius
 
 _MAX_TERMS = 2**13  # enough unless rho^2 is within 0.2 % of decay; 0.25 s at d = 64
@@ -23,25 +23,31 @@ Quadratic = Callable[[Moments, int], np.ndarray]
 
 
 class Law(Protocol):
-    """The law of the number of terms after the exact ones."""
+    """The law of a number M of terms on {0, 1, 2, ...}, by its survival function."""
 
     @property
     def decay(self) -> float:
-        """lim P(M >= j + 1) / P(M >= j)."""
+        """lim P(M >= j + 1) / P(M >= j), which decides which moments of an estimate are finite."""
+        ...
+
+    def __hash__(self) -> int: ...
+
+    def survival(self, j: np.ndarray) -> np.ndarray:
+        """P(M >= j) in float64, to full relative precision however far in the tail."""
         ...
 
 
-class Roulette(Protocol):
-    """A random number of terms N, by its survival function."""
+class TermCount(Protocol):
+    """A random number of terms N = n_exact + M."""
 
     @property
     def law(self) -> Law:
-        """Of N - n_exact."""
+        """The law of M."""
         ...
 
     @property
     def n_exact(self) -> int:
-        """How many terms are always evaluated."""
+        """The number of terms that are always evaluated."""
         ...
 
     def survival(self, k: np.ndarray) -> np.ndarray:
@@ -50,9 +56,9 @@ class Roulette(Protocol):
 
 
 def roulette_moment_is_finite(
-    spectral_radius: ArrayLike, roulette: Roulette, order: float = 2
+    spectral_radius: ArrayLike, roulette: TermCount, order: float = 2
 ) -> NDArray[np.bool_]:
-    """rho^p < decay^(p-1), or rho = 0: whether E|Y|^p < inf for the roulette estimate Y.
+    """rho^p < decay^(p-1), or rho = 0: the condition for E|Y|^p < inf of the roulette estimate Y.
 
     decay = lim P_(k+1)/P_k: 1 - stop for geometric laws; 0 for Poisson laws, under which no moment
     above the first is finite unless J is nilpotent. On the boundary the answer is False, though
@@ -76,7 +82,7 @@ def roulette_moment_is_finite(
 
 
 def roulette_variance_is_finite(
-    spectral_radius: ArrayLike, roulette: Roulette
+    spectral_radius: ArrayLike, roulette: TermCount
 ) -> NDArray[np.bool_]:
     """rho^2 < decay, or rho = 0: `roulette_moment_is_finite` of order 2.
 
@@ -88,8 +94,8 @@ def roulette_variance_is_finite(
 
 def roulette_variance(
     jacobian: ArrayLike,
-    roulette: Roulette,
-    probe: Probe,
+    roulette: TermCount,
+    probe: ProbeVariance,
     n_probes: int = 1,
     min_survival: float = 0.0,
     n_traced: int = 0,
@@ -116,7 +122,7 @@ def roulette_variance(
         probe: V.
         n_probes: m.
         min_survival: q. If positive, only terms with P_k >= q are summed: the variance that about
-            1/q draws can show, which is what remains to be said of a J whose variance is infinite.
+            1/q draws can show, of interest where the variance is infinite.
         n_traced: L.
 
     Returns:
@@ -136,7 +142,7 @@ def roulette_variance(
 
 
 def roulette_variance_bound(
-    jacobian: ArrayLike, roulette: Roulette, n_probes: int = 1, n_traced: int = 0
+    jacobian: ArrayLike, roulette: TermCount, n_probes: int = 1, n_traced: int = 0
 ) -> Floats:
     """`roulette_variance` with (2/m) ||M_k||_F^2, which bounds V_m(M_k), in its place.
 
@@ -153,7 +159,7 @@ def roulette_variance_bound(
 
 
 def roulette_variance_bound_lipschitz(
-    lipschitz: float, dim: int, roulette: Roulette, n_probes: int = 1, n_traced: int = 0
+    lipschitz: float, dim: int, roulette: TermCount, n_probes: int = 1, n_traced: int = 0
 ) -> float:
     """(2d/m) t_1^2 + (d^2 + 2d/m) sum_{k>=1} t_k^2 (1/P_k - 1/P_(k-1)), t_k = sum_{l>=k} K^l/l.
 
@@ -191,7 +197,7 @@ def _avron_toledo(moments: Moments, n_probes: int) -> Floats:
 
 def _roulette_sum(
     jacobian: ArrayLike,
-    roulette: Roulette,
+    roulette: TermCount,
     quadratic: Quadratic,
     n_probes: int,
     min_survival: float,
@@ -218,7 +224,7 @@ def _roulette_sum(
 def _roulette_sum_of(
     j: np.ndarray,
     rho: float,
-    roulette: Roulette,
+    roulette: TermCount,
     quadratic: Quadratic,
     m: int,
     min_survival: float,
@@ -245,7 +251,7 @@ def _roulette_sum_of(
 def _weighted_sum(
     squares: Callable[[int], tuple[float, Floats, Floats]],
     ratio: float,
-    roulette: Roulette,
+    roulette: TermCount,
     min_survival: float,
     n_zero: int,
 ) -> float:
@@ -287,7 +293,7 @@ def _weighted_sum(
 
 
 def _rest(log_terms: np.ndarray, ratio: float) -> float:
-    """A bound on the sum of what follows, at the slower of its final and its present rate."""
+    """A bound on the sum of the terms that follow, at the slower of final and present rate."""
     n = len(log_terms)
     back = max(1, n // 4)
     last, before = log_terms[-1], log_terms[-1 - back] if back < n else -math.inf
@@ -302,7 +308,7 @@ def _rest(log_terms: np.ndarray, ratio: float) -> float:
 def _extrapolate(terms: np.ndarray, ratio: float) -> float:
     """sum_{k>n} terms_k, if terms_k = ratio^k/k^2 (a + b/k), a and b from the second half.
 
-    sum_{k>=1} ratio^k/k^2 is the dilogarithm; with 1/k^3 the first million terms are all there is.
+    sum_{k>=1} ratio^k/k^2 is the dilogarithm; with 1/k^3 a million terms are enough.
     """
     n = len(terms)
     k = np.arange(1.0, n + 1.0)
@@ -315,15 +321,15 @@ def _extrapolate(terms: np.ndarray, ratio: float) -> float:
     return float(a * square + b * cube)
 
 
-def _n_reachable(roulette: Roulette, min_survival: float) -> int:
-    """How many k have P_k >= min_survival, and _MAX_TERMS + 1 if more do or min_survival is 0."""
+def _n_reachable(roulette: TermCount, min_survival: float) -> int:
+    """The number of k with P_k >= min_survival, _MAX_TERMS + 1 if more or min_survival is 0."""
     if min_survival == 0.0:
         return _MAX_TERMS + 1
     survival = roulette.survival(np.arange(1, _MAX_TERMS + 2))
     return int(np.count_nonzero(survival >= min_survival))
 
 
-def _log_weights(roulette: Roulette, n: int) -> Floats:
+def _log_weights(roulette: TermCount, n: int) -> Floats:
     """log(1/P_k - 1/P_(k-1)), k = 1..n, P_0 = 1; P_k itself may be below the smallest float64."""
     decay = roulette.law.decay
     survival = np.asarray(roulette.survival(np.arange(n + 1)), dtype=np.float64)

@@ -22,7 +22,7 @@ from resflow_bench.intervals import (
     median_interval,
     variance_interval,
 )
-from resflow_bench.jacobian.products import Map
+from resflow_bench.jacobian import Map
 from resflow_bench.lab.cells import Cell
 from resflow_bench.lab.observe import Observation, exactly, observe
 from resflow_bench.lab.suite import Context

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from resflow_bench.analysis.tables import label, varying
-from resflow_bench.models.build import build_law
+from resflow_bench.logdet import law_named
 from resflow_bench.report.picture import Picture
 from resflow_bench.report.style import (
     ACCENT,
@@ -141,7 +141,7 @@ def roulette(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     ax.annotate("ρ² = 1 − stop", (0.42, math.sqrt(0.58)), (3, 4), textcoords="offset points")
     ax.text(0.97, 0.94, "infinite", ha="right", color=ACCENT, weight="bold")
     ax.text(0.03, 0.06, "finite", color=BLUE, weight="bold")
-    ratio = cells["roulette"].map(lambda law: build_law(law).decay)
+    ratio = cells["roulette"].map(lambda law: law_named(law).decay)
     x = np.where(ratio > 0, 1 - ratio, 1.15)
     for finite, color, marker in ((1, BLUE, "o"), (0, ACCENT, "X")):
         mine = cells["variance_is_finite"] == finite

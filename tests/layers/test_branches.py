@@ -120,11 +120,11 @@ def jacobian(g: nn.Module, x: Tensor) -> Tensor:
 
 def test_branch_linearise_is_the_autograd_jacobian(branch):
     x, v = points(branch, 6), points(branch, 3, 6, seed=1)
-    y, vjp = branch.linearise(x)
+    y, operator = branch.linearise(x)
     torch.testing.assert_close(y, branch(x), rtol=0, atol=1e-14)
     truth = torch.einsum("mbi,bij->mbj", v.flatten(2), jacobian(branch, x)).view_as(v)
-    torch.testing.assert_close(vjp(v), truth, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(vjp(v[0]), truth[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(operator.vjp(v), truth, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(operator.vjp(v[0]), truth[0], rtol=1e-12, atol=1e-12)
     assert torch.equal(branch.normalised()(x), branch(x))
 
 
@@ -133,9 +133,9 @@ def test_branch_vjp_has_the_gradient_of_the_jacobian(branch):
     x = points(branch, 6).requires_grad_()
     s, v = points(branch, 2, 6, seed=1), points(branch, 2, 6, seed=2)
     inputs = [x, *branch.parameters()]  # an order's too, where it is learnable
-    y, vjp = branch.linearise(x)
+    y, operator = branch.linearise(x)
     # y enters so that every input is used, in a branch with constant J as well.
-    ours = torch.autograd.grad((vjp(s) * v).sum() + y.square().sum(), inputs)
+    ours = torch.autograd.grad((operator.vjp(s) * v).sum() + y.square().sum(), inputs)
     y = branch(x)
     products = sum(
         (torch.autograd.grad(y, x, s[i], create_graph=True)[0] * v[i]).sum() for i in range(2)
@@ -149,15 +149,15 @@ def test_branch_vjp_records_only_where_gradients_are_on_and_keeps_its_argument(b
     x = points(branch, 6).requires_grad_()
     v = points(branch, 3, 6, seed=1)
     kept = v.clone()
-    _, vjp = branch.linearise(x)
+    _, operator = branch.linearise(x)
     with torch.no_grad():
-        without = vjp(v)
-        twice = vjp(vjp(v))
+        without = operator.vjp(v)
+        twice = operator.vjp(operator.vjp(v))
     assert not without.requires_grad
     assert torch.equal(v, kept)
-    torch.testing.assert_close(vjp(v), without, rtol=1e-15, atol=1e-15)
-    torch.testing.assert_close(vjp(vjp(v)), twice, rtol=1e-15, atol=1e-15)
-    assert vjp(v).requires_grad == any(p.requires_grad for p in branch.parameters())
+    torch.testing.assert_close(operator.vjp(v), without, rtol=1e-15, atol=1e-15)
+    torch.testing.assert_close(operator.vjp(operator.vjp(v)), twice, rtol=1e-15, atol=1e-15)
+    assert operator.vjp(v).requires_grad == any(p.requires_grad for p in branch.parameters())
 
 
 def test_branch_keeps_its_promise_when_aligned(branch):

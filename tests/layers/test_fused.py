@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from resflow_bench.jacobian.chain import Chain
+from resflow_bench.jacobian import JacobianChain
 from resflow_bench.layers import Branch, CLipSwish, LinearBranch, LipSwish, Tanh, fused, mlp_branch
 from resflow_bench.logdet import Fixed, LogDetEstimator, Neumann, Rademacher, Taylor
 from resflow_bench.logdet.expansions import inner
@@ -35,7 +35,7 @@ def branch(scale: float = 4.0, activation: Callable[[], LipSwish | CLipSwish] = 
     return g
 
 
-def stage_by_stage(g: Branch, x: Tensor) -> tuple[Tensor, Chain]:
+def stage_by_stage(g: Branch, x: Tensor) -> tuple[Tensor, JacobianChain]:
     """The linearisation that autograd differentiates."""
     return g.normalised().linearise(x)
 

@@ -10,9 +10,8 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
-from resflow_bench.jacobian.chain import Chain
-from resflow_bench.jacobian.packed import PACKED_FROM, ByPackedMatrix, packed
-from resflow_bench.jacobian.stages import ByMatrix
+from resflow_bench.jacobian import JacobianChain, MatrixStage
+from resflow_bench.jacobian.matrix_stage import PACKED_FROM, PackedMatrixStage
 from resflow_bench.lab.cells import Cell
 from resflow_bench.lab.suite import Skip
 from resflow_bench.layers import Branch, conv_branch, mlp_branch
@@ -26,8 +25,9 @@ from resflow_bench.logdet import (
     Taylor,
     Truncation,
 )
-from resflow_bench.logdet import compiling as module
-from resflow_bench.logdet.expansions import Expansion, tf32
+from resflow_bench.logdet.expansions import compiled as module
+from resflow_bench.logdet.expansions.expansion import Expansion
+from resflow_bench.logdet.expansions.numerics import tf32
 from resflow_bench.models.build import build_expansion
 
 COMPILER = pytest.mark.skipif(
@@ -79,8 +79,8 @@ def test_terms_at_once_are_those_one_by_one(name, truncation, monkeypatch) -> No
     plain = estimate(branch, x, Taylor(), truncation)
     assert close(estimate(branch, x, Compiled("eager"), truncation), plain)
 
-    def late(pulls, power, c, a):
-        return module._terms(pulls, Chain(pulls)(power.clone()), c, a)
+    def late(stages, power, c, a):
+        return module._terms(stages, JacobianChain(stages).vjp(power.clone()), c, a)
 
     monkeypatch.setattr(module, "_compiled", lambda *_: late)
     assert not close(estimate(branch, x, Compiled("eager"), truncation), plain)
@@ -149,22 +149,22 @@ def test_a_packed_matrix_is_the_matrix() -> None:
     """
     weight = torch.randn(1024, 1024, generator=generator()) / 32
     v = torch.randn(2, 5, 1024, generator=generator(1))
-    plain = ByMatrix(weight)
-    pull = packed(plain, 10)
-    assert isinstance(pull, ByPackedMatrix)
-    wrong = packed(ByMatrix(weight.mT), 10)
+    plain = MatrixStage(weight)
+    stage = plain.packed(10)
+    assert isinstance(stage, PackedMatrixStage)
+    wrong = MatrixStage(weight.mT).packed(10)
     exact = (v.double() @ weight.double()).float()
     for rows in (v, v[:, :3]):  # rows it was packed for, and others
-        torch.testing.assert_close(pull(rows), exact[:, : rows.shape[1]], rtol=0, atol=2e-5)
-        assert not torch.allclose(wrong(rows), exact[:, : rows.shape[1]], rtol=0, atol=2e-5)
-    torch.testing.assert_close(pull.push(v), plain.push(v), rtol=0, atol=2e-5)
-    for other in (pull.select(slice(1)), pull.mean(), pull.to(torch.float32)):
+        torch.testing.assert_close(stage.vjp(rows), exact[:, : rows.shape[1]], rtol=0, atol=2e-5)
+        assert not torch.allclose(wrong.vjp(rows), exact[:, : rows.shape[1]], rtol=0, atol=2e-5)
+    torch.testing.assert_close(stage.push(v), plain.push(v), rtol=0, atol=2e-5)
+    for other in (stage.select(slice(1)), stage.mean(), stage.to(torch.float32)):
         assert torch.equal(other.weight, weight)
     with FlopCounterMode(display=False) as counter:
-        pull(v)
+        stage.vjp(v)
     assert counter.get_total_flops() == 2 * 10 * 1024**2
-    for left in (ByMatrix(weight.double()), ByMatrix(weight[:1023])):
-        assert packed(left, 10) is left
+    for left in (MatrixStage(weight.double()), MatrixStage(weight[:1023])):
+        assert left.packed(10) is left
     assert weight[:1023].numel() < PACKED_FROM
 
 
@@ -175,16 +175,16 @@ def test_a_series_of_packed_products_is_the_same(monkeypatch) -> None:
     x = torch.randn(16, 784, generator=generator(1))
     estimator = LogDetEstimator(Rademacher(), Roulette(Geometric(0.2), n_exact=6), 2)
     made = []
-    original = Chain.packed
+    original = JacobianChain.packed
 
-    def spy(self: Chain, n_rows: int) -> Chain:
+    def spy(self: JacobianChain, n_rows: int) -> JacobianChain:
         made.append(n_rows)
         return original(self, n_rows)
 
-    monkeypatch.setattr(Chain, "packed", spy)
+    monkeypatch.setattr(JacobianChain, "packed", spy)
     ours = estimator(branch, x, generator(2)).value
     assert made[0] == 32
-    monkeypatch.setattr(Chain, "packed", lambda self, _: self)
+    monkeypatch.setattr(JacobianChain, "packed", lambda self, _: self)
     torch.testing.assert_close(ours, estimator(branch, x, generator(2)).value, rtol=5e-6, atol=5e-6)
 
 

@@ -12,7 +12,7 @@ import torch
 from reference import Array
 from torch import Tensor
 
-from resflow_bench.jacobian.products import DenseJacobian, Vjp, dense_jacobian
+from resflow_bench.jacobian import DenseJacobian, Jacobian, dense_jacobian
 from resflow_bench.layers import CLipSwish, conv_branch, dense_branch, mlp_branch
 from resflow_bench.logdet import (
     Controlled,
@@ -25,8 +25,7 @@ from resflow_bench.logdet import (
     cached,
     jacobian,
 )
-from resflow_bench.logdet.control import at_the_mean
-from resflow_bench.logdet.expansions import Expanded
+from resflow_bench.logdet.expansions.expansion import Expanded
 
 DTYPE = torch.float64
 DIM, N_TERMS = 4, 6
@@ -45,11 +44,11 @@ def make_jacobians() -> Array:
 
 def over_all_probes(expansion: object, jacobians: Array, n_traced: int) -> Array:
     """The value at each example for each of the 2^d sign vectors, (2^d, B)."""
-    vjp, found = DenseJacobian(torch.from_numpy(jacobians)), []
+    operator, found = DenseJacobian(torch.from_numpy(jacobians)), []
     for signs in itertools.product((-1.0, 1.0), repeat=DIM):
         v = torch.tensor(signs, dtype=DTYPE).expand(1, len(jacobians), -1).contiguous()
         terms = Fixed(N_TERMS).draw(len(jacobians), v, None)
-        found.append(expansion.expand(vjp, v, terms, n_traced, False).value)  # type: ignore[attr-defined]
+        found.append(expansion.expand(operator, v, terms, n_traced, False).value)  # type: ignore[attr-defined]
     return torch.stack(found).numpy()
 
 
@@ -57,10 +56,12 @@ def over_all_probes(expansion: object, jacobians: Array, n_traced: int) -> Array
 class WithoutTheTrace:
     """A twin: the control is taken off and its mean not put back."""
 
-    def expand(self, vjp: Vjp, v: Tensor, terms: Terms, n_traced: int, adjoint: bool) -> Expanded:
-        found = Controlled().expand(vjp, v, terms, n_traced, adjoint)
-        assert isinstance(vjp, DenseJacobian)
-        trace = np.trace(known(vjp.matrix.numpy(), n_traced))
+    def expand(
+        self, jacobian: Jacobian, v: Tensor, terms: Terms, n_traced: int, adjoint: bool
+    ) -> Expanded:
+        found = Controlled().expand(jacobian, v, terms, n_traced, adjoint)
+        assert isinstance(jacobian, DenseJacobian)
+        trace = np.trace(known(jacobian.matrix.numpy(), n_traced))
         return found._replace(value=found.value - trace)
 
 
@@ -105,7 +106,7 @@ def make_dense() -> tuple[torch.nn.Module, Tensor]:
 def test_with_one_layer_of_slopes_it_is_the_mean_jacobian(make) -> None:
     branch, x = make()
     with torch.no_grad():
-        mean = dense_jacobian(at_the_mean(cached(branch, x).vjp), x[:1])[0]
+        mean = dense_jacobian(cached(branch, x).jacobian.mean(), x[:1])[0]
         expected = jacobian(branch, x)
     torch.testing.assert_close(mean, expected.mean(0), rtol=0, atol=1e-12)
     assert (mean - expected[0]).abs().max() > 1e-4  # a twin: one example's

@@ -15,7 +15,7 @@ from scipy import fft, linalg
 from torch import Tensor
 
 from resflow_bench import theory
-from resflow_bench.jacobian.products import DenseJacobian
+from resflow_bench.jacobian import DenseJacobian, FunctionJacobian
 from resflow_bench.layers import LinearBranch, conv_branch, mlp_branch
 from resflow_bench.logdet import (
     Arnoldi,
@@ -289,7 +289,7 @@ def test_one_dimension_no_example_no_term(expansion, products) -> None:
     v = torch.ones(1, 2, 1, dtype=DTYPE)
     terms = Terms(torch.ones(0, 2, dtype=DTYPE), np.zeros(2, dtype=int))
     if not isinstance(expansion, Controlled):
-        value, adjoint, n_products = expansion.expand(products(line, x).vjp, v, terms, 0, True)
+        value, adjoint, n_products = expansion.expand(products(line, x).jacobian, v, terms, 0, True)
         assert value.abs().max() == 0
         assert adjoint.abs().max() == 0
         assert n_products == 0
@@ -356,7 +356,7 @@ def test_chebyshev_converges_on_discs_inside_its_ellipse_only() -> None:
 def test_measured_interval_holds_the_eigenvalues_of_a_symmetric_jacobian() -> None:
     j = reference.linear_families(20, 0.8)["symmetric"]
     v = torch.randn(1, 3, 20, generator=generator(), dtype=DTYPE)
-    low, high = measured_interval(points(j, 3).__call__, v)
+    low, high = measured_interval(points(j, 3), v)
     eigenvalues = np.linalg.eigvalsh(j)
     assert -1 < low < eigenvalues.min()
     assert eigenvalues.max() < high < 1.2
@@ -391,9 +391,9 @@ def test_long_series_of_a_small_jacobian_are_summed_right_in_float32() -> None:
         assert value.double().sub(exact).abs().max() < 1e-6
     heavy = torch.ones(20, 3)
     heavy[10:] *= 2.0**60
-    expanded = Taylor().expand(
-        lambda v: 0.1 * v, torch.ones(1, 3, 5), Terms(heavy, np.full(3, 20)), 0, adjoint=True
-    )
+    tenth = FunctionJacobian(lambda v: 0.1 * v)
+    terms = Terms(heavy, np.full(3, 20))
+    expanded = Taylor().expand(tenth, torch.ones(1, 3, 5), terms, 0, adjoint=True)
     expected = sum(w * (-1) ** (k + 1) * 0.1**k / k for k, w in enumerate(heavy[:, 0].tolist(), 1))
     assert expanded.value.double().div(5 * expected).sub(1).abs().max() < 1e-5
     assert expanded.adjoint.isfinite().all()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from resflow_bench.flows import ResidualFlow
-from resflow_bench.jacobian.products import Vjp
+from resflow_bench.jacobian import FunctionJacobian, Jacobian
 from resflow_bench.layers import Branch, CLipSwish, conv_branch, dense_branch, mlp_branch
 from resflow_bench.logdet import (
     Expansion,
@@ -201,12 +201,12 @@ class Plain:
     """The series differentiated by autograd, term by term: exact, and its graph holds them all."""
 
     def estimate(
-        self, expansion: Expansion, vjp: Vjp, v: Tensor, terms: Terms, n_traced: int
+        self, expansion: Expansion, jacobian: Jacobian, v: Tensor, terms: Terms, n_traced: int
     ) -> Attached:
         power, value = v, torch.zeros_like(v)
         weights = terms.weights.view(*terms.weights.shape, *[1] * (v.ndim - 2))
         for k, weight in enumerate(weights, start=1):
-            power = vjp(power)
+            power = jacobian.vjp(power)
             if k > n_traced:
                 value = value + (-1) ** (k + 1) / k * weight * power
         return Attached((value * v).flatten(2).sum(-1).mean(0), len(weights))
@@ -254,14 +254,14 @@ def test_products_are_counted_as_they_are_evaluated(gradient, products) -> None:
     calls = 0
 
     def counted(g: nn.Module, x: Tensor) -> Linearisation:
-        value, vjp = products(g, x)
+        value, jacobian = products(g, x)
 
         def count(v: Tensor) -> Tensor:
             nonlocal calls
             calls += 1
-            return vjp(v)
+            return jacobian.vjp(v)
 
-        return Linearisation(value, count)
+        return Linearisation(value, FunctionJacobian(count))
 
     for n_terms in (1, 2, 3, 5, 12, 17):
         estimator = LogDetEstimator(Rademacher(), Fixed(n_terms), 3, counted, gradient)

@@ -148,9 +148,9 @@ class Counting:
 
     asked: list[tuple[int, int]]
 
-    def increments(self, vjp: object, v: Tensor, n_terms: int, n_traced: int = 0) -> Tensor:
+    def increments(self, jacobian: object, v: Tensor, n_terms: int, n_traced: int = 0) -> Tensor:
         self.asked.append((len(v), n_terms))
-        return Taylor().increments(vjp, v, n_terms, n_traced)  # type: ignore[arg-type]
+        return Taylor().increments(jacobian, v, n_terms, n_traced)  # type: ignore[arg-type]
 
     expand = Taylor().expand
 

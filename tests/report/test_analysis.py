@@ -21,7 +21,7 @@ from resflow_bench.analysis.tables import axes, label, units, wide
 from resflow_bench.analysis.verdicts import judge, judge_disputed, summary
 from resflow_bench.analysis.words import number, with_interval
 from resflow_bench.lab.claims import Claims, Rule, Statement
-from resflow_bench.models.build import build_law
+from resflow_bench.logdet import law_named
 
 NAN, INF = math.nan, math.inf
 FIXED = "truncation == 'fixed'"
@@ -90,8 +90,8 @@ def test_a_cell_in_words() -> None:
 
 
 def test_decay_of_a_law() -> None:
-    assert build_law("geometric(0.1)").decay == pytest.approx(0.9)
-    assert build_law("poisson(2)").decay == 0.0
+    assert law_named("geometric(0.1)").decay == pytest.approx(0.9)
+    assert law_named("poisson(2)").decay == 0.0
 
 
 def lines(rule: Rule, cells: str) -> list[tuple[str, str]]:

@@ -214,39 +214,40 @@ def test_bounds_on_the_error_of_the_inverse(name: str, lipschitz: float) -> None
     x = np.random.default_rng(4).standard_normal(6)
     z = x + j @ x
     iterates = reference.picard(j, z, 40)
-    first_step = np.linalg.norm(iterates[1] - iterates[0])
-    for n, iterate in enumerate(iterates):
+    for iterate in iterates:
         error = np.linalg.norm(iterate - x)
         residual = np.linalg.norm(z - iterate - j @ iterate)
         low, high = theory.residual_error_bounds(residual, lipschitz)
-        bound = theory.picard_error_bound(lipschitz, n, first_step)
         assert low <= error * (1 + 1e-12) + 1e-14
-        assert error <= min(high, bound) * (1 + 1e-12) + 1e-14
+        assert error <= high * (1 + 1e-12) + 1e-14
         if name == "minus-identity":
-            assert error == pytest.approx(float(bound), rel=1e-9)
             assert error == pytest.approx(float(high), rel=1e-9)
         if name == "plus-identity":
             assert error == pytest.approx(float(low), rel=1e-9)
 
 
+# --- the seconds to a target ----------------------------------------------------------------------
+
+
+def test_seconds_to_a_target() -> None:
+    """n draws reach bias^2 + variance/n = target^2, and one draw always costs its seconds."""
+    variance, bias, target = 0.5, np.array([0.0, -0.1, 0.3]), 0.4
+    n_draws = theory.draws_to_target(variance, bias, target)
+    np.testing.assert_allclose(bias**2 + variance / n_draws, target**2, rtol=1e-12)
+    np.testing.assert_array_equal(
+        theory.seconds_to_target(2.0, variance, bias, target), 2.0 * n_draws
+    )
+    assert theory.seconds_to_target(2.0, 1e-6, 0.0, 0.4) == 2.0
+
+
 @pytest.mark.parametrize(
-    ("lipschitz", "n_steps"),
-    [(0.343, 12), (0.5, 18), (0.7, 36), (0.9, 132), (0.941, 236), (0.98, 764), (0.99, 1604)],
+    ("variance", "bias", "share"),
+    [(math.inf, 0.0, 1.0), (0.1, 0.4, 1.0), (0.0, -0.5, 1.0), (0.0, 0.041, 0.1)],
 )
-def test_picard_steps_is_the_table(lipschitz: float, n_steps: int) -> None:
-    assert theory.picard_steps(lipschitz, 1e-5, 1.0) == n_steps
-
-
-def test_picard_steps_is_the_first_that_is_enough() -> None:
-    lipschitz = np.array([0.0, 0.0, 0.5, 0.5, 0.5, 0.9])
-    error = np.array([2.0, 0.1, 2.0, 2.0**-9, 1e-3, 1e-300])
-    steps = theory.picard_steps(lipschitz, error, 1.0)
-    assert steps.tolist()[:4] == [0, 1, 0, 10]  # 2^-10/(1 - 1/2) = 2^-9
-    enough = theory.picard_error_bound(lipschitz, steps, 1.0)
-    one_less = theory.picard_error_bound(lipschitz, np.maximum(steps - 1, 0), 1.0)
-    assert (enough <= error * (1 + 1e-12)).all()
-    assert ((one_less > error) | (steps == 0)).all()
-    assert theory.picard_steps(0.9, 1e-5, 0.0) == 0
+def test_no_number_of_draws_reaches_it(variance: float, bias: float, share: float) -> None:
+    """An infinite variance, a bias of the target or more, and a bias above its share."""
+    assert theory.seconds_to_target(1.0, variance, bias, 0.4, share) == math.inf
+    assert theory.seconds_to_target(1.0, 0.0, 0.039, 0.4, share) == 1.0
 
 
 # --- what may be passed ---------------------------------------------------------------------------
@@ -276,7 +277,7 @@ ROULETTE = Roulette(Geometric(0.5), n_exact=2)
             r"0 <= min_survival <= 1; got 2\.0",
         ),
         (lambda: theory.roulette_moment_is_finite(-1.0, ROULETTE), r"at least 0; got -1\.0"),
-        (lambda: theory.picard_steps(0.5, 0.0, 1.0), r"a positive error; got 0\.0"),
+        (lambda: theory.draws_to_target(-1.0, 0.0, 1.0), r"variance of at least 0\.0; got -1\.0"),
         (lambda: theory.residual_error_bounds(1.0, 1.0), r"got 1\.0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""v^T log(I + J) v by Arnoldi's method: the products of the series, better used."""
+"""v^T log(I + J) v by Arnoldi's method: a better use of the products of the series."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resflow_bench.jacobian.products import Vjp
-from resflow_bench.logdet.expansions import Expanded, Work, longest_first, part
+from resflow_bench.jacobian import Jacobian
+from resflow_bench.logdet.expansions.compaction import State, Work, longest_first
+from resflow_bench.logdet.expansions.expansion import Expanded
 from resflow_bench.logdet.truncation import Fixed, Terms
 
 BREAKDOWN = 10.0
-"""A remainder below so many sqrt(d) units in the last place of what it is the remainder of is
-rounding: the Krylov space is invariant and ends here."""
+"""The Krylov space is taken as invariant, and ends, where the remainder of a vector is below this
+many sqrt(d) units in the last place of the vector: it is then rounding."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Arnoldi:
     adjoint is s_k = ||v|| V_k f'(H_k) e_1, from the same basis. `n_traced` is L; the sum is of the
     first L terms of Taylor's series, and Delta_1 = ... = Delta_L = 0.
 
-    How f(H_k) is formed, stably for any H_k with ||H_k|| < 1:
+    f(H_k) is formed stably for any H_k with ||H_k|| < 1:
 
     1. f(t) = (-1)^L t^(L+1) int_0^1 s^L/(1 + s t) ds: no cancellation however small t is, and
        f'(t) = (-1)^L t^L/(1 + t). With s = 1 - u^2 the pole at t = -K is far from [0, 1], and
@@ -47,12 +48,12 @@ class Arnoldi:
         of the estimate is finite for any law with P(N >= d) > 0. The gain over Taylor's series is
         large where J is near symmetric, none where its eigenvalues fill a circle. Needs the
         numerical range of J to lie right of -1, as it does if ||J||_2 < 1: a contraction in
-        another norm than the Euclidean does not promise it. Cost: min(N, d) products a probe, and
+        another norm than the Euclidean does not imply it. Cost: min(N, d) products a probe, and
         4 N^2 d operations to keep the basis orthogonal; memory: N vectors shaped like v. On a
         trained block (d = 64, rho 0.89, L = 2) four products on average gave the variance of ten
         of Taylor's: slower on a CPU with 128 hidden units, faster with 1024. Symmetric J need no
-        method of their own (Lanczos): H_k is then tridiagonal by itself, and what would be saved
-        is the orthogonalisation, without which the increments do not end at k = d.
+        method of their own (Lanczos): H_k is then tridiagonal by itself, and Lanczos would save
+        the orthogonalisation alone, without which the increments do not end at k = d.
 
     Raises:
         ValueError: if `n_nodes` is below 1.
@@ -79,8 +80,10 @@ class Arnoldi:
         return "arnoldi"
 
     @torch.no_grad()
-    def expand(self, vjp: Vjp, v: Tensor, terms: Terms, n_traced: int, adjoint: bool) -> Expanded:
-        work, basis, h, size = krylov(vjp, v, terms)
+    def expand(
+        self, jacobian: Jacobian, v: Tensor, terms: Terms, n_traced: int, adjoint: bool
+    ) -> Expanded:
+        work, basis, h, size = krylov(jacobian, v, terms)
         weights = work.weights.flatten(1)  # (N, B)
         found = _increments(h, n_traced, *_nodes(self.n_nodes))  # (N, m, B)
         value = (size.square() * torch.einsum("nb,nmb->mb", weights, found)).mean(0)
@@ -91,13 +94,13 @@ class Arnoldi:
         return work.expanded(value, s)
 
     @torch.no_grad()
-    def increments(self, vjp: Vjp, v: Tensor, n_terms: int, n_traced: int = 0) -> Tensor:
-        """Delta_1, ..., Delta_N of each probe, (N, m, B): how far the sum still moves.
+    def increments(self, jacobian: Jacobian, v: Tensor, n_terms: int, n_traced: int = 0) -> Tensor:
+        """Delta_1, ..., Delta_N of each probe, (N, m, B).
 
-        The last one's size is an estimate (not a bound) of what `Fixed(n_terms)` leaves out: where
-        they fall by a factor r a term, that is about r/(1 - r) of it. They end at N = d.
+        The size of the last one estimates, and does not bound, the rest after N terms: where they
+        fall by a factor r a term, the rest is about r/(1 - r) of it. They end at N = d.
         """
-        space = krylov(vjp, v, Fixed(n_terms).draw(v.shape[1], v, None))
+        space = krylov(jacobian, v, Fixed(n_terms).draw(v.shape[1], v, None))
         h, size = space.hessenberg, space.size
         return size.square() * _increments(h, n_traced, *_nodes(self.n_nodes))
 
@@ -111,48 +114,50 @@ class Krylov(NamedTuple):
     size: Tensor
 
 
-def krylov(vjp: Vjp, v: Tensor, terms: Terms) -> Krylov:
+def krylov(jacobian: Jacobian, v: Tensor, terms: Terms) -> Krylov:
     """The spaces of v, J^T v, ..., (J^T)^(N-1) v, at most d of them.
 
     Gram and Schmidt's classical step, twice: orthogonal to rounding. Where the space turns out to
     be invariant the next vector is zero, and with it what follows in V and H: f(H_k) e_1 does not
-    see it. What belongs to examples that have left the batch stays zero too.
+    depend on it. Entries of examples that have left the batch stay zero too.
 
     Vectors are counted by the first axis: for short ones, sums over it take a quarter of the time
     of batched products of small matrices.
     """
     dim = math.prod(v.shape[2:])
-    work = longest_first(vjp, v, terms)
+    work = longest_first(jacobian, v, terms)
     work = work._replace(weights=work.weights[:dim], n_active=work.n_active[:dim])
-    vjp, v = work.vjp, work.v
-    (m, n_examples), n_steps = v.shape[:2], len(work.n_active)
-    flat = v.reshape(m, n_examples, dim)
+    (m, n_examples), event, n_steps = v.shape[:2], v.shape[2:], len(work.n_active)
+    flat = work.v.reshape(m, n_examples, dim)
     size = torch.linalg.vector_norm(flat, dim=-1)
     basis = flat.new_zeros(n_steps, m, n_examples, dim)
     h = flat.new_zeros(n_steps, n_steps, m, n_examples)
     threshold = BREAKDOWN * math.sqrt(dim) * torch.finfo(flat.dtype).eps
-    vector, before = _over(flat, size), n_examples
-    for k, n in enumerate(work.n_active):
-        if n < before:
-            vjp, vector, before = part(vjp, n), vector[:, :n].contiguous(), n
-        basis[k, :, :n] = vector
-        known = basis[: k + 1, :, :n]  # (k + 1, m, n, d)
-        rest = vjp(vector.reshape(m, n, *v.shape[2:])).reshape(m, n, dim)
+
+    def step(k: int, state: State) -> State:
+        (jacobian,), (vector,) = state
+        n = vector.shape[1]
+        basis[k - 1, :, :n] = vector
+        known = basis[:k, :, :n]  # (k, m, n, d)
+        rest = jacobian.vjp(vector.reshape(m, n, *event)).reshape(m, n, dim)
         length = torch.linalg.vector_norm(rest, dim=-1)
         for _ in range(2):
-            components = (known * rest).sum(-1)  # (k + 1, m, n)
+            components = (known * rest).sum(-1)  # (k, m, n)
             rest = rest - (known * components[..., None]).sum(0)
-            h[: k + 1, k, :, :n] += components
-        if k + 1 < n_steps:
+            h[:k, k - 1, :, :n] += components
+        if k < n_steps:
             left = torch.linalg.vector_norm(rest, dim=-1)
             left = torch.where(left > threshold * length, left, 0.0)
-            h[k + 1, k, :, :n] = left
+            h[k, k - 1, :, :n] = left
             vector = _over(rest, left)
+        return State((jacobian,), (vector,))
+
+    work.recur(State((work.jacobian,), (_over(flat, size),)), step)
     return Krylov(work, basis, h, size)
 
 
 def _over(vector: Tensor, size: Tensor) -> Tensor:
-    """vector/size, zero where size is."""
+    """vector/size, zero where size is zero."""
     return torch.where(size > 0, 1 / size, 0.0)[..., None] * vector
 
 

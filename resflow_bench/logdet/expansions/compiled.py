@@ -1,34 +1,36 @@
-"""Taylor's series by `torch.compile`: several of its terms in one compiled function."""
+"""Taylor's series by `torch.compile`: several terms in one compiled function."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from resflow_bench.jacobian.chain import Chain
-from resflow_bench.jacobian.products import Vjp
-from resflow_bench.jacobian.stages import BySlope, Pull
-from resflow_bench.logdet.expansions import Expanded, headroom, inner, kept, longest_first, part
+from resflow_bench.jacobian import Jacobian, JacobianChain, Stage
+from resflow_bench.jacobian.operator import inner
+from resflow_bench.logdet.expansions.compaction import State, longest_first
+from resflow_bench.logdet.expansions.expansion import Expanded
+from resflow_bench.logdet.expansions.numerics import flushed, headroom
 from resflow_bench.logdet.truncation import Terms
 
 AT_ONCE = 4
-"""Terms in one compiled function; more are compiled longer."""
+"""Terms in one compiled function; more take longer to compile."""
 
-Run = Callable[[Sequence[Pull], Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]]
+SeveralTerms = Callable[
+    [Sequence[Stage], Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]
+]
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """`Taylor`'s numbers, to rounding, with what stands between two products in one pass.
+    """`Taylor`'s numbers, to rounding, with all operations between two products fused into one.
 
     Args:
         backend: of `torch.compile`. "inductor" fuses, and on a CUDA GPU records CUDA graphs
@@ -37,15 +39,14 @@ class Compiled:
     Properties: weights and slopes are inputs and the batch's size is a symbol: compiled once for
         the sizes of a branch, a dtype, value or gradient, and one probe or several; not for a call,
         a batch, a term or an optimiser's step. After eight such kinds torch compiles no more
-        (`torch._dynamo.config.recompile_limit`), and the rest run as they are. A CUDA graph is
+        (`torch._dynamo.config.recompile_limit`), and further ones run uncompiled. A CUDA graph is
         recorded for each size of the batch: `Fixed` terms and a `Roulette` per batch suit it. On a
         CPU it does not pay: calls took 1.07 (d = 784, h = 1024, eight probes) to 1.28 (d = 64,
         h = 128) of `Taylor`'s time, and the first one twenty seconds.
 
     Raises:
-        ValueError: when called, if the backend is "inductor" and what it compiles with is not
-            there.
-        TypeError: when called, if the products are not a branch's own (`cached`).
+        ValueError: when called, if the backend is "inductor" and its compiler is not installed.
+        TypeError: when called, if J is no `JacobianChain`, as a branch's own (`cached`) is.
     """
 
     backend: str = "inductor"
@@ -54,73 +55,78 @@ class Compiled:
         return "compiled"
 
     @torch.no_grad()
-    def expand(self, vjp: Vjp, v: Tensor, terms: Terms, n_traced: int, adjoint: bool) -> Expanded:
-        if not isinstance(vjp, Chain):
+    def expand(
+        self, jacobian: Jacobian, v: Tensor, terms: Terms, n_traced: int, adjoint: bool
+    ) -> Expanded:
+        if not isinstance(jacobian, JacobianChain):
             raise TypeError(
                 "Compiled needs products that know their stages, which a residual branch of this "
-                f"package has (`cached`); got {type(vjp).__name__}. Take `expansion=Taylor()`."
+                f"package has (`cached`); got {type(jacobian).__name__}. Take "
+                "`expansion=Taylor()`."
             )
         if self.backend == "inductor":
             _check(v.device.type)
-        work = longest_first(vjp, v, terms)
+        work = longest_first(jacobian, v, terms)
         v, weights = work.v, work.weights
         if not work.n_active:
-            return work.expanded(v.new_zeros(v.shape[1]), torch.zeros_like(v) if adjoint else None)
-        enter, loop, leave = work.vjp.cycle()  # type: ignore[attr-defined]
+            return work.zero(adjoint)
+        enter, loop, leave = work.jacobian.cycle()
         k = torch.arange(1, len(weights) + 1, device=v.device)
         k = k.view(-1, *[1] * (weights.ndim - 1))
         a = weights * (k > n_traced) * (1 - 2 * ((k - 1) % 2))  # (N, B, 1...)
         scale = headroom(v)
-        power = enter(v * scale)
+        power = enter.vjp(v * scale)
         series = power * a[0]
         rest = torch.zeros_like(power)
-        for first, last in _runs(work.n_active):
-            n = work.n_active[first]
-            if n < power.shape[1]:
-                power, loop = power[:, :n].contiguous(), part(loop, n)
-            some = a[first:last, :n]
-            run = self._run if last - first == AT_ONCE and n > 1 else _terms
-            power, found, before = run(
-                loop.pulls, power, some / k[first:last], some if adjoint else None
-            )
+        last_of = _runs(work.n_active)
+
+        def step(first: int, state: State) -> State:
+            (loop,), (power,) = state
+            assert isinstance(loop, JacobianChain)  # as `jacobian` is
+            n, last = power.shape[1], last_of[first]
+            some = a[first - 1 : last, :n]
+            c = some / k[first - 1 : last]
+            run = self._run if last - first + 1 == AT_ONCE and n > 1 else _terms
+            power, found, before = run(loop.stages, power, c, some if adjoint else None)
             series[:, :n] += found
             rest[:, :n] += before
-            power = kept(power, last)
+            return State((loop,), (flushed(power, last),))
+
+        work.recur(State((loop,), (power,)), step, last_of)
         value = inner(leave(series.div_(scale)), v)
         if not adjoint:
             return work.expanded(value, None)
         return work.expanded(value, torch.addcmul(leave(rest.div_(scale)), v, a[0]))
 
     def _run(
-        self, pulls: Sequence[Pull], power: Tensor, c: Tensor, a: Tensor | None
+        self, stages: Sequence[Stage], power: Tensor, c: Tensor, a: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        pulls = [_as_input(pull) for pull in pulls]
+        stages = [stage.mapped(torch.Tensor.detach, _any_batch) for stage in stages]
         power = power.contiguous()  # an image's numbers come in either order: one kind, not two
         _symbolic(power, 0, 1)
         for weights in (c, a):
             if weights is not None:
                 _symbolic(weights, 1)
         if not power.is_cuda or self.backend != "inductor":
-            return _compiled(self.backend, None)(pulls, power, c, a)
-        # What a graph returns lies where its next replay writes: copied before that.
+            return _compiled(self.backend, None)(stages, power, c, a)
+        # A graph's outputs lie where its next replay writes, so they are copied.
         torch.compiler.cudagraph_mark_step_begin()
-        power, found, before = _compiled(self.backend, "reduce-overhead")(pulls, power, c, a)
+        power, found, before = _compiled(self.backend, "reduce-overhead")(stages, power, c, a)
         return power.clone(), found.clone(), before.clone()
 
 
-def _runs(n_active: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """(first, last) of terms first + 1 ... last, from the second on: `AT_ONCE`, or one by one."""
-    first = 1
-    while first < len(n_active):
-        last = first + AT_ONCE
-        alike = n_active[first:last] == [n_active[first]] * AT_ONCE
-        last = last if alike else first + 1
-        yield first, last
-        first = last
+def _runs(n_active: Sequence[int]) -> dict[int, int]:
+    """first -> last of the terms evaluated together from the second on: `AT_ONCE`, or one."""
+    last_of, first = {}, 2
+    while first <= len(n_active):
+        alike = n_active[first - 1 : first - 1 + AT_ONCE] == [n_active[first - 1]] * AT_ONCE
+        last_of[first] = first + AT_ONCE - 1 if alike else first
+        first = last_of[first] + 1
+    return last_of
 
 
 def _terms(
-    pulls: Sequence[Pull], power: Tensor, c: Tensor, a: Tensor | None
+    stages: Sequence[Stage], power: Tensor, c: Tensor, a: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(p J^n, sum_i c_i p J^i, sum_i a_i p J^(i-1)), i = 1..n; the last is 0 without a."""
     power = power.clone()  # an activation may overwrite it, and a changed input forbids CUDA graphs
@@ -129,28 +135,23 @@ def _terms(
     for i in range(len(c)):
         if a is not None:
             before = before + a[i] * power
-        for pull in reversed(pulls):
-            power = pull(power)
+        for stage in reversed(stages):
+            power = stage.vjp(power)
         found = found + c[i] * power
     return power, found, before
 
 
 @lru_cache
-def _compiled(backend: str, mode: str | None) -> Run:
-    run: Run = torch.compile(_terms, backend=backend, mode=mode)
+def _compiled(backend: str, mode: str | None) -> SeveralTerms:
+    run: SeveralTerms = torch.compile(_terms, backend=backend, mode=mode)
     return run
 
 
-def _as_input(part: Any) -> Any:
-    """The same pull without its graph; how many examples it has slopes of is a symbol."""
-    if isinstance(part, Tensor):
-        return part.detach()
-    if not is_dataclass(part) or isinstance(part, type):
-        return part
-    found = replace(part, **{f.name: _as_input(getattr(part, f.name)) for f in fields(part)})
-    if isinstance(found, BySlope):
-        _symbolic(found.slope, 0)
-    return found
+def _any_batch(tensor: Tensor) -> Tensor:
+    """The tensor without its graph; its first axis, the examples, is a symbol."""
+    tensor = tensor.detach()
+    _symbolic(tensor, 0)
+    return tensor
 
 
 def _symbolic(tensor: Tensor, *axes: int) -> None:
@@ -163,7 +164,7 @@ def _symbolic(tensor: Tensor, *axes: int) -> None:
 
 @lru_cache
 def _check(device: str) -> None:
-    """Raise unless there is what inductor compiles with."""
+    """Raise a ValueError unless inductor's compiler is installed."""
     if device == "cuda":
         missing = "" if find_spec("triton") else "Triton"
     else:
@@ -171,6 +172,6 @@ def _check(device: str) -> None:
         missing = "" if shutil.which(compiler) else f"a C++ compiler (`{compiler}`)"
     if missing:
         raise ValueError(
-            f"Compiled needs {missing}, which is not here. Install it, or take "
+            f"Compiled needs {missing}, which is not installed. Install it, or use "
             "`expansion=Taylor()`."
         )

@@ -1,6 +1,6 @@
-"""Less noise for nothing: what a probe makes of the batch's mean Jacobian is known, and taken off.
+"""A control variate for the value: the quadratic form of the batch's mean Jacobian.
 
-Jacobians at the points of a batch have much in common, and most of all in their large entries.
+Jacobians at the points of a batch have much in common, most of all their large entries.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from resflow_bench.jacobian.products import Vjp, dense_jacobian
-from resflow_bench.logdet.expansions import Expanded, Expansion, Taylor, inner
+from resflow_bench.jacobian import Jacobian, dense_jacobian
+from resflow_bench.jacobian.operator import inner
+from resflow_bench.logdet.expansions.expansion import Expanded, Expansion, sign
+from resflow_bench.logdet.expansions.taylor import Taylor
 from resflow_bench.logdet.truncation import Terms
 
 
@@ -21,23 +23,23 @@ class Controlled:
 
     J_mean is the Jacobian with the batch's mean slopes in the place of each example's (for one
     hidden layer the mean Jacobian), S_n the first n = `degree` terms of Taylor's series, L =
-    `n_traced`. The adjoint is that of `expansion`: gradients are as noisy as they were.
+    `n_traced`. The adjoint is that of `expansion`: the gradient's variance is unchanged.
 
     Properties: as unbiased as `expansion`, whatever F is, since F does not depend on v: with any
-        probe E[v^T F v] = tr F. Of the variance of v^T A v, A = log(I + J), that of v^T (A - F) v
-        is left: on a trained flow (d = 64, eight blocks of one hidden layer, rho up to 0.89,
+        probe E[v^T F v] = tr F. The variance of v^T A v, A = log(I + J), becomes that of
+        v^T (A - F) v: on a trained flow (d = 64, eight blocks of one hidden layer, rho up to 0.89,
         Rademacher probes) a third of it at L = 0, and 0.64 at L = 1 and 2; none if J is the same
         at all points. The errors of a batch's examples stay uncorrelated but for their common
         J_mean. Cost: d products of one example and n matrix products (d, d) a batch, and v F, of
         d^2 operations, a probe: for vectors, or images of few pixels.
 
     Args:
-        expansion: whose value is improved.
+        expansion: the expansion to which the control is applied.
         degree: n, of F.
 
     Raises:
-        ValueError: if `degree` is below 1; when called, if the products are neither a branch's
-            (`cached`) nor a matrix (`dense`).
+        ValueError: if `degree` is below 1; when called, if J has no `mean`: that of a branch
+            (`cached`) and a matrix (`dense`) have.
 
     >>> from resflow_bench.logdet import Fixed, Gaussian, LogDetEstimator, dense
     >>> estimator = LogDetEstimator(Gaussian(), Fixed(8), products=dense, expansion=Controlled())
@@ -59,9 +61,11 @@ class Controlled:
         return f"controlled({self.expansion}, {self.degree})"
 
     @torch.no_grad()
-    def expand(self, vjp: Vjp, v: Tensor, terms: Terms, n_traced: int, adjoint: bool) -> Expanded:
-        mean = at_the_mean(vjp)
-        expanded = self.expansion.expand(vjp, v, terms, n_traced, adjoint)
+    def expand(
+        self, jacobian: Jacobian, v: Tensor, terms: Terms, n_traced: int, adjoint: bool
+    ) -> Expanded:
+        mean = jacobian.mean()
+        expanded = self.expansion.expand(jacobian, v, terms, n_traced, adjoint)
         if v.shape[1] == 0:
             return expanded
         f = self._function(dense_jacobian(mean, v[0, :1])[0], n_traced)
@@ -73,18 +77,6 @@ class Controlled:
         total = torch.zeros_like(jacobian)
         for k in range(self.degree, 0, -1):
             if k > n_traced:
-                total.diagonal().add_((1.0 if k % 2 else -1.0) / k)
+                total.diagonal().add_(sign(k) / k)
             total = jacobian @ total
         return total
-
-
-def at_the_mean(vjp: Vjp) -> Vjp:
-    """v -> v^T J_mean, (m, 1, *event) to the same, of products that know their slopes."""
-    if not hasattr(vjp, "mean"):
-        raise ValueError(
-            "Controlled needs products whose slopes can be averaged, which a residual branch of "
-            f"this package has (`cached`), or a matrix (`dense`); got {type(vjp).__name__}. Leave "
-            "it out."
-        )
-    mean: Vjp = vjp.mean()
-    return mean

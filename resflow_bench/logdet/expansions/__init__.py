@@ -1,0 +1,1 @@
+"""Expansions of log(I + J): the series whose terms a probe evaluates."""

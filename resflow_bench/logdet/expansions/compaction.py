@@ -1,0 +1,96 @@
+"""Recursions over the terms of a series, for a batch that shrinks as its examples finish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resflow_bench.jacobian import Jacobian
+from resflow_bench.logdet.expansions.expansion import Expanded
+from resflow_bench.logdet.truncation import Terms
+
+COMPACT_AT = 0.8
+"""Finished examples leave the batch once a fifth of it has finished: to cut a batch takes about as
+long as a small product."""
+
+
+class State(NamedTuple):
+    """The operators and vectors, (m, n, *event), that a recursion passes from term to term."""
+
+    jacobians: tuple[Jacobian, ...]
+    vectors: tuple[Tensor, ...]
+
+    def first(self, n: int) -> State:
+        """The state of the first n examples."""
+        return State(
+            tuple(jacobian.select(slice(n)) for jacobian in self.jacobians),
+            tuple(vector[:, :n].contiguous() for vector in self.vectors),
+        )
+
+
+class Work(NamedTuple):
+    """A batch with the examples of most terms first.
+
+    jacobian: J of the examples in this order.
+    v: (m, B, *event). weights: (N, B, 1, ...).
+    n_active: for k = 1..N, the number of examples, the first ones, that term k is evaluated for.
+    order: the examples' places in the batch as given, (B,); None if they are in that order.
+    """
+
+    jacobian: Jacobian
+    v: Tensor
+    weights: Tensor
+    n_active: list[int]
+    order: Tensor | None
+
+    def recur(
+        self,
+        state: State,
+        step: Callable[[int, State], State],
+        terms: Iterable[int] | None = None,
+    ) -> None:
+        """state <- step(k, state) for k = 1..N, or for the given ones of them.
+
+        `step` gets the state of the `n_active[k - 1]` examples of term k: the others are cut off
+        before it.
+        """
+        n_state = self.v.shape[1]
+        for k in range(1, len(self.n_active) + 1) if terms is None else terms:
+            if (n := self.n_active[k - 1]) < n_state:
+                state, n_state = state.first(n), n
+            state = step(k, state)
+
+    def zero(self, adjoint: bool) -> Expanded:
+        """The result of no term."""
+        v = self.v
+        return Expanded(v.new_zeros(v.shape[1]), torch.zeros_like(v) if adjoint else None, 0.0)
+
+    def expanded(self, value: Tensor, adjoint: Tensor | None) -> Expanded:
+        """The results, (B,) and (m, B, *event), in the order of the batch as given."""
+        if self.order is not None:
+            back = torch.argsort(self.order)
+            value = value[back]
+            adjoint = adjoint if adjoint is None else adjoint.index_select(1, back)
+        return Expanded(value, adjoint, sum(self.n_active) / max(1, self.v.shape[1]))
+
+
+def longest_first(jacobian: Jacobian, v: Tensor, terms: Terms) -> Work:
+    """The batch in the order of falling N if `jacobian` shrinks and it pays; else as it is."""
+    weights = terms.weights.view(*terms.weights.shape, *[1] * (v.ndim - 2))  # (N, B, 1...)
+    n = v.shape[1]
+    n_active = [n] * len(weights)
+    if jacobian.shrinks and n > 0:
+        for k in range(len(weights)):
+            needed = int((terms.n_terms > k).sum())
+            n = needed if needed <= COMPACT_AT * n else n
+            n_active[k] = n
+    if n == v.shape[1]:
+        return Work(jacobian, v, weights, n_active, None)
+    order = torch.from_numpy(np.argsort(-terms.n_terms, kind="stable")).to(v.device)
+    return Work(
+        jacobian.select(order), v.index_select(1, order), weights[:, order], n_active, order
+    )

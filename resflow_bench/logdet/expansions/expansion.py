@@ -1,0 +1,85 @@
+"""The interface of a series in J whose terms a probe evaluates, and the sums it accumulates."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from resflow_bench.jacobian import Jacobian
+from resflow_bench.logdet.truncation import Terms
+
+
+class Expanded(NamedTuple):
+    """value: (B,), nats, constant. n_products: vector-Jacobian products a probe, per example.
+
+    adjoint: s_j, (m, B, *event), constant, for which d value = (1/m) sum_j s_j^T dJ v_j in the
+        mean over probes; None unless requested.
+    """
+
+    value: Tensor
+    adjoint: Tensor | None
+    n_products: float
+
+
+class Expansion(Protocol):
+    """sum_k w_k Delta_k, where Delta_1 + Delta_2 + ... = (1/m) sum_j v_j^T log(I + J) v_j.
+
+    A new expansion is a new class with this verb, given to `LogDetEstimator` as `expansion`.
+    """
+
+    def expand(
+        self, jacobian: Jacobian, v: Tensor, terms: Terms, n_traced: int, adjoint: bool
+    ) -> Expanded:
+        """The weighted sum, without the parts of degree 1 to `n_traced` in J.
+
+        Args:
+            jacobian: J at the batch.
+            v: (m, B, *event).
+            terms: w_k and N.
+            n_traced: how many powers of J are left out, because their traces are exact.
+            adjoint: whether to compute it.
+        """
+        ...
+
+
+@runtime_checkable
+class Incremental(Protocol):
+    """An expansion that returns its increments term by term, as a pilot run needs them."""
+
+    def increments(self, jacobian: Jacobian, v: Tensor, n_terms: int, n_traced: int = 0) -> Tensor:
+        """Delta_1, ..., Delta_N of each probe, (N, m, B), zero up to `n_traced`; in v's dtype."""
+        ...
+
+
+class WeightedSum:
+    """sum_{k>L} w_k c_k u_k, (m, B, *event), of vectors u_k of the first n <= B examples.
+
+    Args:
+        weights: w_k, (N, B, 1, ...).
+        n_traced: L.
+    """
+
+    def __init__(self, weights: Tensor, n_traced: int) -> None:
+        self.weights = weights
+        self.n_traced = n_traced
+        self._total: Tensor | None = None
+
+    def add(self, k: int, c: float, u: Tensor) -> None:
+        """Add term k, with u (m, n, *event)."""
+        if self._total is None:
+            shape = (len(u), self.weights.shape[1], *u.shape[2:])
+            self._total = self.weights.new_zeros(shape)
+        if k > self.n_traced:
+            n = u.shape[1]
+            self._total[:, :n].addcmul_(u, self.weights[k - 1, :n], value=c)
+
+    def over(self, scale: float) -> Tensor:
+        """The sum divided by `scale`, in place."""
+        assert self._total is not None  # of at least one term
+        return self._total.div_(scale)
+
+
+def sign(k: int) -> float:
+    """(-1)^(k+1)."""
+    return 1.0 if k % 2 else -1.0
