@@ -58,14 +58,14 @@ def test_the_derivative_is_that_of_autograd(make):
     assert isinstance(phi, Activation)
     far = torch.tensor([[0.0, -0.0], [-50.0, 50.0]], dtype=torch.float64)
     z = torch.cat([points(100), far]).requires_grad_()
-    y, pull = Elementwise(phi).linearise(z)
+    y, jacobian = Elementwise(phi).linearise(z)
     assert y.shape == (102, 2 * phi.expansion)
     torch.testing.assert_close(y, phi(z), rtol=1e-15, atol=0)
     v = torch.cat([points(102, seed=1)] * phi.expansion, dim=1)
     (truth,) = torch.autograd.grad(phi(z), z, v)
-    torch.testing.assert_close(pull(v), truth, rtol=0, atol=1e-14)
+    torch.testing.assert_close(jacobian.vjp(v), truth, rtol=0, atol=1e-14)
     with torch.no_grad():
-        torch.testing.assert_close(pull(v[None].clone()), truth[None], rtol=0, atol=1e-14)
+        torch.testing.assert_close(jacobian.vjp(v[None].clone()), truth[None], rtol=0, atol=1e-14)
 
 
 def test_the_halves_of_a_concatenated_activation_belong_to_the_same_input():
@@ -73,9 +73,9 @@ def test_the_halves_of_a_concatenated_activation_belong_to_the_same_input():
     phi = CLipSwish().double()
     z = points(16).view(2, 4, 2, 2).requires_grad_()
     v = points(32, seed=1).view(2, 8, 2, 2)
-    y, pull = Elementwise(phi).linearise(z)
+    y, jacobian = Elementwise(phi).linearise(z)
     (truth,) = torch.autograd.grad(phi(z), z, v)
-    torch.testing.assert_close(pull(v), truth, rtol=0, atol=1e-14)
+    torch.testing.assert_close(jacobian.vjp(v), truth, rtol=0, atol=1e-14)
     torch.testing.assert_close(y[:, 4:], phi(-z)[:, :4], rtol=1e-13, atol=1e-15)
 
 

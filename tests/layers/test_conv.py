@@ -72,16 +72,16 @@ def test_the_map_and_its_products_are_the_dense_operator(shape):
     dense = torch.from_numpy(convolution(layer.weight_normalised().detach().numpy(), shape[3]))
     x = gaussian(2, layer.n_in, *layer.grid).requires_grad_()
     v = gaussian(3, 2, layer.n_out, *layer.grid, seed=1)
-    y, vjp = layer.normalised().linearise(x)
+    y, jacobian = layer.normalised().linearise(x)
     expected = (x.flatten(1) @ dense.mT).reshape(y.shape) + layer.bias[:, None, None]
     torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(layer(x), y)
     assert torch.equal(layer.normalised()(x), y)
-    products = vjp(v)
+    products = jacobian.vjp(v)
     torch.testing.assert_close(products.flatten(2), v.flatten(2) @ dense, rtol=1e-12, atol=1e-12)
     (truth,) = torch.autograd.grad(y, x, v[1], retain_graph=True)
     torch.testing.assert_close(products[1], truth, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(vjp(v[1]), truth, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(jacobian.vjp(v[1]), truth, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -98,10 +98,10 @@ def test_products_record_only_where_gradients_are_on_and_keep_their_argument():
     layer = gaussian_layer(SHAPES[1])
     v = gaussian(3, 2, layer.n_out, *layer.grid)
     kept = v.clone()
-    _, vjp = layer.normalised().linearise(gaussian(2, layer.n_in, *layer.grid))
-    assert vjp(v).requires_grad
+    _, jacobian = layer.normalised().linearise(gaussian(2, layer.n_in, *layer.grid))
+    assert jacobian.vjp(v).requires_grad
     with torch.no_grad():
-        assert not vjp(v).requires_grad
+        assert not jacobian.vjp(v).requires_grad
     assert torch.equal(v, kept)
 
 

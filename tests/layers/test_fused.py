@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from resflow_bench.jacobian import JacobianChain
+from resflow_bench.jacobian.operator import inner
 from resflow_bench.layers import Branch, CLipSwish, LinearBranch, LipSwish, Tanh, fused, mlp_branch
 from resflow_bench.logdet import Fixed, LogDetEstimator, Neumann, Rademacher, Taylor
-from resflow_bench.logdet.expansions import inner
 
 DTYPE = torch.float64
 B, D = 5, 4
@@ -42,8 +42,8 @@ def stage_by_stage(g: Branch, x: Tensor) -> tuple[Tensor, JacobianChain]:
 
 def results(g: Branch, x: Tensor, linearise: Callable) -> list[Tensor]:
     """y and s^T J v, for some s and v."""
-    y, vjp = linearise(g, x)
-    return [y, inner(vjp(normal(2, B, D, seed=1)), normal(2, B, D, seed=2))]
+    y, jacobian = linearise(g, x)
+    return [y, inner(jacobian.vjp(normal(2, B, D, seed=1)), normal(2, B, D, seed=2))]
 
 
 def every_gradient(g: Branch, linearise: Callable, upstream: tuple[float, float]) -> list[Tensor]:
@@ -150,15 +150,15 @@ def bilinear(g, n_probes: int, estimate: Callable, second: bool = False) -> list
     return list(torch.autograd.grad(square, inputs, materialize_grads=True))
 
 
-def ours(vjp, v, terms) -> Tensor:
-    return Neumann().estimate(Taylor(), vjp, v, terms, 0).value
+def ours(jacobian, v, terms) -> Tensor:
+    return Neumann().estimate(Taylor(), jacobian, v, terms, 0).value
 
 
-def by_autograd(vjp, v, terms, swap: bool = False) -> Tensor:
+def by_autograd(jacobian, v, terms, swap: bool = False) -> Tensor:
     """s^T J v with a graph; the twin takes v^T J s."""
-    s = Taylor().expand(vjp, v, terms, 0, adjoint=True).adjoint
+    s = Taylor().expand(jacobian, v, terms, 0, adjoint=True).adjoint
     assert s is not None
-    return inner(vjp(v), s) if swap else inner(vjp(s), v)
+    return inner(jacobian.vjp(v), s) if swap else inner(jacobian.vjp(s), v)
 
 
 @pytest.mark.parametrize("activation", [LipSwish, CLipSwish])

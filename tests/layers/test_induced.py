@@ -121,19 +121,19 @@ def test_linearise_is_forward_and_autograds_vjp(make, p, q):
     layer = make(p, q)
     assert isinstance(layer, Layer)
     x = inputs(layer, 6).requires_grad_()
-    y, vjp = layer.normalised().linearise(x)
+    y, jacobian = layer.normalised().linearise(x)
     torch.testing.assert_close(y, layer(x))
     torch.testing.assert_close(layer.normalised()(x), y)
     v = gaussian(3, *y.shape, seed=7)
     truth = [torch.autograd.grad(y, x, one, retain_graph=True)[0] for one in v]
-    torch.testing.assert_close(vjp(v), torch.stack(truth))
-    torch.testing.assert_close(vjp(v[0]), truth[0])
-    torch.testing.assert_close(vjp(v[None]), torch.stack(truth)[None])
+    torch.testing.assert_close(jacobian.vjp(v), torch.stack(truth))
+    torch.testing.assert_close(jacobian.vjp(v[0]), truth[0])
+    torch.testing.assert_close(jacobian.vjp(v[None]), torch.stack(truth)[None])
     kept = v.clone()
     with torch.no_grad():
-        assert not vjp(v).requires_grad
+        assert not jacobian.vjp(v).requires_grad
     assert torch.equal(v, kept)
-    (gradient,) = torch.autograd.grad(vjp(v).square().sum(), layer.weight)
+    (gradient,) = torch.autograd.grad(jacobian.vjp(v).square().sum(), layer.weight)
     assert gradient.abs().sum() > 0
 
 

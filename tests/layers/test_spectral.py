@@ -145,17 +145,17 @@ def test_the_map_its_products_and_its_interface():
     assert isinstance(layer, Layer)
     assert (layer.n_in, layer.n_out, layer.domain, layer.codomain) == (6, 4, 2.0, 2.0)
     x, v = gaussian(5, 6).requires_grad_(), gaussian(2, 3, 5, 4, seed=1)
-    y, vjp = layer.normalised().linearise(x)
+    y, jacobian = layer.normalised().linearise(x)
     expected = x @ layer.weight_normalised().mT + layer.bias
     torch.testing.assert_close(layer(x), expected, rtol=1e-14, atol=1e-14)
     assert torch.equal(y, layer(x))
     assert torch.equal(layer.normalised()(x), y)
     (truth,) = torch.autograd.grad(y, x, v[1, 2], retain_graph=True)
-    torch.testing.assert_close(vjp(v)[1, 2], truth, rtol=1e-13, atol=1e-13)
-    assert vjp(v).requires_grad
+    torch.testing.assert_close(jacobian.vjp(v)[1, 2], truth, rtol=1e-13, atol=1e-13)
+    assert jacobian.vjp(v).requires_grad
     kept = v.clone()
     with torch.no_grad():
-        assert not vjp(v).requires_grad
+        assert not jacobian.vjp(v).requires_grad
     assert torch.equal(v, kept)
 
 
