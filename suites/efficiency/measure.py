@@ -43,7 +43,7 @@ from resflow_bench.logdet import (
 )
 from resflow_bench.models.build import build_estimator, build_expansion, build_points
 from resflow_bench.models.problem import Problem, build_problem, realised
-from resflow_bench.peers import PEERS, Asked
+from resflow_bench.peers import PEERS, Request
 from resflow_bench.speed.timing import elapsed
 from suites.sampling import ROUNDING, TAME
 
@@ -178,15 +178,15 @@ def without_logit(problem: Problem) -> tuple[ResidualFlow, Tensor, np.ndarray]:
 def _candidate(cell: Cell, problem: Problem, flow: ResidualFlow) -> Candidate:
     implementation = cell.get("implementation", "ours")
     if implementation != "ours":
-        peer = PEERS[implementation](flow, Asked(cell["mode"]))
-        rho, decay = problem.spectral_radius, peer.decay
+        peer = PEERS[implementation](flow, Request(cell["mode"]))
+        rho, truncation = problem.spectral_radius, peer.truncation
         return Candidate(
             draw=peer.log_det,
             seeded=peer.seeded,
             random=True,
             independent=False,
-            tame=decay == 0.0 or rho**TAME < decay ** (TAME - 1),
-            finite=decay == 0.0 or rho**2 < decay,
+            tame=truncation.moment_is_finite(rho, TAME),
+            finite=truncation.moment_is_finite(rho, 2),
             variance=None,
             bias=None if peer.bias is None else problem.over_blocks(peer.bias),
             note=peer.version,
