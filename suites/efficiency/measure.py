@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from resflow_bench.advise.settings import BIAS_SHARE
 from resflow_bench.flows import Logit, ResidualFlow
 from resflow_bench.intervals import (
     Interval,
@@ -49,9 +50,6 @@ from suites.sampling import ROUNDING, TAME
 
 TARGET = 0.01
 """nat: the root mean square error per example that `seconds_to_target` is about."""
-
-BIAS_SHARE = 0.1
-"""A bias above this share of the target is no way to reach it, however many draws are averaged."""
 
 YARDSTICK = LogDetEstimator(Rademacher(), Fixed(10))
 """What every estimate takes turns with: times of two cells compare as their ratios to it."""
