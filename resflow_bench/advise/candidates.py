@@ -121,14 +121,8 @@ class Search:
 
     def _n_traced(self) -> int:
         """Number of exact traces that all branches support, at most two."""
-        return max(
-            (
-                n
-                for n in (2, 1)
-                if self._is_supported(LogDetEstimator(Rademacher(), Fixed(n), n_traced=n))
-            ),
-            default=0,
-        )
+        traced = {n: LogDetEstimator(Rademacher(), Fixed(n), n_traced=n) for n in (2, 1)}
+        return next((n for n, one in traced.items() if self._is_supported(one)), 0)
 
     def _is_supported(self, estimator: LogDetEstimator) -> bool:
         try:

@@ -269,14 +269,12 @@ class Contest:
         n_calls, total = CONTEST.calls_per_stage, self.budget.seconds
         room = max(CONTEST.first_share * self.budget.left, CONTEST.min_first_share * total)
         affordable = CONTEST.determinant_share * room / n_calls
-        waiting = sorted(
-            contenders,
-            key=lambda one: (
-                not (one.candidate.is_exact and one.candidate.seconds <= affordable),
-                one.candidate.seconds,
-            ),
-        )
-        entered: list[Contender] = []
+
+        def turn(one: Contender) -> tuple[bool, float]:
+            seconds = one.candidate.seconds
+            return not (one.candidate.is_exact and seconds <= affordable), seconds
+
+        waiting, entered = sorted(contenders, key=turn), list[Contender]()
         overhead = 0.0  # least seconds of a call so far, however cheap its products
         for n_before, one in enumerate(waiting):
             limit, seconds = room / (n_calls * (len(waiting) - n_before)), one.candidate.seconds

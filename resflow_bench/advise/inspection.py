@@ -81,19 +81,12 @@ def inspect(flow: ResidualFlow, x: Tensor, target_error: float, budget: Budget) 
     with torch.no_grad():
         branches = flow.branches(x)
     dims = [math.prod(h.shape[1:]) for _, h in branches]
-    return Inspection(
-        flow=flow,
-        x=x,
-        branches=branches,
-        dims=dims,
-        constants=[float(g.lipschitz_certified()) for g, _ in branches],
-        product_seconds=[_product_seconds(g, h) for g, h in branches],
-        eigenvalues=(
-            _eigenvalues(flow, x, max(dims), target_error, budget)
-            if max(dims) <= SEARCH.max_dense
-            else None
-        ),
-    )
+    constants = [float(g.lipschitz_certified()) for g, _ in branches]
+    seconds = [_product_seconds(g, h) for g, h in branches]
+    eigenvalues = None
+    if max(dims) <= SEARCH.max_dense:
+        eigenvalues = _eigenvalues(flow, x, max(dims), target_error, budget)
+    return Inspection(flow, x, branches, dims, constants, seconds, eigenvalues)
 
 
 def _eigenvalues(

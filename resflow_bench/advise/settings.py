@@ -13,11 +13,10 @@ class SearchSettings:
     """Effort of the inspection of a flow and of the search for candidates."""
 
     max_dense: int = 256
-    """Largest block whose Jacobians are decomposed; for larger ones the certified constant is used
-    instead of the eigenvalues."""
+    """Largest block whose eigenvalues are computed; larger ones use the certified constant."""
 
     dense_numbers: int = 1024
-    """Points times dimension for which Jacobians are decomposed, at 2 to 16 points."""
+    """Points times dimension at which eigenvalues are computed, at 2 to 16 points."""
 
     share: float = 0.1
     """Share of the total time for each of three tasks: Jacobians, tuning, choice of `n_probes`."""
@@ -26,8 +25,7 @@ class SearchSettings:
     """Largest number of points from which an estimator is tuned."""
 
     n_pilot_draws: int = 8
-    """Draws at each of these points. Twice as many changed no choice for blocks of 64 numbers by
-    more than 2 %."""
+    """Draws at each of them; twice as many changed no choice by more than 2 %, d = 64."""
 
     n_pilot_terms: int = 64
     """Terms of the series that `pilot_roulette` evaluates."""
@@ -42,8 +40,7 @@ class SearchSettings:
     """Most examples of such a call."""
 
     max_determinants: float = 8.0
-    """Largest product of probes and terms, as a multiple of the d products of a determinant, which
-    needs time for its LU decomposition too."""
+    """Largest n_probes n_terms / d: a determinant needs d products, and time for its LU."""
 
     slack: float = 1.1
     """Factor on the number of probes, so that a noisy variance does not cost a second draw."""
@@ -69,15 +66,13 @@ class ContestSettings:
     """Examples of a call in the first stage."""
 
     growth: int = 8
-    """Largest factor on the examples from one stage to the next. In a call of few examples most of
-    the time is overhead, which says little about a call of many."""
+    """Largest factor on the examples from stage to stage: calls of few are mostly overhead."""
 
     first_share: float = 0.75
     """Share of the remaining time for the first stage."""
 
     min_first_share: float = 0.3
-    """Least time for the first stage, as a share of the total time, if the search took longer than
-    planned."""
+    """Least share of the total time for the first stage, however long the search took."""
 
     determinant_share: float = 0.25
     """Share of the first stage's time up to which the determinant is called before all others."""
