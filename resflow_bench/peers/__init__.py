@@ -1,6 +1,6 @@
-"""Implementations of residual flows that hold the same weights, behind the same verbs.
+"""Implementations of residual flows that hold the same weights, behind one interface.
 
-A new one is a function from (flow, what is asked) to a `Peer`, and a line in `PEERS`.
+A new implementation is a function (flow, request) -> `Peer` and a line in `PEERS`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from resflow_bench.flows import ResidualFlow
 from resflow_bench.peers import normflows as of_normflows
 from resflow_bench.peers import ours
 from resflow_bench.peers import torchflows as of_torchflows
-from resflow_bench.peers.peer import MODES, TRAINING, Asked, Peer
+from resflow_bench.peers.peer import MODES, TRAINING, Peer, Request
 
-PEERS: dict[str, Callable[[ResidualFlow, Asked], Peer]] = {
+PEERS: dict[str, Callable[[ResidualFlow, Request], Peer]] = {
     "ours": ours.make,
     "normflows": of_normflows.make,
     "torchflows": of_torchflows.make,
 }
-"""What the axis `implementation` offers, by name. Each raises `Skip` for what it has not."""
+"""The values of the axis `implementation`. Each raises `Skip` for a request it does not support."""
 
-__all__ = ["MODES", "PEERS", "TRAINING", "Asked", "Peer"]
+__all__ = ["MODES", "PEERS", "TRAINING", "Peer", "Request"]

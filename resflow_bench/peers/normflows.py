@@ -1,4 +1,4 @@
-"""The same flow in normflows: its layers, copies of our parameters, and its draws, seeded."""
+"""The same flow in normflows: its layers with copies of our parameters, and its draws, seeded."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from resflow_bench.layers import Conv2d, Linear, LipSwish
 from resflow_bench.layers.norms.spectral import SpectralNorm
 from resflow_bench.logdet import Fixed
 from resflow_bench.peers.peer import (
-    Asked,
     Peer,
+    Request,
     check_convertible,
     installed_version,
     roulette_after,
@@ -29,32 +29,36 @@ if TYPE_CHECKING:
     from resflow_bench.flows import ResidualFlow
 
 N_POWER_STEPS = 5
-"""Of each of their layers after an optimiser step, as in the Residual Flows scripts."""
+"""Power iterations of each layer after an optimiser step, as in the Residual Flows scripts."""
 
 TOLERANCE = 1e-5
-"""atol and rtol of their fixed-point inverse; `Residual.forward` offers no other."""
+"""atol and rtol of the fixed-point inverse of normflows; `Residual.forward` takes no other."""
 
 
-def make(flow: ResidualFlow, asked: Asked) -> Peer:
-    """Their `NormalizingFlow`; `n_probes` is what they call `n_samples`.
+def make(flow: ResidualFlow, request: Request) -> Peer:
+    """The `NormalizingFlow` of normflows; `n_probes` becomes its `n_samples`.
 
     Raises:
-        Skip: normflows is not installed, or the flow is not one that it can hold.
+        Skip: normflows is not installed, or cannot hold the flow.
     """
     version = installed_version("normflows")
+    from normflows.flows import Residual
+    from normflows.nets.lipschitz import InducedNormConv2d, InducedNormLinear
+
     check_convertible(flow, convolutions=True)
     peer = normflows_flow(
         flow,
-        reduce_memory=asked.mode == "memory-saving",
-        n_power_series=asked.n_terms if asked.mode == "series" else None,
-        n_samples=asked.n_probes,
-    ).train(asked.mode != "evaluation")
+        reduce_memory=request.mode == "memory-saving",
+        n_power_series=request.n_terms if request.mode == "series" else None,
+        n_samples=request.n_probes,
+    ).train(request.mode != "evaluation")
     nets = normflows_nets(peer)
-    layers = [layer for net in nets for layer in net if hasattr(layer, "compute_weight")]
+    linear = InducedNormLinear | InducedNormConv2d
+    layers = [layer for net in nets for layer in net if isinstance(layer, linear)]
 
     def map_(x: Tensor) -> Tensor:
         for layer in reversed(peer.flows):
-            x = layer.iresblock(x) if hasattr(layer, "iresblock") else layer.inverse(x)[0]
+            x = layer.iresblock(x) if isinstance(layer, Residual) else layer.inverse(x)[0]
         return x
 
     def log_det(x: Tensor) -> Tensor:
@@ -64,18 +68,22 @@ def make(flow: ResidualFlow, asked: Asked) -> Peer:
             total = total + change
         return total
 
-    truncation = Fixed(asked.n_terms) if asked.mode == "series" else roulette_after(3)
+    truncation = (
+        Fixed(request.n_terms)
+        if request.mode == "series"
+        else roulette_after(21 if request.mode == "evaluation" else 3)
+    )
     return Peer(
         version=version,
         map=map_,
         log_det=log_det,
-        log_prob=lambda x: peer.log_prob(x.detach()),  # which they mark as differentiated
+        log_prob=lambda x: peer.log_prob(x.detach()),  # it sets requires_grad on its argument
         inverse=lambda z: (peer.forward(z).detach(), None),
         tolerance=TOLERANCE,
         branches=nets,
         weights=lambda: [(w.compute_weight(update=False), w.coeff) for w in layers],
-        bias=neumann_bias if asked.mode == "memory-saving" else truncation.bias,
-        decay=0.0 if asked.mode == "series" else 0.5,
+        bias=neumann_bias if request.mode == "memory-saving" else truncation.bias,
+        truncation=truncation,
         seeded=normflows_seeded,
     )
 
@@ -83,11 +91,11 @@ def make(flow: ResidualFlow, asked: Asked) -> Peer:
 def neumann_bias(jacobian: np.ndarray) -> np.ndarray:
     """tr(J (I + J)^-1) - ln|det(I + J)|, (P, d, d) -> (P,).
 
-    With reduce_memory=True the value returned is v^T (sum_k (-1)^k w_k J^k) J v, the sum whose
-    gradient is the log-determinant's; the sum itself is another number.
+    With reduce_memory=True normflows returns v^T (sum_k (-1)^k w_k J^k) J v. The gradient of this
+    sum, its weights held constant, is the log-determinant's; its value is not.
     """
     identity = np.eye(jacobian.shape[-1])
-    ratio = np.linalg.solve(identity + jacobian, jacobian)  # it commutes with its factors
+    ratio = np.linalg.solve(identity + jacobian, jacobian)  # the factors commute
     trace = np.trace(ratio, axis1=-2, axis2=-1)
     return np.asarray(trace - np.linalg.slogdet(identity + jacobian).logabsdet)
 
@@ -99,26 +107,27 @@ def normflows_flow(
     n_power_series: int | None = None,
     n_samples: int = 1,
 ) -> Any:
-    """Their flow with the same layers and a copy of their parameters and power iterations.
+    """A normflows flow with the same layers, parameters and vectors of the power iterations.
 
     Args:
-        flow: of ActNorm, residual blocks on fully connected or convolutional branches with
-            LipSwish between the layers, and Flatten.
-        reduce_memory: as they mean it: gradients by the Neumann series, taken in the forward pass.
-        n_power_series: terms; None is their roulette, geometric(0.5) after two exact terms.
-        n_samples: as they mean it: draws of that roulette's number of terms.
+        flow: a flow of ActNorm, Flatten, and residual blocks whose branches are fully connected or
+            convolutional, with LipSwish between the layers.
+        reduce_memory: compute gradients by the Neumann series in the forward pass.
+        n_power_series: number of terms; None for the roulette of normflows, geometric(0.5) after
+            two exact terms.
+        n_samples: draws of that roulette's number of terms.
 
     Returns:
-        Their `NormalizingFlow`, in training mode: in evaluation the terms asked for are ignored.
+        A `NormalizingFlow` in training mode; in evaluation mode it ignores `n_power_series`.
 
     Raises:
-        ValueError: a layer that has no counterpart here.
+        ValueError: a layer has no counterpart in normflows.
     """
     from normflows import NormalizingFlow
     from normflows.distributions import DiagGaussian
     from normflows.flows import Residual
 
-    told = {
+    settings = {
         "reduce_memory": reduce_memory,
         "n_power_series": n_power_series,
         "n_samples": n_samples,
@@ -128,21 +137,24 @@ def normflows_flow(
         if isinstance(layer, ActNorm):
             layers.append(_actnorm(layer, (1,) * (len(flow.event) - 1)))
         elif isinstance(layer, ResidualBlock):
-            layers.append(Residual(_net(layer.branch), **told))
-        elif not isinstance(layer, Flatten):  # which their base density does without
+            layers.append(Residual(_net(layer.branch), **settings))
+        elif not isinstance(layer, Flatten):  # their base density takes any shape
             raise _without_counterpart(layer)
-    # Theirs go from latent to data; a density is asked for in the other direction.
+    # Their layers are ordered from latent to data.
     peer = NormalizingFlow(DiagGaussian(flow.event, trainable=False), layers[::-1])
     return peer.to(next(flow.parameters())).train()
 
 
 def normflows_nets(peer: Any) -> list[Any]:
-    """g of each residual block of their flow, from data to latent."""
-    return [layer.iresblock.nnet for layer in reversed(peer.flows) if hasattr(layer, "iresblock")]
+    """g of each residual block of a normflows flow, from data to latent."""
+    from normflows.flows import Residual
+
+    blocks = [layer for layer in reversed(peer.flows) if isinstance(layer, Residual)]
+    return [block.iresblock.nnet for block in blocks]
 
 
 def normflows_update(peer: Any) -> None:
-    """What follows an optimiser step in theirs: power iterations, certified by nothing."""
+    """The power iterations that normflows makes after an optimiser step; they certify nothing."""
     from normflows.utils.optim import update_lipschitz
 
     update_lipschitz(peer, N_POWER_STEPS)
@@ -150,7 +162,7 @@ def normflows_update(peer: Any) -> None:
 
 @contextmanager
 def normflows_seeded(seed: int) -> Iterator[None]:
-    """Their draws, seeded. They come from global generators, which are left as they were."""
+    """Seed the global generators that normflows draws from inside the context, and restore them."""
     from normflows.flows import residual
 
     rng = np.random.default_rng(seed)
@@ -159,8 +171,8 @@ def normflows_seeded(seed: int) -> Iterator[None]:
 
 
 def _net(branch: Any) -> Any:
-    """The branch in their layers; the activation that usually comes first in theirs does not."""
-    with torch.random.fork_rng(devices=[]):  # their layers draw weights before they are given some
+    """A branch as a `Sequential` of normflows layers; no activation precedes the first."""
+    with torch.random.fork_rng(devices=[]):  # their layers draw initial weights
         return torch.nn.Sequential(*map(_stage, branch.stages))
 
 
@@ -174,27 +186,27 @@ def _stage(stage: nn.Module) -> Any:
         return peer
     if not isinstance(stage, Linear | Conv2d) or not isinstance(stage.norm, SpectralNorm):
         raise _without_counterpart(stage)
-    told = {
+    settings = {
         "coeff": stage.coefficient,
         "n_iterations": N_POWER_STEPS,
         "bias": stage.bias is not None,
     }
     if isinstance(stage, Linear):
-        peer = InducedNormLinear(stage.n_in, stage.n_out, **told)
+        peer = InducedNormLinear(stage.n_in, stage.n_out, **settings)
     else:
         kernel = tuple(stage.weight.shape[2:])
         padding = tuple(size // 2 for size in kernel)
-        peer = InducedNormConv2d(stage.n_in, stage.n_out, kernel, 1, padding, **told)
+        peer = InducedNormConv2d(stage.n_in, stage.n_out, kernel, 1, padding, **settings)
         peer.spatial_dims.copy_(torch.tensor(stage.grid))
         peer.initialized.fill_(1)
     for name, parameter in stage.named_parameters():
-        getattr(peer, name).data.copy_(parameter.data)
+        peer.get_parameter(name).data.copy_(parameter.data)
     peer.u, peer.v = stage.norm.u.flatten().clone(), stage.norm.v.flatten().clone()
     return peer
 
 
 def _actnorm(layer: ActNorm, grid: tuple[int, ...]) -> Any:
-    """x = (z - t) exp(-s), with ours z = (x + shift) exp(log_scale)."""
+    """Theirs: x = (z - t) exp(-s). Ours: z = (x + shift) exp(log_scale)."""
     from normflows.flows import ActNorm as TheirActNorm
 
     peer = TheirActNorm((len(layer.shift), *grid))

@@ -1,4 +1,4 @@
-"""Ours, asked for the same numbers of terms and the same probes as normflows takes."""
+"""This package, with the numbers of terms and the probes that normflows uses."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ from torch import Tensor
 import resflow_bench
 from resflow_bench.flows import Inversion, ResidualFlow
 from resflow_bench.logdet import Fixed, Gaussian, LogDetEstimator, Neumann, Roulette, Series
-from resflow_bench.peers.peer import Asked, Peer, check_convertible, linear_layers, roulette_after
+from resflow_bench.peers.peer import Peer, Request, check_convertible, linear_layers, roulette_after
 
 TOLERANCE = 1e-5
-"""On ||x - f^-1(z)||, as an error that is certified; normflows' default is the same number."""
+"""Certified error ||x - f^-1(z)||. The number is that of normflows' default tolerance."""
 
 
-def make(flow: ResidualFlow, asked: Asked) -> Peer:
-    """A copy of the flow, with the estimator whose law is that of normflows in each mode.
+def make(flow: ResidualFlow, request: Request) -> Peer:
+    """A copy of the flow whose estimator has the law of normflows' in each mode.
 
     Raises:
-        Skip: a flow that the peers cannot hold, so that no row of ours stands alone.
+        Skip: the other peers cannot hold the flow, and our row would have none to compare with.
     """
     check_convertible(flow)
-    used = estimator(asked)
-    flow = copy.deepcopy(flow).requires_grad_(True).with_estimator(used)
+    flow = copy.deepcopy(flow).requires_grad_(True).with_estimator(estimator(request))
     generator = torch.Generator(next(flow.parameters()).device)
 
     @contextmanager
@@ -47,21 +46,25 @@ def make(flow: ResidualFlow, asked: Asked) -> Peer:
         tolerance=TOLERANCE,
         branches=[block.branch for block in flow.blocks],
         weights=lambda: [(w.weight_normalised(), w.coefficient) for w in linear_layers(flow)],
-        bias=used.truncation.bias,
-        decay=used.truncation.law.decay if isinstance(used.truncation, Roulette) else 0.0,
+        bias=truncation(request).bias,
+        truncation=truncation(request),
         seeded=seeded,
     )
 
 
-def estimator(asked: Asked) -> LogDetEstimator:
-    """Gaussian probes, and the weights of the terms that normflows gives them in that mode.
+def estimator(request: Request) -> LogDetEstimator:
+    """Gaussian probes, with the weights of the terms and the gradient that normflows uses."""
+    gradient = Neumann() if request.mode == "memory-saving" else Series()
+    return LogDetEstimator(Gaussian(), truncation(request), request.n_probes, gradient=gradient)
 
-    Its geometric law starts at 1, so that one term more than its `n_exact_terms` has weight one;
-    its Neumann gradient takes the weight of J^k from the k-th term, ours from the k + 1-st.
+
+def truncation(request: Request) -> Fixed | Roulette:
+    """The terms' weights that normflows uses.
+
+    The geometric law of normflows starts at 1, so that one term more than its `n_exact_terms` has
+    weight one. Its Neumann gradient takes the weight of J^k from the k-th term, ours from the
+    (k + 1)-st.
     """
-    if asked.mode == "series":
-        return LogDetEstimator(Gaussian(), Fixed(asked.n_terms), asked.n_probes, gradient=Series())
-    if asked.mode == "memory-saving":
-        return LogDetEstimator(Gaussian(), roulette_after(4), asked.n_probes, gradient=Neumann())
-    n_exact = 21 if asked.mode == "evaluation" else 3
-    return LogDetEstimator(Gaussian(), roulette_after(n_exact), asked.n_probes, gradient=Series())
+    if request.mode == "series":
+        return Fixed(request.n_terms)
+    return roulette_after({"roulette": 3, "memory-saving": 4, "evaluation": 21}[request.mode])

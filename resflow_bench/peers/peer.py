@@ -1,4 +1,4 @@
-"""What is asked of an implementation of residual flows, and the verbs that it answers with."""
+"""An implementation of residual flows behind one interface, and the request that it is made for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from resflow_bench.flows import ActNorm, Flatten, ResidualBlock
 from resflow_bench.lab.suite import Skip
 from resflow_bench.layers import Branch, Conv2d, Linear, LipSwish
 from resflow_bench.layers.norms.spectral import SpectralNorm
-from resflow_bench.logdet import Geometric, Roulette
+from resflow_bench.logdet import Fixed, Geometric, Roulette
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,21 +24,27 @@ if TYPE_CHECKING:
     from resflow_bench.flows import ResidualFlow
 
 MODES = ("roulette", "series", "memory-saving", "evaluation")
-"""roulette: a training's estimate from a random number of terms; series: from a fixed one;
-memory-saving: a training's estimate by the Neumann series, whose chain of products keeps no graph;
-evaluation: what is asked for once the training is over."""
+"""Which log-determinant estimate is requested.
+
+roulette: the one used in training, with a random number of terms.
+series: the one used in training, with a fixed number of terms.
+memory-saving: the one used in training whose gradient is the Neumann series, so that the chain of
+    products keeps no graph.
+evaluation: the one used after training.
+"""
 
 TRAINING = MODES[:3]
-"""Those whose estimate has a gradient."""
+"""The modes whose estimate is differentiable."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked of an implementation.
+class Request:
+    """The estimate requested of an implementation.
 
     mode: one of `MODES`.
-    n_terms: of the fixed series; the other modes do not read it.
-    n_probes: by how many probes, or by what reads like them there, an estimate is averaged.
+    n_terms: number of terms of the fixed series; ignored in the other modes.
+    n_probes: number of probes over which an estimate is averaged; where an implementation has none,
+        its setting that comes closest.
     """
 
     mode: str
@@ -48,22 +54,23 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class Peer:
-    """One implementation of one flow in one mode. All hold copies of the same weights.
+    """One implementation of one flow in one mode. All peers of a flow hold copies of its weights.
 
-    version: of the package.
-    map: z = f(x), (B, d) -> (B, d), without a draw.
-    log_det: one draw of its estimate of ln|det df/dx|, (B,), nats; differentiable in `TRAINING`.
-    log_prob: one draw of its estimate of log p(x), (B,), nats.
-    inverse: x near f^-1(z), as it is asked for where samples are drawn, and a certified bound on
-        each ||x - f^-1(z)||, (B,), None where none is given.
-    tolerance: what `inverse` is asked for; None where nothing can be asked.
-    branches: g of each block, from data to latent, whose parameters are in one order for all.
-    weights: (W, c) of each linear layer of its own kind, evaluated afresh: the matrix that it
-        multiplies with when it holds our weights, and the bound on ||W||_2 that it was asked for.
-    bias: E[estimate] - ln|det(I + J)| of a block, from J (P, d, d) to (P,), as its formula has it;
-        None where the estimate is not one of these J's.
-    decay: lim P(N > k) / P(N >= k) of its number of terms; 0 where that is fixed.
-    seeded: makes all of its draws inside the context follow from a seed.
+    version: name and version of the package.
+    map: z = f(x), (B, d) -> (B, d); involves no random draw.
+    log_det: one draw of the estimate of ln|det df/dx|, (B,), nats; differentiable in `TRAINING`.
+    log_prob: one draw of the estimate of log p(x), (B,), nats.
+    inverse: x near f^-1(z), computed as the implementation does to draw samples, and a certified
+        bound on each ||x - f^-1(z)||, (B,), or None if the implementation gives none.
+    tolerance: tolerance that `inverse` requests; None if the implementation accepts none.
+    branches: g of each block, from data to latent; the order of their parameters is the same in
+        all peers.
+    weights: (W, c) of each of the implementation's own linear layers, evaluated afresh: the matrix
+        used in the product when the layer holds our weights, and the requested bound on ||W||_2.
+    bias: E[estimate] - ln|det(I + J)| of a block, from J (P, d, d) to (P,), by the formula of the
+        implementation; None if the estimate does not depend on these J alone.
+    truncation: law of the number of terms; says which moments of the estimate are finite.
+    seeded: context in which all draws are determined by a seed.
     """
 
     version: str
@@ -75,20 +82,20 @@ class Peer:
     branches: list[nn.Module]
     weights: Callable[[], list[tuple[Tensor, float]]]
     bias: Callable[[np.ndarray], np.ndarray] | None
-    decay: float
+    truncation: Fixed | Roulette
     seeded: Callable[[int], AbstractContextManager[None]]
 
     @property
     def parameters(self) -> list[Tensor]:
-        """Of all branches, from data to latent."""
+        """The parameters of all branches, from data to latent."""
         return [p for branch in self.branches for p in branch.parameters()]
 
 
 def installed_version(package: str) -> str:
-    """The package's version.
+    """Name and version of a package.
 
     Raises:
-        Skip: it is not installed.
+        Skip: the package is not installed.
     """
     if find_spec(package) is None:
         raise Skip(f"{package} is not installed; .venv/bin/pip install -e '.[peers]' brings it")
@@ -99,11 +106,11 @@ def check_convertible(flow: ResidualFlow, convolutions: bool = False) -> None:
     """Refuse a flow of anything but ActNorm and blocks of LipSwish and Linear with a spectral norm.
 
     Args:
-        flow: ours.
-        convolutions: whether Conv2d, and a Flatten at the end, are held as well.
+        flow: the flow whose weights a peer is to hold.
+        convolutions: whether Conv2d, and a Flatten at the end, are accepted as well.
 
     Raises:
-        Skip: another layer.
+        Skip: the flow has another layer.
     """
     held = (Linear, LipSwish, *((Conv2d,) if convolutions else ()))
     for layer in flow.bijections:
@@ -126,7 +133,7 @@ def check_convertible(flow: ResidualFlow, convolutions: bool = False) -> None:
 
 
 def linear_layers(flow: ResidualFlow) -> list[Linear]:
-    """Those of all branches, from data to latent."""
+    """The linear layers of all branches, from data to latent."""
     return [
         layer
         for block in flow.blocks
@@ -137,13 +144,13 @@ def linear_layers(flow: ResidualFlow) -> list[Linear]:
 
 
 def roulette_after(n_exact: int) -> Roulette:
-    """The public law, geometric(0.5) and one N a batch, after `n_exact` terms of weight one."""
+    """The law of the public code: `n_exact` terms of weight one, then geometric(0.5), per batch."""
     return Roulette(Geometric(0.5), n_exact, per="batch")
 
 
 @contextmanager
 def torch_seeded(seed: int) -> Iterator[None]:
-    """Draws from torch's global generator on the CPU, seeded; it is left as it was."""
+    """Seed torch's global CPU generator inside the context, and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.set_state(torch.Generator().manual_seed(seed).get_state())
         yield

@@ -1,7 +1,7 @@
-"""The same flow in torchflows: its blocks, on our branches as the g that they can be given.
+"""The same flow in torchflows: its residual blocks with our branches as g.
 
-Its own layers cannot hold our weights: each forward pass divides by a norm from a power iteration
-that starts at a random vector, and the constant asked for is not multiplied in.
+The linear layers of torchflows cannot hold our weights: each forward pass divides by a norm from a
+power iteration that starts at a random vector, and does not multiply by the requested constant.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from resflow_bench.flows import ActNorm, ResidualBlock
 from resflow_bench.lab.suite import Skip
 from resflow_bench.logdet import Fixed
 from resflow_bench.peers.peer import (
-    Asked,
     Peer,
+    Request,
     check_convertible,
     installed_version,
     linear_layers,
+    roulette_after,
     torch_seeded,
 )
 
@@ -35,57 +36,58 @@ if TYPE_CHECKING:
     from resflow_bench.layers import Linear
 
 
-def make(flow: ResidualFlow, asked: Asked) -> Peer:
-    """`InvertibleResNetBlock` for the series, else `ResFlowBlock`, each at its p = 0.5.
+def make(flow: ResidualFlow, request: Request) -> Peer:
+    """`InvertibleResNetBlock` for the series, `ResFlowBlock` with its default p = 0.5 otherwise.
 
-    ActNorm between them and the base density are ours: theirs index by a list in the place of a
-    tuple, which torch deprecates.
+    ActNorm and the base density are ours: those of torchflows index by a list instead of a tuple,
+    which torch deprecates.
 
     Raises:
-        Skip: torchflows is not installed, has not what is asked for, or cannot hold the flow.
+        Skip: torchflows is not installed, does not support the request, or cannot hold the flow.
     """
     version = installed_version("torchflows")
     check_convertible(flow)
-    if asked.mode == "memory-saving":
+    if request.mode == "memory-saving":
         raise Skip(f"{version} has no mode that takes gradients in the forward pass")
-    if asked.mode == "series" and asked.n_terms < 2:
+    if request.mode == "series" and request.n_terms < 2:
         raise Skip(f"{version} takes two terms or more")
-    if asked.mode != "series" and asked.n_probes > 1:
+    if request.mode != "series" and request.n_probes > 1:
         raise Skip(f"the roulette of {version} takes one probe")
-    return _make(flow, asked, version)
+    return _make(flow, request, version)
 
 
-def _make(flow: ResidualFlow, asked: Asked, version: str) -> Peer:
-    with torch.random.fork_rng(devices=[]):  # their layers draw weights before they are given some
-        bijection = _bijection(flow, asked)
+def _make(flow: ResidualFlow, request: Request, version: str) -> Peer:
+    with torch.random.fork_rng(devices=[]):  # their layers draw initial weights
+        bijection = _bijection(flow, request)
         own = [_own_layer(layer) for layer in linear_layers(flow)]
-    bijection.to(next(flow.parameters())).train(asked.mode != "evaluation")
-    branches = [layer.g for layer in bijection.layers if hasattr(layer, "g")]
+    bijection.to(next(flow.parameters())).train(request.mode != "evaluation")
+    branches = [layer.g for layer in bijection.layers if not isinstance(layer, _Affine)]
 
     def map_(x: Tensor) -> Tensor:
         for layer in bijection.layers:
-            x = x + layer.g(x) if hasattr(layer, "g") else layer.forward(x)[0]
+            x = layer(x)[0] if isinstance(layer, _Affine) else x + layer.g(x)
         return x
 
     def log_prob(x: Tensor) -> Tensor:
         z, log_det = bijection.forward(x)
         return -0.5 * (z.square().sum(1) + flow.dim * math.log(2 * math.pi)) + log_det
 
-    is_series = asked.mode == "series"
-    bias = Fixed(asked.n_terms).bias if is_series else roulette_bias
+    # Their roulette evaluates J v, then N products more, N >= 1.
+    truncation = Fixed(request.n_terms) if request.mode == "series" else roulette_after(2)
+    bias = truncation.bias if isinstance(truncation, Fixed) else roulette_bias
     return Peer(
         version=version,
         map=map_,
         log_det=lambda x: bijection.forward(x)[1],
         log_prob=log_prob,
         inverse=lambda z: (bijection.inverse(z)[0].detach(), None),
-        tolerance=None,  # 25 iterations, whatever the residual
+        tolerance=None,  # always 25 iterations
         branches=branches,
         weights=lambda: [(layer.w.normalized(), layer.w.c) for layer in own],
-        # Several samples stand last in a tensor that is then viewed as if they stood first: the
-        # rows of x that g is given are rearrangements of x.
-        bias=bias if asked.n_probes == 1 else None,
-        decay=0.0 if is_series else 0.5,
+        # With several samples, the sample axis is last in a tensor that is then viewed as if it
+        # were first: g is evaluated at rearrangements of x.
+        bias=bias if request.n_probes == 1 else None,
+        truncation=truncation,
         seeded=torch_seeded,
     )
 
@@ -93,8 +95,8 @@ def _make(flow: ResidualFlow, asked: Asked, version: str) -> Peer:
 def roulette_bias(jacobian: np.ndarray) -> np.ndarray:
     """tr(J - J log(I + J)) - ln|det(I + J)|, (P, d, d) -> (P,).
 
-    The coefficients (-1)^k/k of the logarithm stand where those of the Neumann series, (-1)^k,
-    belong: v^T (I + sum_k (-1)^k/(k P(N >= k)) J^k) J v.
+    torchflows returns v^T (I + sum_k (-1)^k/(k P(N >= k)) J^k) J v: the coefficients (-1)^k/k of
+    the logarithm in place of those of the Neumann series, (-1)^k.
     """
     identity = np.eye(jacobian.shape[-1])
     logarithms = np.asarray([linalg.logm(identity + matrix).real for matrix in jacobian])
@@ -103,8 +105,8 @@ def roulette_bias(jacobian: np.ndarray) -> np.ndarray:
 
 
 @final
-class _Between(nn.Module):
-    """Our ActNorm with the verbs of their bijections."""
+class _Affine(nn.Module):
+    """Our ActNorm behind the interface of the bijections of torchflows."""
 
     context_shape = None
 
@@ -121,31 +123,32 @@ class _Between(nn.Module):
         return x, -self.layer.forward_and_log_det(x)[1]
 
 
-def _bijection(flow: ResidualFlow, asked: Asked) -> Any:
+def _bijection(flow: ResidualFlow, request: Request) -> Any:
     base = import_module("torchflows.bijections.base")
     blocks = import_module("torchflows.bijections.finite.residual.iterative")
 
     layers: list[nn.Module] = []
     for layer in flow.bijections:
         if isinstance(layer, ActNorm):
-            layers.append(_Between(layer))
+            layers.append(_Affine(layer))
             continue
-        assert isinstance(layer, ResidualBlock)  # checked before
+        assert isinstance(layer, ResidualBlock)  # by `check_convertible`
         g = copy.deepcopy(layer.branch).requires_grad_(True)
-        if asked.mode == "series":
-            told = {"n_power_series_iterations": asked.n_terms}
-            layers.append(
-                blocks.InvertibleResNetBlock(
-                    flow.event, g=g, n_hutchinson_samples=asked.n_probes, **told
-                )
+        if request.mode == "series":
+            block = blocks.InvertibleResNetBlock(
+                flow.event,
+                g=g,
+                n_power_series_iterations=request.n_terms,
+                n_hutchinson_samples=request.n_probes,
             )
+            layers.append(block)
         else:
             layers.append(blocks.ResFlowBlock(flow.event, g=g))
     return base.BijectiveComposition(layers)
 
 
 def _own_layer(layer: Linear) -> Any:
-    """Their linear layer with our weight, asked for the same constant."""
+    """A linear layer of torchflows with our weight and the same requested constant."""
     blocks = import_module("torchflows.bijections.finite.residual.iterative")
     peer = blocks.SpectralLinear(layer.n_in, layer.n_out, c=layer.coefficient).to(layer.weight)
     peer.w.data.data.copy_(layer.weight.data)

@@ -9,6 +9,7 @@ import numpy as np
 from resflow_bench.analysis.rules import Equals
 from resflow_bench.analysis.words import interval
 from resflow_bench.lab.claims import TIME, Claims, Finding, Statement
+from resflow_bench.theory import seconds_to_target
 from suites.efficiency.comparison import compared, reference, seconds_to
 from suites.margins import (
     BIAS_RESOLUTION,
@@ -65,7 +66,7 @@ def cheapest(cells: pd.DataFrame) -> str:
     best = cells.iloc[int(seconds.argmin())]
     rate = seconds.min() / best["relative_time"]  # seconds to the target, per unit of ratio
     spread = usual["spread"] if usual["finite"] else usual["variance_low"]
-    needed = usual["seconds"] * spread / (TARGET**2 - best["floor"] ** 2)
+    needed = float(seconds_to_target(usual["seconds"], spread, best["floor"], TARGET))
     times = float(f"{needed / seconds.min():.2g}")
     infinite = "" if usual["finite"] else ", of infinite variance there,"
     return (

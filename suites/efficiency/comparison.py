@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from resflow_bench.theory import seconds_to_target
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -54,20 +56,7 @@ def seconds_to(cells: pd.DataFrame, asked: np.ndarray) -> np.ndarray:
         cells[c].to_numpy(float)[:, None] for c in ("spread", "floor", "seconds")
     )
     variance = np.where(cells["finite"].to_numpy(bool)[:, None], spread, math.inf)
-    return _seconds_to_error(seconds, variance, floor, asked)
-
-
-def _seconds_to_error(
-    seconds: np.ndarray, variance: np.ndarray, bias: np.ndarray, error: np.ndarray
-) -> np.ndarray:
-    """seconds max(1, variance / (error^2 - bias^2)): of n draws in n times the seconds of one.
-
-    Infinite where the error is not above the bias, and where the variance is infinite, which no
-    average makes smaller.
-    """
-    left = error**2 - bias**2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(left > 0.0, seconds * np.maximum(1.0, variance / left), math.inf)
+    return seconds_to_target(seconds, variance, floor, asked)
 
 
 def reference(cells: pd.DataFrame) -> pd.Series | None:

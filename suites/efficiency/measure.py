@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from resflow_bench.advise.settings import BIAS_SHARE
 from resflow_bench.flows import Logit, ResidualFlow
 from resflow_bench.intervals import (
     Interval,
@@ -43,18 +44,16 @@ from resflow_bench.logdet import (
 )
 from resflow_bench.models.build import build_estimator, build_expansion, build_points
 from resflow_bench.models.problem import Problem, build_problem, realised
-from resflow_bench.peers import PEERS, Asked
+from resflow_bench.peers import PEERS, Request
 from resflow_bench.speed.timing import elapsed
+from resflow_bench.theory import seconds_to_target
 from suites.sampling import ROUNDING, TAME
 
 TARGET = 0.01
 """nat: the root mean square error per example that `seconds_to_target` is about."""
 
-BIAS_SHARE = 0.1
-"""A bias above this share of the target is no way to reach it, however many draws are averaged."""
-
 YARDSTICK = LogDetEstimator(Rademacher(), Fixed(10))
-"""What every candidate takes turns with: times of two cells compare as their ratios to it."""
+"""What every estimate takes turns with: times of two cells compare as their ratios to it."""
 
 N_WARM_UP = 2
 
@@ -69,8 +68,8 @@ MAX_DENSE = 128
 """Of larger blocks the closed form of the variance, which takes powers of J, is not computed."""
 
 
-class Candidate(NamedTuple):
-    """One way to have the log-determinant of a flow, called once for a batch.
+class Sampler(NamedTuple):
+    """An estimate of the log-determinant of a flow, drawn in one call for a batch.
 
     draw: (B, *event) -> (B,), nats.
     seeded: makes the draws inside the context follow from a seed.
@@ -110,58 +109,57 @@ def measure_efficiency(cell: Cell, context: Context) -> Iterable[Observation]:
       averaged as a second has room for.
     * `seconds_to_target`: seconds per example to a root mean square error of `TARGET` by averaging
       draws; infinite if the bias alone is above a tenth of it, or may be: where no formula gives
-      it, the farther end of its interval counts. An infinite variance counts there as what the
-      draws showed of it, which is too little.
+      it, the farther end of its interval counts; infinite if the variance is, which no average reduces.
 
     The log-determinant is that of the residual blocks and affine layers: a logit in front, which
     has a closed form and no counterpart elsewhere, is left out.
     """
     problem = build_problem(cell, context.results, int(context.effort["n_points"]))
     flow, x, exact = without_logit(problem)
-    candidate = _candidate(cell, problem, flow)
+    sampler = _sampler(cell, problem, flow)
     rounding = ROUNDING * torch.finfo(x.dtype).eps * max(1.0, float(np.abs(exact).max()))  # nat
-    errors = _errors(candidate, x, exact, cell, context)  # (n_calls, R, P)
-    n, variance, bias = errors.size, _variance(candidate, errors), _bias(candidate, errors)
-    if candidate.random:
+    errors = _errors(sampler, x, exact, cell, context)  # (n_calls, R, P)
+    n, variance, bias = errors.size, _variance(sampler, errors), _bias(sampler, errors)
+    if sampler.random:
         width = rounding * (2.0 * math.sqrt(variance.value) + rounding)
         low = max(0.0, variance.low - width)
         variance = variance._replace(low=low, high=variance.high + width)
     bias = bias._replace(low=bias.low - rounding, high=bias.high + rounding)
-    yield observe("variance", variance, "nat^2", n, candidate.note)
-    yield observe("bias", bias, "nat", n, candidate.note)
-    if candidate.variance is not None:
-        yield exactly("variance_expected", candidate.variance.mean(), "nat^2")
-    yield exactly("variance_is_finite", float(candidate.finite), "1")
-    if candidate.bias is not None:
-        yield exactly("bias_expected", candidate.bias.mean(), "nat")
-    seconds, relative, n_products = _costs(candidate, flow, x, cell, context)
+    yield observe("variance", variance, "nat^2", n, sampler.note)
+    yield observe("bias", bias, "nat", n, sampler.note)
+    if sampler.variance is not None:
+        yield exactly("variance_expected", sampler.variance.mean(), "nat^2")
+    yield exactly("variance_is_finite", float(sampler.finite), "1")
+    if sampler.bias is not None:
+        yield exactly("bias_expected", sampler.bias.mean(), "nat")
+    seconds, relative, n_products = _costs(sampler, flow, x, cell, context)
     yield observe("seconds_per_example", seconds, "s", seconds.n)
     yield observe("relative_time", relative, "1", relative.n, "to ten plain terms, in turns")
     if not math.isnan(n_products):
         yield exactly("n_products", n_products, "1")
-    yield from _together(candidate, variance, bias, seconds)
+    yield from _together(sampler, variance, bias, seconds)
     yield from realised(problem.norm, problem.spectral_radius)
 
 
-def _variance(candidate: Candidate, errors: np.ndarray) -> Interval:
+def _variance(sampler: Sampler, errors: np.ndarray) -> Interval:
     """The variance per example, mean over points, from errors (n_calls, R, P)."""
     rows = errors.reshape(-1, errors.shape[-1])
-    if not candidate.random:  # what is left is rounding
+    if not sampler.random:  # what is left is rounding
         return Interval(0.0, 0.0, 0.0, 0.0, errors.size)
-    return variance_interval(rows) if candidate.tame else lower_variance_interval(rows)
+    return variance_interval(rows) if sampler.tame else lower_variance_interval(rows)
 
 
-def _bias(candidate: Candidate, errors: np.ndarray) -> Interval:
+def _bias(sampler: Sampler, errors: np.ndarray) -> Interval:
     """The bias of the mean over copies and points; one call is one sample."""
     n_copies, n_points = errors.shape[1:]
     calls = errors.mean((1, 2))
-    if not candidate.finite:
+    if not sampler.finite:
         return Interval(float(calls.mean()), math.nan, -math.inf, math.inf, len(calls))
-    if candidate.tame or candidate.variance is None:
+    if sampler.tame or sampler.variance is None:
         return mean_interval(calls)
     # Of errors in common no more is known than Var(mean) <= mean of Var.
-    n = n_copies * n_points if candidate.independent else 1
-    return chebyshev_mean_interval(calls, float(candidate.variance.mean()) / n)
+    n = n_copies * n_points if sampler.independent else 1
+    return chebyshev_mean_interval(calls, float(sampler.variance.mean()) / n)
 
 
 def without_logit(problem: Problem) -> tuple[ResidualFlow, Tensor, np.ndarray]:
@@ -175,18 +173,18 @@ def without_logit(problem: Problem) -> tuple[ResidualFlow, Tensor, np.ndarray]:
     return flow, x.to(problem.x), problem.log_det - log_det.cpu().numpy()
 
 
-def _candidate(cell: Cell, problem: Problem, flow: ResidualFlow) -> Candidate:
+def _sampler(cell: Cell, problem: Problem, flow: ResidualFlow) -> Sampler:
     implementation = cell.get("implementation", "ours")
     if implementation != "ours":
-        peer = PEERS[implementation](flow, Asked(cell["mode"]))
-        rho, decay = problem.spectral_radius, peer.decay
-        return Candidate(
+        peer = PEERS[implementation](flow, Request(cell["mode"]))
+        rho, truncation = problem.spectral_radius, peer.truncation
+        return Sampler(
             draw=peer.log_det,
             seeded=peer.seeded,
             random=True,
             independent=False,
-            tame=decay == 0.0 or rho**TAME < decay ** (TAME - 1),
-            finite=decay == 0.0 or rho**2 < decay,
+            tame=truncation.moment_is_finite(rho, TAME),
+            finite=truncation.moment_is_finite(rho, 2),
             variance=None,
             bias=None if peer.bias is None else problem.over_blocks(peer.bias),
             note=peer.version,
@@ -204,7 +202,7 @@ def _candidate(cell: Cell, problem: Problem, flow: ResidualFlow) -> Candidate:
     each = _of_each_block(estimator, problem)
     truncations, rho = [one.truncation for one in each], problem.spectral_radius
     variance, bias = _closed_forms(each, problem)
-    return Candidate(
+    return Sampler(
         draw=lambda x: running.forward_and_log_det(x, generator)[1],
         seeded=seeded,
         random=bool(each),
@@ -222,11 +220,11 @@ def build_draw(cell: Cell, results: Path) -> Callable[[], object]:
     """The call that `seconds_per_example` times: a draw of `batch_size` examples."""
     problem = build_problem(cell, results, n_points=2)
     flow, x, _ = without_logit(problem)
-    candidate, batch = _candidate(cell, problem, flow), repeated(x, int(cell["batch_size"]))
+    sampler, batch = _sampler(cell, problem, flow), repeated(x, int(cell["batch_size"]))
 
     def draw() -> None:
-        with torch.no_grad(), candidate.seeded(0):
-            candidate.draw(batch.clone())
+        with torch.no_grad(), sampler.seeded(0):
+            sampler.draw(batch.clone())
 
     return draw
 
@@ -303,22 +301,22 @@ class _Counting:
 
 @torch.no_grad()
 def _errors(
-    candidate: Candidate, x: Tensor, exact: np.ndarray, cell: Cell, context: Context
+    sampler: Sampler, x: Tensor, exact: np.ndarray, cell: Cell, context: Context
 ) -> np.ndarray:
     """estimate - exact, (n_calls, R, P), nats, float64."""
-    n_calls = int(context.effort["n_calls"]) if candidate.random else 2
+    n_calls = int(context.effort["n_calls"]) if sampler.random else 2
     most = max(1, cell["batch_size"] // len(x))
-    several = candidate.independent and candidate.random
+    several = sampler.independent and sampler.random
     n_copies = min(int(context.effort["n_copies"]), most) if several else 1
     copies = repeated(x, n_copies * len(x))
-    with candidate.seeded(context.generator_seed(cell)):
-        draws = [candidate.draw(copies.clone()).double().cpu().numpy() for _ in range(n_calls)]
+    with sampler.seeded(context.generator_seed(cell)):
+        draws = [sampler.draw(copies.clone()).double().cpu().numpy() for _ in range(n_calls)]
     return np.stack(draws).reshape(n_calls, n_copies, len(x)) - exact
 
 
 @torch.no_grad()
 def _costs(
-    candidate: Candidate, flow: ResidualFlow, x: Tensor, cell: Cell, context: Context
+    sampler: Sampler, flow: ResidualFlow, x: Tensor, cell: Cell, context: Context
 ) -> tuple[Interval, Interval, float]:
     """(seconds per example, ratio of a call to the yardstick's, products per example)."""
     batch = repeated(x, int(cell["batch_size"]))
@@ -326,15 +324,15 @@ def _costs(
     yardstick = flow.with_estimator(YARDSTICK)
     pairs = []
     n_pairs = N_WARM_UP + int(context.effort["n_pairs"])
-    if candidate.counted is not None:
-        candidate.counted.n_products = 0.0
-    with candidate.seeded(context.generator_seed(cell, "time")):
+    if sampler.counted is not None:
+        sampler.counted.n_products = 0.0
+    with sampler.seeded(context.generator_seed(cell, "time")):
         for _ in range(n_pairs):
-            ours = elapsed(lambda: candidate.draw(batch.clone()), x.device)
+            ours = elapsed(lambda: sampler.draw(batch.clone()), x.device)
             theirs = elapsed(lambda: yardstick.forward_and_log_det(batch, generator), x.device)
             pairs.append((ours, theirs))
     taken = np.asarray(pairs[N_WARM_UP:])
-    n_products = math.nan if candidate.counted is None else candidate.counted.n_products / n_pairs
+    n_products = math.nan if sampler.counted is None else sampler.counted.n_products / n_pairs
     per_example = median_interval(taken[:, 0] / len(batch))
     return per_example, median_interval(taken[:, 0] / taken[:, 1]), n_products
 
@@ -345,21 +343,21 @@ def repeated(x: Tensor, n: int) -> Tensor:
 
 
 def _together(
-    candidate: Candidate, variance: Interval, bias: Interval, seconds: Interval
+    sampler: Sampler, variance: Interval, bias: Interval, seconds: Interval
 ) -> Iterator[Observation]:
     """Products of two medians or means: limits times limits."""
     said = "of the sample"
-    if candidate.variance is not None and candidate.finite:
-        value = float(candidate.variance.mean())
+    if sampler.variance is not None and sampler.finite:
+        value = float(sampler.variance.mean())
         variance, said = Interval(value, 0.0, value, value, variance.n), "of the closed form"
-    said += "" if candidate.finite else "; infinite variance: at least this"
+    said += "" if sampler.finite else "; infinite variance: at least this"
     off = max(abs(bias.low), abs(bias.high))
-    if candidate.bias is not None:
-        off = float(np.abs(candidate.bias).max())
-    left = TARGET**2 - off**2 if off <= BIAS_SHARE * TARGET else 0.0
+    if sampler.bias is not None:
+        off = float(np.abs(sampler.bias).max())
 
     def to_target(spread: float, each: float) -> float:
-        return each * max(1.0, spread / left) if left else math.inf
+        spread = spread if sampler.finite else math.inf
+        return float(seconds_to_target(each, spread, off, TARGET, BIAS_SHARE))
 
     ends = [(getattr(variance, end), getattr(seconds, end)) for end in ("value", "low", "high")]
     value, low, high = (max(0.0, spread) * each for spread, each in ends)

@@ -15,7 +15,7 @@ from resflow_bench.lab.axes import Value
 from resflow_bench.lab.cells import Grid, Preset
 from resflow_bench.lab.suite import Suite
 from resflow_bench.models.build import build_flow, build_points, prepare_models
-from resflow_bench.peers import MODES, PEERS, Asked
+from resflow_bench.peers import MODES, PEERS, Request
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from suites.grids import MODEL_AXES, Axes
 from suites.peers.claims import CLAIMS
@@ -105,7 +105,7 @@ class Peers(SuiteBenchmark):
 
     def build(self) -> Callable[[], object]:
         peer = PEERS[self.cell["implementation"]](
-            build_flow(self.cell, Path("results")), Asked("evaluation")
+            build_flow(self.cell, Path("results")), Request("evaluation")
         )
         x = build_points(self.cell, self.cell["batch_size"])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 
 import numpy as np
 import torch
@@ -24,10 +25,10 @@ from resflow_bench.intervals import (
 from resflow_bench.lab.cells import Cell
 from resflow_bench.lab.observe import Observation, exactly, observe
 from resflow_bench.lab.suite import Context
-from resflow_bench.logdet import exact_log_det
+from resflow_bench.logdet import Fixed, Roulette, exact_log_det
 from resflow_bench.models.build import build_points
 from resflow_bench.models.problem import Problem, build_problem, realised
-from resflow_bench.peers import PEERS, TRAINING, Asked, Peer
+from resflow_bench.peers import PEERS, TRAINING, Peer, Request
 from resflow_bench.speed.timing import elapsed, peak_bytes
 from resflow_bench.threads import one_thread
 from suites.sampling import ROUNDING, TAME
@@ -49,29 +50,28 @@ def measure_peers(cell: Cell, context: Context) -> Iterable[Observation]:
 
     Bias and variance: of its estimate of ln|det df/dx|. Those of a training are differentiated,
     the one of evaluation is not; its inverse, which samples are drawn by, is. With more than one
-    probe asked for, bias and variance are all that is looked at. Of a roulette it is also said
-    whether the variance is finite: 1 if rho^2 < decay, else 0, rho the largest spectral radius of
-    a J at the points and `decay` its law's.
+    probe requested, only bias and variance are measured. Of a roulette it is also said whether the
+    variance is finite at rho, the largest spectral radius of a J at the points.
     """
-    asked = Asked(cell["mode"], cell.get("n_terms", 1), cell.get("n_probes", 1))
+    request = Request(cell["mode"], cell.get("n_terms", 1), cell.get("n_probes", 1))
     problem = build_problem(cell, context.results, int(context.effort["n_points"]))
     make = PEERS[cell["implementation"]]
     with one_thread():
-        peer = make(problem.flow, asked)
-        double = make(copy.deepcopy(problem.flow).double(), asked)
+        peer = make(problem.flow, request)
+        double = make(copy.deepcopy(problem.flow).double(), request)
         truth = exact(double, problem.x.double())
         seed, n_copies = context.generator_seed(cell), int(context.effort["n_copies"])
         n_calls = int(context.effort["n_calls"])
         yield from _values(problem, peer, truth.detach().numpy(), n_calls, n_copies, seed)
-        if asked.n_probes == 1:
+        if request.n_probes == 1:
             yield from _map_and_weights(problem, peer, seed)
-            if asked.mode in TRAINING:
+            if request.mode in TRAINING:
                 n_draws = int(context.effort["n_gradients"])
                 yield gradient_error(peer, double, problem.x, n_draws, n_copies, seed)
             else:
                 yield from inverse_error(double, problem.x.double(), seed)
             x = build_points(cell, cell["batch_size"])
-            yield from _costs(peer, PEERS["ours"](problem.flow, asked), asked, x,
+            yield from _costs(peer, PEERS["ours"](problem.flow, request), request, x,
                               int(context.effort["n_pairs"]), seed)  # fmt: skip
         yield from realised(problem.norm, problem.spectral_radius)
 
@@ -87,25 +87,25 @@ def _values(
     """
     draws = draw(peer, problem.x, n_calls, n_copies, seed)  # (n, P, R)
     errors = draws.mean(2) - truth  # (n, P)
-    rest = _unreached(problem, peer)
+    rest = _unreached(problem, peer.truncation)
     eps = torch.finfo(problem.x.dtype).eps
     width = rest + ROUNDING * eps * max(1.0, float(np.abs(truth).max()))
     interval = mean_interval(errors.mean(1))
     interval = interval._replace(low=interval.low - width, high=interval.high + width)
-    rho = problem.spectral_radius
+    rho, truncation = problem.spectral_radius, peer.truncation
     message = f"{peer.version}; {n_calls} calls of {n_copies} x {len(problem.x)} examples"
-    if not _is_tame(peer, rho, 2):
+    if not truncation.moment_is_finite(rho, 2):
         message += f"; infinite variance, but terms met once in 1e9 draws leave {rest:.1e} nat"
     yield observe("bias", interval, "nat", draws.size, message)
     if peer.bias is not None:
         yield exactly("bias_expected", float(problem.over_blocks(peer.bias).mean()), "nat")
     yield exactly("log_det_exact", float(truth.mean()), "nat")
     rows = draws.reshape(n_calls, -1)
-    tame = _is_tame(peer, rho, TAME)
+    tame = truncation.moment_is_finite(rho, TAME)
     spread = variance_interval(rows) if tame else lower_variance_interval(rows)
     yield observe("variance", spread, "nat^2", draws.size)
-    if peer.decay > 0.0:
-        yield exactly("variance_is_finite", float(_is_tame(peer, rho, 2)), "1")
+    if isinstance(truncation, Roulette):
+        yield exactly("variance_is_finite", float(truncation.moment_is_finite(rho, 2)), "1")
     if n_copies > 1:
         yield observe("batch_correlation", batch_correlation(draws), "1", n_calls)
 
@@ -204,7 +204,7 @@ def _map_and_weights(problem: Problem, peer: Peer, seed: int) -> Iterator[Observ
 
 
 def _costs(
-    peer: Peer, ours: Peer, asked: Asked, x: Tensor, n_pairs: int, seed: int
+    peer: Peer, ours: Peer, request: Request, x: Tensor, n_pairs: int, seed: int
 ) -> Iterator[Observation]:
     """Seconds of log-prob on one thread, their ratio to ours in interleaved pairs, and bytes."""
 
@@ -226,23 +226,18 @@ def _costs(
         peak = float(peak_bytes(theirs_call, device))
         yield Observation("peak_bytes", peak, "B")
         yield exactly("peak_over_ours", peak / peak_bytes(our_call, device), "1")
-        if asked.mode in TRAINING:
+        if request.mode in TRAINING:
             yield Observation("peak_bytes_gradient", float(peak_bytes(gradient, device)), "B")
 
 
-def _is_tame(peer: Peer, rho: float, order: int) -> bool:
-    """Whether the moment of that order is finite; always with a fixed number of terms."""
-    return peer.decay == 0.0 or rho**order < peer.decay ** (order - 1)
+def _unreached(problem: Problem, truncation: Fixed | Roulette) -> float:
+    """Bound in nats on the share of the mean in terms evaluated less than once in 1e9 draws.
 
-
-def _unreached(problem: Problem, peer: Peer) -> float:
-    """Nats by which terms met less than once in 1e9 draws can move the mean.
-
-    At most sum_{k >= n} sum_i |lambda_i|^k / k <= sum_i |lambda_i|^n / (n (1 - |lambda_i|)).
+    sum_{k >= n} sum_i |lambda_i|^k / k <= sum_i |lambda_i|^n / (n (1 - |lambda_i|)).
     """
-    if _is_tame(peer, problem.spectral_radius, 2):
+    if isinstance(truncation, Fixed) or truncation.moment_is_finite(problem.spectral_radius, 2):
         return 0.0
-    n = math.ceil(math.log(REACHABLE) / math.log(peer.decay))
+    n = next(k for k in count(1) if truncation.law.survival(np.asarray(k)) < REACHABLE)
 
     def of(jacobian: np.ndarray) -> np.ndarray:
         sizes = np.abs(np.linalg.eigvals(jacobian))  # (P, d)

@@ -1,4 +1,4 @@
-"""What `advise` promises: the error, the code, the refusals; and that it chooses by the numbers."""
+"""Error, code, refusals and time of `advise`; and that its choice follows from the numbers."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from resflow_bench import theory
-from resflow_bench.advise import advice, ways
-from resflow_bench.advise.advice import Advice, Measured, advise
+from resflow_bench.advise import Advice, Measured, advise, budget, contest, inspection
+from resflow_bench.advise.budget import Budget
+from resflow_bench.advise.settings import CONTEST, SEARCH
 from resflow_bench.advise.source import constructor
 from resflow_bench.architectures import linear_flow
 from resflow_bench.cli import main
@@ -22,8 +25,10 @@ from resflow_bench.flows import ActNorm, ResidualBlock, ResidualFlow
 from resflow_bench.layers import mlp_branch
 from resflow_bench.logdet import (
     Arnoldi,
+    Averaged,
     Controlled,
     Determinant,
+    Estimator,
     Fixed,
     Geometric,
     Hadamard,
@@ -36,15 +41,14 @@ from resflow_bench.logdet import (
     dense,
     exact_log_det,
 )
-from resflow_bench.logdet.averaged import Averaged
 
 TARGET = 0.02
 
 
 class Ticking:
-    """A clock that only timed calls move, and each by as much: what else a machine does is nothing.
+    """A clock that advances by the same tick in each timed call, and never in between.
 
-    What is looked at, tuned and computed between the calls takes no time on it.
+    Inspection, tuning and computation take no time on it.
     """
 
     def __init__(self, tick: float) -> None:
@@ -63,9 +67,9 @@ class Ticking:
 def clock() -> Iterator[Ticking]:
     ticking = Ticking(0.005)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(advice, "elapsed", ticking.elapsed)
-        patch.setattr(ways, "elapsed", ticking.elapsed)
-        patch.setattr(ways, "time", ticking)
+        patch.setattr(contest, "elapsed", ticking.elapsed)
+        patch.setattr(inspection, "elapsed", ticking.elapsed)
+        patch.setattr(budget, "time", ticking)
         yield ticking
 
 
@@ -74,7 +78,7 @@ def noise(seed: int) -> torch.Generator:
 
 
 def flow_of(dim: int = 6, lipschitz: float = 0.8) -> ResidualFlow:
-    """Two blocks of one hidden layer, whose weights are stretched to what they promise."""
+    """Two blocks of one hidden layer, with weights stretched up to the promised constant."""
     layers: list[torch.nn.Module] = []
     for seed in range(2):
         branch = mlp_branch(dim, (12,), lipschitz, generator=noise(seed))
@@ -97,10 +101,10 @@ def truth(flow: ResidualFlow, x: torch.Tensor) -> torch.Tensor:
     return torch.linalg.slogdet(rows).logabsdet
 
 
-def rms(flow: ResidualFlow, estimator: object, n_calls: int = 8) -> float:
-    """Of fresh draws, at points that the advice has not seen."""
+def rms(flow: ResidualFlow, estimator: Estimator, n_calls: int = 8) -> float:
+    """Root mean square error of fresh draws at points that the advice has not seen."""
     x = points(seed=9)
-    running, generator, exact = flow.with_estimator(estimator), noise(10), truth(flow, x)  # type: ignore[arg-type]
+    running, generator, exact = flow.with_estimator(estimator), noise(10), truth(flow, x)
     draws = torch.stack([running.forward_and_log_det(x, generator)[1] for _ in range(n_calls)])
     return float((draws - exact).square().mean().sqrt())
 
@@ -111,12 +115,12 @@ def flow() -> ResidualFlow:
 
 
 @pytest.fixture(scope="module")
-def found(flow: ResidualFlow, clock: Ticking) -> Advice:
+def advice(flow: ResidualFlow, clock: Ticking) -> Advice:
     return advise(flow, points(), TARGET, seconds=1.5)
 
 
-def run(code: str, flow: ResidualFlow, x: torch.Tensor) -> dict[str, object]:
-    names: dict[str, object] = {"flow": flow, "x": x}
+def run(code: str, flow: ResidualFlow, x: torch.Tensor) -> dict[str, Any]:
+    names: dict[str, Any] = {"flow": flow, "x": x}
     exec(code, names)
     return names
 
@@ -124,84 +128,92 @@ def run(code: str, flow: ResidualFlow, x: torch.Tensor) -> dict[str, object]:
 # --- the promise
 
 
-def test_every_way_reaches_the_error_that_was_asked(flow: ResidualFlow, found: Advice) -> None:
-    """And one draw, where it takes four or more, does not: what an advice without n would be."""
-    cheap = [way for way in found.ways if way.n_draws <= 32]
+def test_every_estimator_reaches_the_target(flow: ResidualFlow, advice: Advice) -> None:
+    """One draw, where four or more are advised, does not: the twin that forgets `n_draws`."""
+    cheap = [one for one in advice.measured if one.n_draws <= 32]
     assert len(cheap) >= 4
-    assert any(way.n_draws > 1 for way in found.ways)
-    for way in cheap:
-        error = rms(flow, way.estimator)
-        assert error <= 1.2 * TARGET, way
-        assert way.error_expected <= TARGET * (1 + 1e-9)
-        if way.n_draws >= 4:
-            assert isinstance(way.estimator, Averaged)
-            assert rms(flow, way.estimator.estimator) > 1.2 * TARGET, "one draw would do"
+    assert any(one.n_draws > 1 for one in advice.measured)
+    for one in cheap:
+        error = rms(flow, one.estimator)
+        assert error <= 1.2 * TARGET, one
+        assert one.error_expected <= TARGET * (1 + 1e-9)
+        if one.n_draws >= 4:
+            assert isinstance(one.estimator, Averaged)
+            assert rms(flow, one.estimator.estimator) > 1.2 * TARGET, "one draw would do"
 
 
-def test_the_best_takes_least_time_and_n_is_the_least(found: Advice) -> None:
-    to_target = [way.n_draws * way.seconds for way in found.ways]
-    assert to_target[0] <= advice.TIE * min(to_target)
+def test_the_best_takes_least_time_and_n_is_the_least(advice: Advice) -> None:
+    to_target = [one.n_draws * one.seconds for one in advice.measured]
+    assert to_target[0] <= CONTEST.tie * min(to_target)
     assert to_target[1:] == sorted(to_target[1:])
-    for way in found.ways:
-        assert abs(way.bias) <= 0.1 * TARGET
-        assert way.bias**2 + way.variance / way.n_draws <= TARGET**2 * (1 + 1e-12)
-        if way.n_draws > 1:
-            assert way.bias**2 + way.variance / (way.n_draws - 1) > TARGET**2
+    for one in advice.measured:
+        assert abs(one.bias) <= 0.1 * TARGET
+        assert one.bias**2 + one.variance / one.n_draws <= TARGET**2 * (1 + 1e-12)
+        if one.n_draws > 1:
+            assert one.bias**2 + one.variance / (one.n_draws - 1) > TARGET**2
 
 
 def test_variances_are_those_of_the_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the plain fixed series at the very points; that of two probes, half of it, is not."""
-    monkeypatch.setattr(advice, "FEW", 1000)
+    """For the plain fixed series at the same points; half of it, for two probes, is rejected."""
+    monkeypatch.setattr(contest, "CONTEST", replace(CONTEST, first_examples=1000))
     flow, x = flow_of(), points(1000)
-    ways = advise(flow, x, TARGET, seconds=1.0).ways
-    way = next(w for w in ways if re.fullmatch(r"fixed\(\d+\), rademacher", w.name))
-    assert isinstance(way.estimator, Averaged)
-    one = way.estimator.estimator
+    measured = plain_fixed(advise(flow, x, TARGET, seconds=1.0))
+    assert isinstance(measured.estimator, Averaged)
+    one = measured.estimator.estimator
     assert isinstance(one, LogDetEstimator)
+    assert isinstance(one.truncation, Fixed)
     expected = np.zeros(len(x))
     for layer, h in flow.inputs(x):
         if isinstance(layer, ResidualBlock):
             matrices = torch.func.vmap(torch.func.jacrev(lambda z, g=layer.branch: g(z[None])[0]))
             expected += one.truncation.variance(matrices(h).numpy(), Rademacher(), 1)
     # A quadratic form of signs has no more kurtosis than chi-squared with one degree of freedom.
-    error = expected.mean() * (14 / (len(x) * (way.n_calls - 1))) ** 0.5
-    assert abs(way.variance - expected.mean()) < 4 * error
-    assert abs(way.variance - expected.mean() / 2) > 4 * error
-    assert way.n_products == len(flow.blocks) * one.truncation.n_terms  # type: ignore[attr-defined]
+    error = expected.mean() * (14 / (len(x) * (measured.n_calls - 1))) ** 0.5
+    assert abs(measured.variance - expected.mean()) < 4 * error
+    assert abs(measured.variance - expected.mean() / 2) > 4 * error
+    assert measured.n_products == len(flow.blocks) * one.truncation.n_terms
 
 
 # --- the code
 
 
-def test_the_code_of_every_way_makes_what_was_measured(flow: ResidualFlow, found: Advice) -> None:
+def test_the_code_of_every_estimator_makes_it(flow: ResidualFlow, advice: Advice) -> None:
     x = points()
-    for way in found.ways:
-        if way.n_draws > 200:
+    for one in advice.measured:
+        if one.n_draws > 200:
             continue
-        names = run(way.code, flow, x)
-        made, meant = names["estimator"], way.estimator
-        if way.name.startswith("tuned"):
-            if way.n_draws > 1:
-                assert made.n_draws == meant.n_draws  # type: ignore[attr-defined]
-                made, meant = made.estimator, meant.estimator  # type: ignore[attr-defined]
+        names = run(one.code, flow, x)
+        made, expected = names["estimator"], one.estimator
+        if one.name.startswith("tuned"):
+            if one.n_draws > 1:
+                assert made.n_draws == expected.n_draws == one.n_draws
+                made, expected = made.estimator, expected.estimator
             assert isinstance(made, PerBranch)
-            assert isinstance(meant, PerBranch)
-            assert list(made.estimators.values()) == list(meant.estimators.values())
+            assert isinstance(expected, PerBranch)
+            assert list(made.estimators.values()) == list(expected.estimators.values())
         else:
-            assert made == meant, way.name
-        error = names["log_det"] - truth(flow, x)  # type: ignore[operator]
+            assert made == expected, one.name
+        error = names["log_det"] - truth(flow, x)
         assert error.square().mean().sqrt() < 1.6 * TARGET  # 64 examples, one call
-    assert found.code == found.best.code
+    assert advice.code == advice.best.code
 
 
-def test_tuned_ways_are_tried_where_time_allows() -> None:
+def test_the_code_imports_each_name_once(advice: Advice) -> None:
+    for one in advice.measured:
+        first, second, *rest = one.code.splitlines()
+        assert first == "import torch"
+        assert second.startswith("from resflow_bench.logdet import ")
+        assert not any("import" in line for line in rest)
+
+
+def test_tuned_estimators_are_tried_where_time_allows() -> None:
     flow = ResidualFlow([ResidualBlock(mlp_branch(2, (4,), 0.5, generator=noise(0)))], 2)
     x = points(8, 2).float()
-    names = [way.name for way in advise(flow, x, 0.1, seconds=1.5).ways]
+    names = [one.name for one in advise(flow, x, 0.1, seconds=1.5).measured]
     assert any(name.startswith("tuned, hadamard") for name in names), names
     short = advise(flow, x, 0.1, seconds=1e-3)
-    assert len(short.ways) == 1
-    assert not any(way.name.startswith("tuned") for way in short.ways)
+    assert len(short.measured) == 1
+    assert not any(one.name.startswith("tuned") for one in short.measured)
     assert any(line.startswith("tuned, hadamard") for line in short.left_out)
 
 
@@ -228,85 +240,95 @@ def test_a_setting_is_written_as_the_python_that_makes_it(setting: object) -> No
 
 
 def test_the_choice_follows_the_numbers_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a clock that counts calls, two advices are one; and a tie goes to the determinant."""
-    monkeypatch.setattr(advice, "MAX_ROUNDS", 5)
+    """With a clock that counts calls, two advices are equal; a tie goes to the determinant."""
+    monkeypatch.setattr(contest, "CONTEST", replace(CONTEST, max_rounds=5))
     one, two = (advise(flow_of(), points(), TARGET, seconds=60.0) for _ in range(2))
     assert one.table.equals(two.table)
     assert one.code == two.code
     assert one.best.name == "determinant"
-    assert one.ways[1].seconds_to_target == one.best.seconds_to_target
+    assert one.measured[1].seconds_to_target == one.best.seconds_to_target
 
 
 @pytest.mark.parametrize("tick", [0.02, 0.2])
 def test_the_seconds_asked_are_kept(
     clock: Ticking, monkeypatch: pytest.MonkeyPatch, tick: float
 ) -> None:
-    """To a third, with the dearest left out if need be; a clock that stands still keeps nothing."""
+    """To a third, the most expensive candidates left out if need be.
+
+    The twin whose budget never gets smaller takes longer.
+    """
     monkeypatch.setattr(clock, "tick", tick)
     start, seconds = clock.seconds, 2.0
-    found = advise(flow_of(), points(), TARGET, seconds)
+    advice = advise(flow_of(), points(), TARGET, seconds)
     assert clock.seconds - start <= 1.3 * seconds
-    assert found.ways
-    assert all(way.n_calls >= advice.MIN_ROUNDS for way in found.ways)
-    assert bool(found.left_out) == (tick > 0.02)
-    for line in found.left_out:
+    assert advice.measured
+    assert all(one.n_calls >= CONTEST.min_rounds for one in advice.measured)
+    assert bool(advice.left_out) == (tick > 0.02)
+    for line in advice.left_out:
         (needed,) = (int(n) for n in re.findall(r": give seconds=(\d+) or more", line))
         assert needed > seconds
     if tick > 0.02:
         patient = advise(flow_of(), points(), TARGET, 40.0)
-        cheap = {way.name for way in found.ways}
-        assert cheap < {way.name for way in patient.ways}
-        assert "determinant" in cheap, "whose one draw is known to do"
-    monkeypatch.setattr(ways.Allowance, "left", property(lambda self: self.seconds))
-    monkeypatch.setattr(advice, "MAX_ROUNDS", 60)
+        cheap = {one.name for one in advice.measured}
+        assert cheap < {one.name for one in patient.measured}
+        assert "determinant" in cheap, "one draw of it is known to be enough"
+    monkeypatch.setattr(Budget, "left", property(lambda self: self.seconds))
+    monkeypatch.setattr(contest, "CONTEST", replace(CONTEST, max_rounds=60))
     start = clock.seconds
     advise(flow_of(), points(), TARGET, seconds)
     assert clock.seconds - start > 1.3 * seconds
 
 
-def test_unbiased_leaves_out_what_is_biased(found: Advice) -> None:
-    ways = advise(flow_of(), points(), TARGET, seconds=0.6, unbiased=True).ways
-    assert {way.bias for way in ways} == {0.0}
-    assert not [way.name for way in ways if way.name.startswith("fixed")]
-    assert [way.name for way in found.ways if way.name.startswith("fixed")]
+def test_unbiased_leaves_out_fixed_terms(advice: Advice) -> None:
+    unbiased = advise(flow_of(), points(), TARGET, seconds=0.6, unbiased=True).measured
+    assert {one.bias for one in unbiased} == {0.0}
+    assert not [one.name for one in unbiased if one.name.startswith("fixed")]
+    assert [one.name for one in advice.measured if one.name.startswith("fixed")]
 
 
-def n_terms(found: Advice) -> int:
-    (first, *_) = (int(m[1]) for w in found.ways if (m := re.match(r"fixed\((\d+)\)", w.name)))
-    return first
+def plain_fixed(advice: Advice) -> Measured:
+    """A fixed number of terms with one Rademacher probe."""
+    return next(
+        one for one in advice.measured if re.fullmatch(r"fixed\(\d+\), rademacher", one.name)
+    )
+
+
+def n_terms(advice: Advice) -> int:
+    """Terms of the candidates with a fixed number."""
+    names = (re.match(r"fixed\((\d+)\)", one.name) for one in advice.measured)
+    return next(int(name[1]) for name in names if name)
 
 
 def test_fixed_terms_are_enough_for_the_bias_and_not_many_more() -> None:
-    """Of J = -K I, whose bias is the bound."""
+    """For J = -K I, where the bias equals its bound."""
     flow = linear_flow("minus-identity", 4, 0.5)
-    found = advise(flow, points(16, 4), TARGET, seconds=0.6)
-    n = n_terms(found)
+    n = n_terms(advise(flow, points(16, 4), TARGET, seconds=0.6))
     assert theory.truncation_bias_bound(0.5, 4, n) <= 0.1 * TARGET
     assert theory.truncation_bias_bound(0.5, 4, n - 1) > 0.1 * TARGET
 
 
 def test_large_blocks_are_held_to_the_certified_constant(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which asks for more terms than a spectrum that is inside it."""
+    """The constant requires more terms than a spectrum inside it."""
     flow, x = linear_flow("gaussian", 4, 0.5), points(16, 4)
     seen = n_terms(advise(flow, x, TARGET, seconds=0.2))
-    monkeypatch.setattr(ways, "MAX_DENSE", 3)
+    monkeypatch.setattr(inspection, "SEARCH", replace(SEARCH, max_dense=3))
     bounded = n_terms(advise(flow, x, TARGET, seconds=0.2))
     assert theory.truncation_bias_bound(0.5, 4, bounded) <= 0.1 * TARGET
     assert bounded > seen
 
 
-def test_a_gradient_is_timed_where_one_is_wanted() -> None:
+def test_a_gradient_is_timed_where_it_is_requested() -> None:
     flow = flow_of().requires_grad_(True)
-    found = advise(flow, points(), TARGET, seconds=0.6, gradient=True)
-    way = next(w for w in found.ways if re.match(r"fixed\(\d+\), rademacher", w.name))
-    assert way.n_products == 2 * (n_terms(found) + 2), "Neumann's two more, in each block"
+    advice = advise(flow, points(), TARGET, seconds=0.6, gradient=True)
+    expected = 2 * (n_terms(advice) + 2)  # two more for Neumann's gradient, in each block
+    assert plain_fixed(advice).n_products == expected
     assert all(p.grad is None for p in flow.parameters())
 
 
-def test_it_says_how_far_it_is() -> None:
+def test_the_listener_hears_each_step_and_the_seconds_left() -> None:
     heard: list[tuple[str, float]] = []
     advise(flow_of(), points(), TARGET, 0.6, listen=lambda doing, left: heard.append((doing, left)))
-    assert {"a first look", "determinant"} <= {doing for doing, _ in heard}
+    assert {"inspecting the flow", "determinant"} <= {doing for doing, _ in heard}
     assert all(left >= 0.0 for _, left in heard)
 
 
@@ -323,16 +345,16 @@ def test_it_says_how_far_it_is() -> None:
         ({"flow": flow_of().float(), "x": points().float(), "target_error": 1e-9}, "float64"),
     ],
 )
-def test_what_cannot_be_advised_is_refused(change: dict[str, object], words: str) -> None:
+def test_unusable_arguments_are_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        advise(**{"flow": flow_of(), "x": points(), "seconds": 0.1, **change})  # type: ignore[arg-type]
+        advise(**{"flow": flow_of(), "x": points(), "seconds": 0.1, **change})
 
 
 # --- the mean of draws
 
 
 def test_an_average_is_the_mean_of_independent_draws() -> None:
-    """Its variance is 1/n; that of n times one draw, the wrong twin, is not. n = 4000: 4 %."""
+    """Its variance is 1/n of a draw's, the twin's, the same draw n times, is not. To 4 %."""
     matrix = 0.3 * torch.randn(4, 4, dtype=torch.float64, generator=noise(1))
     one = LogDetEstimator(Rademacher(), Fixed(6))
     x = points(4000, 4)
@@ -351,7 +373,7 @@ def test_an_average_is_the_mean_of_independent_draws() -> None:
 
 
 def test_an_average_has_the_gradient_of_its_draws() -> None:
-    """Of the determinant's, exactly; weights differ from example to example."""
+    """The determinant's gradient is reproduced exactly, with unequal weights per example."""
     scale = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     x, weights = points(5, 3), torch.arange(5.0, dtype=torch.float64)
     value = Averaged(Determinant(), 3)(lambda z: scale * z.sin(), x).value
@@ -400,7 +422,7 @@ def test_json_is_for_scripts(call) -> None:
     answer = json.loads(out)
     assert answer["best"] == answer["ways"][0]
     assert {"estimator", "bias", "variance", "n_draws", "seconds_to_target"} <= set(answer["best"])
-    assert {way["bias"] for way in answer["ways"]} == {0.0}
+    assert {row["bias"] for row in answer["ways"]} == {0.0}
     assert "with_estimator" in answer["code"]
 
 
@@ -427,9 +449,10 @@ def test_a_refusal_is_one_line(call, tmp_path: Path, words: str, said: tuple[str
     assert not list(tmp_path.iterdir())
 
 
-def test_a_way_is_told_with_its_averages() -> None:
+def test_a_measured_estimator_counts_all_its_draws() -> None:
     one = LogDetEstimator(Rademacher(), Fixed(3))
-    way = Measured(Averaged(one, 5), "x", ("estimator = 0",), 0.001, 0.04, 6.0, 5, 1e-4, 8, 9)
-    assert way.seconds_to_target == pytest.approx(5e-4)
-    assert way.error_expected == pytest.approx((1e-6 + 0.008) ** 0.5)
-    assert "Averaged(estimator, n_draws=5)" in way.code
+    lines = ("estimator = 0",)
+    measured = Measured(Averaged(one, 5), "x", lines, 0.001, 0.04, 6.0, 5, 1e-4, 8, 9)
+    assert measured.seconds_to_target == pytest.approx(5e-4)
+    assert measured.error_expected == pytest.approx((1e-6 + 0.008) ** 0.5)
+    assert "Averaged(estimator, n_draws=5)" in measured.code

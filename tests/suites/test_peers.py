@@ -19,8 +19,9 @@ from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab.cells import Cell
 from resflow_bench.lab.observe import Observation
 from resflow_bench.lab.suite import Context, Skip
+from resflow_bench.logdet import Fixed, Geometric, Poisson, Roulette
 from resflow_bench.models.problem import build_problem, dense_truth
-from resflow_bench.peers import MODES, PEERS, Asked, Peer, peer
+from resflow_bench.peers import MODES, PEERS, Peer, Request, peer
 from resflow_bench.peers.normflows import neumann_bias
 from resflow_bench.peers.torchflows import roulette_bias
 from suites.peers.figures import side_by_side
@@ -62,7 +63,7 @@ def points(n: int = 4) -> torch.Tensor:
 
 
 def made(flow: ResidualFlow, name: str, mode: str, n_terms: int = 5, n_probes: int = 1) -> Peer:
-    return PEERS[name](flow, Asked(mode, n_terms, n_probes))
+    return PEERS[name](flow, Request(mode, n_terms, n_probes))
 
 
 def available() -> list[tuple[str, str]]:
@@ -140,7 +141,7 @@ def test_several_samples_in_torchflows_are_taken_at_rearranged_points(flow) -> N
     """
     alone = ResidualFlow([flow.bijections[1]], 4)
     x, n_terms, m = points(), 2, 8
-    theirs = PEERS["torchflows"](alone, Asked("series", n_terms, m))
+    theirs = PEERS["torchflows"](alone, Request("series", n_terms, m))
     assert theirs.bias is None
     errors = draw(theirs, x, 100, 16, 3).mean((1, 2))
     rows = x.repeat_interleave(m, 1).view(-1, 4)
@@ -315,10 +316,41 @@ def test_a_finite_variance_is_told_of_roulettes_only(rows, tmp_path) -> None:
     for rho, finite in ((0.3, 1.0), (0.7, 1.0), (0.71, 0.0), (0.9, 0.0)):
         told = replace(problem, spectral_radius=rho)
         for name in PEERS:
-            its_own = PEERS[name](told.flow, Asked("evaluation"))
+            its_own = PEERS[name](told.flow, Request("evaluation"))
             seen = {o.metric: o for o in _values(told, its_own, told.log_det, 2, 1, 0)}
             assert seen["variance_is_finite"].value == finite
             assert ("infinite variance" in seen["bias"].message) == (finite == 0.0)
+
+
+@pytest.mark.parametrize(
+    ("truncation", "finite"),
+    [(Fixed(3), None), (Roulette(Geometric(0.5), 2), 1.0), (Roulette(Poisson(2.0), 2), 0.0)],
+    ids=["fixed", "geometric", "poisson"],
+)
+def test_a_peer_is_one_function(monkeypatch, tmp_path, truncation, finite) -> None:
+    """Ours, a nat too high. Its truncation says which moments are finite: under Poisson none is."""
+
+    def make(flow: ResidualFlow, request: Request) -> Peer:
+        ours = PEERS["ours"](flow, request)
+        return replace(
+            ours,
+            version="made-up 1.0",
+            log_det=lambda x: ours.log_det(x) + 1.0,
+            bias=None,
+            truncation=truncation,
+        )
+
+    monkeypatch.setitem(PEERS, "made-up", make)
+    axes = {"model": "init", "dim": 4, "lipschitz": 0.5, "dtype": "float32", "device": "cpu"}
+    axes |= {"batch_size": 8}
+    cell = Cell("peers", {**axes, "implementation": "made-up", "mode": "evaluation", "n_probes": 1})
+    measured = suites.load("peers").measure(cell, Context(0, EFFORT, tmp_path))
+    seen = {o.metric: o for o in measured}
+    assert seen["bias"].message.startswith("made-up 1.0")
+    assert 0.0 < seen["bias"].ci_low < 1.0 < seen["bias"].ci_high
+    assert "bias_expected" not in seen
+    assert ("infinite variance" in seen["bias"].message) == (finite == 0.0)
+    assert (seen["variance_is_finite"].value if "variance_is_finite" in seen else None) == finite
 
 
 def test_the_figure_shows_each_peer_once(rows) -> None:

@@ -1,0 +1,133 @@
+"""Facts about a flow from which candidates are chosen: constants, spectra, cost of a product."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resflow_bench import theory
+from resflow_bench.advise.budget import Budget, now
+from resflow_bench.advise.settings import BIAS_SHARE, SEARCH
+from resflow_bench.flows import ResidualFlow
+from resflow_bench.jacobian import Map
+from resflow_bench.layers import Branch, LinearBranch
+from resflow_bench.logdet import Determinant, Taylor, linearise
+from resflow_bench.models.problem import dense_truth
+from resflow_bench.speed.timing import elapsed
+from resflow_bench.theory.bias import tail
+from resflow_bench.threads import one_thread
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """Facts about a flow at a batch of points.
+
+    flow, x: the flow and the batch, (B, *event).
+    branches: (g, its input) of each residual block, from data to latent.
+    dims: dimension of each block.
+    constants: certified Lipschitz constant of each branch.
+    product_seconds: seconds of a vector-Jacobian product of each branch, per example.
+    eigenvalues: of J of all blocks at P points, (P, sum of dims); None if a block is too large.
+    """
+
+    flow: ResidualFlow
+    x: Tensor
+    branches: list[tuple[Branch | LinearBranch, Tensor]]
+    dims: list[int]
+    constants: list[float]
+    product_seconds: list[float]
+    eigenvalues: np.ndarray | None
+
+    @property
+    def lipschitz(self) -> float:
+        """Largest certified constant."""
+        return max(self.constants)
+
+    @property
+    def spectral_radius(self) -> float:
+        """Largest |eigenvalue|, or the largest certified constant if there are no eigenvalues."""
+        if self.eigenvalues is None:
+            return self.lipschitz
+        return float(np.abs(self.eigenvalues).max())
+
+    def truncation_biases(self, n: int) -> np.ndarray:
+        """Largest |bias| of 1..n terms over the points, or a bound on it; (n,), nats."""
+        if self.eigenvalues is None:
+            all_n = np.arange(1, n + 1)
+            pairs = zip(self.constants, self.dims, strict=True)
+            bounds = [theory.truncation_bias_bound(c, dim, all_n) for c, dim in pairs]
+            return np.sum(bounds, axis=0)
+        flat = -self.eigenvalues
+        power, terms = np.ones_like(flat), np.empty((n, len(flat)))
+        for k in range(1, n + 1):
+            power *= flat
+            terms[k - 1] = power.real.sum(-1) / k
+        rest = tail(flat, np.asarray(n)).real.sum(-1)  # (P,), of n terms
+        tails = rest + np.cumsum(terms[:0:-1], axis=0)  # of n - 1, ..., 1
+        return np.asarray(np.abs(np.vstack([tails[::-1], rest])).max(1))
+
+
+def inspect(flow: ResidualFlow, x: Tensor, target_error: float, budget: Budget) -> Inspection:
+    """Inspect a flow at a batch x.
+
+    Raises:
+        ValueError: the rounding error of x's dtype is above `BIAS_SHARE` of the target.
+    """
+    budget.report("inspecting the flow")
+    with torch.no_grad():
+        branches = flow.branches(x)
+    dims = [math.prod(h.shape[1:]) for _, h in branches]
+    constants = [float(g.lipschitz_certified()) for g, _ in branches]
+    seconds = [_product_seconds(g, h) for g, h in branches]
+    eigenvalues = None
+    if max(dims) <= SEARCH.max_dense:
+        eigenvalues = _eigenvalues(flow, x, max(dims), target_error, budget)
+    return Inspection(flow, x, branches, dims, constants, seconds, eigenvalues)
+
+
+def _eigenvalues(
+    flow: ResidualFlow, x: Tensor, dim: int, target_error: float, budget: Budget
+) -> np.ndarray:
+    """Eigenvalues at two points, and at as many more as there is time for."""
+    most, start = max(2, min(16, SEARCH.dense_numbers // dim)), now()
+    first = _eigenvalues_at(flow, x[:2], target_error)
+    repeats = SEARCH.share * budget.seconds / max(now() - start, 1e-9)  # of the work just done
+    rest = x[2 : min(most, int(2 * repeats))]
+    if not len(rest):
+        return first
+    return np.concatenate([first, _eigenvalues_at(flow, rest, target_error)])
+
+
+def _eigenvalues_at(flow: ResidualFlow, x: Tensor, target_error: float) -> np.ndarray:
+    """Eigenvalues of J of all blocks, (P, sum of dims); checks the rounding error on the way."""
+    with one_thread():
+        jacobians, exact = dense_truth(flow, x)
+        eigenvalues = [np.linalg.eigvals(matrices).astype(np.complex128) for matrices in jacobians]
+    with torch.no_grad():
+        value = flow.with_estimator(Determinant()).forward_and_log_det(x)[1]
+    rounding = float(np.abs(value.double().cpu().numpy() - exact).max())
+    if rounding > BIAS_SHARE * target_error:
+        raise ValueError(
+            f"advise needs a target_error of at least {1 / BIAS_SHARE:g} times the rounding error "
+            f"of x's {str(x.dtype).removeprefix('torch.')}, here {rounding:.1g} nat; got "
+            f"{target_error:g}. Raise it, or give flow and x in float64."
+        )
+    return np.concatenate(eigenvalues, axis=1)
+
+
+@torch.no_grad()
+def _product_seconds(g: Map, h: Tensor) -> float:
+    """Seconds of one product, as part of a series of terms with some hundred vectors at a time."""
+    n = max(1, min(128, 2**14 // math.prod(h.shape[1:])))
+    jacobian = linearise(g, h[:1]).jacobian
+    v = torch.ones(n, *h[:1].shape, dtype=h.dtype, device=h.device)
+
+    def terms(n_terms: int) -> None:
+        Taylor().increments(jacobian, v, n_terms)
+
+    terms(1)
+    return elapsed(lambda: terms(SEARCH.n_pilot_terms), h.device) / (n * SEARCH.n_pilot_terms)
