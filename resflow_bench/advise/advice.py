@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from resflow_bench.advise.budget import Budget, Listener, silent
+from resflow_bench.advise.budget import Budget
 from resflow_bench.advise.candidates import Search
 from resflow_bench.advise.contest import Contender, Contest, Measured, fastest
 from resflow_bench.advise.inspection import inspect
+from resflow_bench.lab.progress import Listener, ignore
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +68,7 @@ def advise(
     seconds: float = 5.0,
     unbiased: bool = False,
     gradient: bool = False,
-    listen: Listener = silent,
+    listen: Listener = ignore,
 ) -> Advice:
     """The estimator of least n t with bias^2 + variance/n <= target_error^2; |bias| <= a tenth.
 
@@ -89,7 +90,7 @@ def advise(
             candidate and the Jacobians at two points are computed in any case.
         unbiased: leave out fixed numbers of terms.
         gradient: time and count the backward pass too; the error is that of the value.
-        listen: called as `listen(doing, seconds_left)` before each step.
+        listen: called before each step, with its name and the seconds left.
 
     Properties: a result may differ from call to call where timings are close. All draws come from
         generators of their own.

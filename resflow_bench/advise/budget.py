@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
-Listener = Callable[[str, float], None]
-"""Called with the current step and the seconds left in total."""
-
-
-def silent(doing: str, seconds_left: float) -> None:
-    """Ignore the step."""
+from resflow_bench.lab.progress import Listener, Progress
 
 
 def now() -> float:
@@ -39,7 +33,7 @@ class Budget:
 
     def report(self, doing: str) -> None:
         """Tell the listener the current step."""
-        self.listen(doing, self.left)
+        self.listen(Progress(seconds_left=self.left, message=doing))
 
     def refusal(self, name: str, needed: float) -> str:
         """Message for a candidate that would need `needed` seconds in total."""

@@ -79,10 +79,7 @@ def advise(
         )
         flow = build_flow(cell, results).requires_grad_(gradient == "yes")
         x = build_points(cell, int(given["batch_size"]))
-        advice = measure(
-            *(flow, x, target_error, seconds, unbiased, gradient == "yes"),
-            lambda message, left: listen(Progress(seconds_left=left, message=message)),
-        )
+        advice = measure(flow, x, target_error, seconds, unbiased, gradient == "yes", listen)
     code = f"{_problem(cell, results, len(x), gradient == 'yes')}\n{advice.code}"
     asked = {**axes, "target_error": target_error, "unbiased": unbiased, "gradient": gradient}
     click.echo(_json(advice, asked, code) if as_json else _text(advice, str(cell), code), nl=False)

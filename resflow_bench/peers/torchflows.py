@@ -61,11 +61,11 @@ def _make(flow: ResidualFlow, request: Request, version: str) -> Peer:
         bijection = _bijection(flow, request)
         own = [_own_layer(layer) for layer in linear_layers(flow)]
     bijection.to(next(flow.parameters())).train(request.mode != "evaluation")
-    branches = [layer.g for layer in bijection.layers if not isinstance(layer, _Affine)]
+    branches = [layer.g for layer in bijection.layers if not isinstance(layer, _OurAffine)]
 
     def map_(x: Tensor) -> Tensor:
         for layer in bijection.layers:
-            x = layer(x)[0] if isinstance(layer, _Affine) else x + layer.g(x)
+            x = layer(x)[0] if isinstance(layer, _OurAffine) else x + layer.g(x)
         return x
 
     def log_prob(x: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def roulette_bias(jacobian: np.ndarray) -> np.ndarray:
 
 
 @final
-class _Affine(nn.Module):
+class _OurAffine(nn.Module):
     """Our ActNorm behind the interface of the bijections of torchflows."""
 
     context_shape = None
@@ -130,7 +130,7 @@ def _bijection(flow: ResidualFlow, request: Request) -> Any:
     layers: list[nn.Module] = []
     for layer in flow.bijections:
         if isinstance(layer, ActNorm):
-            layers.append(_Affine(layer))
+            layers.append(_OurAffine(layer))
             continue
         assert isinstance(layer, ResidualBlock)  # by `check_convertible`
         g = copy.deepcopy(layer.branch).requires_grad_(True)

@@ -47,10 +47,8 @@ from resflow_bench.models.problem import Problem, build_problem, realised
 from resflow_bench.peers import PEERS, Request
 from resflow_bench.speed.timing import elapsed
 from resflow_bench.theory import seconds_to_target
+from suites.margins import TARGET
 from suites.sampling import ROUNDING, TAME
-
-TARGET = 0.01
-"""nat: the root mean square error per example that `seconds_to_target` is about."""
 
 YARDSTICK = LogDetEstimator(Rademacher(), Fixed(10))
 """What every estimate takes turns with: times of two cells compare as their ratios to it."""
@@ -108,8 +106,8 @@ def measure_efficiency(cell: Cell, context: Context) -> Iterable[Observation]:
     * `variance_time`: variance x seconds_per_example, nat^2 s: what remains when as many draws are
       averaged as a second has room for.
     * `seconds_to_target`: seconds per example to a root mean square error of `TARGET` by averaging
-      draws; infinite if the bias alone is above a tenth of it, or may be: where no formula gives
-      it, the farther end of its interval counts; infinite if the variance is, which no average reduces.
+      draws. It is infinite if the variance is, or if the bias may be above a tenth of `TARGET`:
+      where no formula gives the bias, the farther end of its interval counts.
 
     The log-determinant is that of the residual blocks and affine layers: a logit in front, which
     has a closed form and no counterpart elsewhere, is left out.

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +17,8 @@ from resflow_bench.advise.budget import Budget
 from resflow_bench.advise.settings import CONTEST, SEARCH
 from resflow_bench.advise.source import constructor
 from resflow_bench.architectures import linear_flow
-from resflow_bench.cli import main
 from resflow_bench.flows import ActNorm, ResidualBlock, ResidualFlow
+from resflow_bench.lab.progress import Progress
 from resflow_bench.layers import mlp_branch
 from resflow_bench.logdet import (
     Arnoldi,
@@ -326,10 +323,10 @@ def test_a_gradient_is_timed_where_it_is_requested() -> None:
 
 
 def test_the_listener_hears_each_step_and_the_seconds_left() -> None:
-    heard: list[tuple[str, float]] = []
-    advise(flow_of(), points(), TARGET, 0.6, listen=lambda doing, left: heard.append((doing, left)))
-    assert {"inspecting the flow", "determinant"} <= {doing for doing, _ in heard}
-    assert all(left >= 0.0 for _, left in heard)
+    heard: list[Progress] = []
+    advise(flow_of(), points(), TARGET, 0.6, listen=heard.append)
+    assert {"inspecting the flow", "determinant"} <= {progress.message for progress in heard}
+    assert all(progress.seconds_left >= 0.0 for progress in heard)
 
 
 @pytest.mark.parametrize(
@@ -381,72 +378,6 @@ def test_an_average_has_the_gradient_of_its_draws() -> None:
     exact = (weights[:, None] * x.cos() / (1 + 0.5 * x.cos())).sum()
     torch.testing.assert_close(ours, exact)
     assert torch.allclose(value, exact_log_det(lambda z: scale * z.sin(), x))
-
-
-# --- the command
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    monkeypatch.chdir(tmp_path)
-
-    def call(words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["resflow-bench", "advise", *words.split()])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return int(end.value.code or 0), *capsys.readouterr()
-
-    return call
-
-
-SMALL = "--model minus-identity --dim 4 --lipschitz 0.5 --batch-size 16 --seconds 0.2"
-
-
-def test_what_the_command_prints_can_be_pasted_and_run(call) -> None:
-    code, out, err = call(f"{SMALL} --target-error 0.05")
-    assert (code, err) == (0, "")
-    head, start, rest = out.partition("from pathlib import Path\n")
-    assert "seconds to target" in head
-    assert "take " in head
-    names: dict[str, object] = {}
-    exec(start + rest, names)
-    log_det = names["log_det"]
-    assert isinstance(log_det, torch.Tensor)
-    assert log_det.shape == (16,)
-    assert float((log_det - 4 * np.log(0.5)).square().mean().sqrt()) < 1.2 * 0.05
-
-
-def test_json_is_for_scripts(call) -> None:
-    code, out, _ = call(f"{SMALL} --unbiased --gradient no --json")
-    assert code == 0
-    answer = json.loads(out)
-    assert answer["best"] == answer["ways"][0]
-    assert {"estimator", "bias", "variance", "n_draws", "seconds_to_target"} <= set(answer["best"])
-    assert {row["bias"] for row in answer["ways"]} == {0.0}
-    assert "with_estimator" in answer["code"]
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ("--model nope", ("`model`", "one of", "nope")),
-        ("--model trained --dim 7", ("dim=64", "dim=7")),
-        ("--lipschitz 1.5", ("`lipschitz`", "1.5")),
-        ("--device nowhere", ("device", "nowhere", "this machine has")),
-        ("--dtype bfloat16", ("float64", "bfloat16")),
-        ("--target-error 0", ("--target-error", "positive", "0")),
-        ("--seconds -1", ("--seconds", "positive", "-1")),
-        ("--batch-size 0", ("`batch_size`", "0")),
-        ("--gradient maybe", ("maybe",)),
-        (f"{SMALL} --dtype float32 --target-error 1e-12", ("float64", "float32")),
-    ],
-)
-def test_a_refusal_is_one_line(call, tmp_path: Path, words: str, said: tuple[str, ...]) -> None:
-    code, out, err = call(words)
-    assert (code, out) == (2, "")
-    assert re.fullmatch(r"error: .*\n", err), err
-    assert all(word in err for word in said), err
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_measured_estimator_counts_all_its_draws() -> None:
