@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from resflow_bench.lab.suite import Suite
+    from resflow_bench.lab import Suite
 
 NAMES = (
     "bias",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from resflow_bench.lab.axes import Value
-from resflow_bench.lab.cells import Grid
+from resflow_bench.lab import Grid, Value
 
 MODEL_AXES = ("model", "dim", "lipschitz", "dtype", "device")
 ESTIMATOR_AXES = ("truncation", "n_terms", "roulette", "n_exact", "probe", "n_probes")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from resflow_bench.lab.claims import TIME, Metric
+from resflow_bench.lab import TIME, Metric
 
 RATE = Metric("less", rtol=TIME.rtol, is_time=True)
 MEMORY = Metric("more", rtol=0.05)

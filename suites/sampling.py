@@ -13,9 +13,9 @@ from torch import Tensor
 
 from resflow_bench import theory
 from resflow_bench.intervals import Interval, chebyshev_mean_interval, mean_interval
-from resflow_bench.lab.observe import replicates
+from resflow_bench.lab import replicates
 from resflow_bench.logdet import LogDetEstimator, Probe
-from resflow_bench.models.problem import Problem
+from resflow_bench.models import Problem
 
 EXAMPLES_PER_CALL = 512
 """Probes x points x repeats in one call: large enough to hide overhead, small enough that the

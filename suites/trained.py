@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from resflow_bench.flows import ResidualFlow
-from resflow_bench.lab.cells import Cell
-from resflow_bench.lab.suite import Context, Skip, silent
+from resflow_bench.lab import Cell, Context, Skip, silent
 from resflow_bench.logdet import LogDetEstimator
 from resflow_bench.models.catalogue import held_out
 from resflow_bench.training.recipe import Recipe

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from resflow_bench.lab import pack
 from resflow_bench.lab.discovery import load, page_order
-from resflow_bench.lab.observe import pack
 
 SUITES = {name: load(name) for name in page_order()}
 """Every suite that has a section on the page."""

@@ -13,9 +13,7 @@ from types import ModuleType
 
 import torch
 
-from resflow_bench.lab.cells import Cell, Grid, Preset
-from resflow_bench.lab.observe import Observation
-from resflow_bench.lab.suite import Context, Failure, Skip, Suite
+from resflow_bench.lab import Cell, Context, Failure, Grid, Observation, Preset, Skip, Suite
 
 
 def measure_rows(cell: Cell, context: Context) -> Iterable[Observation]:

@@ -2,8 +2,7 @@
 
 from my_suite.claims import CLAIMS
 from my_suite.measure import measure_tail
-from resflow_bench.lab.cells import Grid, Preset
-from resflow_bench.lab.suite import Suite
+from resflow_bench.lab import Grid, Preset, Suite
 
 GRID = Grid({"lipschitz": (0.5, 0.9), "n_terms": (1, 2, 5, 10)})
 

@@ -1,7 +1,7 @@
 """The margin of the error, and the theorem that it is held to."""
 
 from resflow_bench.analysis.rules import Exactly
-from resflow_bench.lab.claims import Claims, Metric, Statement
+from resflow_bench.lab import Claims, Metric, Statement
 
 CLAIMS = Claims(
     metrics={"error": Metric("more", rtol=0.01)},

@@ -2,7 +2,7 @@
 
 from math import log1p
 
-from resflow_bench.lab.observe import exactly
+from resflow_bench.lab import exactly
 
 
 def measure_tail(cell, context):

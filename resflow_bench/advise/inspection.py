@@ -16,7 +16,7 @@ from resflow_bench.flows import ResidualFlow
 from resflow_bench.jacobian import Map
 from resflow_bench.layers import Branch, LinearBranch
 from resflow_bench.logdet import Determinant, Taylor, linearise
-from resflow_bench.models.problem import dense_truth
+from resflow_bench.models import dense_truth
 from resflow_bench.speed.timing import elapsed
 from resflow_bench.theory.bias import tail
 from resflow_bench.threads import one_thread

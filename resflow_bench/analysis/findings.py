@@ -10,7 +10,7 @@ from resflow_bench.analysis.tables import wide
 if TYPE_CHECKING:
     import pandas as pd
 
-    from resflow_bench.lab.suite import Suite
+    from resflow_bench.lab import Suite
 
 HOW_MANY = 3
 

@@ -19,7 +19,7 @@ from resflow_bench.intervals import LEVEL
 if TYPE_CHECKING:
     import pandas as pd
 
-    from resflow_bench.lab.claims import Statement
+    from resflow_bench.lab import Statement
 
 ROUNDING = 1e-6  # relative, of a bound: eight units in the last place of float32
 Z = stats.norm.ppf((1 + LEVEL) / 2)

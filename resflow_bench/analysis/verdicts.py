@@ -21,8 +21,7 @@ from resflow_bench.analysis.rules import apply
 from resflow_bench.analysis.tables import wide
 
 if TYPE_CHECKING:
-    from resflow_bench.lab.claims import Statement
-    from resflow_bench.lab.suite import Suite
+    from resflow_bench.lab import Statement, Suite
 
 FALSE_DISCOVERIES = 0.01
 VERDICTS = ("holds", "violated", "undecided")

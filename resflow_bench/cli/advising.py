@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from resflow_bench.advise import Advice
-    from resflow_bench.lab.cells import Cell
+    from resflow_bench.lab import Cell
 
 N_RUNNERS_UP = 5
 AXES = ("model", "dim", "lipschitz", "device", "dtype")
@@ -50,12 +50,10 @@ def advise(
     """
     from resflow_bench.advise import advise as measure
     from resflow_bench.cli.choices import parse
+    from resflow_bench.lab import Cell, Skip
     from resflow_bench.lab.axes import AXES as RULES
-    from resflow_bench.lab.cells import Cell
     from resflow_bench.lab.progress import Progress, shown
-    from resflow_bench.lab.suite import Skip
-    from resflow_bench.models.build import build_flow, build_points
-    from resflow_bench.models.catalogue import MODELS
+    from resflow_bench.models import MODELS, build_flow, build_points
 
     with refusals(ValueError, Skip), shown("advise") as listen:
         given = {name: parse(RULES[name], text) for name, text in axes.items()}

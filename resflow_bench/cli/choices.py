@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 from resflow_bench.lab.axes import axis_named
 
 if TYPE_CHECKING:
-    from resflow_bench.lab.axes import Axis, Value
+    from resflow_bench.lab import Value
+    from resflow_bench.lab.axes import Axis
 
 
 def names_for(axis: str) -> tuple[str, ...] | None:
     """The names that are values of an axis; None for an axis of numbers or of fixed words."""
     match axis:
         case "model":
-            from resflow_bench.models.catalogue import MODELS
+            from resflow_bench.models import MODELS
 
             return tuple(MODELS)
         case "dataset":

@@ -9,8 +9,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from resflow_bench.lab import Suite
     from resflow_bench.lab.store import Run
-    from resflow_bench.lab.suite import Suite
 
 
 def suites_of(runs: Iterable[Run]) -> dict[str, Suite]:

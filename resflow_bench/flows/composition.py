@@ -10,13 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resflow_bench.fixed_point import Solution
-from resflow_bench.flows.bijection import (
-    Bijection,
-    ClosedForm,
-    Formulas,
-    as_bijection,
-    or_zeros,
-)
+from resflow_bench.flows.bijection import Bijection, ClosedForm, Formulas, as_bijection, or_zeros
 from resflow_bench.flows.inversion import AnyInversion
 from resflow_bench.logdet.estimator import Estimator
 

@@ -24,7 +24,7 @@ import numpy as np
 from scipy import stats
 
 from resflow_bench.gate.samples import Samples
-from resflow_bench.lab.claims import Metric
+from resflow_bench.lab import Metric
 
 
 @dataclass(frozen=True)

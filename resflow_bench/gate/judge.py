@@ -22,7 +22,7 @@ from scipy import special, stats
 from resflow_bench.gate.evidence import Evidence, certain, of_means, of_ranks
 from resflow_bench.gate.margins import Margins
 from resflow_bench.gate.samples import Samples
-from resflow_bench.lab.claims import Metric
+from resflow_bench.lab import Metric
 
 KEYS = ["suite", "cell", "metric"]
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from resflow_bench.lab.claims import TIME, Metric
+from resflow_bench.lab import TIME, Metric
 
 if TYPE_CHECKING:
-    from resflow_bench.lab.suite import Suite
+    from resflow_bench.lab import Suite
 
 
 @dataclass(frozen=True)

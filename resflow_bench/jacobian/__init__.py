@@ -1,12 +1,7 @@
 """J_g(x), the Jacobian of a residual branch, as a linear operator on each example of a batch."""
 
 from resflow_bench.jacobian.chain import JacobianChain
-from resflow_bench.jacobian.dense_matrix import (
-    CHUNK_NUMBERS,
-    DenseJacobian,
-    dense,
-    dense_jacobian,
-)
+from resflow_bench.jacobian.dense_matrix import CHUNK_NUMBERS, DenseJacobian, dense, dense_jacobian
 from resflow_bench.jacobian.linearisation import Linearisable, autograd, cached, linearise
 from resflow_bench.jacobian.matrix_stage import MatrixStage
 from resflow_bench.jacobian.operator import (

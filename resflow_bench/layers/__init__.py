@@ -11,12 +11,7 @@ from resflow_bench.layers.activations import (
     Tanh,
 )
 from resflow_bench.layers.branches import Branch, LinearBranch
-from resflow_bench.layers.builders import (
-    conv_branch,
-    dense_branch,
-    dense_conv_branch,
-    mlp_branch,
-)
+from resflow_bench.layers.builders import conv_branch, dense_branch, dense_conv_branch, mlp_branch
 from resflow_bench.layers.conv import Conv2d, InducedConv2d, SpectralConv2d
 from resflow_bench.layers.dense import DenseLayer
 from resflow_bench.layers.layer import Layer

@@ -8,14 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.jacobian import (
-    CHUNK_NUMBERS,
-    Map,
-    Products,
-    autograd,
-    dense_jacobian,
-    linearise,
-)
+from resflow_bench.jacobian import CHUNK_NUMBERS, Map, Products, autograd, dense_jacobian, linearise
 from resflow_bench.logdet.estimator import Estimate
 from resflow_bench.threads import one_torch_thread
 

@@ -1,1 +1,25 @@
 """The axis `model`: flows by name, the points they are measured at, and their exact values."""
+
+from resflow_bench.models.build import (
+    build_estimator,
+    build_expansion,
+    build_flow,
+    build_points,
+    prepare_models,
+)
+from resflow_bench.models.catalogue import MODELS
+from resflow_bench.models.problem import Problem, build_problem, dense_truth, realised, sizes
+
+__all__ = [
+    "MODELS",
+    "Problem",
+    "build_estimator",
+    "build_expansion",
+    "build_flow",
+    "build_points",
+    "build_problem",
+    "dense_truth",
+    "prepare_models",
+    "realised",
+    "sizes",
+]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from resflow_bench.architectures import LINEAR_FAMILIES, linear_flow, mlp_flow, steep_flow
 from resflow_bench.flows import ResidualFlow
-from resflow_bench.lab.suite import Skip
+from resflow_bench.lab import Skip
 from resflow_bench.training.recipe import Recipe, dataset, finite_moments_estimator
 from resflow_bench.training.trainer import Training
 from resflow_bench.training.weights import trained

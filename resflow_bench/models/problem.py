@@ -15,8 +15,7 @@ from torch import Tensor
 
 from resflow_bench.flows import ResidualBlock, ResidualFlow
 from resflow_bench.flows.bijection import as_bijection
-from resflow_bench.lab.cells import Cell
-from resflow_bench.lab.observe import Observation, exactly
+from resflow_bench.lab import Cell, Observation, exactly
 from resflow_bench.logdet import dense_log_det, jacobian
 from resflow_bench.models.build import build_flow, build_points
 from resflow_bench.models.catalogue import MODELS

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from resflow_bench.flows import ActNorm, Flatten, ResidualBlock
-from resflow_bench.lab.suite import Skip
+from resflow_bench.lab import Skip
 from resflow_bench.layers import Branch, Conv2d, Linear, LipSwish
 from resflow_bench.layers.norms.spectral import SpectralNorm
 from resflow_bench.logdet import Fixed, Geometric, Roulette

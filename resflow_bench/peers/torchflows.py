@@ -17,7 +17,7 @@ from scipy import linalg
 from torch import nn
 
 from resflow_bench.flows import ActNorm, ResidualBlock
-from resflow_bench.lab.suite import Skip
+from resflow_bench.lab import Skip
 from resflow_bench.logdet import Fixed
 from resflow_bench.peers.peer import (
     Peer,

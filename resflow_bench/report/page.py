@@ -28,8 +28,7 @@ from resflow_bench.report import style
 from resflow_bench.report.picture import Picture
 
 if TYPE_CHECKING:
-    from resflow_bench.lab.claims import Statement
-    from resflow_bench.lab.suite import Suite
+    from resflow_bench.lab import Statement, Suite
 
 MAX_LINES = 60  # of a table or a list on the page; the CSV beside it has them all
 PHONE = 1

@@ -10,8 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
-from resflow_bench.lab.cells import Cell
-from resflow_bench.lab.suite import Context, Skip, Suite
+from resflow_bench.lab import Cell, Context, Skip, Suite
 from resflow_bench.speed.clock import SteadyClock
 
 Method = TypeVar("Method", bound=Callable[..., object])

@@ -41,10 +41,7 @@ from resflow_bench.theory.roulette import (
     roulette_variance_bound_lipschitz,
     roulette_variance_is_finite,
 )
-from resflow_bench.theory.tails import (
-    spectral_radius,
-    tail_moments,
-)
+from resflow_bench.theory.tails import spectral_radius, tail_moments
 from resflow_bench.theory.target import draws_to_target, seconds_to_target
 
 __all__ = [

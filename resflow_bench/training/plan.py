@@ -8,12 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from resflow_bench.architectures import architecture_named
+from resflow_bench.lab import Cell, Observation, Skip, Suite
 from resflow_bench.lab.axes import axis_named
-from resflow_bench.lab.cells import Cell
-from resflow_bench.lab.observe import Observation
 from resflow_bench.lab.plan import now
 from resflow_bench.lab.provenance import provenance
-from resflow_bench.lab.suite import Skip, Suite
 from resflow_bench.training.recipe import Recipe, finite_moments_estimator
 from resflow_bench.training.trainer import Training
 

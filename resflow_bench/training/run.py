@@ -16,13 +16,11 @@ import torch
 from resflow_bench.data import Dataset
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.intervals import mean_interval
-from resflow_bench.lab.cells import Cell
+from resflow_bench.lab import Cell, Context, Observation, Result, exactly, observe
 from resflow_bench.lab.interrupt import Interrupted, Interrupts
-from resflow_bench.lab.observe import Observation, Result, exactly, observe
 from resflow_bench.lab.plan import now
 from resflow_bench.lab.progress import Listener, Progress, ignore
 from resflow_bench.lab.store import Run, StoreError
-from resflow_bench.lab.suite import Context
 from resflow_bench.lab.workers import FAILURES, explain
 from resflow_bench.threads import one_thread
 from resflow_bench.training.plan import TRAINING, TrainingPlan

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from resflow_bench.lab.cells import Cell
-from resflow_bench.lab.observe import Observation, exactly, observe
-from resflow_bench.lab.suite import Context
-from resflow_bench.models.build import build_estimator
-from resflow_bench.models.problem import build_problem, realised
+from resflow_bench.lab import Cell, Context, Observation, exactly, observe
+from resflow_bench.models import build_estimator, build_problem, realised
 from suites.sampling import sample_errors
 
 

@@ -28,7 +28,7 @@ import torch
 from resflow_bench.data import dataset_named
 from resflow_bench.flows import ActNorm, ResidualBlock, ResidualFlow
 from resflow_bench.intervals import mean_interval, median_interval
-from resflow_bench.lab.cells import Cell
+from resflow_bench.lab import Cell
 from resflow_bench.layers import mlp_branch
 from resflow_bench.logdet import (
     Determinant,
@@ -42,7 +42,7 @@ from resflow_bench.logdet import (
     Roulette,
     tuned,
 )
-from resflow_bench.models.build import build_flow, build_points
+from resflow_bench.models import build_flow, build_points
 from resflow_bench.peers.normflows import normflows_seeded
 from suites.comparisons.density import batches, vectors
 from suites.comparisons.learners import THEIR_ROULETTE, Learner, exact_log_prob, ours, theirs

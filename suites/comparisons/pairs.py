@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from resflow_bench.intervals import median_interval
-from resflow_bench.lab.cells import Cell
-from resflow_bench.models.build import build_flow, build_points
+from resflow_bench.lab import Cell
+from resflow_bench.models import build_flow, build_points
 from resflow_bench.speed.timing import elapsed
 
 if TYPE_CHECKING:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from resflow_bench.data import DENSITIES
-from resflow_bench.lab.axes import Value
-from resflow_bench.lab.cells import Grid, Preset
-from resflow_bench.lab.suite import Suite
+from resflow_bench.lab import Grid, Preset, Suite, Value
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from suites.density.claims import CLAIMS
 from suites.density.measure import measure_density, prepare_densities

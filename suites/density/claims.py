@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from resflow_bench.analysis.rules import AtLeast
-from resflow_bench.lab.claims import Claims, Metric, Statement
+from resflow_bench.lab import Claims, Metric, Statement
 from suites.margins import BITS_PER_DIM, CERTIFIED, EXACT, REALISED
 
 STATEMENTS = (

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from resflow_bench.analysis.words import number
-from resflow_bench.lab.observe import unpack
+from resflow_bench.lab import unpack
 from resflow_bench.report.picture import Picture
 from resflow_bench.report.style import ACCENT, PANEL, PAPER, cells_with, themed
 

@@ -14,12 +14,10 @@ from torch import Tensor
 from resflow_bench.data import DENSITIES, Dataset, density_named
 from resflow_bench.flows import ResidualFlow, sample_grid, tiled
 from resflow_bench.intervals import Interval, mean_interval
-from resflow_bench.lab.cells import Cell
-from resflow_bench.lab.observe import Observation, exactly, observe, pack
-from resflow_bench.lab.suite import Context
+from resflow_bench.lab import Cell, Context, Observation, exactly, observe, pack
 from resflow_bench.logdet import Exact
+from resflow_bench.models import dense_truth, realised, sizes
 from resflow_bench.models.catalogue import held_out
-from resflow_bench.models.problem import dense_truth, realised, sizes
 from resflow_bench.training.recipe import Recipe, dataset, finite_moments_estimator
 from resflow_bench.training.trainer import Training
 from suites.sampling import EXAMPLES_PER_CALL

@@ -12,10 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from resflow_bench.lab.axes import Value
-from resflow_bench.lab.cells import Grid, Preset
-from resflow_bench.lab.suite import Suite
-from resflow_bench.models.build import prepare_models
+from resflow_bench.lab import Grid, Preset, Suite, Value
+from resflow_bench.models import prepare_models
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from suites.efficiency.claims import CLAIMS
 from suites.efficiency.measure import build_draw, measure_efficiency

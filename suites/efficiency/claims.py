@@ -8,7 +8,7 @@ import numpy as np
 
 from resflow_bench.analysis.rules import Equals
 from resflow_bench.analysis.words import interval
-from resflow_bench.lab.claims import TIME, Claims, Finding, Statement
+from resflow_bench.lab import TIME, Claims, Finding, Statement
 from resflow_bench.theory import seconds_to_target
 from suites.efficiency.comparison import compared, reference, seconds_to
 from suites.margins import (

@@ -24,9 +24,7 @@ from resflow_bench.intervals import (
     variance_interval,
 )
 from resflow_bench.jacobian import Map
-from resflow_bench.lab.cells import Cell
-from resflow_bench.lab.observe import Observation, exactly, observe
-from resflow_bench.lab.suite import Context
+from resflow_bench.lab import Cell, Context, Observation, exactly, observe
 from resflow_bench.logdet import (
     PROBES,
     Controlled,
@@ -42,8 +40,14 @@ from resflow_bench.logdet import (
     Taylor,
     tuned,
 )
-from resflow_bench.models.build import build_estimator, build_expansion, build_points
-from resflow_bench.models.problem import Problem, build_problem, realised
+from resflow_bench.models import (
+    Problem,
+    build_estimator,
+    build_expansion,
+    build_points,
+    build_problem,
+    realised,
+)
 from resflow_bench.peers import PEERS, Request
 from resflow_bench.speed.timing import elapsed
 from resflow_bench.theory import seconds_to_target

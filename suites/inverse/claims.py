@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from resflow_bench.analysis.rules import Exactly
 from resflow_bench.analysis.words import measured, number
-from resflow_bench.lab.claims import Claims, Finding, Metric, Statement
+from resflow_bench.lab import Claims, Finding, Metric, Statement
 from suites.margins import ERROR, EXACT, REALISED, each
 from suites.models import FIRST, GLOSSARY, named, telling
 

@@ -11,11 +11,8 @@ from torch import Tensor
 
 from resflow_bench.fixed_point import Outcome, Solution
 from resflow_bench.flows import ResidualBlock, ResidualFlow, ToTolerance, bijection
-from resflow_bench.lab.cells import Cell
-from resflow_bench.lab.observe import Observation
-from resflow_bench.lab.suite import Context, Failure
-from resflow_bench.models.build import build_flow, build_points
-from resflow_bench.models.problem import dense_truth, realised, sizes
+from resflow_bench.lab import Cell, Context, Failure, Observation
+from resflow_bench.models import build_flow, build_points, dense_truth, realised, sizes
 
 
 def measure_inverse(cell: Cell, context: Context) -> Iterable[Observation]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from resflow_bench.analysis.rules import Exactly
-from resflow_bench.lab.claims import Claims, Metric, Statement
+from resflow_bench.lab import Claims, Metric, Statement
 from suites.margins import CERTIFIED, EXACT, each
 from suites.models import FIRST, GLOSSARY
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from resflow_bench.lab.cells import Cell
-from resflow_bench.lab.observe import Observation, exactly
-from resflow_bench.lab.suite import Context
-from resflow_bench.models.build import build_flow
-from resflow_bench.models.problem import build_problem
+from resflow_bench.lab import Cell, Context, Observation, exactly
+from resflow_bench.models import build_flow, build_problem
 
 
 def measure_lipschitz(cell: Cell, context: Context) -> Iterable[Observation]:

@@ -11,10 +11,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from resflow_bench.lab.axes import Value
-from resflow_bench.lab.cells import Grid, Preset
-from resflow_bench.lab.suite import Suite
-from resflow_bench.models.build import build_flow, build_points, prepare_models
+from resflow_bench.lab import Grid, Preset, Suite, Value
+from resflow_bench.models import build_flow, build_points, prepare_models
 from resflow_bench.peers import MODES, PEERS, Request
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from suites.grids import MODEL_AXES, Axes

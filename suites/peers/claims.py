@@ -8,7 +8,7 @@ import numpy as np
 
 from resflow_bench.analysis.rules import Equals, Exactly
 from resflow_bench.analysis.words import measured, number
-from resflow_bench.lab.claims import TIME, Claims, Finding, Statement
+from resflow_bench.lab import TIME, Claims, Finding, Statement
 from suites.margins import (
     BIAS_RESOLUTION,
     ERROR,

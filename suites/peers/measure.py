@@ -22,12 +22,9 @@ from resflow_bench.intervals import (
     median_interval,
     variance_interval,
 )
-from resflow_bench.lab.cells import Cell
-from resflow_bench.lab.observe import Observation, exactly, observe
-from resflow_bench.lab.suite import Context
+from resflow_bench.lab import Cell, Context, Observation, exactly, observe
 from resflow_bench.logdet import Fixed, Roulette, exact_log_det
-from resflow_bench.models.build import build_points
-from resflow_bench.models.problem import Problem, build_problem, realised
+from resflow_bench.models import Problem, build_points, build_problem, realised
 from resflow_bench.peers import PEERS, TRAINING, Peer, Request
 from resflow_bench.speed.timing import elapsed, peak_bytes
 from resflow_bench.threads import one_thread

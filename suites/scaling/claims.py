@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from resflow_bench.analysis.rules import AtMost, Exactly
 from resflow_bench.analysis.words import interval, measured
-from resflow_bench.lab.claims import TIME, Claims, Finding, Metric, Statement
+from resflow_bench.lab import TIME, Claims, Finding, Metric, Statement
 from suites.margins import RATE, each
 
 if TYPE_CHECKING:

@@ -11,9 +11,7 @@ import torch
 
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.intervals import median_interval
-from resflow_bench.lab.cells import Cell
-from resflow_bench.lab.observe import Observation, exactly, observe
-from resflow_bench.lab.suite import Context
+from resflow_bench.lab import Cell, Context, Observation, exactly, observe
 from resflow_bench.logdet import Fixed, LogDetEstimator, Rademacher
 from resflow_bench.models.catalogue import normal_points
 from resflow_bench.speed.timing import Call, count_flops, elapsed, square_product, thread_counts

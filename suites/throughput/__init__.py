@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from resflow_bench.lab.cells import Preset
-from resflow_bench.lab.suite import Suite
-from resflow_bench.models.build import prepare_models
+from resflow_bench.lab import Preset, Suite
+from resflow_bench.models import prepare_models
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from resflow_bench.speed.timing import peak_bytes
 from suites.grids import (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from resflow_bench.analysis.rules import AtMost
 from resflow_bench.analysis.words import interval, measured
-from resflow_bench.lab.claims import TIME, Claims, Finding, Statement
+from resflow_bench.lab import TIME, Claims, Finding, Statement
 from suites.margins import MEMORY, RATE, REALISED, each
 from suites.models import FIRST, GLOSSARY, named, telling
 

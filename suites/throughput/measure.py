@@ -11,11 +11,8 @@ import torch
 
 from resflow_bench.data import Dataset
 from resflow_bench.intervals import median_interval
-from resflow_bench.lab.cells import Cell
-from resflow_bench.lab.observe import Observation
-from resflow_bench.lab.suite import Context
-from resflow_bench.models.build import build_estimator, build_flow, build_points
-from resflow_bench.models.problem import build_problem, realised
+from resflow_bench.lab import Cell, Context, Observation
+from resflow_bench.models import build_estimator, build_flow, build_points, build_problem, realised
 from resflow_bench.speed.timing import Call, count_flops, matmul_rate, peak_bytes, timings
 from resflow_bench.training.trainer import Trainer, Training
 

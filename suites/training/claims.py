@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from resflow_bench.analysis.rules import Exactly
-from resflow_bench.lab.claims import Claims, Statement
+from resflow_bench.lab import Claims, Statement
 from suites.margins import BITS_PER_DIM, CERTIFIED, RATE
 
 STATEMENTS = (

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from resflow_bench.lab.cells import Grid, Preset
-from resflow_bench.lab.suite import Suite
+from resflow_bench.lab import Grid, Preset, Suite
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from suites.grids import ESTIMATOR_AXES, Axes
 from suites.training_gap.claims import CLAIMS

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from resflow_bench.analysis.rules import AtMost, Equals
 from resflow_bench.analysis.words import interval, measured, number
-from resflow_bench.lab.claims import Claims, Finding, Statement
+from resflow_bench.lab import Claims, Finding, Statement
 from suites.margins import BITS, CERTIFIED, EXACT, REALISED, each
 
 if TYPE_CHECKING:

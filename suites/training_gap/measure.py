@@ -12,11 +12,8 @@ from torch import Tensor
 
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.intervals import Interval
-from resflow_bench.lab.cells import Cell
-from resflow_bench.lab.observe import Observation, exactly, observe
-from resflow_bench.lab.suite import Context, Skip
-from resflow_bench.models.build import build_estimator
-from resflow_bench.models.problem import Problem, dense_truth, realised, sizes
+from resflow_bench.lab import Cell, Context, Observation, Skip, exactly, observe
+from resflow_bench.models import Problem, build_estimator, dense_truth, realised, sizes
 from resflow_bench.training.recipe import Recipe, finite_moments_estimator
 from resflow_bench.training.trainer import Training
 from suites.sampling import sample_errors

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from resflow_bench.architectures import LINEAR_FAMILIES
-from resflow_bench.lab.cells import Preset
-from resflow_bench.lab.suite import Suite
-from resflow_bench.models.build import prepare_models
+from resflow_bench.lab import Preset, Suite
+from resflow_bench.models import prepare_models
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from suites.grids import (
     ESTIMATOR_AXES,

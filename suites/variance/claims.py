@@ -8,7 +8,7 @@ import numpy as np
 
 from resflow_bench.analysis.rules import AtMost, Equals
 from resflow_bench.analysis.words import interval, measured, number
-from resflow_bench.lab.claims import Claims, Finding, Statement
+from resflow_bench.lab import Claims, Finding, Statement
 from suites.margins import EXACT, FLAG, NOISE, REALISED, TARGET, each
 from suites.models import FIRST, GLOSSARY, named, telling
 

@@ -9,12 +9,9 @@ import numpy as np
 
 from resflow_bench import theory
 from resflow_bench.intervals import lower_variance_interval, variance_interval
-from resflow_bench.lab.cells import Cell
-from resflow_bench.lab.observe import Observation, exactly, observe, replicates
-from resflow_bench.lab.suite import Context
+from resflow_bench.lab import Cell, Context, Observation, exactly, observe, replicates
 from resflow_bench.logdet import Fixed, LogDetEstimator, Roulette
-from resflow_bench.models.build import build_estimator
-from resflow_bench.models.problem import Problem, build_problem, realised
+from resflow_bench.models import Problem, build_estimator, build_problem, realised
 from suites.sampling import MIN_DRAWS, TAME, draw, rounding_of, total_variance, widened
 
 REACHABLE = 1e-9

@@ -12,13 +12,11 @@ import toys
 
 from resflow_bench.cli.choices import parse, parse_assignment
 from resflow_bench.cli.group import this_machine
+from resflow_bench.lab import Cell, Context, Grid, Observation, Preset, Result, Suite
 from resflow_bench.lab.axes import AXES
-from resflow_bench.lab.cells import Cell, Grid, Preset
-from resflow_bench.lab.observe import Observation, Result
 from resflow_bench.lab.plan import Plan, begin, go_on
 from resflow_bench.lab.provenance import provenance
 from resflow_bench.lab.store import COLUMNS, Run, Store, StoreError, merge
-from resflow_bench.lab.suite import Context, Suite
 from resflow_bench.lab.sweep import Tally, sweep
 
 

@@ -7,16 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from resflow_bench.layers import (
-    ELU,
-    Activation,
-    CLipSwish,
-    LipSwish,
-    ReLU,
-    Sine,
-    Softplus,
-    Tanh,
-)
+from resflow_bench.layers import ELU, Activation, CLipSwish, LipSwish, ReLU, Sine, Softplus, Tanh
 from resflow_bench.layers.maps import Elementwise
 
 ACTIVATIONS = [LipSwish, CLipSwish, Tanh, ELU, Softplus, Sine, ReLU]

@@ -12,8 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from resflow_bench.jacobian import JacobianChain, MatrixStage
 from resflow_bench.jacobian.matrix_stage import PACKED_FROM, PackedMatrixStage
-from resflow_bench.lab.cells import Cell
-from resflow_bench.lab.suite import Skip
+from resflow_bench.lab import Cell, Skip
 from resflow_bench.layers import Branch, conv_branch, mlp_branch
 from resflow_bench.logdet import (
     Compiled,
@@ -28,7 +27,7 @@ from resflow_bench.logdet import (
 from resflow_bench.logdet.expansions import compiled as module
 from resflow_bench.logdet.expansions.expansion import Expansion
 from resflow_bench.logdet.expansions.numerics import tf32
-from resflow_bench.models.build import build_expansion
+from resflow_bench.models import build_expansion
 
 COMPILER = pytest.mark.skipif(
     shutil.which("g++") is None, reason="torch.compile needs a C++ compiler (g++) on a CPU"

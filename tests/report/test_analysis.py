@@ -20,7 +20,8 @@ from resflow_bench.analysis.rules import AtMost, Equals, Exactly, apply
 from resflow_bench.analysis.tables import axes, label, units, wide
 from resflow_bench.analysis.verdicts import judge, judge_disputed, summary
 from resflow_bench.analysis.words import number, with_interval
-from resflow_bench.lab.claims import Claims, Rule, Statement
+from resflow_bench.lab import Claims, Statement
+from resflow_bench.lab.claims import Rule
 from resflow_bench.logdet import law_named
 
 NAN, INF = math.nan, math.inf

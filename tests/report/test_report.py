@@ -25,7 +25,7 @@ from resflow_bench.analysis.findings import findings
 from resflow_bench.analysis.rules import REASONS, AtMost
 from resflow_bench.analysis.tables import wide
 from resflow_bench.analysis.verdicts import judge
-from resflow_bench.lab.claims import Claims, Finding, Statement
+from resflow_bench.lab import Claims, Finding, Statement
 from resflow_bench.lab.plan import Plan
 from resflow_bench.report.page import write_report
 from resflow_bench.report.picture import Picture

@@ -18,7 +18,7 @@ from made_up import SUITES
 
 import suites
 from resflow_bench.cli import main
-from resflow_bench.lab.claims import Claims
+from resflow_bench.lab import Claims
 from resflow_bench.speed import asv_again
 from resflow_bench.speed.asv_again import measure_again, results_folder
 from resflow_bench.speed.asv_results import AsvError, AsvResults

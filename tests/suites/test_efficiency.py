@@ -16,10 +16,7 @@ from torch import Tensor
 
 from resflow_bench.architectures import family_matrix, steep_flow
 from resflow_bench.flows import ResidualBlock, ResidualFlow
-from resflow_bench.lab.axes import Value
-from resflow_bench.lab.cells import Cell
-from resflow_bench.lab.observe import Observation
-from resflow_bench.lab.suite import Context
+from resflow_bench.lab import Cell, Context, Observation, Value
 from resflow_bench.layers import Branch, LinearBranch, conv_branch, mlp_branch
 from resflow_bench.logdet import (
     Controlled,
@@ -36,7 +33,7 @@ from resflow_bench.logdet import (
     jacobian,
     tuned,
 )
-from resflow_bench.models.problem import build_problem
+from resflow_bench.models import build_problem
 from suites.efficiency import BASELINE, DETERMINANT, SUITE, TUNED, candidates
 from suites.efficiency import measure as lab
 from suites.efficiency.comparison import compared, name_of, reference, seconds_to

@@ -16,11 +16,9 @@ from scipy import linalg
 
 import suites
 from resflow_bench.flows import ResidualFlow
-from resflow_bench.lab.cells import Cell
-from resflow_bench.lab.observe import Observation
-from resflow_bench.lab.suite import Context, Skip
+from resflow_bench.lab import Cell, Context, Observation, Skip
 from resflow_bench.logdet import Fixed, Geometric, Poisson, Roulette
-from resflow_bench.models.problem import build_problem, dense_truth
+from resflow_bench.models import build_problem, dense_truth
 from resflow_bench.peers import MODES, PEERS, Peer, Request, peer
 from resflow_bench.peers.normflows import neumann_bias
 from resflow_bench.peers.torchflows import roulette_bias

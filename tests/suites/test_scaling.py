@@ -17,9 +17,7 @@ from resflow_bench.analysis.findings import findings
 from resflow_bench.analysis.tables import wide
 from resflow_bench.analysis.verdicts import judge
 from resflow_bench.cli.choices import parse_assignment
-from resflow_bench.lab.cells import Cell
-from resflow_bench.lab.observe import Observation
-from resflow_bench.lab.suite import Context
+from resflow_bench.lab import Cell, Context, Observation
 from resflow_bench.speed import timing
 from resflow_bench.speed.timing import Call, count_flops
 from suites.scaling import measure as lab

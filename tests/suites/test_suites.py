@@ -15,11 +15,9 @@ import suites
 import suites.bias
 from resflow_bench.architectures import LINEAR_FAMILIES, architecture_named, family_matrix
 from resflow_bench.intervals import median_interval
-from resflow_bench.lab.cells import Cell
-from resflow_bench.lab.suite import Context, Failure, Skip
+from resflow_bench.lab import Cell, Context, Failure, Skip
+from resflow_bench.models import build_flow, build_problem
 from resflow_bench.models import catalogue as models
-from resflow_bench.models.build import build_flow
-from resflow_bench.models.problem import build_problem
 from resflow_bench.speed import timing
 from resflow_bench.speed.clock import YARDSTICK_S, SteadyClock
 

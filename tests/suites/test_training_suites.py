@@ -23,11 +23,20 @@ from resflow_bench.architectures import linear_flow
 from resflow_bench.cli import cli
 from resflow_bench.data import density_named
 from resflow_bench.flows import ResidualBlock
-from resflow_bench.lab.cells import Cell, Grid, Preset
-from resflow_bench.lab.observe import Observation, Result, pack, unpack
+from resflow_bench.lab import (
+    Cell,
+    Context,
+    Grid,
+    Observation,
+    Preset,
+    Result,
+    Skip,
+    Suite,
+    pack,
+    unpack,
+)
 from resflow_bench.lab.plan import Plan, begin
 from resflow_bench.lab.store import COLUMNS, PICTURE, REPLICATES, Store, merge
-from resflow_bench.lab.suite import Context, Skip, Suite
 from resflow_bench.lab.sweep import sweep
 from resflow_bench.logdet import Fixed, LogDetEstimator, Rademacher
 from resflow_bench.models.catalogue import held_out

@@ -10,10 +10,9 @@ import torch
 
 from resflow_bench.data import Dataset
 from resflow_bench.flows import ResidualFlow
-from resflow_bench.lab.axes import Value
-from resflow_bench.lab.cells import Cell
+from resflow_bench.lab import Cell, Value
 from resflow_bench.logdet import Fixed, LogDetEstimator, Rademacher
-from resflow_bench.models.build import build_flow
+from resflow_bench.models import build_flow
 from resflow_bench.speed import timing
 from resflow_bench.training import run as train
 from suites.throughput import measure

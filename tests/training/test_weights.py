@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from resflow_bench.flows import ResidualFlow
-from resflow_bench.lab.suite import silent
+from resflow_bench.lab import silent
 from resflow_bench.logdet import Fixed, LogDetEstimator, Rademacher
 from resflow_bench.training import Training, recipe, weights
 from resflow_bench.training.recipe import Recipe, finite_moments_estimator
