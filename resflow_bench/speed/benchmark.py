@@ -31,6 +31,7 @@ class SuiteBenchmark:
     n_replicates: ClassVar[int] = 8
     """Seeds of a tracked accuracy, one sample for each; 1 if nothing is random."""
     param_names = ("cell",)
+    params: ClassVar[list[str]]
     version = "2"
     """Version of the measurement. Another `rounds` or `repeat` needs another version."""
     clock: ClassVar[SteadyClock] = SteadyClock()
@@ -39,6 +40,9 @@ class SuiteBenchmark:
     timeout = 600
     calls: ClassVar[dict[Cell, Callable[[], object]]] = {}
     """Cell -> its timed call."""
+
+    def __init_subclass__(cls) -> None:
+        cls.params = list(cls.cells)
 
     def setup(self, name: str) -> None:
         """Build the call of a cell; skip the cell if its device or library is missing."""

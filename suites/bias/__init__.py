@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from resflow_bench.architectures import LINEAR_FAMILIES
 from resflow_bench.lab import Preset, Suite
@@ -88,19 +88,14 @@ class Bias(SuiteBenchmark):
     """Time of the measure, and the bias itself."""
 
     suite = SUITE
-    effort: ClassVar[dict[str, int | float]] = {
-        "n_points": 2,
-        "max_draws": 1000,
-        "half_width": 0.1,
-    }
-    cells: ClassVar[dict[str, dict[str, Any]]] = {
+    effort = {"n_points": 2, "max_draws": 1000, "half_width": 0.1}
+    cells = {
         f"{model}-K0.5-N5": {
             **{"model": model, "dim": 64, "lipschitz": 0.5, "truncation": "fixed", "n_terms": 5},
             **{"probe": "rademacher", "n_probes": 1, "dtype": "float64", "device": "cpu"},
         }
         for model in ("minus-identity", "init")
     }
-    params: ClassVar[list[str]] = list(cells)
 
     def time_measure(self, name: str) -> None:
         self.call()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from resflow_bench.data import DENSITIES
 from resflow_bench.lab import Grid, Preset, Suite, Value
@@ -70,14 +70,13 @@ class Density(SuiteBenchmark):
 
     suite = SUITE
     n_replicates = 1
-    effort: ClassVar[dict[str, int | float]] = {"n_points": 100, "n_grid": 8, "n_samples": 100}
-    cells: ClassVar[dict[str, dict[str, Any]]] = {
+    effort = {"n_points": 100, "n_grid": 8, "n_samples": 100}
+    cells = {
         "checkerboard-mlp-K0.9-step10": {
             **{"dataset": "checkerboard", "architecture": "mlp", "lipschitz": 0.9, "step": 10},
             **{"dtype": "float32", "device": "cpu"},
         }
     }
-    params: ClassVar[list[str]] = list(cells)
 
     def time_measure(self, name: str) -> None:
         self.call()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from resflow_bench.lab import Grid, Preset, Suite, Value
 from resflow_bench.models import prepare_models
@@ -179,11 +179,9 @@ class Efficiency(SuiteBenchmark):
     """Time of a draw, and variance x time: the baseline and all remedies, on the untrained flow."""
 
     suite = SUITE
-    effort: ClassVar[dict[str, int | float]] = {
-        "n_points": 2, "n_calls": 16, "n_copies": 16, "n_pairs": 8,
-    }  # fmt: skip
+    effort = {"n_points": 2, "n_calls": 16, "n_copies": 16, "n_pairs": 8}
     n_replicates = 3
-    cells: ClassVar[dict[str, dict[str, Any]]] = {
+    cells = {
         name: {
             **{"model": "init", "dim": 64, "lipschitz": 0.9, "dtype": "float32", "device": "cpu"},
             **{"batch_size": 256, **candidate},
@@ -194,7 +192,6 @@ class Efficiency(SuiteBenchmark):
             ("determinant", DETERMINANT),
         )
     }
-    params: ClassVar[list[str]] = list(cells)
 
     def build(self) -> Callable[[], object]:
         return build_draw(self.cell, Path("results"))

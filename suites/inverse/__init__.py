@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from resflow_bench.architectures import LINEAR_FAMILIES
 from resflow_bench.lab import Grid, Preset, Suite
@@ -81,15 +81,14 @@ class Inverse(SuiteBenchmark):
 
     suite = SUITE
     n_replicates = 1
-    effort: ClassVar[dict[str, int | float]] = {"n_points": 4}
-    cells: ClassVar[dict[str, dict[str, Any]]] = {
+    effort = {"n_points": 4}
+    cells = {
         f"{model}-K0.5-tol1e-4": {
             **{"model": model, "dim": 64, "lipschitz": 0.5, "dtype": "float32", "device": "cpu"},
             **{"tolerance": 1e-4, "max_steps": 5000},
         }
         for model in ("minus-identity", "init")
     }
-    params: ClassVar[list[str]] = list(cells)
 
     def time_measure(self, name: str) -> None:
         self.call()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from resflow_bench.architectures import LINEAR_FAMILIES
 from resflow_bench.lab import Preset, Suite
@@ -51,14 +51,13 @@ class Lipschitz(SuiteBenchmark):
 
     suite = SUITE
     n_replicates = 1
-    effort: ClassVar[dict[str, int | float]] = {"n_points": 4}
-    cells: ClassVar[dict[str, dict[str, Any]]] = {
+    effort = {"n_points": 4}
+    cells = {
         "init-K0.9": {
             **{"model": "init", "dim": 64, "lipschitz": 0.9},
             **{"dtype": "float32", "device": "cpu"},
         }
     }
-    params: ClassVar[list[str]] = list(cells)
 
     def time_measure(self, name: str) -> None:
         self.call()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -92,14 +92,11 @@ class Peers(SuiteBenchmark):
     """
 
     suite = SUITE
-    effort: ClassVar[dict[str, int | float]] = {
-        "n_points": 4, "n_calls": 16, "n_copies": 4, "n_gradients": 2, "n_pairs": 2,
-    }  # fmt: skip
-    cells: ClassVar[dict[str, dict[str, Any]]] = {
+    effort = {"n_points": 4, "n_calls": 16, "n_copies": 4, "n_gradients": 2, "n_pairs": 2}
+    cells = {
         f"{name}-evaluation": {**SMALL, "implementation": name, "mode": "evaluation"}
         for name in PEERS
     }
-    params: ClassVar[list[str]] = list(cells)
 
     def build(self) -> Callable[[], object]:
         peer = PEERS[self.cell["implementation"]](

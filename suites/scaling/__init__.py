@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from resflow_bench.lab import Grid, Preset, Suite, Value
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
@@ -72,9 +72,9 @@ class Scaling(SuiteBenchmark):
     """The first rung's time, and the share of the rate at the last, at d = 64."""
 
     suite = SUITE
-    effort: ClassVar[dict[str, int | float]] = {"n_rounds": 8}
+    effort = {"n_rounds": 8}
     n_replicates = 1  # the median of rounds already
-    cells: ClassVar[dict[str, dict[str, Any]]] = {
+    cells = {
         f"{grows}-{device}": {
             **{"dim": 64, "width": 128, "dtype": "float32", "device": device, "grows": grows},
             **first,
@@ -82,7 +82,6 @@ class Scaling(SuiteBenchmark):
         for grows, first in FIRST_RUNGS.items()
         for device in ("cpu", "cuda")
     }
-    params: ClassVar[list[str]] = list(cells)
 
     def build(self) -> Callable[[], object]:
         return build_log_prob(build_sized_flow(self.cell), self.cell, seed=0)

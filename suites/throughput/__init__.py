@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
 
 from resflow_bench.lab import Preset, Suite
 from resflow_bench.models import prepare_models
@@ -86,8 +85,8 @@ class Throughput(SuiteBenchmark):
     """Time and peak memory of each operation on the untrained flow."""
 
     suite = SUITE
-    effort: ClassVar[dict[str, int | float]] = {}
-    cells: ClassVar[dict[str, dict[str, Any]]] = {
+    effort = {}
+    cells = {
         f"{operation}-{device}": {
             **{"model": "init", "dim": 64, "lipschitz": 0.9, "truncation": "fixed", "n_terms": 20},
             **{"probe": "rademacher", "n_probes": 1, "dtype": "float32", "device": device},
@@ -96,7 +95,6 @@ class Throughput(SuiteBenchmark):
         for operation in OPERATIONS
         for device in ("cpu", "cuda")
     }
-    params: ClassVar[list[str]] = list(cells)
 
     def build(self) -> Callable[[], object]:
         return build_call(self.cell, Path("results"))

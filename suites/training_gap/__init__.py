@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from resflow_bench.lab import Grid, Preset, Suite
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
@@ -77,19 +77,14 @@ class TrainingGap(SuiteBenchmark):
     """Time of the measure on a flow trained for ten steps with one term, and its gap."""
 
     suite = SUITE
-    effort: ClassVar[dict[str, int | float]] = {
-        "n_points": 2,
-        "max_draws": 1000,
-        "half_width": 0.1,
-    }
-    cells: ClassVar[dict[str, dict[str, Any]]] = {
+    effort = {"n_points": 2, "max_draws": 1000, "half_width": 0.1}
+    cells = {
         "checkerboard-mlp-K0.9-N1-step10": {
             **{"dataset": "checkerboard", "architecture": "mlp", "lipschitz": 0.9, "step": 10},
             **{"truncation": "fixed", "n_terms": 1, "probe": "rademacher", "n_probes": 1},
             **{"dtype": "float64", "device": "cpu"},
         }
     }
-    params: ClassVar[list[str]] = list(cells)
 
     def time_measure(self, name: str) -> None:
         self.call()

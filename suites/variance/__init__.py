@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from resflow_bench.architectures import LINEAR_FAMILIES
 from resflow_bench.lab import Preset, Suite
@@ -91,8 +91,8 @@ class Variance(SuiteBenchmark):
     """Time of the measure, and the variance itself."""
 
     suite = SUITE
-    effort: ClassVar[dict[str, int | float]] = {"n_points": 2, "max_draws": 1000}
-    cells: ClassVar[dict[str, dict[str, Any]]] = {
+    effort = {"n_points": 2, "max_draws": 1000}
+    cells = {
         f"{model}-K0.5-geometric": {
             **{"model": model, "dim": 64, "lipschitz": 0.5, "truncation": "roulette"},
             **{"roulette": "geometric(0.5)", "n_exact": 3, "probe": "gaussian", "n_probes": 1},
@@ -100,7 +100,6 @@ class Variance(SuiteBenchmark):
         }
         for model in ("minus-identity", "init")
     }
-    params: ClassVar[list[str]] = list(cells)
 
     def time_measure(self, name: str) -> None:
         self.call()
