@@ -1,4 +1,4 @@
-"""Maximum likelihood with the estimator's gradient: seeded, resumable, and clear when it fails."""
+"""Maximum likelihood with an estimator's gradient: seeded, resumable, failures diagnosed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from resflow_bench.flows import ResidualFlow
+from resflow_bench.logdet import LogDetEstimator
 
 JUMP = 1e3
-"""Nats per dimension above the best loss so far at which a training counts as diverged. A bad
-batch, or a heavy-tailed roulette, moves a loss by a few; nothing comes back from a thousand."""
+"""Nats per dimension above the best loss so far at which a training counts as diverged. A bad batch
+or a heavy-tailed roulette moves a loss by a few; no training recovers from a thousand."""
 
 
 @dataclass(frozen=True)
@@ -42,20 +43,20 @@ class Training:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, rule, kept in (
-            ("n_steps", "at least 1", self.n_steps >= 1),
-            ("batch_size", "at least 1", self.batch_size >= 1),
-            ("learning_rate", "above 0", self.learning_rate > 0),
-            ("warm_up", "at least 0", self.warm_up >= 0),
-            ("clip_norm", "above 0", self.clip_norm > 0),
-            ("ema", "in [0, 1)", 0 <= self.ema < 1),
+        for name, value, rule, holds in (
+            ("n_steps", self.n_steps, "at least 1", self.n_steps >= 1),
+            ("batch_size", self.batch_size, "at least 1", self.batch_size >= 1),
+            ("learning_rate", self.learning_rate, "above 0", self.learning_rate > 0),
+            ("warm_up", self.warm_up, "at least 0", self.warm_up >= 0),
+            ("clip_norm", self.clip_norm, "above 0", self.clip_norm > 0),
+            ("ema", self.ema, "in [0, 1)", 0 <= self.ema < 1),
         ):
-            if not kept:
-                raise ValueError(f"Training needs {name} {rule}; got {getattr(self, name)}.")
+            if not holds:
+                raise ValueError(f"Training needs {name} {rule}; got {value}.")
 
 
 class Data(Protocol):
-    """What is learnt from: rows, and how a batch of them becomes the flow's x."""
+    """Training rows, and the preparation of a batch of them as the flow's x."""
 
     @property
     def train(self) -> Tensor:
@@ -63,7 +64,7 @@ class Data(Protocol):
         ...
 
     def prepare(self, batch: Tensor, generator: torch.Generator) -> Tensor:
-        """Rows of `train` -> x, (B, *event): noise is drawn afresh for each batch."""
+        """Rows of `train` -> x, (B, *event), with fresh noise for each batch."""
         ...
 
 
@@ -75,11 +76,11 @@ class Trainer:
     """min_theta -E[log p(x)] by stochastic gradients of an estimated log-likelihood.
 
     `step()` is one optimiser step; `state_dict()` and `load_state_dict()` hold all that the next
-    step depends on, so that a resumed training goes on to the same numbers.
+    step depends on, so that a resumed training gives the same numbers.
 
     Args:
         flow: trained in place; its ActNorms are set from the first batch.
-        data: what it is trained on, for example a `Dataset`.
+        data: the training data, for example a `Dataset`.
         settings: see `Training`.
     """
 
@@ -104,9 +105,9 @@ class Trainer:
         Properties: one host sync, for the loss and the gradient's norm, besides the layers' own.
 
         Raises:
-            Diverged: see there. The parameters are left as they were before the step (the first
-                step's ActNorms too); the batch is spent. Only where the step itself made them
-                infinite, which the update of the norms finds, are they lost.
+            Diverged: the step failed, see there. The parameters, and in the first step the ActNorms,
+                are left as they were before it, unless the step itself made them infinite, which
+                the update of the norms finds. The batch is not drawn again.
         """
         x = self._next_batch()
         untouched = None
@@ -236,7 +237,7 @@ class Trainer:
             mean.lerp_(parameter, weight)
 
     def _diagnosis(self, loss: float, gradient_norm: float) -> str:
-        """What failed, what is known of the flow before the step, and what to do."""
+        """A message: the failure, the state of the flow before the step, and the remedy."""
         failed = f"loss is {loss:.6g}"
         if math.isfinite(loss) and math.isfinite(gradient_norm):
             failed += f", after {self.best_loss:.6g} at best,"
@@ -245,15 +246,15 @@ class Trainer:
             f"{self.learning_rate:.2g}, gradient norm {gradient_norm:.3g})."
         )
         remedy = "Lower `learning_rate`"
-        blocks, truncation = self.flow.blocks, getattr(self.flow.estimator, "truncation", None)
+        blocks, estimator = self.flow.blocks, self.flow.estimator
         if not all(parameter.isfinite().all() for parameter in self.flow.parameters()):
             said += " The parameters were not finite before it."
         elif blocks:
             largest = max(block.branch.lipschitz_certified() for block in blocks)
             said += f" The largest certified constant of a block is {largest:.4g}"
-            if truncation is not None:
-                finite = truncation.moment_is_finite(largest, 2)
-                said += f"; there the variance of {truncation} is "
+            if isinstance(estimator, LogDetEstimator):
+                finite = estimator.truncation.moment_is_finite(largest, 2)
+                said += f"; there the variance of {estimator.truncation} is "
                 said += "finite" if finite else "infinite"
                 remedy += "" if finite else ", or use a roulette that stops later, or `Fixed`"
             said += "."
