@@ -86,6 +86,7 @@ def run(
     A SUITE is a name, as in `list`, or the folder of a suite of your own. Ctrl-C loses no finished
     cell; --resume measures the rest, with the same numbers as an uninterrupted run.
     """
+    from resflow_bench.lab.discovery import canonical
     from resflow_bench.lab.progress import shown
     from resflow_bench.lab.provenance import cores
     from resflow_bench.lab.store import Store
@@ -93,7 +94,7 @@ def run(
 
     with refusals(ValueError):
         store = Store(results)
-        asked["suites"] = [name for name in names if "=" not in name]
+        asked["suites"] = [canonical(name) for name in names if "=" not in name]
         asked["set"] = _overrides(asked, names)
         if resume is None:
             plan, measured = _begin(asked, store)

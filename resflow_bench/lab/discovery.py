@@ -27,6 +27,12 @@ def page_order() -> tuple[str, ...]:
     return found
 
 
+def canonical(reference: str) -> str:
+    """A suite's name as it is, or the absolute path of a folder, however it was written."""
+    is_folder = reference not in (*names(), *page_order()) and Path(reference).is_dir()
+    return str(Path(reference).resolve()) if is_folder else reference
+
+
 def load(reference: str) -> Suite:
     """The suite of that name, or in that folder; its modules are imported only now.
 
@@ -36,12 +42,11 @@ def load(reference: str) -> Suite:
     if reference in (*names(), *page_order()):
         suite: Suite = import_module(_PACKAGE).load(reference)
         return suite
-    folder = Path(reference)
-    if not folder.is_dir():
+    if not Path(reference).is_dir():
         raise ValueError(
             f"no suite is called `{reference}`, nor a folder; the suites are {', '.join(names())}."
         )
-    return _in_folder(folder.resolve())
+    return _in_folder(Path(canonical(reference)))
 
 
 @cache
@@ -57,7 +62,9 @@ def _in_folder(folder: Path) -> Suite:
             f"folder `{folder}` holds no suite: it needs a name that Python can import and an "
             "`__init__.py` with a `SUITE`."
         )
-    if name in sys.modules or find_spec(name) is not None:
+    # Under `python -m` the current folder is on Python's path, so that a suite in it finds itself.
+    found = None if name in sys.modules else find_spec(name)
+    if name in sys.modules or (found is not None and found.origin != str(file)):
         raise ValueError(f"folder `{folder}` has the name of another Python module; rename it.")
     spec = spec_from_file_location(name, file, submodule_search_locations=[str(folder)])
     assert spec is not None  # the file is there

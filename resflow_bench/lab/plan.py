@@ -21,8 +21,8 @@ class Plan:
     """Suites at a preset, the axes that the user set, and a seed. Equal plans, equal numbers.
 
     Raises:
-        ValueError: if a suite lacks the preset, no suite has an axis that was set, or no cell is
-            left.
+        ValueError: if two suites have one name, a suite lacks the preset, no suite has an axis that
+            was set, or no cell is left.
     """
 
     suites: tuple[Suite, ...]
@@ -31,7 +31,13 @@ class Plan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        names = ", ".join(suite.name for suite in self.suites)
+        listed = [suite.name for suite in self.suites]
+        if twice := sorted({name for name in listed if listed.count(name) > 1}):
+            raise ValueError(
+                f"two suites are called `{twice[0]}`, and their rows could not be told apart; "
+                "measure one of them, or rename it."
+            )
+        names = ", ".join(listed)
         for suite in self.suites:
             if self.preset not in suite.presets:
                 raise ValueError(

@@ -18,12 +18,12 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs" / "my_suite"
 
 
-def command(*words: object, code: int = 0) -> str:
+def command(*words: object, code: int = 0, cwd: Path | None = None) -> str:
     """What the command prints, in a process of its own; it has to end with the code."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
         [sys.executable, "-m", "resflow_bench", *map(str, words)],
-        capture_output=True, text=True, check=False, env=environment,
+        capture_output=True, text=True, check=False, env=environment, cwd=cwd,
     )  # fmt: skip
     assert ended.returncode == code, ended.stdout + ended.stderr
     return ended.stdout + ended.stderr
@@ -60,6 +60,25 @@ def test_it_is_measured_resumed_and_reported(own, tmp_path) -> None:
     assert "Leibniz" in page, "its statement"
     assert "<b>8</b>hold" in page
     assert page.count("<svg") == 2, "its figure, in two widths"
+
+
+def test_every_way_to_write_its_folder_is_the_same_suite(own, tmp_path) -> None:
+    """From the folder that it is in, where `python -m` can import it; twice; and to resume."""
+    results = tmp_path / "results"
+    asked = ("run", own.name, f"./{own.name}", "--jobs", 2, "--results", results)
+    assert "8 cells measured" in command(*asked, cwd=own.parent)
+    resume = ("run", f"../{own.name}", "--resume", run_in(results).name, "--results", results)
+    assert "0 cells measured, 8 kept" in command(*resume, cwd=results)
+
+
+def test_two_suites_of_one_name_are_refused(own, tmp_path) -> None:
+    """Their cells would have the same ids."""
+    other = shutil.copytree(own, tmp_path / "other_suite")
+    face = other / "__init__.py"
+    face.write_text(face.read_text().replace("from my_suite.", "from ."))
+    text = command("run", own, other, "--results", tmp_path / "results", code=2)
+    assert "two suites are called `my_suite`" in text
+    assert not (tmp_path / "results" / "runs").exists()
 
 
 def test_it_is_gated_by_its_margin(own, tmp_path) -> None:
