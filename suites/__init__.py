@@ -17,14 +17,11 @@ NAMES = (
     "scaling",
     "training_gap",
     "density",
-    "peers",
     "efficiency",
+    "peers",
 )
 
-PAGE = (
-    *("bias", "variance", "inverse", "lipschitz", "throughput", "scaling", "training"),
-    *("training_gap", "density", "efficiency", "peers"),
-)
+PAGE = (*NAMES[:6], "training", *NAMES[6:])
 """The order of the page. `training` is the log of `resflow-bench train`; no run measures it."""
 
 

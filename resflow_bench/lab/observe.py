@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isnan, nan
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    pass
-import io
+from typing import Literal
 
 import numpy as np
 

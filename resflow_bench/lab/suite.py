@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from resflow_bench.lab.axes import Value, axis_named
+from resflow_bench.lab.cells import Cell, Preset
 from resflow_bench.lab.claims import Claims
+from resflow_bench.lab.observe import Observation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-from resflow_bench.lab.cells import Cell, Preset
-from resflow_bench.lab.observe import Observation
 
 
 class Skip(Exception):
