@@ -36,11 +36,12 @@ def report(runs: tuple[str, ...], results: Path, out: Path) -> None:
         )
     from resflow_bench.analysis.findings import findings
     from resflow_bench.cli.suites import suites_of
-    from resflow_bench.report.page import write_report
+    from resflow_bench.report.page import FiguresError, write_report
 
     suites = suites_of(chosen)
     try:
-        page = write_report(frames, provenance, out, suites)
+        with refusals(FiguresError):
+            page = write_report(frames, provenance, out, suites)
     except OSError as error:
         raise click.ClickException(
             f"reports folder `{out}` cannot be written ({error.strerror}); name another with "

@@ -36,7 +36,7 @@ def suites_of(runs: Iterable[Run]) -> dict[str, Suite]:
     if lost := [name for name in names if name not in found]:
         click.echo(
             f"note: the rows of {', '.join(lost)} are shown and not judged, since the suite "
-            f"cannot be loaded: {' '.join(refused.values())}",
+            f"cannot be loaded: {next(iter(refused.values()))}",
             err=True,
         )
     return {name: found[name] for name in dict.fromkeys([*page_order(), *names]) if name in found}

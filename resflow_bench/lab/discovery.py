@@ -73,7 +73,7 @@ def _in_folder(folder: Path) -> Suite:
     try:
         spec.loader.exec_module(module)
         return replace(_checked(module.SUITE), reference=str(folder))
-    except (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError) as error:
+    except Exception as error:  # the user's code, which may raise anything
         for loaded in [m for m in sys.modules if m == name or m.startswith(f"{name}.")]:
             del sys.modules[loaded]
         why = " ".join(f"{type(error).__name__}: {error}".split())

@@ -54,6 +54,7 @@ def write_report(
 
     Raises:
         OSError: if `out` cannot be written.
+        FiguresError: if a suite's figures cannot be imported.
     """
     out = Path(out)
     frames = {suite: frame for suite, frame in frames.items() if len(frame)}
@@ -166,11 +167,21 @@ def _section(name: str, suite: Suite | None, frame: pd.DataFrame, out: Path) -> 
     }
 
 
+class FiguresError(Exception):
+    """The module of a suite's figures that cannot be imported, or has no `PICTURES`."""
+
+
 def _pictures(suite: Suite | None) -> tuple[Picture, ...]:
     """The suite's figures, whose module is imported only now."""
     if suite is None or not suite.figures:
         return ()
-    found: tuple[Picture, ...] = import_module(suite.figures).PICTURES
+    try:
+        found: tuple[Picture, ...] = import_module(suite.figures).PICTURES
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise FiguresError(
+            f"suite `{suite.name}` has no figures in `{suite.figures}` ({error}); name a module "
+            "with `PICTURES` in its SUITE, or leave `figures` out."
+        ) from error
     return found
 
 

@@ -105,9 +105,9 @@ class Trainer:
         Properties: one host sync, for the loss and the gradient's norm, besides the layers' own.
 
         Raises:
-            Diverged: the step failed, see there. The parameters, and in the first step the ActNorms,
-                are left as they were before it, unless the step itself made them infinite, which
-                the update of the norms finds. The batch is not drawn again.
+            Diverged: the step failed, see there. The parameters, and in the first step the
+                ActNorms, are left as they were before it, unless the step itself made them
+                infinite, which the update of the norms finds. The batch is not drawn again.
         """
         x = self._next_batch()
         untouched = None

@@ -99,6 +99,7 @@ def test_it_is_gated_by_its_margin(own, tmp_path) -> None:
         (None, "holds no suite"),
         ("SUITE = 1", "must be a `resflow_bench.lab.suite.Suite`; got 1"),
         ("SUITE = 1 +", "SyntaxError"),
+        ("SUITE = {}['none']", "KeyError"),
         ("import nothing_like_it", "ModuleNotFoundError"),
         ("from suites.bias import SUITE", "name of a suite of this project, bias"),
     ],
@@ -120,3 +121,12 @@ def test_a_folder_that_would_hide_a_module_is_refused(own) -> None:
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(ValueError, match="no suite is called `bais`, nor a folder; the suites are"):
         discovery.load("bais")
+
+
+def test_figures_that_cannot_be_imported_are_refused_in_one_line(own, tmp_path) -> None:
+    init = own / "__init__.py"
+    init.write_text(init.read_text().replace("my_suite.figures", "my_suite.none"))
+    command("run", own, "--set", "n_terms=1", "--results", tmp_path)
+    ended = command("report", "--results", tmp_path, "--out", tmp_path / "page", code=2)
+    assert "error: suite `my_suite` has no figures in `my_suite.none`" in ended
+    assert "Traceback" not in ended
