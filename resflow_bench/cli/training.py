@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.argument("dataset", required=False)
 @click.option("--preset", type=click.Choice(["smoke", "quick", "full"]),
               help="Takes seconds, a minute, or days.  [default: quick]")  # fmt: skip
-@click.option("--architecture", metavar="NAME", help="mlp, dense, conv or multiscale.  "
+@click.option("--architecture", metavar="NAME", help="mlp, shallow, dense, conv or multiscale.  "
               "[default: multiscale for images, else mlp]")  # fmt: skip
 @click.option("--lipschitz", type=float, help="Constant promised for each branch.  [default: 0.9]")
 @click.option("--steps", type=int, help="Number of optimiser steps.")
@@ -113,7 +113,8 @@ def _summary(run: Run, plan: TrainingPlan) -> Iterator[str]:
     if (file := TrainingFiles(run).weights).exists():
         architecture, lipschitz = plan.recipe.architecture, plan.recipe.lipschitz
         yield f"weights: {file}"
-        yield "  import torch, resflow_bench.architectures as models"
-        yield f'  flow = models.architecture_named("{architecture}")({plan.event}, {lipschitz})'
+        yield "  import torch, resflow_bench.architectures as architectures"
+        named = f'architectures.architecture_named("{architecture}")'
+        yield f"  flow = {named}({plan.event}, {lipschitz})"
         quoted = json.dumps(str(file))
         yield f"  flow.load_state_dict(torch.load({quoted}, weights_only=True))"

@@ -30,6 +30,10 @@ class Metric:
     atol: float = 0.0
     is_time: bool = False
 
+    def __post_init__(self) -> None:
+        if self.worse not in ("more", "less", "other"):
+            raise ValueError(f"Metric is worse if `more`, `less` or `other`; got {self.worse!r}.")
+
 
 TIME = Metric("more", rtol=0.05, is_time=True)
 """Seconds in any suite; asv's `wall_s`, which every suite has, is judged by it."""

@@ -59,7 +59,7 @@ def measure(task: Task) -> Answer:
     """The result of a task: its observations, or the failure that its measure raised."""
     cell, start = task.cell, perf_counter()
     try:
-        observations = tuple(task.suite.measure(cell, task.context))
+        observations = tuple(task.suite.measure(cell, task.context) or ())
         result = Result(cell, "ok", observations)
         if not observations:
             result = Result(cell, "failed", message="the measure observed nothing")

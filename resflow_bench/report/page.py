@@ -84,6 +84,21 @@ def write_report(
     return out / "index.html"
 
 
+def _drawn(suite: Suite | None, cells: pd.DataFrame, folder: Path) -> list[dict[str, str] | None]:
+    """The figures of a suite, rendered.
+
+    Raises:
+        FiguresError: those of a user's own suite fail; of ours that is a mistake, and raised as is.
+    """
+    try:
+        return [_render(picture, cells, folder) for picture in _pictures(suite)]
+    except Exception as error:
+        if suite is None or not suite.reference or isinstance(error, FiguresError):
+            raise
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise FiguresError(f"a figure of suite `{suite.name}` cannot be drawn: {why}.") from error
+
+
 def _render(picture: Picture, cells: pd.DataFrame, folder: Path) -> dict[str, str] | None:
     """The picture in both widths as inline SVG, and the wide one as a file; None if empty."""
     drawn = {width: picture.draw(cells, width) for width in (LAPTOP, PHONE)}
@@ -149,7 +164,7 @@ def _section(name: str, suite: Suite | None, frame: pd.DataFrame, out: Path) -> 
     cells = wide(frame)
     rows = frame.drop(columns=list(BESIDE), errors="ignore")
     write(out / "tables" / f"{name}.csv", rows.to_csv(index=False))
-    drawn = [_render(picture, cells, out / "figures") for picture in _pictures(suite)]
+    drawn = _drawn(suite, cells, out / "figures")
     broken = cells[cells["status"] != "ok"]
     shown = varying(cells, axes(frame))
     return {
@@ -168,7 +183,7 @@ def _section(name: str, suite: Suite | None, frame: pd.DataFrame, out: Path) -> 
 
 
 class FiguresError(Exception):
-    """The module of a suite's figures that cannot be imported, or has no `PICTURES`."""
+    """A user's figure that cannot be drawn, or a module of figures that cannot be imported."""
 
 
 def _pictures(suite: Suite | None) -> tuple[Picture, ...]:

@@ -66,8 +66,9 @@ def themed(draw: Draw) -> Draw:
 
     @functools.wraps(draw)
     def drawn(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
+        cells = cells[cells["status"] == "ok"]
         with mpl.rc_context(THEME):
-            return draw(cells[cells["status"] == "ok"], columns)
+            return None if cells.empty else draw(cells, columns)
 
     return drawn
 

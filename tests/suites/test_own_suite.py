@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from resflow_bench.lab import discovery
+from resflow_bench.lab import Metric, discovery
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs" / "my_suite"
@@ -130,3 +130,25 @@ def test_figures_that_cannot_be_imported_are_refused_in_one_line(own, tmp_path) 
     ended = command("report", "--results", tmp_path, "--out", tmp_path / "page", code=2)
     assert "error: suite `my_suite` has no figures in `my_suite.none`" in ended
     assert "Traceback" not in ended
+
+
+def test_a_figure_that_raises_is_refused_in_one_line(own, tmp_path) -> None:
+    figures = own / "figures.py"
+    figures.write_text(figures.read_text().replace('x="n_terms"', 'x="none"'))
+    command("run", own, "--set", "n_terms=1", "--results", tmp_path)
+    ended = command("report", "--results", tmp_path, "--out", tmp_path / "page", code=2)
+    assert "error: a figure of suite `my_suite` cannot be drawn: ValueError" in ended
+    assert "Traceback" not in ended
+
+
+def test_a_suite_without_any_number_has_a_page(own, tmp_path) -> None:
+    measure = own / "measure.py"
+    measure.write_text(measure.read_text().replace("    k, n =", "    return\n    k, n ="))
+    command("run", own, "--set", "n_terms=1", "--results", tmp_path, code=1)
+    command("report", "--results", tmp_path, "--out", tmp_path / "page")
+    assert "the measure observed nothing" in (tmp_path / "page" / "index.html").read_text("utf-8")
+
+
+def test_a_margin_with_a_typo_is_refused() -> None:
+    with pytest.raises(ValueError, match="`more`, `less` or `other`; got 'moer'"):
+        Metric("moer")  # type: ignore[arg-type]
