@@ -15,7 +15,7 @@ SECONDS_BEFORE_FIRST_LINE, SECONDS_BETWEEN_LINES = 3.0, 5.0
 
 @dataclass(frozen=True)
 class Progress:
-    """How much of a command's work is done.
+    """The share of a command's work that is done.
 
     n_done, n_total: of the steps or cells that it counts; 0 and 0 if it counts none.
     seconds_left: an estimate; NaN before there is one.

@@ -38,7 +38,7 @@ class _Pace:
 
 @dataclass
 class Tally:
-    """How far a sweep is.
+    """The state of a sweep.
 
     n_total, n_done, n_kept: cells of the plan, those that have rows, those that had them before.
     failed, skipped: the results of cells without numbers.
@@ -68,7 +68,7 @@ class Tally:
         )
 
     def progress(self, message: str) -> Progress:
-        """How far the sweep is, for a listener."""
+        """The state of the sweep as a listener gets it."""
         failed = f" ({len(self.failed)} failed)" if self.failed else ""
         return Progress(self.n_done, self.n_total, self.seconds_left, message + failed)
 

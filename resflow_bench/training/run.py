@@ -40,7 +40,7 @@ N_SHOWN = 20
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a training ended.
+    """The end of a training: after all steps, by a signal, or by a failure.
 
     n_done: steps taken; after a signal, the steps that the checkpoint holds.
     signal: the number of the signal that interrupted it.

@@ -1,4 +1,4 @@
-"""What is claimed of the cost of an error: margins, statements, a finding."""
+"""Claims about the cost of an error: margins, statements, a finding."""
 
 from __future__ import annotations
 

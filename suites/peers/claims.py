@@ -1,4 +1,4 @@
-"""What is claimed of other implementations, and what they claim: margins, statements, a finding."""
+"""Claims about other implementations, and their own claims: margins, statements, a finding."""
 
 from __future__ import annotations
 

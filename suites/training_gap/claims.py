@@ -1,4 +1,4 @@
-"""What is claimed of a training's objective: margins, statements, a finding."""
+"""Claims about a training's objective: margins, statements, a finding."""
 
 from __future__ import annotations
 
