@@ -144,9 +144,9 @@ def roulette_variance(
 def roulette_variance_bound(
     jacobian: ArrayLike, roulette: TermCount, n_probes: int = 1, n_traced: int = 0
 ) -> Floats:
-    """`roulette_variance` with (2/m) ||M_k||_F^2, which bounds V_m(M_k), in its place.
+    """`roulette_variance` with each V_m(M_k) replaced by its bound (2/m) ||M_k||_F^2.
 
-    The same as E[(2/m) ||A_N||_F^2] + Var(tr A_N), A_N the weighted sum of N terms; shape (...),
+    Equals E[(2/m) ||A_N||_F^2] + Var(tr A_N), A_N the weighted sum of N terms; shape (...),
     inf where the variance is.
 
     Raises:
