@@ -247,13 +247,13 @@ class Roulette:
         return theory.roulette_variance(jacobian, self, probe, n_probes, n_traced=n_traced)
 
     def variance_bound(self, jacobian: np.ndarray, n_probes: int, n_traced: int = 0) -> np.ndarray:
-        """The same sum with (2/m) ||M_k||_F^2 in place of V_m(M_k)."""
+        """`variance` with (2/m) ||M_k||_F^2 in place of V_m(M_k)."""
         return theory.roulette_variance_bound(jacobian, self, n_probes, n_traced)
 
     def variance_bound_lipschitz(
         self, lipschitz: float, dim: int, n_probes: int, n_traced: int = 0
     ) -> float:
-        """The same sum for J = -K I, which attains it with Gaussian probes."""
+        """`variance_bound` of J = -K I, which attains it with Gaussian probes."""
         return theory.roulette_variance_bound_lipschitz(lipschitz, dim, self, n_probes, n_traced)
 
     def moment_is_finite(self, spectral_radius: float, order: int) -> bool:
