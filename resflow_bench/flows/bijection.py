@@ -1,7 +1,7 @@
-"""The two kinds of bijection that a flow is made of: closed forms, and those that are not.
+"""The two kinds of bijection in a flow: closed forms, and all others.
 
 A closed form has formulas for its log-det and its inverse. Any other bijection is given an
-estimator for the one and an inversion for the other. `as_bijection` makes the second of the first.
+estimator for the one and an inversion for the other. `as_bijection` gives both one interface.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ class Bijection(Protocol):
 
 
 def as_bijection(part: object) -> Bijection:
-    """The bijection itself, or a closed form as one that ignores the estimator and the inversion.
+    """`part`, or if it is a closed form a `Bijection` that ignores estimator and inversion.
 
     Raises:
-        TypeError: neither.
+        TypeError: `part` is neither.
     """
     if isinstance(part, ClosedForm):
         return Formulas(part)
@@ -82,7 +82,7 @@ def as_bijection(part: object) -> Bijection:
         return part
     raise TypeError(
         "A flow is made of bijections, with the methods of `ClosedForm` or of `Bijection`; "
-        f"{type(part).__name__} has those of neither."
+        f"{type(part).__name__} has neither."
     )
 
 
