@@ -27,8 +27,8 @@ class Normalised(Protocol):
 class Layer(Protocol):
     """A map whose Lipschitz constant ||.||_domain -> ||.||_codomain is at most `coefficient`.
 
-    The promise is kept right after `update` or `align`; between an optimiser step and the next
-    update it is not.
+    The promise holds right after `update` or `align`; between an optimiser step and the next update
+    it may be broken.
     """
 
     coefficient: float
@@ -38,7 +38,7 @@ class Layer(Protocol):
     codomain: Order
 
     def normalised(self) -> Normalised:
-        """The map at the weights as they are, differentiable in them."""
+        """The map at the present weights, differentiable in them."""
         ...
 
     def update(self) -> None:

@@ -1,4 +1,4 @@
-"""The one interface to a norm that a layer keeps below its coefficient, and its shared parts."""
+"""The interface to a norm that a layer keeps below its coefficient, and its shared parts."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Certificate(NamedTuple):
 
 
 class Normaliser(Protocol):
-    """A module whose buffers say by how much to divide W so that ||A(W)|| <= `coefficient`.
+    """A module that computes the divisor of W for which ||A(W)|| <= `coefficient`.
 
-    The promise is kept right after `update` or `align`; only these two change the buffers.
+    The promise holds right after `update` or `align`; only these two change the buffers.
     """
 
     coefficient: float
