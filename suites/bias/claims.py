@@ -1,4 +1,4 @@
-"""What is claimed of the bias: margins, statements, a finding."""
+"""Claims about the bias: margins, statements, a finding."""
 
 from __future__ import annotations
 

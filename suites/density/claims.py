@@ -1,4 +1,4 @@
-"""What is claimed of the learned density: margins and a statement."""
+"""Claims about the learned density: margins and a statement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is claimed of the Lipschitz constants: margins and statements."""
+"""Claims about the Lipschitz constants: margins and statements."""
 
 from __future__ import annotations
 

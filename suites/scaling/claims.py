@@ -1,4 +1,4 @@
-"""What is claimed of the growing cost: margins, statements, a finding."""
+"""Claims about the growing cost: margins, statements, a finding."""
 
 from __future__ import annotations
 

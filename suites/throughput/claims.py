@@ -1,4 +1,4 @@
-"""What is claimed of the speed: margins, a statement, a finding."""
+"""Claims about the speed: margins, a statement, a finding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is claimed of a training's log: margins and a statement."""
+"""Claims about a training's log: margins and a statement."""
 
 from __future__ import annotations
 

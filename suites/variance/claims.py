@@ -1,4 +1,4 @@
-"""What is claimed of the variance: margins, statements, a printed bound, two findings."""
+"""Claims about the variance: margins, statements, a printed bound, two findings."""
 
 from __future__ import annotations
 
