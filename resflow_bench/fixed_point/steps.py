@@ -15,7 +15,6 @@ class Selectable(Protocol):
 
     def select(self, examples: Tensor) -> Self:
         """The state of some of the examples, given by their indices (n,)."""
-        ...
 
 
 class Step(Protocol):

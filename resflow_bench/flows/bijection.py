@@ -28,22 +28,18 @@ class ClosedForm(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor:
         """z, (B, *event)."""
-        ...
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(z, ln|det dz/dx|): (B, *event), (B,) nats."""
-        ...
 
     def inverse(self, z: Tensor) -> Tensor:
         """x, (B, *event)."""
-        ...
 
     def inverse_error(self, z: Tensor, x: Tensor, error: Tensor) -> Tensor:
         """A bound on ||x - x*||_2, (B,) float64, for x = inverse(z) as rounded.
 
         x* is the exact inverse of some latent within `error` of z, (B,) float64, in the 2-norm.
         """
-        ...
 
 
 @runtime_checkable
@@ -52,13 +48,11 @@ class Bijection(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor:
         """z, (B, *event)."""
-        ...
 
     def forward_and_log_det(
         self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """(z, ln|det dz/dx|): (B, *event), (B,) nats."""
-        ...
 
     def inverse(
         self, z: Tensor, inversion: AnyInversion, error: Tensor | None = None, certify: bool = True
@@ -67,7 +61,6 @@ class Bijection(Protocol):
 
         Distances are 2-norms over the event, (B,) in float64; no graph is recorded.
         """
-        ...
 
 
 def as_bijection(part: object) -> Bijection:

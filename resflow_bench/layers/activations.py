@@ -37,7 +37,6 @@ class Activation(Protocol):
 
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """phi(z) and phi'(z), one shape."""
-        ...
 
 
 @runtime_checkable
@@ -53,7 +52,6 @@ class Curved(Protocol):
 
     def curvature(self) -> float:
         """c with ||phi'(y) - phi'(z)||_2 <= c |y - z| for each input; inf where phi' jumps."""
-        ...
 
 
 class LipSwish(nn.Module):

@@ -16,11 +16,9 @@ class Normalised(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor:
         """y, (B, *event_in) -> (B, *event_out)."""
-        ...
 
     def linearise(self, x: Tensor) -> tuple[Tensor, Stage]:
         """y and its Jacobian: v -> v^T J, (..., B, *event_out) -> (..., B, *event_in)."""
-        ...
 
 
 @runtime_checkable
@@ -39,16 +37,12 @@ class Layer(Protocol):
 
     def normalised(self) -> Normalised:
         """The map at the present weights, differentiable in them."""
-        ...
 
     def update(self) -> None:
         """Follow the weights after an optimiser step: afterwards the promise is kept."""
-        ...
 
     def align(self) -> None:
         """Follow the weights exactly, at the cost of a factorisation."""
-        ...
 
     def certificate(self) -> Certificate:
         """The tightest bound that is affordable."""
-        ...

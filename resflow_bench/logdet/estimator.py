@@ -37,7 +37,6 @@ class Estimator(Protocol):
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
         """Estimate ln|det(I + J_g(x))|."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,6 @@ class Gradient(Protocol):
             terms: w_k and N, constant.
             n_traced: how many powers of J are left out, because their traces are exact.
         """
-        ...
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ class Probe(theory.ProbeVariance, Protocol):
 
     def sample(self, n_probes: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw probes shaped like x: (m, B, *event), in x's dtype and device."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,11 @@ class Law(Protocol):
     @property
     def decay(self) -> float:
         """lim P(M >= j + 1) / P(M >= j), which decides which moments of an estimate are finite."""
-        ...
 
     def __hash__(self) -> int: ...
 
     def survival(self, j: np.ndarray) -> np.ndarray:
         """P(M >= j) in float64, to full relative precision however far in the tail."""
-        ...
 
 
 class TermCount(Protocol):
@@ -43,16 +41,13 @@ class TermCount(Protocol):
     @property
     def law(self) -> Law:
         """The law of M."""
-        ...
 
     @property
     def n_exact(self) -> int:
         """The number of terms that are always evaluated."""
-        ...
 
     def survival(self, k: np.ndarray) -> np.ndarray:
         """P(N >= k), to full relative precision in the tail."""
-        ...
 
 
 def roulette_moment_is_finite(

@@ -40,7 +40,6 @@ class Expansion(Protocol):
             n_traced: number of powers of J left out, because their traces are exact.
             adjoint: whether to compute it.
         """
-        ...
 
 
 @runtime_checkable
@@ -49,7 +48,6 @@ class Incremental(Protocol):
 
     def increments(self, jacobian: Jacobian, v: Tensor, n_terms: int, n_traced: int = 0) -> Tensor:
         """Delta_1, ..., Delta_N of each probe, (N, m, B), zero up to `n_traced`; in v's dtype."""
-        ...
 
 
 class WeightedSum:
