@@ -100,7 +100,6 @@ class ResidualFlow(nn.Module):
 
     @property
     def bijections(self) -> list[AnyBijection]:
-        """The layers, from data to latent."""
         return self.layers.bijections
 
     @property
@@ -115,7 +114,6 @@ class ResidualFlow(nn.Module):
         return view
 
     def forward(self, x: Tensor) -> Tensor:
-        """z = f(x), (B, *event) -> (B, d)."""
         z: Tensor = self.layers(x)
         return z
 

@@ -169,7 +169,6 @@ class ToError:
             raise ValueError(f"An inversion needs a positive, finite `error`; got {self.error}.")
 
     def __call__(self, branch: Branch | LinearBranch, z: Tensor) -> Solution:
-        """Solve x + g(x) = z from x = z, (B, *event)."""
         return self.solver(branch, z)
 
 

@@ -37,11 +37,9 @@ class ResidualBlock(nn.Module):
 
     @property
     def lipschitz(self) -> float:
-        """The constant that the branch promises."""
         return self.branch.lipschitz
 
     def forward(self, x: Tensor) -> Tensor:
-        """x + g(x), (B, *event)."""
         return x + self.branch(x)
 
     def forward_and_log_det(

@@ -116,7 +116,6 @@ class _Line:
     evidence: Evidence | None = None
 
     def ended(self, verdict: str, reason: str) -> _Line:
-        """The line with a final verdict."""
         return replace(self, verdict=verdict, reason=reason)
 
     def row(self) -> dict[str, Any]:

@@ -70,12 +70,10 @@ class Branch(nn.Module):
 
     @property
     def layers(self) -> list[Layer]:
-        """The stages that are layers."""
         return [stage for stage, is_layer in self._kinds() if is_layer]
 
     @property
     def activations(self) -> list[Activation]:
-        """The stages that are activations."""
         return [stage for stage, is_layer in self._kinds() if not is_layer]
 
     @property
@@ -182,7 +180,6 @@ class LinearBranch(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """x A^T, shapes (B, d) -> (B, d)."""
         return functional.linear(x, self.matrix)
 
     def normalised(self) -> Composition:

@@ -226,11 +226,9 @@ class Roulette:
         return np.asarray(np.searchsorted(-table, -level, side="right"))
 
     def bias(self, jacobian: np.ndarray) -> np.ndarray:
-        """Zero."""
         return np.zeros(np.shape(jacobian)[:-2])
 
     def bias_bound(self, lipschitz: float, dim: int) -> float:
-        """Zero."""
         return 0.0
 
     def variance(

@@ -59,7 +59,6 @@ class Induced:
         check_order(self.codomain, "codomain")
 
     def normaliser(self, operator: Operator, coefficient: float) -> InducedNorm:
-        """An `InducedNorm`, aligned with the operator."""
         return InducedNorm(operator, coefficient, self)
 
 

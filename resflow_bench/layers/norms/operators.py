@@ -108,7 +108,6 @@ class Convolution:
 
     @property
     def padding(self) -> tuple[int, int]:
-        """(kh // 2, kw // 2)."""
         return self.weight.shape[2] // 2, self.weight.shape[3] // 2
 
     def apply(self, x: Tensor) -> Tensor:
