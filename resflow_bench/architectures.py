@@ -128,7 +128,7 @@ def steep_flow(dim: int, lipschitz: float, seed: int = 0) -> ResidualFlow:
 
 Event = tuple[int, ...]
 Architecture = Callable[[Event, float], ResidualFlow]
-"""(shape of one example, promised constant) -> a flow before training, always the same."""
+"""(shape of one example, promised constant) -> a flow before training, the same at every call."""
 
 
 def mlp_architecture(event: Event, lipschitz: float) -> ResidualFlow:
@@ -193,7 +193,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def architecture_named(name: str) -> Architecture:
-    """One of `ARCHITECTURES`.
+    """The architecture of that name.
 
     Raises:
         ValueError: `name` is not one of them.

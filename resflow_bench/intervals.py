@@ -84,7 +84,7 @@ def variance_interval(draws: ArrayLike) -> Interval:
 
         h(T) = T + a T^2/3 + a^2 T^3/27 + a/6,
 
-    is monotone and takes that skewness out; h^{-1} of the quantiles of Student's t are the limits,
+    is monotone and removes that skewness; h^{-1} of the quantiles of Student's t are the limits,
     each moved out by the error of ybar, (ybar - E y)^2 = Var(y)/n times a chi-squared number, which
     is the only error where y takes two values and Z hardly varies.
 

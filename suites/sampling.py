@@ -35,7 +35,7 @@ MIN_DRAWS = 256
 """Below this many draws neither a t interval nor a skewness correction can be trusted."""
 
 
-TAME = 8
+NORMAL_ORDER = 8
 """An estimate with a finite moment of this order has a variance whose own standard error has a
 variance: there, and only there, Student's interval is used for it and for its mean."""
 
@@ -72,7 +72,7 @@ def sample_errors(
     """
     n_points = len(problem.x)
     variance = total_variance(problem, estimator).mean() / n_points  # of a draw's mean over points
-    normal = estimator.truncation.moment_is_finite(problem.spectral_radius, TAME)
+    normal = estimator.truncation.moment_is_finite(problem.spectral_radius, NORMAL_ORDER)
     width = NORMAL_99 if normal else CHEBYSHEV_99
     wanted = np.ceil(width**2 * variance / half_width**2)
     n_draws = int(min(max(wanted, MIN_DRAWS), max_draws // n_points))

@@ -12,23 +12,23 @@ if TYPE_CHECKING:
 
     from resflow_bench.lab import Suite
 
-HOW_MANY = 3
+MAX_FINDINGS = 3
 
 
 def findings(frames: Mapping[str, pd.DataFrame], suites: Mapping[str, Suite]) -> list[str]:
-    """At most `HOW_MANY` sentences, in the order of their ranks over all suites.
+    """At most `MAX_FINDINGS` sentences, in the order of their ranks over all suites.
 
     Args:
         frames: suite to long frame of rows.
         suites: name to suite, whose `claims.findings` the sentences are.
     """
-    found = [
+    several = [
         (finding, name)
         for name, suite in suites.items()
         if len(frames.get(name, ()))
         for finding in suite.claims.findings
     ]
-    cells = {name: wide(frames[name]) for _, name in found}
-    found.sort(key=lambda pair: pair[0].rank)
-    said = (finding.find(cells[name]) for finding, name in found)
-    return [sentence for sentence in said if sentence][:HOW_MANY]
+    cells = {name: wide(frames[name]) for _, name in several}
+    several.sort(key=lambda pair: pair[0].rank)
+    sentences = (finding.find(cells[name]) for finding, name in several)
+    return [sentence for sentence in sentences if sentence][:MAX_FINDINGS]

@@ -1,4 +1,4 @@
-"""Rules by which measured cells are compared with what a suite states of them.
+"""Rules that compare measured cells with the statements of a suite.
 
 A rule takes the cells of a suite (`tables.wide`) and returns one line per cell: how surprising the
 measurement is if the statement is true, and whether its interval alone shows the statement.
@@ -34,15 +34,15 @@ REASONS = {
     ATTAINED: "theory puts the mean on the bound itself, so the interval straddles the bound "
     "however many draws are made.",
     WIDE: "the interval holds the expected value but is too wide to show it: it reaches further "
-    "than 10 % of the value, and further than a difference that anybody would act upon; more draws "
-    "would decide.",
+    "than 10 % of the value, and further than a difference worth acting upon; more draws would "
+    "decide.",
     ACROSS: "the interval holds the bound; more draws would decide.",
 }
 """The meaning of each reason for which a verdict is undecided."""
 
 
 def apply(statement: Statement, cells: pd.DataFrame) -> pd.DataFrame:
-    """The rule's lines for the cells that the statement is about, with `statement` and `cell`."""
+    """The rule's lines for the cells selected by the statement, with `statement` and `cell`."""
     rule = statement.rule
     if not set(rule.metrics) <= set(cells):
         return cells.head(0)
@@ -66,7 +66,7 @@ class Equals:
 
     metric: str
     reference: str | float
-    resolution: float = 0.02  # nat (nat^2): a difference that nobody would act upon
+    resolution: float = 0.02  # nat (nat^2): a difference too small to act upon
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -164,8 +164,8 @@ class Exactly:
         shown = value <= bound + ROUNDING * np.abs(bound)
         digits = np.where(shown, 3, 8)  # a violation may be small
         three = zip(value, bound, digits, strict=True)
-        said = [self.words.get(v, f"{number(v, n)}, bound {number(b, n)}") for v, b, n in three]
-        lines = _lines(cells, np.full(len(cells), np.nan), shown, np.full(len(cells), ""), said)
+        detail = [self.words.get(v, f"{number(v, n)}, bound {number(b, n)}") for v, b, n in three]
+        lines = _lines(cells, np.full(len(cells), np.nan), shown, np.full(len(cells), ""), detail)
         return lines.assign(broken=~shown)
 
 
@@ -194,10 +194,10 @@ class _Intervals:
         return _Intervals(np.where(where, -self.value, self.value), low, high, self.normal)
 
     def p_value(self, reference: np.ndarray, one_sided: bool = False) -> np.ndarray:
-        """From z = 2.576 distance / half-width, with the half on the reference's side.
+        """p from z = 2.576 distance / half-width, the half on the reference's side of the value.
 
-        An interval that is not normal (Chebyshev's, or one that is open above) only tells inside
-        (p = 1) from outside (p = 0.01). NaN where there is no interval.
+        An interval that is not normal (Chebyshev's, or one that is open above) gives p = 1 inside
+        and p = 0.01 outside. NaN where there is no interval.
         """
         distance = self.value - reference
         half = np.where(distance > 0, self.value - self.low, self.high - self.value)
@@ -220,7 +220,7 @@ def _named(*metrics: str | float) -> tuple[str, ...]:
 
 
 def _column(cells: pd.DataFrame, metric: str | float) -> np.ndarray:
-    """The metric's values, or a constant as often."""
+    """The metric's values, or a constant for each cell."""
     if isinstance(metric, str):
         return cells[metric].to_numpy(float)
     return np.full(len(cells), metric)

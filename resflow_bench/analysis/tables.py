@@ -1,4 +1,4 @@
-"""Long rows to one row per cell, and cells in words."""
+"""Wide tables, one row per cell, from long ones; and cells in words."""
 
 from __future__ import annotations
 

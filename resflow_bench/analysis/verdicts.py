@@ -1,4 +1,4 @@
-"""Verdicts: whether each measured cell agrees with the statements of its suite.
+"""Verdicts on the agreement of each measured cell with the statements of its suite.
 
 `judge` tests every statement on every cell and controls the false discoveries over all of them at
 once, so that a thousand true statements do not yield ten violations:
@@ -29,7 +29,7 @@ _COLUMNS = ["suite", "statement", "cell", "verdict", "p", "q", "reason", "detail
 
 
 def judge(frames: Mapping[str, pd.DataFrame], suites: Mapping[str, Suite]) -> pd.DataFrame:
-    """Every statement of the suites on every cell that it is about.
+    """The verdict on every statement of the suites for every cell that it selects.
 
     Args:
         frames: suite to long frame of rows; rows of a suite that is not in `suites` are not judged.
@@ -43,7 +43,7 @@ def judge(frames: Mapping[str, pd.DataFrame], suites: Mapping[str, Suite]) -> pd
 
 
 def judge_disputed(frames: Mapping[str, pd.DataFrame], suites: Mapping[str, Suite]) -> pd.DataFrame:
-    """The same for the disputed statements, whose false discoveries are controlled apart."""
+    """`judge` for the disputed statements, with false discoveries controlled separately."""
     return _judge(frames, {name: suite.claims.disputed for name, suite in suites.items()})
 
 

@@ -1,4 +1,4 @@
-"""Numbers in words, and the cells that a sentence may speak of.
+"""Numbers in words, and the cells that have given columns.
 
 Suites import this module, so it must not import pandas at run time: pandas starts threads, which do
 not survive asv's forks.
@@ -57,5 +57,5 @@ def measured(cells: pd.DataFrame, *columns: str) -> pd.DataFrame:
 
 
 def _signed(text: str) -> str:
-    """With a minus for a hyphen, and no sign where only zeros are left."""
+    """The text with a minus for its hyphen, and without a sign if it is zero."""
     return text.lstrip("-") if not text.strip("-0.,") else text.replace("-", "−", 1)

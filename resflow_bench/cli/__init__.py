@@ -1,7 +1,7 @@
 """The command line: parses, calls, prints.
 
-Exit codes: 0 done; 1 some cells failed, the others are stored; 2 refused, with one line that says
-why; 70 a mistake of this code; 128 + n ended by signal n. Only click is imported at the top; other
+Exit codes: 0 done; 1 some cells failed, the others are stored; 2 refused, with the reason in one
+line; 70 a defect of this code; 128 + n ended by signal n. Only click is imported at the top; other
 imports wait until a command needs them, so that `--help` answers at once.
 """
 

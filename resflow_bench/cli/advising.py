@@ -79,8 +79,9 @@ def advise(
         x = build_points(cell, int(given["batch_size"]))
         advice = measure(flow, x, target_error, seconds, unbiased, gradient == "yes", listen)
     code = f"{_problem(cell, results, len(x), gradient == 'yes')}\n{advice.code}"
-    asked = {**axes, "target_error": target_error, "unbiased": unbiased, "gradient": gradient}
-    click.echo(_json(advice, asked, code) if as_json else _text(advice, str(cell), code), nl=False)
+    request = {**axes, "target_error": target_error, "unbiased": unbiased, "gradient": gradient}
+    text = _json(advice, request, code) if as_json else _text(advice, str(cell), code)
+    click.echo(text, nl=False)
 
 
 def _problem(cell: Cell, results: Path, n: int, gradient: bool) -> str:
@@ -124,10 +125,10 @@ def _text(advice: Advice, cell: str, code: str) -> str:
     return "\n".join(lines)
 
 
-def _json(advice: Advice, asked: dict[str, Any], code: str) -> str:
+def _json(advice: Advice, request: dict[str, Any], code: str) -> str:
     rows = advice.table.to_dict(orient="records")
     whole = {
-        **{"asked": asked, "best": rows[0], "error_expected": advice.best.error_expected},
+        **{"asked": request, "best": rows[0], "error_expected": advice.best.error_expected},
         **{"ways": rows, "left_out": list(advice.left_out), "code": code},
     }
     return json.dumps(whole, indent=1, allow_nan=False) + "\n"

@@ -1,4 +1,4 @@
-"""Values that a user writes for an axis, checked against the parts that the library has."""
+"""Parsing of a user's values for an axis, checked against the names in the library."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ asv_option = click.option(
 @asv_option
 @click.option("--again", is_flag=True, help="Of commits: measure flagged benchmarks once more.")
 @click.option("--allow-skip", "allowed", multiple=True, metavar="TEXT",
-              help="Cells whose name holds TEXT may be skipped (cuda, say).")  # fmt: skip
+              help="Cells with TEXT in their name, for example cuda, may be skipped.")  # fmt: skip
 @click.option("--max-undecided", type=click.FloatRange(0, 1), default=0.5, show_default=True,
               help="The largest share of random metrics that may be undecided.")  # fmt: skip
 @click.option("--format", "layout", type=click.Choice(["text", "markdown", "json"]),
@@ -98,9 +98,9 @@ def _of_runs(
     if not any(both):
         return None
     if not all(both):
-        lacking, found = (new, base) if both[0] else (base, new)
+        missing, present = (new, base) if both[0] else (base, new)
         raise ValueError(
-            f"`{lacking}` is no run in `{results}`, and `{found}` is one; give two runs, or two "
+            f"`{missing}` is no run in `{results}`, and `{present}` is one; give two runs, or two "
             "commits that asv has measured."
         )
     for runs in both:
@@ -124,15 +124,15 @@ def _of_runs(
 
 
 def _of_commits(base: str, new: str, config: Path) -> tuple[pd.DataFrame, pd.DataFrame, Margins]:
-    """The samples of two commits, and the margins of the suites that are asv's modules."""
+    """The samples of two commits, and the margins of the suites that asv measured."""
     from resflow_bench.gate.margins import Margins
     from resflow_bench.gate.samples import of_commits
     from resflow_bench.lab.discovery import load, names
     from resflow_bench.speed.asv_again import results_folder
     from resflow_bench.speed.asv_results import AsvResults
 
-    found = AsvResults(results_folder(config))
-    before, after = (found.rows(_commit(name)) for name in (base, new))
+    history = AsvResults(results_folder(config))
+    before, after = (history.rows(_commit(name)) for name in (base, new))
     modules = {row.suite for row in (*before, *after)}
     margins = Margins.of_suites({name: load(name) for name in names() if name in modules})
     return *of_commits(before, after, margins), margins
@@ -142,16 +142,16 @@ def _runs(names: str, results: Path) -> list[Run]:
     """The runs of these names, or in these folders; empty if one is neither."""
     from resflow_bench.lab.store import Run, Store, StoreError
 
-    found = []
+    runs = []
     for name in names.split(","):
         if (Path(name) / "run.json").exists():
-            found.append(Run(Path(name)))
+            runs.append(Run(Path(name)))
             continue
         try:
-            found.append(Store(results).open(name))
+            runs.append(Store(results).open(name))
         except StoreError:
             return []
-    return found
+    return runs
 
 
 def _commit(name: str) -> str:

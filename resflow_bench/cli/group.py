@@ -1,4 +1,4 @@
-"""The command group, with what its commands share: exit codes, refusals, resuming a run."""
+"""The command group, and the parts that its commands share: exit codes, refusals, resuming."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CELLS_FAILED, REFUSED, MISTAKEN, SIGNALLED = 1, 2, 70, 128
 
 folder = click.Path(path_type=Path)
 results_option = click.option(
-    "--results", type=folder, default="results", show_default=True, help="Where runs are kept."
+    "--results", type=folder, default="results", show_default=True, help="Folder of the runs."
 )
 
 
@@ -36,7 +36,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # while Python takes itself down
     except KeyboardInterrupt:
         code = SIGNALLED + signal.SIGINT
-    except Exception:  # noqa: BLE001 (a mistake of ours: Python's own 1 would look like an answer)
+    except Exception:  # noqa: BLE001 (a defect of this code; Python's exit code is CELLS_FAILED)
         traceback.print_exc()
         code = MISTAKEN
     sys.exit(code)
@@ -49,14 +49,14 @@ def _once(*_: object) -> None:
 
 
 def no_more_signals(received: int | None) -> None:
-    """After a signal was received, let no other cut off the last words and the exit code."""
+    """Ignore signals after the first, so that the summary is printed and the exit code stands."""
     if received is not None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _answer() -> int:
-    """The exit code of what the command line asks for."""
+    """Run the command line, and return its exit code."""
     try:
         with cli.make_context("resflow-bench", sys.argv[1:]) as context:
             return cli.invoke(context) or 0
@@ -65,7 +65,7 @@ def _answer() -> int:
     except click.ClickException as error:
         click.echo(f"error: {' '.join(error.format_message().split())}", err=True)
         return REFUSED
-    except BrokenPipeError:  # `show ... | head` has seen enough
+    except BrokenPipeError:  # as in `show ... | head`
         _drop_the_rest()
         return 0
 
@@ -105,7 +105,7 @@ def cli(context: click.Context) -> None:
     resflow-bench list                      suites, axes and their values
     resflow-bench run bias --preset smoke   measure a suite
     resflow-bench report                    write the page of a run
-    resflow-bench train checkerboard        train a flow, and keep its weights
+    resflow-bench train checkerboard        train a flow, and save its weights
     resflow-bench advise --model trained    the estimator of least time for it
     resflow-bench gate BASE NEW             is NEW worse than BASE?
     """  # noqa: D301 (the b is meant: click keeps the lines)
@@ -138,7 +138,7 @@ def command_of(run: Run) -> str:
 
 
 def this_machine() -> dict[str, Any]:
-    """The part of `run.json` about the code and the machine, with what `doctor` finds of it."""
+    """The part of `run.json` about the code and the machine, with the checks of `doctor`."""
     from resflow_bench.lab.provenance import provenance
     from resflow_bench.speed.doctor import checks_record
 

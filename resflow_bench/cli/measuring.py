@@ -59,7 +59,7 @@ def list_suites() -> None:
     type=click.Choice(["smoke", "quick", "full"]),
     default="quick",
     show_default=True,
-    help="How much is asked, and how precisely.",
+    help="Number of cells, and precision of each.",
 )
 @click.option(
     "--set",
@@ -145,7 +145,7 @@ def _go_on(given: Mapping[str, Any], measured: Run) -> tuple[Plan, Run]:
 
     if command_of(measured) != "run":
         command = resumption(measured, measured.path.parents[1])
-        raise ValueError(f"run `{measured.name}` is a training; go on with `{command}`.")
+        raise ValueError(f"run `{measured.name}` is a training; resume it with `{command}`.")
     plan = Plan.recorded(measured.about, load)
     recorded = plan.record()
     for name, value in given.items():
@@ -166,8 +166,8 @@ def _conclude(measured: Run, tally: Tally, results: Path) -> int:
     if len(tally.failed) > N_FAILURES_SHOWN:
         click.echo(f"... and {len(tally.failed) - N_FAILURES_SHOWN} more", err=True)
     if tally.signal is not None:
-        kept = f"{tally.n_done} of {tally.n_total} cells are kept"
-        click.echo(f"interrupted: {kept}; the rest:", err=True)
+        cells = f"{tally.n_done} of {tally.n_total} cells"
+        click.echo(f"interrupted: {cells} are stored; measure the rest with:", err=True)
         click.echo(f"  {resumption(measured, results)}", err=True)
         return SIGNALLED + tally.signal
     if tally.skipped:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @results_option
 @click.option("--out", type=folder, default="reports", show_default=True, help="The page's folder.")
 def report(runs: tuple[str, ...], results: Path, out: Path) -> None:
-    """Write one page from RUNs, or from the newest; of a cell in several, the last counts."""
+    """Write one page from RUNs, or from the newest; a cell in several is taken from the last."""
     from resflow_bench.lab.store import Store, merge
 
     with refusals():
@@ -101,7 +101,7 @@ def _table(frame: pd.DataFrame) -> str:
 @click.argument("new", metavar="NEW")
 @results_option
 def compare(base: str, new: str, results: Path) -> None:
-    """Print NEW - BASE of all that both runs measured, with 99 % intervals, surest first."""
+    """Print NEW - BASE of every metric in both runs, with 99 % intervals, most certain first."""
     from resflow_bench.lab.store import Store
 
     with refusals():

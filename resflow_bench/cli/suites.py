@@ -1,4 +1,4 @@
-"""The suites behind rows that were measured, loaded for their claims and figures."""
+"""The suites of measured rows, loaded for their claims and figures."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ def suites_of(runs: Iterable[Run]) -> dict[str, Suite]:
     runs = list(runs)
     names = {name: None for run in runs for name in run.suites}
     references = [str(reference) for run in runs for reference in run.about.get("suites", ())]
-    found: dict[str, Suite] = {}
+    loaded: dict[str, Suite] = {}
     refused: dict[str, str] = {}
     for reference in dict.fromkeys([*references, *names]):
-        if reference not in found:
+        if reference not in loaded:
             try:
                 suite = load(reference)
-                found[suite.name] = suite
+                loaded[suite.name] = suite
             except (ValueError, ImportError) as error:
                 refused[reference] = str(error)
-    if lost := [name for name in names if name not in found]:
+    if missing := [name for name in names if name not in loaded]:
         click.echo(
-            f"note: the rows of {', '.join(lost)} are shown and not judged, since the suite "
+            f"note: the rows of {', '.join(missing)} are shown and not judged, since the suite "
             f"cannot be loaded: {next(iter(refused.values()))}",
             err=True,
         )
-    return {name: found[name] for name in dict.fromkeys([*page_order(), *names]) if name in found}
+    order = dict.fromkeys([*page_order(), *names])
+    return {name: loaded[name] for name in order if name in loaded}

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 @results_option
 @click.option("--resume", metavar="RUN", help="Continue an interrupted training.")
 def train(data: Path, results: Path, resume: str | None, **options: Any) -> int:
-    """Train a flow on DATASET by maximum likelihood; keep its log and its weights.
+    """Train a flow on DATASET by maximum likelihood; save its log and its weights.
 
     An option that is not given has the preset's value. An interrupted or killed training loses at
     most a few seconds of work; --resume continues it to the same numbers.
@@ -81,7 +81,7 @@ def train(data: Path, results: Path, resume: str | None, **options: Any) -> int:
     steps = f"{result.n_done} of {plan.options['steps']} steps"
     if result.signal is not None:
         files = f" --data {quote(str(data))}" * (str(data) != "data")
-        click.echo(f"interrupted: {steps} are kept; the rest:", err=True)
+        click.echo(f"interrupted: {steps} are stored; train the rest with:", err=True)
         click.echo(f"  {resumption(run, results)}{files}", err=True)
         return SIGNALLED + result.signal
     if result.failure:

@@ -1,4 +1,4 @@
-"""Newton's step: coarse products, fine residuals."""
+"""Newton's step, with products in a coarse dtype and residuals in a fine one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class NewtonKrylov:
     max_steps: int = 200
 
     def init(self, x0: Tensor) -> Tensor:
-        """||r|| of the step before, (B,): none yet."""
+        """||r|| of the step before, (B,): infinite at first."""
         return torch.full((len(x0),), torch.inf, dtype=x0.dtype, device=x0.device)
 
     def next(self, x: Tensor, fx: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

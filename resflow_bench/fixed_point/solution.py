@@ -13,7 +13,7 @@ BLOW_UP = 1e6
 
 
 class Outcome(IntEnum):
-    """The reason for which an example ended."""
+    """The reason for which an example's iteration ended."""
 
     CONVERGED = 0
     MAX_STEPS = 1
@@ -88,7 +88,7 @@ class Solution:
     def demand(self, error: float) -> Solution:
         """This solution, UNCERTIFIED where it converged but `error_bound` is not within `error`.
 
-        An example that did not converge keeps its outcome, which says more.
+        An example that did not converge keeps its outcome, which is more specific.
 
         Raises:
             ValueError: there is no `error_bound`.

@@ -42,7 +42,7 @@ def solve(
     level, and a residual of 0, certify nothing below it.
 
     Args:
-        f: (B, *event) -> (B, *event), each example by itself.
+        f: (B, *event) -> (B, *event), each example independently of the others.
         x0: (B, *event), where to start.
         step: the rule for the next iterate.
         rtol, atol: the tolerance on the norm itself. (The public residual-flow code compares the
@@ -157,7 +157,7 @@ class _Iterates:
 
 
 def _select(state: Any, keep: Tensor) -> Any:
-    """A step's state for the examples `keep`, (n,); numbers and None are of no example."""
+    """A step's state for the examples `keep`, (n,); numbers and None have no rows."""
     if isinstance(state, Tensor):  # first, as a tensor has a `select` of its own
         return state[keep]
     if isinstance(state, Selectable):
@@ -166,7 +166,7 @@ def _select(state: Any, keep: Tensor) -> Any:
 
 
 def _choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """`new` for the examples in the mask, `old` for the others; without a copy if that is all."""
+    """`new` for the examples in the mask, `old` for the others; no copy if the mask is all True."""
     if mask.device.type == "cpu" and bool(mask.all()):
         return new
     return torch.where(mask.view((-1,) + (1,) * (new.ndim - 1)), new, old)

@@ -1,4 +1,4 @@
-"""Steps of a fixed-point iteration: the next iterate from x and f(x), each example by itself."""
+"""Steps of a fixed-point iteration: the next iterate from x and f(x), separately per example."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ class Selectable(Protocol):
 
     def select(self, examples: Tensor) -> Self:
         """The state of some of the examples, given by their indices (n,)."""
-        ...
 
 
 class Step(Protocol):
-    """The rule for x_{n+1} from x_n and f(x_n), each example by itself.
+    """The rule for x_{n+1} from x_n and f(x_n), separately for each example.
 
     A state is None, a number, a tensor (B, ...), a `Selectable` or a tuple of states: `solve`
     drops the rows of examples that have ended.
@@ -183,7 +182,7 @@ class Secant:
 
 
 class AutoState(NamedTuple):
-    """n steps so far, ||r_1|| and whether the example is slow, (B,), and Anderson's state."""
+    """Steps so far, ||r_1|| (B,), True where the example is slow (B,), and Anderson's state."""
 
     n: int
     norm: Tensor
@@ -199,9 +198,9 @@ class AutoState(NamedTuple):
 class Auto:
     """Picard's step, and Anderson's for an example whose residual shrinks slowly.
 
-    Of the residuals r_1, r_2, ... before the steps, the rate is (||r_n|| / ||r_1||)^(1 / (n - 1))
-    with n = `n_residuals`; where it is above `slow` Anderson takes over. The choice counts
-    evaluations and reads no clock, so that it repeats.
+    With r_k the residual before step k, the rate is (||r_n|| / ||r_1||)^(1 / (n - 1)) at
+    n = `n_residuals`; where it is above `slow`, Anderson takes over. The choice counts evaluations
+    and reads no clock, so that it is reproducible.
 
     Raises:
         ValueError: fewer than 2 residuals.
@@ -233,7 +232,7 @@ class Auto:
         if n == 1:
             return fx, state._replace(n=n, norm=norm)
         slow = norm > self.slow ** (self.n_residuals - 1) * state.norm
-        # Off the CPU the answer would have to be waited for.
+        # Off the CPU the host would have to wait for the answer.
         if x.device.type == "cpu" and not bool(slow.any()):
             return fx, state._replace(n=n)
         _, history = self.anderson.next(x, fx, self.anderson.init(x))

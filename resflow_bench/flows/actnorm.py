@@ -41,7 +41,6 @@ class ActNorm(nn.Module):
         self.log_scale.copy_(-std.clamp_min(STD_FLOOR).log())
 
     def forward(self, x: Tensor) -> Tensor:
-        """exp(log_scale) (x + shift), (B, C, *grid)."""
         return (x + _along(self.shift, x)) * _along(self.log_scale, x).exp()
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:

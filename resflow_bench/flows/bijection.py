@@ -1,7 +1,7 @@
-"""The two kinds of bijection that a flow is made of: closed forms, and those that are not.
+"""The two kinds of bijection in a flow: closed forms, and all others.
 
 A closed form has formulas for its log-det and its inverse. Any other bijection is given an
-estimator for the one and an inversion for the other. `as_bijection` makes the second of the first.
+estimator for the one and an inversion for the other. `as_bijection` gives both one interface.
 """
 
 from __future__ import annotations
@@ -28,22 +28,18 @@ class ClosedForm(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor:
         """z, (B, *event)."""
-        ...
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(z, ln|det dz/dx|): (B, *event), (B,) nats."""
-        ...
 
     def inverse(self, z: Tensor) -> Tensor:
         """x, (B, *event)."""
-        ...
 
     def inverse_error(self, z: Tensor, x: Tensor, error: Tensor) -> Tensor:
         """A bound on ||x - x*||_2, (B,) float64, for x = inverse(z) as rounded.
 
         x* is the exact inverse of some latent within `error` of z, (B,) float64, in the 2-norm.
         """
-        ...
 
 
 @runtime_checkable
@@ -52,13 +48,11 @@ class Bijection(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor:
         """z, (B, *event)."""
-        ...
 
     def forward_and_log_det(
         self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """(z, ln|det dz/dx|): (B, *event), (B,) nats."""
-        ...
 
     def inverse(
         self, z: Tensor, inversion: AnyInversion, error: Tensor | None = None, certify: bool = True
@@ -67,14 +61,13 @@ class Bijection(Protocol):
 
         Distances are 2-norms over the event, (B,) in float64; no graph is recorded.
         """
-        ...
 
 
 def as_bijection(part: object) -> Bijection:
-    """The bijection itself, or a closed form as one that ignores the estimator and the inversion.
+    """`part`, or if it is a closed form a `Bijection` that ignores estimator and inversion.
 
     Raises:
-        TypeError: neither.
+        TypeError: `part` is neither.
     """
     if isinstance(part, ClosedForm):
         return Formulas(part)
@@ -82,7 +75,7 @@ def as_bijection(part: object) -> Bijection:
         return part
     raise TypeError(
         "A flow is made of bijections, with the methods of `ClosedForm` or of `Bijection`; "
-        f"{type(part).__name__} has those of neither."
+        f"{type(part).__name__} has neither."
     )
 
 

@@ -1,4 +1,4 @@
-"""Lower bounds m on how far f(x) = x + g(x) keeps points apart: everywhere, and near a point.
+"""Lower bounds m on the stretch of f(x) = x + g(x): everywhere, and near a point.
 
 With H(x) the symmetric part of J_g(x), for all x and y on a segment on which lambda_min(H) > m - 1,
 
@@ -47,7 +47,7 @@ class BranchBounds(NamedTuple):
 
 
 def branch_bounds(branch: Branch | LinearBranch) -> BranchBounds:
-    """The bounds at the weights as they are, by norms in float64."""
+    """The bounds at the present weights, by norms in float64."""
     lipschitz = branch.lipschitz_certified()
     apart = 1.0 - lipschitz
     if isinstance(branch, LinearBranch):
@@ -85,7 +85,7 @@ def apart_near(
 
 
 def near_is_known(branch: Branch | LinearBranch, dim: int, known: BranchBounds) -> bool:
-    """Whether `apart_near` has a bound."""
+    """True if `apart_near` can give a bound."""
     return branch.order == 2.0 and dim <= LARGEST and known.curvature < math.inf
 
 

@@ -90,8 +90,8 @@ class Chain(nn.Sequential):
 class FactorOut(nn.Module):
     """x = (a, b) by channels  ->  z = (flatten(a), inner(b)): half of the channels become latents.
 
-    ln|det dz/dx| = ln|det d inner/db|. A flow of several scales is a chain that ends with such a
-    layer, whose inner chain ends with the next.
+    ln|det dz/dx| = ln|det d inner/db|. In a flow of several scales the layers of a scale end with
+    such a layer, which holds the layers of the next scale as `inner`.
 
     Args:
         inner: bijections of the channels from C // 2 on, the last of which gives vectors.

@@ -1,4 +1,4 @@
-"""Copies of a module in other dtypes, and whatever else is made once for given parameters."""
+"""Copies of a module in other dtypes, and other results cached while its parameters last."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Made = TypeVar("Made")
 
 
 def recast(part: Module, dtype: torch.dtype) -> Module:
-    """The same map computed in a dtype: `part` itself if it has that dtype, else a copy."""
+    """The map in `dtype`: `part` itself if it has that dtype, else a cached copy."""
     if all(t.dtype == dtype for t in _state(part) if t.is_floating_point()):
         return part
     made: Module = memoised(part, _COPIES[dtype])
@@ -23,7 +23,7 @@ def recast(part: Module, dtype: torch.dtype) -> Module:
 
 
 def in_float64(part: Module) -> Module:
-    """The same map computed in float64: `part` itself if it has that dtype, else a copy."""
+    """The map in float64, as `recast`."""
     return recast(part, torch.float64)
 
 
@@ -34,7 +34,7 @@ def memoised(part: Module, make: Callable[[Module], Made]) -> Made:
     takes microseconds where a copy or a certificate of the norms takes milliseconds.
 
     Args:
-        part: the module whose state decides; the result must not refer to it, or neither is freed.
+        part: the module; the result must not refer to it, or neither is ever freed.
         make: a function that lives as long as the module in which it is defined.
     """
     results = _RESULTS.setdefault(part, {})

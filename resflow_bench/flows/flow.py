@@ -100,7 +100,6 @@ class ResidualFlow(nn.Module):
 
     @property
     def bijections(self) -> list[AnyBijection]:
-        """The layers, from data to latent."""
         return self.layers.bijections
 
     @property
@@ -109,13 +108,12 @@ class ResidualFlow(nn.Module):
         return [module for module in self.modules() if isinstance(module, ResidualBlock)]
 
     def with_estimator(self, estimator: Estimator) -> Self:
-        """The same flow, parameters shared, whose log-dets come from `estimator`."""
+        """A view of this flow, parameters shared, with log-dets from `estimator`."""
         view = copy.copy(self)
         view.estimator = estimator
         return view
 
     def forward(self, x: Tensor) -> Tensor:
-        """z = f(x), (B, *event) -> (B, d)."""
         z: Tensor = self.layers(x)
         return z
 
@@ -159,10 +157,10 @@ class ResidualFlow(nn.Module):
            everywhere by that of the ball in which x' must be, if g is smooth and d not large: from
            J at x.
 
-        Only float64's residuals are amplified: 1e-14 ||x|| is, by the product of all 1 / m.
+        Only float64's residuals, some 1e-14 ||x||, are amplified by the product of all 1 / m.
 
         Args:
-            z: (B, d); with `ToError` also of float64 where the parameters are not: so is x then.
+            z: (B, d). With `ToError` z may be float64 where the parameters are not, and so is x.
             inversion: `ToTolerance`, with which each block iterates in the dtype of z; or `ToError`
                 or `ToRounding`, with which x is x' rounded to z's dtype: one pass suffices, its
                 iterations in float32 and its residuals in float64, and the first term is rounding.

@@ -39,9 +39,9 @@ class ToTolerance:
     """x <- z - g(x) in the dtype of z until ||z - x - g(x)|| <= atol + rtol ||x||.
 
     step: the rule for the next iterate. `Picard()` has a rate that is known beforehand.
-    rtol, atol: bound the residual, not its square, of every example by itself. None is ten units in
-        the last place of z's dtype, relative to the size of the numbers: about as far as Picard's
-        iteration goes before rounding stops it.
+    rtol, atol: bounds on each example's residual, not its square. None is ten units in the last
+        place of z's dtype, relative to the size of the numbers: about as far as Picard's iteration
+        goes before rounding stops it.
     max_steps: for each block.
     """
 
@@ -70,8 +70,8 @@ class ToTolerance:
     def reference(self, dtype: torch.dtype) -> ToTolerance | ToRounding:
         """The inversion in float64 with which an inverse of a z of that dtype is certified.
 
-        It is this one if this one goes to float64's rounding itself. `Auto()` stands in for
-        `Picard()`, whose step it takes until that is slow.
+        This inversion, if it already goes to float64's rounding. `Auto()` replaces `Picard()`: it
+        takes the same steps while they are fast.
         """
         if self.rtol is None and self.atol is None and dtype == torch.float64:
             return self
@@ -169,7 +169,6 @@ class ToError:
             raise ValueError(f"An inversion needs a positive, finite `error`; got {self.error}.")
 
     def __call__(self, branch: Branch | LinearBranch, z: Tensor) -> Solution:
-        """Solve x + g(x) = z from x = z, (B, *event)."""
         return self.solver(branch, z)
 
 
@@ -221,5 +220,5 @@ def mean_preconditioner(g: Composition, x: Tensor) -> Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def _normalised(branch: Branch | LinearBranch) -> Composition:
-    """g without a graph; a layer's norm costs as much as its product with some hundred examples."""
+    """g with its norms computed once; a norm costs as much as a product with some 100 examples."""
     return branch.normalised()

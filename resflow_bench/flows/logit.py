@@ -38,7 +38,6 @@ class Logit(nn.Module):
         self.margin = margin
 
     def forward(self, x: Tensor) -> Tensor:
-        """logit(margin + (1 - 2 margin) x), (B, *event)."""
         return torch.logit(self.margin + (1 - 2 * self.margin) * x)
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,6 @@ class Mixing(nn.Module):
         return (lower @ upper)[self.rows]
 
     def forward(self, x: Tensor) -> Tensor:
-        """W x at every position, (B, C, *grid)."""
         return _apply(self.weight(), x)
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:

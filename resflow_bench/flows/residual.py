@@ -37,11 +37,9 @@ class ResidualBlock(nn.Module):
 
     @property
     def lipschitz(self) -> float:
-        """The constant that the branch promises."""
         return self.branch.lipschitz
 
     def forward(self, x: Tensor) -> Tensor:
-        """x + g(x), (B, *event)."""
         return x + self.branch(x)
 
     def forward_and_log_det(
@@ -63,7 +61,7 @@ class ResidualBlock(nn.Module):
 
         Args:
             z: (B, *event).
-            inversion: how x is computed; a `ToError` decides on 2.
+            inversion: how x is computed; 2 applies to a `ToError` alone.
             error: (B,), a bound on the distance of z from the intended latent.
             certify: whether to compute `error_bound`: m is then of the weights as they are, not as
                 promised, and the residual is evaluated in float64, so that the bound also covers
@@ -79,7 +77,7 @@ class ResidualBlock(nn.Module):
         branch, z, x = in_float64(self.branch), z.double(), solution.value.double()
         order, n = branch.order, math.prod(z.shape[1:])
         known = memoised(branch, branch_bounds)
-        # Sizes, for which float32 has digits enough.
+        # Float32 has enough digits for sizes.
         inside = recast(self.branch, torch.float32).magnitude(x.float()).double()
         sizes = norm(x.flatten(1), order) + norm(z.flatten(1), order) + inside
         if solution.value.dtype == torch.float64 and order == 2.0:

@@ -1,1 +1,1 @@
-"""The gate: whether a metric has become worse than its margin allows, and the exit code."""
+"""The gate: a test of each metric against its margin, and an exit code for all of them."""

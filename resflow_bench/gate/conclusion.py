@@ -1,4 +1,4 @@
-"""The conclusion of the gate: one exit code, and the words for it."""
+"""The conclusion of the gate: one exit code, and its text."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ SAYS = {
 }
 
 QUIET = [UNJUDGED, NO_BASE, "skipped"]
-"""Verdicts that are shown as counts, one for each reason."""
+"""Verdicts that are printed as counts, one for each reason."""
 
 MAX_LINES = 40
-"""Of a table; json has all lines."""
+"""The most lines of a printed table; json has all of them."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Conclusion:
             blocks.append(_listed(lines, layout))
         if len(blind := self.table[np.isinf(self.table["detectable"])]):
             each = ", ".join(f"{name} ({n})" for name, n in blind["metric"].value_counts().items())
-            blocks.append(f"So few samples that no change would be found: {each}.")
+            blocks.append(f"Too few samples to detect any change: {each}.")
         if len(detectable := _detectable(self.table)):
-            title = "The smallest change for the worse that would be found four times in five:"
+            title = "The smallest change for the worse that is detected four times in five:"
             blocks.append(f"{title}\n\n{_table(detectable, layout)}")
         return "\n\n".join(blocks) + "\n"
 
@@ -138,8 +138,8 @@ def _listed(lines: Iterable[str], layout: str) -> str:
 
 def _table(rows: pd.DataFrame, layout: str) -> str:
     """The first `MAX_LINES` lines, in columns."""
-    kept = [name for name in rows if rows[name].notna().any()]
-    shown = rows[kept].head(MAX_LINES).map(_cell)
+    filled = [name for name in rows if rows[name].notna().any()]
+    shown = rows[filled].head(MAX_LINES).map(_cell)
     more = f"\n... and {len(rows) - MAX_LINES} more" if len(rows) > MAX_LINES else ""
     if layout == "text":
         return shown.to_string(index=False) + more

@@ -29,14 +29,14 @@ from resflow_bench.lab import Metric
 
 @dataclass(frozen=True)
 class Evidence:
-    """A test's result, before the false discoveries over all tests are controlled.
+    """The result of one test, before the false discoveries over all tests are controlled.
 
     reason: the test in words.
     p: of "no worse than the margin allows".
     p_beyond: of the opposite, "worse than the margin allows".
     error, freedom: the standard error of the excess over the margin, and its degrees of freedom; 0
         and infinite where nothing is random.
-    n_directions: how many directions are worse.
+    n_directions: the number of directions that are worse.
     least_p: the smallest p that so few samples can give.
     """
 
@@ -80,19 +80,19 @@ def of_means(metric: Metric, base: Samples, new: Samples, is_paired: bool) -> Ev
     """Student's test of the pairs, or Welch's; certain where neither side is random."""
     excess: Callable[..., _Excess] = _paired if is_paired else _independent
     directions = {"more": (1,), "less": (-1,), "other": (1, -1)}[metric.worse]
-    found = [excess(metric, direction, base, new) for direction in directions]
-    worst, n = max(found), len(new.values)
+    excesses = [excess(metric, direction, base, new) for direction in directions]
+    worst, n = max(excesses), len(new.values)
     reason = f"{n} pairs" if is_paired else f"{len(base.values)}+{n}"
     if worst.error == 0:
         return certain(worst.value > 0, "exact" if n == 1 else reason)
-    p = min(1.0, len(directions) * min(one.p for one in found))
+    p = min(1.0, len(directions) * min(one.p for one in excesses))
     p_beyond = float(stats.t.cdf(worst.value / worst.error, worst.freedom))
     return Evidence(reason, p, p_beyond, worst.error, worst.freedom, len(directions))
 
 
 @dataclass(frozen=True, order=True)
 class _Excess:
-    """How far NEW is beyond the margin in one direction, with standard error and freedom."""
+    """The excess of NEW over the margin in one direction, with standard error and freedom."""
 
     value: float
     error: float
@@ -122,5 +122,5 @@ def _independent(metric: Metric, direction: int, base: Samples, new: Samples) ->
 
 
 def _factor(metric: Metric, direction: int, base: Samples) -> float:
-    """BASE times this is at the relative margin."""
+    """The factor that moves BASE to its relative margin."""
     return float(1 + direction * metric.rtol * np.sign(base.mean))

@@ -27,13 +27,13 @@ from resflow_bench.lab import Metric
 KEYS = ["suite", "cell", "metric"]
 
 FALSE_DISCOVERIES = 0.05
-"""The expected share of false ones among the regressions that are found, at most."""
+"""The largest expected share of false ones among the regressions reported."""
 
 CONFIDENCE = 0.95
-"""One-sided, that a metric called fine is within its margin."""
+"""The one-sided confidence that a metric called fine is within its margin."""
 
 POWER = 0.8
-"""Probability with which the smallest detectable change is found."""
+"""The probability of detecting the smallest detectable change."""
 
 MOST_FREEDOM = 1e6
 """Degrees of freedom from which Student's law is the normal one."""
@@ -56,8 +56,8 @@ def judge(base: pd.DataFrame, new: pd.DataFrame, margins: Margins) -> pd.DataFra
     Returns:
         suite, cell, metric, unit, verdict, reason; base and new (means, or medians of times),
         change (new - base), margin, p (adjusted), detectable: the smallest change for the worse
-        that would be found with probability `POWER`; NaN where nothing is random, and any change
-        beyond the margin is found.
+        that is detected with probability `POWER`; NaN where nothing is random, and any change
+        beyond the margin is detected.
     """
     lines = pd.DataFrame([line.row() for line in _lines(base, new, margins)], columns=_COLUMNS)
     lines = lines.astype(dict.fromkeys(_NUMBERS, float))  # also where there is none at all
@@ -65,7 +65,7 @@ def judge(base: pd.DataFrame, new: pd.DataFrame, margins: Margins) -> pd.DataFra
     if not tested.any():
         return lines.drop(columns=_WORKINGS)
     lines.loc[tested, "p"] = stats.false_discovery_control(lines.loc[tested, "p"])
-    # The level at which even a lone regression is found.
+    # The level at which even a single regression is detected.
     each = FALSE_DISCOVERIES / tested.sum() / lines["n_directions"]
     freedom = lines["freedom"].clip(upper=MOST_FREEDOM)
     shift = special.nctdtrinc(freedom, 1 - POWER, stats.t.isf(each, freedom))
@@ -85,11 +85,11 @@ def confirmed(table: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
     A regression that the second measurement could not judge stays one.
     """
     second = again[again["verdict"].isin([FINE, OPEN])].set_index(KEYS)["verdict"]
-    found = second.reindex(pd.MultiIndex.from_frame(table[KEYS])).to_numpy()
-    acquitted = (table["verdict"] == WORSE) & pd.notna(found)
+    verdicts = second.reindex(pd.MultiIndex.from_frame(table[KEYS])).to_numpy()
+    acquitted = (table["verdict"] == WORSE) & pd.notna(verdicts)
     reason = "worse once, and not when measured again"
     return table.assign(
-        verdict=table["verdict"].mask(acquitted, pd.Series(found, table.index)),
+        verdict=table["verdict"].mask(acquitted, pd.Series(verdicts, table.index)),
         reason=table["reason"].mask(acquitted, reason),
     )
 
@@ -116,7 +116,6 @@ class _Line:
     evidence: Evidence | None = None
 
     def ended(self, verdict: str, reason: str) -> _Line:
-        """The line with a final verdict."""
         return replace(self, verdict=verdict, reason=reason)
 
     def row(self) -> dict[str, Any]:

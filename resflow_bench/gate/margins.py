@@ -24,11 +24,11 @@ class Margins:
         return cls({name: suite.claims.metrics for name, suite in suites.items()})
 
     def of(self, suite: str, metric: str) -> Metric | None:
-        """None where the suite declares no margin."""
-        found = self.declared.get(suite, {}).get(metric)
-        return TIME if found is None and metric == "wall_s" else found
+        """The metric's margin; None where the suite declares none."""
+        margin = self.declared.get(suite, {}).get(metric)
+        return TIME if margin is None and metric == "wall_s" else margin
 
     def is_time(self, suite: str, metric: str) -> bool:
-        """Whether the metric is known to be read from a clock."""
-        found = self.of(suite, metric)
-        return found is not None and found.is_time
+        """True if the metric is declared to be a time."""
+        margin = self.of(suite, metric)
+        return margin is not None and margin.is_time

@@ -23,12 +23,12 @@ COLUMNS = [
 ]  # fmt: skip
 
 STATUSES = ["ok", "skipped", "failed"]
-"""From good to bad."""
+"""The statuses of a cell, from best to worst."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Everything measured of a metric of a cell.
+    """The samples of one metric of one cell.
 
     values: independent of each other, (n,); a single one where nothing is random.
     standard_error: of their mean, where it was recorded; NaN where it follows from the values.
@@ -100,9 +100,9 @@ def of_commits(
     places = [{row.where for row in rows} for rows in both]
     common = places[0] & places[1]
     if all(places) and not common:
-        found = [", ".join(sorted(names)) for names in places]
+        where = [", ".join(sorted(names)) for names in places]
         raise ValueError(
-            f"BASE was measured in {found[0]}, and NEW in {found[1]}; measure both in one place."
+            f"BASE was measured in {where[0]}, and NEW in {where[1]}; measure both in one place."
         )
     before, after = (
         _of_commit(
@@ -132,7 +132,7 @@ def _of_commit(rows: Iterable[Row], margins: Margins, names_places: bool) -> pd.
 
 def _rows(frame: pd.DataFrame, margins: Margins) -> list[tuple[object, ...]]:
     axes = axis_columns(frame.columns)
-    found: list[tuple[object, ...]] = []
+    rows: list[tuple[object, ...]] = []
     for row in frame.to_dict(orient="records"):
         label = " ".join(f"{axis}={row[axis]}" for axis in axes if not pd.isna(row[axis]))
         replicates = row.get(REPLICATES)
@@ -140,15 +140,15 @@ def _rows(frame: pd.DataFrame, margins: Margins) -> list[tuple[object, ...]]:
         values = np.asarray(replicates if is_replicated else [row["value"]], dtype=float)
         is_time = margins.is_time(row["suite"], row["metric"])
         error = math.nan if is_replicated or is_time else row["standard_error"]
-        found.append(
+        rows.append(
             (row["suite"], label, row["metric"], row["status"], row["message"], row["unit"],
              Samples(values, error), is_replicated, "")
         )  # fmt: skip
-    return found
+    return rows
 
 
 def _joined(samples: pd.Series) -> Samples:
-    """Of a time, the samples of all runs; of anything else, those of the first."""
+    """The samples of all runs if the metric is a time, else those of the first run."""
     first: Samples = samples.iloc[0]
     if len(samples) == 1 or len(first.values) > 1 or not math.isnan(first.standard_error):
         return first

@@ -37,7 +37,6 @@ class Activation(Protocol):
 
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """phi(z) and phi'(z), one shape."""
-        ...
 
 
 @runtime_checkable
@@ -53,7 +52,6 @@ class Curved(Protocol):
 
     def curvature(self) -> float:
         """c with ||phi'(y) - phi'(z)||_2 <= c |y - z| for each input; inf where phi' jumps."""
-        ...
 
 
 class LipSwish(nn.Module):
@@ -128,8 +126,8 @@ def swish_backward(
 ) -> tuple[Tensor, Tensor]:
     """d_z of `SwishAndSlope` and d/d(raw beta), its formulas without a graph and in place.
 
-    Apart from `SwishAndSlope.backward`, which has to be differentiable and has no slope at hand;
-    the two agree to rounding.
+    `SwishAndSlope.backward` computes them apart, since it has to be differentiable and has no slope
+    at hand; the two agree to rounding.
     """
     beta = functional.softplus(raw_beta)
     t = z * beta
@@ -263,8 +261,8 @@ class ReLU(nn.Module):
 
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
         y = torch.relu(z)
-        # sign, not a comparison: it stays in the graph with gradient zero, so that asking for a
-        # gradient with respect to z is never an error.
+        # sign, not a comparison: it stays in the graph with gradient zero, so that a gradient with
+        # respect to z is never an error.
         return y, torch.sign(y)
 
     def curvature(self) -> float:

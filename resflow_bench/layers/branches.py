@@ -70,12 +70,10 @@ class Branch(nn.Module):
 
     @property
     def layers(self) -> list[Layer]:
-        """The stages that are layers."""
         return [stage for stage, is_layer in self._kinds() if is_layer]
 
     @property
     def activations(self) -> list[Activation]:
-        """The stages that are activations."""
         return [stage for stage, is_layer in self._kinds() if not is_layer]
 
     @property
@@ -119,7 +117,7 @@ class Branch(nn.Module):
             layer.update()
 
     def align(self) -> None:
-        """Follow the weights exactly; after it the promise is kept as tightly as can be."""
+        """Follow the weights exactly, for the tightest bound within the promise."""
         for layer in self.layers:
             layer.align()
 
@@ -147,7 +145,7 @@ class Branch(nn.Module):
         return f"lipschitz={self.lipschitz:.6g}"
 
     def _kinds(self) -> Iterator[tuple[Any, bool]]:
-        """(stage, whether it is a layer)."""
+        """Pairs (stage, True if it is a layer)."""
         return zip(self.stages, self._is_layer, strict=True)
 
 
@@ -155,7 +153,7 @@ class LinearBranch(nn.Module):
     """g(x) = x A^T, so J_g = A everywhere: a branch whose log-det, norm and inverse are known.
 
     Args:
-        matrix: A, (d, d), kept as a buffer.
+        matrix: A, (d, d), stored as a buffer.
         lipschitz: the promised bound on ||A||_2, in (0, 1).
 
     Raises:
@@ -182,7 +180,6 @@ class LinearBranch(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """x A^T, shapes (B, d) -> (B, d)."""
         return functional.linear(x, self.matrix)
 
     def normalised(self) -> Composition:
@@ -213,7 +210,7 @@ class LinearBranch(nn.Module):
 
 
 def contractive(lipschitz: float, owner: str) -> float:
-    """`lipschitz`, if x + g(x) is invertible with it.
+    """`lipschitz`, which guarantees that x + g(x) is invertible.
 
     Raises:
         ValueError: it is outside (0, 1).

@@ -64,7 +64,6 @@ class DenseLayer(nn.Module):
         return a, b
 
     def forward(self, x: Tensor) -> Tensor:
-        """[a x, b phi(W x)], concatenated along axis 1."""
         return self.normalised()(x)
 
     def normalised(self) -> Concatenation:

@@ -35,7 +35,7 @@ def fusable(stages: Sequence[object]) -> Stages | None:
 
 
 def pays(stages: Stages, x: Tensor) -> bool:
-    """Whether gradients are on, for vectors, with x and the weights in float32 or float64 alike."""
+    """True with gradients on, for vectors x of the weights' dtype, float32 or float64."""
     last = stages[-1]
     assert isinstance(last, Linear)  # a branch ends with a layer
     dtype = last.weight.dtype
@@ -63,11 +63,11 @@ def linearise(stages: Stages, x: Tensor) -> tuple[Tensor, list[Stage]]:
             tensors += [stage.weight, stage.bias, *constants]
     kinds = tuple(isinstance(stage, LipSwish) for stage in stages)
     y, *numbers = _Linearised.apply(x, kinds, *tensors)
-    found: list[Stage] = [
+    jacobians: list[Stage] = [
         SlopeStage(number) if is_swish else MatrixStage(number)
         for number, is_swish in zip(numbers, kinds, strict=True)
     ]
-    return y, found
+    return y, jacobians
 
 
 class _Forward(NamedTuple):

@@ -16,19 +16,17 @@ class Normalised(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor:
         """y, (B, *event_in) -> (B, *event_out)."""
-        ...
 
     def linearise(self, x: Tensor) -> tuple[Tensor, Stage]:
         """y and its Jacobian: v -> v^T J, (..., B, *event_out) -> (..., B, *event_in)."""
-        ...
 
 
 @runtime_checkable
 class Layer(Protocol):
     """A map whose Lipschitz constant ||.||_domain -> ||.||_codomain is at most `coefficient`.
 
-    The promise is kept right after `update` or `align`; between an optimiser step and the next
-    update it is not.
+    The promise holds right after `update` or `align`; between an optimiser step and the next update
+    it may be broken.
     """
 
     coefficient: float
@@ -38,17 +36,13 @@ class Layer(Protocol):
     codomain: Order
 
     def normalised(self) -> Normalised:
-        """The map at the weights as they are, differentiable in them."""
-        ...
+        """The map at the present weights, differentiable in them."""
 
     def update(self) -> None:
         """Follow the weights after an optimiser step: afterwards the promise is kept."""
-        ...
 
     def align(self) -> None:
         """Follow the weights exactly, at the cost of a factorisation."""
-        ...
 
     def certificate(self) -> Certificate:
         """The tightest bound that is affordable."""
-        ...

@@ -59,7 +59,7 @@ def value(order: Order) -> float | Tensor:
 
 
 def same_order(a: Order, b: Order) -> bool:
-    """Whether a and b remain equal in training: the same object, or equal fixed numbers.
+    """True if a and b remain equal in training: the same object, or equal fixed numbers.
 
     Two learnable orders with equal values now are not the same.
 

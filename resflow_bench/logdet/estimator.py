@@ -37,7 +37,6 @@ class Estimator(Protocol):
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
         """Estimate ln|det(I + J_g(x))|."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -59,13 +58,13 @@ class LogDetEstimator:
         n_traced: L, the number of exact leading traces.
         expansion: the series in J; by default Taylor's.
 
-    Properties: gradients with a weight for each example are right. Memory does not grow with the
+    Properties: gradients with a weight for each example are correct. Memory does not grow with the
         number of terms. Cost: m N products, and those that `gradient` adds when a gradient is
         requested. Autocast has no effect: the powers of J are formed in the dtype of x and of g's
-        parameters, because the rounding of half a word, raised to the power N, is a bias and not a
+        parameters, because rounding to two bytes, compounded over N products, is a bias and not a
         noise. A float16 or bfloat16 x, as autocast returns it, is promoted to the dtype of g's own
         tensors if that is wider. (Call `backward` outside autocast, as torch requires.)
-        `torch.compile` breaks its graph here and leaves the estimate as it is.
+        `torch.compile` breaks its graph here and does not change the estimate.
 
     Raises:
         ValueError: if `n_probes` is below 1, `n_traced` below 0 or above the terms of a `Fixed`

@@ -113,5 +113,5 @@ def _accepts_float64(g: Map, x: Tensor) -> bool:
     try:
         with torch.no_grad():
             return g(x[:1].double()).dtype == torch.float64
-    except RuntimeError:  # torch's own word for operands of two dtypes
+    except RuntimeError:  # torch's error for operands of two dtypes
         return False

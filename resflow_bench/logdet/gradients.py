@@ -1,4 +1,4 @@
-"""The gradient of the estimated log-determinant: the derivative it returns, and its memory.
+"""Gradients of the estimated log-determinant, which differ in variance and in memory.
 
 A new gradient is a new class with the verb `estimate`, given to `LogDetEstimator` as `gradient`.
 """
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from resflow_bench.jacobian import Jacobian
 from resflow_bench.jacobian.operator import inner, recomputed
-from resflow_bench.logdet.expansions.expansion import Expansion, sign
+from resflow_bench.logdet.expansions.expansion import Expansion, series_sign
 from resflow_bench.logdet.expansions.taylor import Taylor
 from resflow_bench.logdet.truncation import Terms
 
 
 class Attached(NamedTuple):
-    """value: (B,), nats, differentiable; n_products: vector-Jacobian products a probe."""
+    """A differentiable value, (B,), nats, and its vector-Jacobian products a probe."""
 
     value: Tensor
     n_products: float
@@ -32,7 +32,7 @@ class Gradient(Protocol):
     def estimate(
         self, expansion: Expansion, jacobian: Jacobian, v: Tensor, terms: Terms, n_traced: int
     ) -> Attached:
-        """The expansion's value, with a graph behind it.
+        """The expansion's value, differentiable.
 
         Args:
             expansion: of log(I + J).
@@ -41,7 +41,6 @@ class Gradient(Protocol):
             terms: w_k and N, constant.
             n_traced: how many powers of J are left out, because their traces are exact.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,9 @@ class Neumann:
     of the k + 1 places of the probe in tr(J^k dJ), all equal in the mean, it takes one.
 
     Properties: unbiased if the truncation is; the weight of J^(k-1) is that of term k, whose
-    survival P(N >= k) it therefore shares. The chain of N products leaves no graph, and the last
-    product none but s: it is evaluated in the backward pass. Memory: s, v and g's linearisation,
-    whatever N. Cost: N + 2 products a probe and, for the gradient in J's matrices,
+    survival P(N >= k) it therefore shares. The chain of N products records no graph; the last
+    product is evaluated in the backward pass, for which only s is stored. Memory: s, v and g's
+    linearisation, whatever N. Cost: N + 2 products a probe and, for the gradient in J's matrices,
     about one more. For a J of matrices and slopes the two are s^T J and J v; for any other J
     s^T J twice, and its backward pass by autograd.
 
@@ -91,7 +90,7 @@ class Series:
     Since d(v^T J^k v) = sum_{i<k} v^T J^i dJ J^(k-1-i) v, it averages over the k places of the
     probe of which `Neumann` takes one; their variances differ by a few percent on small branches.
 
-    Properties: unbiased if the truncation is. Memory: besides the weights, (N, B), that
+    Properties: unbiased if the truncation is. Memory: apart from the weights, (N, B), the memory
         between the passes does not depend on N, and the backward pass adds 2 sqrt(N) vectors
         shaped like v and the graph of one product: it evaluates the chain again in sqrt(N)
         segments, and each of them once more term by term. Cost: 5 N products a probe, less one a
@@ -134,7 +133,7 @@ class Series:
         # r <- (r + c_k v)^T J for k = N..1, from r = 0, ends as (sum_k c_k v^T J^k)^T.
         def term(r: Tensor, k: int) -> Tensor:
             if k > n_traced:
-                r = r.addcmul(v, weights[k - 1], value=sign(k) / k)
+                r = r.addcmul(v, weights[k - 1], value=series_sign(k) / k)
             return jacobian.vjp(r)
 
         def segment(r: Tensor, last: int) -> Tensor:

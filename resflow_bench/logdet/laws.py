@@ -41,11 +41,9 @@ class Geometric:
 
     @property
     def decay(self) -> float:
-        """1 - stop."""
         return 1.0 - self.stop
 
     def survival(self, j: np.ndarray) -> np.ndarray:
-        """(1 - stop)^j."""
         return (1.0 - self.stop) ** np.asarray(j, dtype=np.float64)
 
 
@@ -133,7 +131,6 @@ class Tabulated:
         return f"tabulated(mean={mean:.3g}, decay={self.decay:.3g})"
 
     def survival(self, j: np.ndarray) -> np.ndarray:
-        """The table, then its last entry times powers of `decay`."""
         last = len(self.table) - 1
         table = np.asarray(self.table, dtype=np.float64)[np.minimum(j, last)]
         return np.asarray(table * self.decay ** np.maximum(np.asarray(j) - last, 0))

@@ -21,8 +21,8 @@ MAX_TAILS = 512
 """The largest number of entries of a table of probabilities; beyond it the law is geometric."""
 
 MIN_DECAY = 0.1
-"""The least ratio of successive probabilities beyond the table: a smaller one leaves probabilities
-of zero, and a tail that decays more slowly than J^k costs next to nothing."""
+"""The least ratio of successive probabilities beyond the table: a smaller one underflows to zero,
+and a tail that decays more slowly than J^k costs next to nothing."""
 
 
 def optimal_roulette(
@@ -97,7 +97,7 @@ class Pilot:
     def roulette(self, n_probes: int, spectral_radius: float, n_besides: float = 0.0) -> Roulette:
         """`optimal_roulette` of these moments; see `pilot_roulette`.
 
-        From the first half of the tails, where the terms left out do not count.
+        From the first half of the tails, where the terms beyond the pilot's are negligible.
         """
         squares = self.squares(n_probes)[: len(self.variances) // 2 + 1]
         mean_square = float(self.mean_squares[0])
@@ -185,8 +185,8 @@ def pilot(
     c = share(estimator.probe, dim, n_draws)
     variances = tails.var(1) * ((n_draws - 1) / (n_draws * (1.0 - c)))  # (n, B)
     mean_squares = tails.mean(1).square() - c * variances
-    found = torch.stack([mean_squares, variances]).mean(2).clamp(min=0.0).cpu().numpy()
-    return Pilot(found[0], found[1], estimator.probe, dim)
+    means = torch.stack([mean_squares, variances]).mean(2).clamp(min=0.0).cpu().numpy()
+    return Pilot(means[0], means[1], estimator.probe, dim)
 
 
 def pilot_roulette(
@@ -222,8 +222,8 @@ def pilot_roulette(
         TypeError: if the estimator's expansion has no `increments`.
     """
     m = estimator.n_probes
-    seen = pilot(estimator, g, x, n_draws * m, generator, n_terms)
-    return seen.roulette(m, spectral_radius, n_besides)
+    moments = pilot(estimator, g, x, n_draws * m, generator, n_terms)
+    return moments.roulette(m, spectral_radius, n_besides)
 
 
 def _roulette(

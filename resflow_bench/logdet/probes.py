@@ -19,7 +19,6 @@ class Probe(theory.ProbeVariance, Protocol):
 
     def sample(self, n_probes: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw probes shaped like x: (m, B, *event), in x's dtype and device."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,10 @@ class Gaussian:
         return "gaussian"
 
     def sample(self, n_probes: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Draw (m, B, *event) standard normal numbers."""
         shape = (n_probes, *x.shape)
         return torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)
 
     def variance(self, moments: theory.Moments, n_probes: int) -> np.ndarray:
-        """(2/m) ||sym A||_F^2."""
         return theory.iid_variance(moments, self.fourth_moment) / n_probes
 
 
@@ -83,7 +80,6 @@ class Rademacher:
         return signs.flatten()[:n].view(n_probes, *x.shape)
 
     def variance(self, moments: theory.Moments, n_probes: int) -> np.ndarray:
-        """(2/m) (||sym A||_F^2 - sum_i A_ii^2)."""
         return theory.iid_variance(moments, self.fourth_moment) / n_probes
 
 
@@ -110,7 +106,6 @@ class Sphere:
         return v.to(x.dtype).reshape(n_probes, *x.shape)
 
     def variance(self, moments: theory.Moments, n_probes: int) -> np.ndarray:
-        """(2d/(d+2)) (||sym A||_F^2 - tr(A)^2/d) / m."""
         return theory.orthogonal_variance(moments, 1) / n_probes
 
 
@@ -133,7 +128,6 @@ class Orthogonal:
         return "orthogonal"
 
     def sample(self, n_probes: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Draw (m, B, *event)."""
         batch_size, dim = _flat(x)
 
         def block(n: int) -> Tensor:

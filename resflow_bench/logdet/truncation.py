@@ -36,35 +36,28 @@ class Truncation(Protocol):
 
     def draw(self, batch_size: int, like: Tensor, generator: torch.Generator | None) -> Terms:
         """Weights on `like`'s device, in its dtype."""
-        ...
 
     def bias(self, jacobian: np.ndarray) -> np.ndarray:
         """E[estimate] - ln|det(I + J)|, in nats, without sampling."""
-        ...
 
     def bias_bound(self, lipschitz: float, dim: int) -> float:
         """The largest |bias| over all J with ||J||_2 <= lipschitz, in nats."""
-        ...
 
     def variance(
         self, jacobian: np.ndarray, probe: Probe, n_probes: int, n_traced: int = 0
     ) -> np.ndarray:
         """Var(estimate), in nats^2; inf where it is infinite."""
-        ...
 
     def variance_bound(self, jacobian: np.ndarray, n_probes: int, n_traced: int = 0) -> np.ndarray:
         """The variance with each Var(v^T A v) replaced by Avron and Toledo's 2 ||A||_F^2."""
-        ...
 
     def variance_bound_lipschitz(
         self, lipschitz: float, dim: int, n_probes: int, n_traced: int = 0
     ) -> float:
         """The largest variance over all J with ||J||_2 <= lipschitz and Gaussian probes."""
-        ...
 
     def moment_is_finite(self, spectral_radius: float, order: int) -> bool:
         """True if E|estimate|^order is finite for a J of this spectral radius."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -233,11 +226,9 @@ class Roulette:
         return np.asarray(np.searchsorted(-table, -level, side="right"))
 
     def bias(self, jacobian: np.ndarray) -> np.ndarray:
-        """Zero."""
         return np.zeros(np.shape(jacobian)[:-2])
 
     def bias_bound(self, lipschitz: float, dim: int) -> float:
-        """Zero."""
         return 0.0
 
     def variance(
@@ -247,13 +238,13 @@ class Roulette:
         return theory.roulette_variance(jacobian, self, probe, n_probes, n_traced=n_traced)
 
     def variance_bound(self, jacobian: np.ndarray, n_probes: int, n_traced: int = 0) -> np.ndarray:
-        """The sum of `variance` with (2/m) ||M_k||_F^2 in place of V_m(M_k)."""
+        """`variance` with (2/m) ||M_k||_F^2 in place of V_m(M_k)."""
         return theory.roulette_variance_bound(jacobian, self, n_probes, n_traced)
 
     def variance_bound_lipschitz(
         self, lipschitz: float, dim: int, n_probes: int, n_traced: int = 0
     ) -> float:
-        """The sum of `variance` for J = -K I, which attains it with Gaussian probes."""
+        """`variance_bound` of J = -K I, which attains it with Gaussian probes."""
         return theory.roulette_variance_bound_lipschitz(lipschitz, dim, self, n_probes, n_traced)
 
     def moment_is_finite(self, spectral_radius: float, order: int) -> bool:

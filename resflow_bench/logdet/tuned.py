@@ -1,4 +1,4 @@
-"""An estimator of its own for each branch of a flow, chosen from a pilot run."""
+"""One estimator for each branch of a flow, chosen from a pilot run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ContractiveMap(Protocol):
 
 @dataclass(frozen=True)
 class PerBranch:
-    """For each branch the estimator that was chosen for it.
+    """The estimator chosen for each branch.
 
     Args:
         estimators: by branch, compared by identity.
@@ -78,7 +78,7 @@ def tuned(
        choices the one of least total variance times total products is returned.
 
     Args:
-        branches: each g with inputs of its own, (B, *event), some ten points.
+        branches: each g with its own inputs, (B, *event), some ten points.
         base: the estimator whose probe, products, gradient, n_traced and expansion all branches
             use; its truncation and n_probes are replaced.
         n_besides: the cost of a branch besides its probes, in products: value, slopes, traces.
@@ -100,7 +100,7 @@ def tuned(
 
 
 class _Option(NamedTuple):
-    """variance: nat^2, mean over points; n_products: per example."""
+    """An estimator, its variance (nat^2, mean over points) and its products per example."""
 
     estimator: LogDetEstimator
     variance: float
@@ -114,14 +114,14 @@ def _options(
     generator: torch.Generator | None,
     n_draws: int,
 ) -> list[_Option]:
-    seen = pilot(base, g, x, PROBES_A_DRAW * n_draws, generator)
-    found = []
+    moments = pilot(base, g, x, PROBES_A_DRAW * n_draws, generator)
+    options = []
     for m in N_PROBES:
-        roulette = replace(seen.roulette(m, g.lipschitz), per="stratified")
+        roulette = replace(moments.roulette(m, g.lipschitz), per="stratified")
         estimator = replace(base, n_probes=m, truncation=roulette)
-        variance = seen.variance(roulette, m)
-        found.append(_Option(estimator, variance, m * mean_terms(roulette)))
-    return found
+        variance = moments.variance(roulette, m)
+        options.append(_Option(estimator, variance, m * mean_terms(roulette)))
+    return options
 
 
 def mean_terms(roulette: Roulette) -> float:

@@ -146,7 +146,7 @@ def maths(text: str) -> Markup:
 
 
 def write(path: Path, text: str) -> None:
-    """Write the file whole or not at all, so that nobody reads half a page."""
+    """Write the file whole or not at all, so that no reader gets half a page."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.write_text(text, encoding="utf-8")
@@ -187,7 +187,7 @@ class FiguresError(Exception):
 
 
 def _pictures(suite: Suite | None) -> tuple[Picture, ...]:
-    """The suite's figures, whose module is imported only now."""
+    """The suite's figures; their module is imported only when a page is written."""
     if suite is None or not suite.figures:
         return ()
     try:
@@ -232,7 +232,7 @@ def _measured(cell: pd.Series, metric: str) -> str:
 def _summary(
     judged: pd.DataFrame, statements: Mapping[str, Iterable[Statement]]
 ) -> list[dict[str, Any]]:
-    """Each statement's words with the number of cells of each verdict."""
+    """Each statement with its number of cells of each verdict."""
     by_name = {(suite, s.name): s for suite, several in statements.items() for s in several}
     lines = verdicts.summary(judged).to_dict("records")
     return [line | vars(by_name[line["suite"], line["statement"]]) for line in lines]

@@ -9,7 +9,7 @@ from resflow_bench.report.style import Draw
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure and its caption, which says how to read it.
+    """A figure, and a caption that explains it.
 
     name: of the figure's file, unique on the page.
     draw: from cells (`analysis.tables.wide`) and a number of columns to a figure as many panels

@@ -73,13 +73,6 @@ def themed(draw: Draw) -> Draw:
     return drawn
 
 
-def cells_with(cells: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    """The cells that have all of these columns; none where one is missing."""
-    if not set(columns) <= set(cells):
-        return cells.head(0)
-    return cells.dropna(subset=list(columns))
-
-
 def make_panels(
     count: int, columns: int, width: float = 0.0, height: float = PANEL_HEIGHT
 ) -> tuple[Figure, list[Axes]]:
@@ -95,7 +88,7 @@ def make_panels(
 
 
 def draw_edge_marks(ax: Axes, x: np.ndarray, y: np.ndarray, color: str) -> None:
-    """Draw open triangles, whole even where they stand on the frame."""
+    """Draw open triangles, not clipped where they lie on the frame."""
     (marks,) = ax.plot(x, y, "v", mfc="none", mec=color, ms=5.5, clip_on=False)
     marks.set_in_layout(False)
 
@@ -103,7 +96,7 @@ def draw_edge_marks(ax: Axes, x: np.ndarray, y: np.ndarray, color: str) -> None:
 def log_axis(ax: Axes, xy: str, values: Iterable[pd.Series], decades: float = math.inf) -> float:
     """Make axis `xy` logarithmic and return its lower edge, where zero is drawn.
 
-    `decades` is the longest that the axis may be.
+    `decades` is the largest length of the axis.
     """
     flat = np.concatenate([np.asarray(v, float) for v in values])
     flat = flat[np.isfinite(flat) & (flat > 0)]

@@ -71,10 +71,10 @@ def chebyshev_bias(
     """
     j = square("chebyshev_bias", jacobian)
     at_least("chebyshev_bias", "n_terms", n_terms, 0)
-    n_kept = max(n_terms - n_traced, 0)
-    c, _ = chebyshev_coefficients(low, high, n_kept, n_traced)
+    n_chebyshev = max(n_terms - n_traced, 0)
+    c, _ = chebyshev_coefficients(low, high, n_chebyshev, n_traced)
     t = np.linalg.eigvals(j).astype(np.complex128)
     tau = (2 * t - low - high) / (high - low)
-    kept = t ** (n_traced + 1) * chebyshev.chebval(tau, c) if n_kept else 0 * t
+    probed = t ** (n_traced + 1) * chebyshev.chebval(tau, c) if n_chebyshev else 0 * t
     powers = sum(((-1) ** (k + 1) / k * t**k for k in range(1, n_traced + 1)), 0 * t)
-    return np.asarray((kept + powers - np.log(1 + t)).real.sum(axis=-1))
+    return np.asarray((probed + powers - np.log(1 + t)).real.sum(axis=-1))

@@ -17,7 +17,6 @@ class ProbeVariance(Protocol):
 
     def variance(self, moments: Moments, n_probes: int) -> np.ndarray:
         """Var((1/m) sum_j v_j^T A v_j), from the moments of A."""
-        ...
 
 
 class Moments(NamedTuple):

@@ -28,13 +28,11 @@ class Law(Protocol):
     @property
     def decay(self) -> float:
         """lim P(M >= j + 1) / P(M >= j), which decides which moments of an estimate are finite."""
-        ...
 
     def __hash__(self) -> int: ...
 
     def survival(self, j: np.ndarray) -> np.ndarray:
         """P(M >= j) in float64, to full relative precision however far in the tail."""
-        ...
 
 
 class TermCount(Protocol):
@@ -43,16 +41,13 @@ class TermCount(Protocol):
     @property
     def law(self) -> Law:
         """The law of M."""
-        ...
 
     @property
     def n_exact(self) -> int:
         """The number of terms that are always evaluated."""
-        ...
 
     def survival(self, k: np.ndarray) -> np.ndarray:
         """P(N >= k), to full relative precision in the tail."""
-        ...
 
 
 def roulette_moment_is_finite(
@@ -144,9 +139,9 @@ def roulette_variance(
 def roulette_variance_bound(
     jacobian: ArrayLike, roulette: TermCount, n_probes: int = 1, n_traced: int = 0
 ) -> Floats:
-    """`roulette_variance` with (2/m) ||M_k||_F^2, which bounds V_m(M_k), in its place.
+    """`roulette_variance` with each V_m(M_k) replaced by its bound (2/m) ||M_k||_F^2.
 
-    The same as E[(2/m) ||A_N||_F^2] + Var(tr A_N), A_N the weighted sum of N terms; shape (...),
+    Equals E[(2/m) ||A_N||_F^2] + Var(tr A_N), A_N the weighted sum of N terms; shape (...),
     inf where the variance is.
 
     Raises:

@@ -53,9 +53,9 @@ def tail_moments(jacobian: ArrayLike, n_tails: int) -> Moments:
 def scaled_tails(j: np.ndarray, rho: float, n_tails: int) -> tuple[Moments, Floats]:
     """Moments of M_k e^(-log_scale_k), k = 1..n_tails, and log_scale (n_tails,), of one J (d, d).
 
-    1. Small steps J, ..., J^s and large steps J^s, J^2s, ... are kept; J^(is+j) is a product away.
-       Each has unit Frobenius norm and its norm's logarithm beside it: J^k and the roulette's 1/P_k
-       need not fit a float64, only their product.
+    1. Small steps J, ..., J^s and large steps J^s, J^2s, ... are stored; J^(is+j) is one product of
+       the two. Each is scaled to unit Frobenius norm, with the norm's logarithm stored beside it:
+       J^k and the roulette's 1/P_k need not fit a float64, only their product.
     2. The tail beyond the last large step is summed until it no longer changes.
     3. From there down, M_k = (-1)^(k+1) J^k/k + M_(k+1).
     """

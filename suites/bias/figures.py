@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from resflow_bench.analysis.words import measured
 from resflow_bench.report.picture import Picture
 from resflow_bench.report.style import (
     DASHES,
@@ -15,7 +16,6 @@ from resflow_bench.report.style import (
     MUTED,
     add_legend,
     below_handle,
-    cells_with,
     count_axis,
     label_outer,
     log_axis,
@@ -27,13 +27,13 @@ from suites.marks import FLOWS, MODELS, draw_points, mark, model_handles, models
 from suites.models import MAIN
 
 DECADES = 7
-"""The longest axis of a bias; smaller ones are of no interest."""
+"""The length of a bias's axis; smaller biases are of no interest."""
 
 
 @themed
 def by_terms(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     """|bias| / d against the number of terms, a panel for each Lipschitz constant."""
-    cells = cells_with(
+    cells = measured(
         cells, "bias_paired", "bias_expected", "bias_bound", "n_terms", "dim", "lipschitz"
     )
     if cells.empty:
@@ -94,7 +94,7 @@ def by_terms(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
 
 
 def _shared(curves: pd.Series) -> dict[tuple[tuple[float, float], ...], set[str]]:
-    """Each distinct curve, with the models (the first level of the index) that have it."""
+    """The distinct curves, each with the models (the first level of the index) that have it."""
     owners: dict[tuple[tuple[float, float], ...], set[str]] = {}
     for name in curves.index.unique(0):
         owners.setdefault(tuple(curves[name].items()), set()).add(name)

@@ -7,10 +7,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from resflow_bench.analysis.words import number
+from resflow_bench.analysis.words import measured, number
 from resflow_bench.lab import unpack
 from resflow_bench.report.picture import Picture
-from resflow_bench.report.style import ACCENT, PANEL, PAPER, cells_with, themed
+from resflow_bench.report.style import ACCENT, PANEL, PAPER, themed
 
 MAX_PICTURES = 8
 PLANE = ("true", "learned", "samples")
@@ -69,13 +69,13 @@ def _separate(ax: Axes, size: tuple[int, ...], tiles: np.ndarray) -> None:
 
 
 def _pictures(cells: pd.DataFrame, array: str) -> list[tuple[pd.Series, dict[str, np.ndarray]]]:
-    """For each data set, the cell of the highest likelihood, if its picture holds `array`."""
-    cells = cells_with(cells, "picture", "log_prob", "dataset")
+    """The cell of the highest likelihood of each data set, if its picture holds `array`."""
+    cells = measured(cells, "picture", "log_prob", "dataset")
     if cells.empty:
         return []
     best = cells.sort_values("log_prob", ascending=False, kind="stable").drop_duplicates("dataset")
-    found = [(cell, unpack(cell["picture"])) for _, cell in best.sort_values("dataset").iterrows()]
-    return [(cell, arrays) for cell, arrays in found if array in arrays][:MAX_PICTURES]
+    pairs = [(cell, unpack(cell["picture"])) for _, cell in best.sort_values("dataset").iterrows()]
+    return [(cell, arrays) for cell, arrays in pairs if array in arrays][:MAX_PICTURES]
 
 
 def _rows(

@@ -1,9 +1,9 @@
-"""Which estimator reaches the error that I need in the least time?
+"""The time that each estimator of a log-determinant takes to an error.
 
 The baseline of each model is what the public implementations do in a training: a Gaussian probe
-and geometric(0.5) terms after three, one number for the whole batch. Then one remedy at a time,
-then all together; the whole Jacobian; and normflows, in a training and in evaluation. A few of
-them also on the steep flow, which exists at every d.
+and geometric(0.5) terms after three, one number for the whole batch. It is compared with one remedy
+at a time, all of them together, the whole Jacobian, and normflows in a training and in evaluation.
+A few of these are also measured on the steep flow, which exists at every d.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def few(n_traced: int, stop: float) -> tuple[Mapping[str, Value], ...]:
 def grids(
     model: str, dim: int, lipschitz: float, batch_size: int, compared: Iterable[Mapping[str, Value]]
 ) -> tuple[Grid, ...]:
-    """One grid for each of the estimators that are compared."""
+    """A grid for each of the estimators compared."""
     where: Mapping[str, Value] = {"model": model, "lipschitz": lipschitz}
     free: Mapping[str, tuple[Value, ...]] = {
         "dim": (dim,), "dtype": ("float32",), "device": ("cpu",), "batch_size": (batch_size,),

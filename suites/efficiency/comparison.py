@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BASELINE = "baseline"
-ROUNDING = 1e-6  # nat, below which no answer in float32 can be told from another
+ROUNDING = 1e-6  # nat, the least difference that float32 resolves
 
 
 def compared(cells: pd.DataFrame) -> pd.DataFrame:
-    """The finished cells at their model's largest K, with the columns that they are compared by.
+    """The finished cells at their model's largest K, with the columns for their comparison.
 
     name: of the candidate, by `name_of`.
     finite: whether the variance is.
@@ -50,21 +50,21 @@ def compared(cells: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def seconds_to(cells: pd.DataFrame, asked: np.ndarray) -> np.ndarray:
+def seconds_to(cells: pd.DataFrame, errors: np.ndarray) -> np.ndarray:
     """Seconds per example that averaged draws of each cell take to errors (n,) nat: (cells, n)."""
     spread, floor, seconds = (
         cells[c].to_numpy(float)[:, None] for c in ("spread", "floor", "seconds")
     )
     variance = np.where(cells["finite"].to_numpy(bool)[:, None], spread, math.inf)
-    return seconds_to_target(seconds, variance, floor, asked)
+    return seconds_to_target(seconds, variance, floor, errors)
 
 
 def reference(cells: pd.DataFrame) -> pd.Series | None:
-    """The draw that normflows trains by; where it was not measured our baseline, or None."""
+    """The draw that normflows trains by; else our baseline; None if neither was measured."""
     theirs = cells[(cells["implementation"] == "normflows") & (column(cells, "mode") == "roulette")]
     ours = cells[cells["name"] == BASELINE]
-    found = theirs if len(theirs) else ours
-    return found.iloc[0] if len(found) else None
+    draws = theirs if len(theirs) else ours
+    return draws.iloc[0] if len(draws) else None
 
 
 def name_of(cell: Mapping[Any, Any]) -> str:
@@ -101,7 +101,7 @@ def name_of(cell: Mapping[Any, Any]) -> str:
 
 
 def column(cells: pd.DataFrame, name: str) -> pd.Series:
-    """The column; NaN where the cells have none."""
+    """The column, all NaN if the cells have none."""
     return cells[name] if name in cells else cells.assign(**{name: math.nan})[name]
 
 

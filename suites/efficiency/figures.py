@@ -58,7 +58,7 @@ STYLES = {
 
 NONE = "none"
 WINNERS = (ORANGE, SKY, PINK, BROWN, BLUE, MUTED)
-"""Colours in the map for candidates without a colour of their own."""
+"""Colours in the map for candidates of a family that has its colour already."""
 
 
 @themed
@@ -113,25 +113,25 @@ def winners(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     several = cells.groupby("model")["dim"].transform("nunique") > 1
     cells = cells.assign(_single=~several).sort_values(["_single", "model", "dim"])
     groups = [some for _, some in cells.groupby(["_single", "model", "dim"])]
-    asked = np.geomspace(MOST, LEAST, 401)
-    best = [_fastest(some, asked) for some in groups]
+    errors = np.geomspace(MOST, LEAST, 401)
+    best = [_fastest(some, errors) for some in groups]
     order = list(dict.fromkeys(n for names, _ in best for n in names))
     colors = _winner_colors(order)
     width = min(columns * PANEL, max(PANEL, 1.3 * len(groups) + 1))
     figure, (ax,) = make_panels(1, 1, width=width, height=3.4)
     for x, (names, seconds) in enumerate(best):
         for name in dict.fromkeys(names):
-            mine = asked[[n == name for n in names]]
-            step = asked[0] / asked[1]
+            mine = errors[[n == name for n in names]]
+            step = errors[0] / errors[1]
             low = max(LEAST, mine.min() / step)
             ax.bar(x, mine.max() - low, 0.94, low, color=colors[name], alpha=0.42, lw=0, zorder=1)
         for error in ERRORS:
-            at = int(np.abs(np.log(asked / error)).argmin())
+            at = int(np.abs(np.log(errors / error)).argmin())
             ax.annotate(
-                _duration(seconds[at]), (x, asked[at]), (0, -9 if at == 0 else 0),
+                _duration(seconds[at]), (x, errors[at]), (0, -9 if at == 0 else 0),
                 textcoords="offset points", ha="center", va="center", size=8, color=INK,
             )  # fmt: skip
-    log_axis(ax, "y", [pd.Series(asked)])
+    log_axis(ax, "y", [pd.Series(errors)])
     ax.set(ylim=(LEAST, MOST), xlim=(-0.5, len(groups) - 0.5), ylabel="error (nat)")
     ax.set_xticks(range(len(groups)), [_place(some) for some in groups])
     ax.tick_params(axis="x", length=0)
@@ -155,7 +155,7 @@ def _place(some: pd.DataFrame, between: str = "\n") -> str:
 
 
 def _family(name: str) -> str:
-    """One of `STYLES`."""
+    """The candidate's family, a key of `STYLES`."""
     if re.search(r", (training|evaluation|series|memory-saving)$", name):
         return "peer"
     return next((family for family in STYLES if name.startswith(family)), "one remedy")
@@ -245,13 +245,13 @@ def _draw_ratios(ax: Axes, some: pd.DataFrame) -> None:
     ax.tick_params(axis="y", length=0)
     ax.grid(False, axis="y")
     ours = usual["implementation"] == "ours"
-    whose = "our baseline's (normflows: not measured)" if ours else usual["name"]
-    ax.set_xlabel(f"variance × time, over that of\n{whose}", loc="right")
+    over_name = "our baseline's (normflows: not measured)" if ours else usual["name"]
+    ax.set_xlabel(f"variance × time, over that of\n{over_name}", loc="right")
 
 
-def _fastest(some: pd.DataFrame, asked: np.ndarray) -> tuple[list[str], np.ndarray]:
+def _fastest(some: pd.DataFrame, errors: np.ndarray) -> tuple[list[str], np.ndarray]:
     """(name, seconds per example) of the fastest candidate at each error."""
-    needed = seconds_to(some, asked)
+    needed = seconds_to(some, errors)
     best, seconds = needed.argmin(axis=0), needed.min(axis=0)
     named = zip(best, seconds, strict=True)
     return [some["name"].iloc[i] if math.isfinite(s) else NONE for i, s in named], seconds

@@ -52,22 +52,22 @@ from resflow_bench.peers import PEERS, Request
 from resflow_bench.speed.timing import elapsed
 from resflow_bench.theory import seconds_to_target
 from suites.margins import TARGET
-from suites.sampling import ROUNDING, TAME
+from suites.sampling import NORMAL_ORDER, ROUNDING
 
 YARDSTICK = LogDetEstimator(Rademacher(), Fixed(10))
-"""What every estimate takes turns with: times of two cells compare as their ratios to it."""
+"""The estimator timed in turn with every other: cells are compared by their ratios to it."""
 
 N_WARM_UP = 2
 
 PILOT = 512
-"""Numbers, in 2 to 16 points other than those measured at, from which an estimator is tuned: a form
-of many variables differs less from point to point, and costs more."""
+"""d times the number of points that an estimator is tuned at, 2 to 16 of them, none of which is
+measured at: at a large d a form differs less from point to point, and costs more."""
 
 N_FIRST = 32
-"""Points that may be measured at."""
+"""The model's first points, which are left to the measurements."""
 
 MAX_DENSE = 128
-"""Of larger blocks the closed form of the variance, which takes powers of J, is not computed."""
+"""The largest d at which the closed form of the variance, which takes powers of J, is computed."""
 
 
 class Sampler(NamedTuple):
@@ -77,19 +77,19 @@ class Sampler(NamedTuple):
     seeded: makes the draws inside the context follow from a seed.
     random: whether two calls differ.
     independent: whether the examples of one call have errors of their own.
-    tame: whether so many moments are finite that the sample variance has an interval.
-    finite: whether the variance is.
+    is_normal: whether the moment of order `NORMAL_ORDER` is finite.
+    finite: whether the variance is finite.
     variance: the closed form, (P,), nat^2; None where there is none.
     bias: the closed form, (P,), nats; None where there is none.
-    note: what the message says of it.
-    counted: what counts its products; None if they are not known.
+    note: the message of its rows.
+    counted: the counter of its products; None if they are not known.
     """
 
     draw: Callable[[Tensor], Tensor]
     seeded: Callable[[int], AbstractContextManager[None]]
     random: bool
     independent: bool
-    tame: bool
+    is_normal: bool
     finite: bool
     variance: np.ndarray | None
     bias: np.ndarray | None
@@ -102,7 +102,7 @@ def measure_efficiency(cell: Cell, context: Context) -> Iterable[Observation]:
 
     * `variance`, `bias`: per example, from `n_calls` independent calls at `n_points` points, each
       with `n_copies` of every point, `batch_size` examples at most, if their errors are independent
-      of each other. What has no randomness is called twice. The interval of `bias` is Student's,
+      of each other. A draw without randomness is made twice. The interval of `bias` is Student's,
       Chebyshev's where a high moment is infinite, and none where the variance is.
     * `seconds_per_example`: median over `n_pairs` calls of `batch_size` examples.
     * `relative_time`: the same over that of ten plain terms with one Rademacher probe, timed in
@@ -148,7 +148,7 @@ def _variance(sampler: Sampler, errors: np.ndarray) -> Interval:
     rows = errors.reshape(-1, errors.shape[-1])
     if not sampler.random:  # what is left is rounding
         return Interval(0.0, 0.0, 0.0, 0.0, errors.size)
-    return variance_interval(rows) if sampler.tame else lower_variance_interval(rows)
+    return variance_interval(rows) if sampler.is_normal else lower_variance_interval(rows)
 
 
 def _bias(sampler: Sampler, errors: np.ndarray) -> Interval:
@@ -157,9 +157,9 @@ def _bias(sampler: Sampler, errors: np.ndarray) -> Interval:
     calls = errors.mean((1, 2))
     if not sampler.finite:
         return Interval(float(calls.mean()), math.nan, -math.inf, math.inf, len(calls))
-    if sampler.tame or sampler.variance is None:
+    if sampler.is_normal or sampler.variance is None:
         return mean_interval(calls)
-    # Of errors in common no more is known than Var(mean) <= mean of Var.
+    # For errors in common only Var(mean) <= mean of Var is known.
     n = n_copies * n_points if sampler.independent else 1
     return chebyshev_mean_interval(calls, float(sampler.variance.mean()) / n)
 
@@ -185,7 +185,7 @@ def _sampler(cell: Cell, problem: Problem, flow: ResidualFlow) -> Sampler:
             seeded=peer.seeded,
             random=True,
             independent=False,
-            tame=truncation.moment_is_finite(rho, TAME),
+            is_normal=truncation.moment_is_finite(rho, NORMAL_ORDER),
             finite=truncation.moment_is_finite(rho, 2),
             variance=None,
             bias=None if peer.bias is None else problem.over_blocks(peer.bias),
@@ -209,7 +209,7 @@ def _sampler(cell: Cell, problem: Problem, flow: ResidualFlow) -> Sampler:
         seeded=seeded,
         random=bool(each),
         independent=not any(isinstance(t, Roulette) and t.per == "batch" for t in truncations),
-        tame=all(t.moment_is_finite(rho, TAME) for t in truncations),
+        is_normal=all(t.moment_is_finite(rho, NORMAL_ORDER) for t in truncations),
         finite=all(t.moment_is_finite(rho, 2) for t in truncations),
         variance=variance,
         bias=bias,
@@ -232,7 +232,7 @@ def build_draw(cell: Cell, results: Path) -> Callable[[], object]:
 
 
 def _of_each_block(estimator: Estimator, problem: Problem) -> list[LogDetEstimator]:
-    """The probed series that stands behind each block's log-det; none for a determinant."""
+    """The probed series that estimates each block's log-det; none for a determinant."""
     if isinstance(estimator, LogDetEstimator):
         return [estimator] * len(problem.jacobians)
     if isinstance(estimator, PerBranch):
@@ -284,8 +284,8 @@ def build_candidate(cell: Cell, problem: Problem) -> Estimator:
     points = build_points(cell, N_FIRST + n_pilot)[N_FIRST:]
     generator = torch.Generator(points.device).manual_seed(0)
     branches = problem.flow.branches(points)
-    found = tuned(branches, base, generator=generator, n_draws=16).estimators
-    return PerBranch({g: replace(one, expansion=expansion) for g, one in found.items()})
+    each = tuned(branches, base, generator=generator, n_draws=16).estimators
+    return PerBranch({g: replace(one, expansion=expansion) for g, one in each.items()})
 
 
 @dataclass
@@ -347,7 +347,7 @@ def repeated(x: Tensor, n: int) -> Tensor:
 def _together(
     sampler: Sampler, variance: Interval, bias: Interval, seconds: Interval
 ) -> Iterator[Observation]:
-    """Products of two medians or means: limits times limits."""
+    """`variance_time` and `seconds_to_target`, with limits that are products of limits."""
     said = "of the sample"
     if sampler.variance is not None and sampler.finite:
         value = float(sampler.variance.mean())

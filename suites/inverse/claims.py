@@ -39,7 +39,7 @@ STATEMENTS = (
         "after n steps, ‖x̂ − x‖ ≤ Kⁿ ‖g(y)‖ / (1 − K), block by block (float64, above rounding)",
         "Banach's fixed-point theorem, a priori",
         Exactly("inverse_error", "inverse_error_banach"),
-        # Far above the rounding floor u / (1 - K), of which a theorem on real numbers says nothing.
+        # Far above the rounding floor u / (1 - K), which a theorem on real numbers ignores.
         only="dtype == 'float64' and inverse_error_banach > 1e-6",
     ),
     Statement(

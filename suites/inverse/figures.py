@@ -10,6 +10,7 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from resflow_bench.analysis.words import measured
 from resflow_bench.report.picture import Picture
 from resflow_bench.report.style import (
     ACCENT,
@@ -19,7 +20,6 @@ from resflow_bench.report.style import (
     MAX_PANELS,
     MUTED,
     add_legend,
-    cells_with,
     count_axis,
     label_outer,
     log_axis,
@@ -35,7 +35,7 @@ STYLES: dict[str, tuple[Any, Any]] = {"float64": (DASHES, "-"), "float32": ((0, 
 @themed
 def against_bounds(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     """The inverse's error against its certificate, and its steps against Banach's count."""
-    cells = cells_with(cells, "inverse_error", "inverse_error_bound")
+    cells = measured(cells, "inverse_error", "inverse_error_bound")
     if cells.empty:
         return None
     pairs = [("inverse_error_bound", "inverse_error", "certificate", "error", "‖x̂ − x‖")]
@@ -67,7 +67,7 @@ def against_bounds(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
 @themed
 def convergence(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     """Error of the inverse after a number of steps, its certificate and Banach's rate."""
-    cells = cells_with(cells, "inverse_error", "inverse_error_bound", "inverse_error_banach")
+    cells = measured(cells, "inverse_error", "inverse_error_bound", "inverse_error_banach")
     if cells.empty:
         return None
     pairs = cells[["model", "lipschitz"]].drop_duplicates()

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from resflow_bench.analysis.tables import varying
+from resflow_bench.analysis.words import measured
 from resflow_bench.report.picture import Picture
 from resflow_bench.report.style import (
     ACCENT,
@@ -19,7 +20,6 @@ from resflow_bench.report.style import (
     PAPER,
     PINK,
     add_legend,
-    cells_with,
     themed,
 )
 from suites.marks import MODELS, make_rows
@@ -36,7 +36,7 @@ UNALIGNED = "lipschitz_power_iteration"
 @themed
 def constants(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     """Promised, certified and realised constant and the spectral radius, a row per cell."""
-    cells = cells_with(cells, *CONSTANTS)
+    cells = measured(cells, *CONSTANTS)
     if cells.empty:
         return None
     names = list(MODELS)

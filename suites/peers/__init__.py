@@ -1,4 +1,4 @@
-"""Given the same weights, what do other implementations return, at what speed and in what memory?
+"""Other implementations with the same weights: their values, speed and memory.
 
 Needs the `peers` extra; an implementation that is not installed is a skipped row.
 """
@@ -26,7 +26,7 @@ ROULETTES = ("roulette",)
 def _grids(
     model: str, dim: int, constants: tuple[float, ...], n_terms: tuple[int, ...]
 ) -> tuple[Grid, ...]:
-    """Each implementation in each mode with one probe, and with eight in the modes of a training.
+    """Grids of each implementation in each mode, with one probe, and eight in a training's modes.
 
     Cells are ordered by mode, so that implementations stand beside each other.
     """
@@ -38,13 +38,13 @@ def _grids(
         "batch_size": 256,
     }
     free: Axes = {"lipschitz": constants}
-    whose: Axes = {"implementation": tuple(PEERS)}
+    peers: Axes = {"implementation": tuple(PEERS)}
     one, eight = {**common, "n_probes": 1}, {**common, "n_probes": 8}
     return (
-        Grid({**free, "mode": UNTERMED, **whose}, one),
-        Grid({**free, "n_terms": n_terms, **whose}, {**one, "mode": "series"}),
-        Grid({**free, "mode": ROULETTES, **whose}, eight),
-        Grid({**free, "n_terms": n_terms[:1], **whose}, {**eight, "mode": "series"}),
+        Grid({**free, "mode": UNTERMED, **peers}, one),
+        Grid({**free, "n_terms": n_terms, **peers}, {**one, "mode": "series"}),
+        Grid({**free, "mode": ROULETTES, **peers}, eight),
+        Grid({**free, "n_terms": n_terms[:1], **peers}, {**eight, "mode": "series"}),
     )
 
 

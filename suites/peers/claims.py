@@ -50,7 +50,7 @@ DISPUTED = (
     ),
     Statement(
         "the inverse keeps its tolerance",
-        "‖x̂ − x‖ is at most the tolerance that the inverse was asked for",
+        "‖x̂ − x‖ is at most the tolerance requested of the inverse",
         "the tolerance's name; a bound on a step does not bound the error",
         Exactly("inverse_error", "inverse_asked"),
         only="implementation != 'ours'",
@@ -59,7 +59,7 @@ DISPUTED = (
 
 
 def another_quantity(cells: pd.DataFrame) -> str:
-    """The implementation whose value is the farthest from the log-det by its own formula."""
+    """The implementation with the value farthest from the log-det by its own formula."""
     cells = measured(cells, "bias", "bias_expected", "implementation", "mode")
     if cells.empty:
         return ""

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
+from resflow_bench.analysis.words import measured
 from resflow_bench.report.picture import Picture
 from resflow_bench.report.style import (
     ACCENT,
@@ -22,7 +23,6 @@ from resflow_bench.report.style import (
     MUTED,
     add_legend,
     below_handle,
-    cells_with,
     draw_edge_marks,
     log_axis,
     make_panels,
@@ -60,7 +60,7 @@ PANELS = (
 @themed
 def side_by_side(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     """Bias, gradient, inverse, time and memory, a line for each mode, a mark for each peer."""
-    cells = _one_flow(cells_with(cells, "implementation", "mode"))
+    cells = _one_flow(measured(cells, "implementation", "mode"))
     panels = [panel for panel in PANELS if panel.metric in cells and cells[panel.metric].any()]
     if cells.empty or not panels:
         return None
@@ -81,7 +81,10 @@ def side_by_side(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
 
 
 def _one_flow(cells: pd.DataFrame) -> pd.DataFrame:
-    """One probe, on the trained flow where there is one, at its largest K; `line` is the mode."""
+    """The cells of one probe on one flow, the trained one if any, at its largest K.
+
+    Their `line` is the mode.
+    """
     if cells.empty:
         return cells
     cells = cells[cells["n_probes"] == 1] if "n_probes" in cells else cells
@@ -117,8 +120,8 @@ def _draw(ax: Axes, panel: _Panel, cells: pd.DataFrame) -> bool:
     if isinstance(panel.line, float):
         ax.axvline(panel.line, color=INK, lw=1.0)
     elif panel.line is not None and panel.line in some:
-        asked = some[panel.line].to_numpy(float)
-        ax.vlines(asked, at - OFFSET / 2, at + OFFSET / 2, color=INK, lw=1.6)
+        requested = some[panel.line].to_numpy(float)
+        ax.vlines(requested, at - OFFSET / 2, at + OFFSET / 2, color=INK, lw=1.6)
     unresolved = panel.logarithmic & ((value <= edge) | (low <= 0)).to_numpy()
     for name in names:
         mine = (some["implementation"] == name).to_numpy()
@@ -140,8 +143,8 @@ def _draw(ax: Axes, panel: _Panel, cells: pd.DataFrame) -> bool:
 
 def _order(names: pd.Series) -> list[str]:
     """Names in the order of `MARKS`, ours first; other names follow."""
-    found = set(names)
-    return [name for name in MARKS if name in found] + sorted(found - set(MARKS))
+    present = set(names)
+    return [name for name in MARKS if name in present] + sorted(present - set(MARKS))
 
 
 def _mark(name: str) -> tuple[str, str]:

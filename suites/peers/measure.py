@@ -28,7 +28,7 @@ from resflow_bench.models import Problem, build_points, build_problem, realised
 from resflow_bench.peers import PEERS, TRAINING, Peer, Request
 from resflow_bench.speed.timing import elapsed, peak_bytes
 from resflow_bench.threads import one_thread
-from suites.sampling import ROUNDING, TAME
+from suites.sampling import NORMAL_ORDER, ROUNDING
 
 UPSTREAM = (1.0, 2.0, 5.0, -1.0)
 """d loss / d log_det of one example after the other: unequal, as importance weights are."""
@@ -45,10 +45,10 @@ REACHABLE = 1e-9
 def measure_peers(cell: Cell, context: Context) -> Iterable[Observation]:
     """Bias, variance, gradient, inverse, seconds and bytes of `implementation` in `mode`.
 
-    Bias and variance: of its estimate of ln|det df/dx|. Those of a training are differentiated,
-    the one of evaluation is not; its inverse, which samples are drawn by, is. With more than one
-    probe requested, only bias and variance are measured. Of a roulette it is also said whether the
-    variance is finite at rho, the largest spectral radius of a J at the points.
+    Bias and variance are those of its estimate of ln|det df/dx|. The gradient is measured in the
+    modes of a training; in evaluation the inverse is, by which samples are drawn. With more than
+    one probe only bias and variance are measured. `variance_is_finite`, of a roulette, is the
+    answer at rho, the largest spectral radius of a J at the points.
     """
     request = Request(cell["mode"], cell.get("n_terms", 1), cell.get("n_probes", 1))
     problem = build_problem(cell, context.results, int(context.effort["n_points"]))
@@ -79,8 +79,8 @@ def _values(
     """`bias`, `bias_expected`, `variance`, whether that is finite, and `batch_correlation`.
 
     A call is one sample, because the examples of a batch may share their number of terms. Where
-    the law of that number is too heavy in its tail for a finite variance, the interval of `bias`
-    speaks of the terms reached once in 1e9 draws or more often, and is widened by the rest.
+    the tail of that number's law is too heavy for a finite variance, the interval of `bias` covers
+    the terms reached once in 1e9 draws or more often, and is widened by a bound on the rest.
     """
     draws = draw(peer, problem.x, n_calls, n_copies, seed)  # (n, P, R)
     errors = draws.mean(2) - truth  # (n, P)
@@ -98,8 +98,8 @@ def _values(
         yield exactly("bias_expected", float(problem.over_blocks(peer.bias).mean()), "nat")
     yield exactly("log_det_exact", float(truth.mean()), "nat")
     rows = draws.reshape(n_calls, -1)
-    tame = truncation.moment_is_finite(rho, TAME)
-    spread = variance_interval(rows) if tame else lower_variance_interval(rows)
+    is_normal = truncation.moment_is_finite(rho, NORMAL_ORDER)
+    spread = variance_interval(rows) if is_normal else lower_variance_interval(rows)
     yield observe("variance", spread, "nat^2", draws.size)
     if isinstance(truncation, Roulette):
         yield exactly("variance_is_finite", float(truncation.moment_is_finite(rho, 2)), "1")
@@ -116,7 +116,7 @@ def draw(peer: Peer, x: Tensor, n_calls: int, n_copies: int, seed: int) -> np.nd
 
 
 def exact(double: Peer, x: Tensor) -> Tensor:
-    """ln|det df/dx| of its own map, (P,), nats, float64, differentiable in its parameters."""
+    """ln|det df/dx| of the peer's own map, (P,), nats, float64, with a graph to its parameters."""
     # ln|det(I + J)| with g(x) = f(x) - x is that of f, whatever the blocks of f are.
     return exact_log_det(lambda inputs: double.map(inputs) - inputs, x)
 
@@ -170,25 +170,25 @@ def _flat(value: Tensor, parameters: list[Tensor]) -> Tensor:
 
 
 def inverse_error(double: Peer, x: Tensor, seed: int) -> Iterator[Observation]:
-    """max ||x^ - x||_2 over points, x^ its inverse of z = f(x), in float64 throughout.
+    """max ||x^ - x||_2 over points, x^ the peer's inverse of z = f(x), in float64 throughout.
 
-    In float64, so that what is left is where the iteration stops, not what float32 rounds off.
+    In float64 the error shows where the iteration stops, without float32's rounding.
     """
     with double.seeded(seed), torch.no_grad():
-        found, bound = double.inverse(double.map(x))
-    error = float((found - x).norm(dim=1).max())
-    asked = "no tolerance can be asked for"
+        inverse, bound = double.inverse(double.map(x))
+    error = float((inverse - x).norm(dim=1).max())
+    requested = "no tolerance can be asked for"
     if double.tolerance is not None:
-        asked = f"asked for {double.tolerance:g}"
+        requested = f"asked for {double.tolerance:g}"
         yield exactly("inverse_asked", double.tolerance, "1")
     if bound is not None:
         yield exactly("inverse_bound", float(bound.max()), "1")
-    message = f"{double.version}; {asked}; {len(x)} points"
+    message = f"{double.version}; {requested}; {len(x)} points"
     yield Observation("inverse_error", error, "1", 0.0, error, error, len(x), message)
 
 
 def _map_and_weights(problem: Problem, peer: Peer, seed: int) -> Iterator[Observation]:
-    """Its map minus ours, and the norms of its own linear layers over those asked for."""
+    """The peer's map minus ours, and its linear layers' norms over the requested ones."""
     with torch.no_grad(), peer.seeded(seed):
         difference = (peer.map(problem.x) - problem.flow(problem.x)).abs().max()
         first, second = peer.weights(), peer.weights()

@@ -1,4 +1,4 @@
-"""Seconds of a log-prob against what it is asked for, beside a straight line."""
+"""Seconds of a log-prob against its terms, probes and examples, beside a straight line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from resflow_bench.analysis.tables import axes, label, varying
-from resflow_bench.analysis.words import number
+from resflow_bench.analysis.words import measured, number
 from resflow_bench.report.picture import Picture
 from resflow_bench.report.style import (
     ACCENT,
@@ -24,7 +24,6 @@ from resflow_bench.report.style import (
     PAPER,
     PINK,
     add_legend,
-    cells_with,
     count_axis,
     label_outer,
     log_axis,
@@ -42,7 +41,7 @@ RUNG = re.compile(r"wall_s_(\d+)")
 @themed
 def ladders(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     """Seconds of a log-prob against terms, probes and examples, with and without a constant."""
-    cells = cells_with(cells, "grows", "exponent", "overhead_s", "marginal_s", "dim", "width")
+    cells = measured(cells, "grows", "exponent", "overhead_s", "marginal_s", "dim", "width")
     if cells.empty:
         return None
     cells = _named(cells)
@@ -79,7 +78,7 @@ def ladders(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
 
 
 def _named(cells: pd.DataFrame) -> pd.DataFrame:
-    """With `name`: d × h of the flow, and the other axes in which ladders of a panel differ."""
+    """Cells with a `name`: d × h, and the other axes in which the ladders of a panel differ."""
     others = [name for name in axes(cells) if name not in ("dim", "width", "device", "grows")]
     alike = [some for _, some in cells.groupby(["device", "grows", "dim", "width"], sort=False)]
     differing = [name for name in others if any(varying(some, [name]) for some in alike)]
@@ -94,11 +93,11 @@ def _rungs(cell: pd.Series) -> pd.DataFrame:
     """size, wall_s and the ends of its interval, a line for each rung that was timed."""
     rungs = [
         (
-            int(found[1]) * cell[cell["grows"]],
+            int(rung[1]) * cell[cell["grows"]],
             *(cell[f"{name}{end}"] for end in ("", "_low", "_high")),
         )
         for name in cell.index
-        if (found := RUNG.fullmatch(name)) and not pd.isna(cell[name])
+        if (rung := RUNG.fullmatch(name)) and not pd.isna(cell[name])
     ]
     return pd.DataFrame(rungs, columns=["size", "wall_s", *ENDS]).astype(float)
 

@@ -10,16 +10,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from resflow_bench.analysis.tables import axes, label, varying
-from resflow_bench.analysis.words import number
+from resflow_bench.analysis.words import measured, number
 from resflow_bench.report.picture import Picture
-from resflow_bench.report.style import INK, MAX_ROWS, cells_with, make_panels, themed
+from resflow_bench.report.style import INK, MAX_ROWS, make_panels, themed
 from suites.marks import mark
 
 
 @themed
 def rates(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     """Examples a second, a panel for each operation, with the share of the peak written."""
-    cells = cells_with(cells, "examples_per_s", "operation")
+    cells = measured(cells, "examples_per_s", "operation")
     if cells.empty:
         return None
     operations = list(dict.fromkeys(cells["operation"]))

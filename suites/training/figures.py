@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from resflow_bench.analysis.tables import label, varying
+from resflow_bench.analysis.words import measured
 from resflow_bench.report.picture import Picture
 from resflow_bench.report.style import (
     ACCENT,
@@ -19,7 +20,6 @@ from resflow_bench.report.style import (
     INK,
     MAX_PANELS,
     add_legend,
-    cells_with,
     label_outer,
     make_panels,
     themed,
@@ -36,7 +36,7 @@ first steps would flatten all that follows."""
 @themed
 def likelihood(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     """Log-likelihood of the batches and of held-out points over the steps, a panel a training."""
-    cells = cells_with(cells, "loss", "log_prob_test")
+    cells = measured(cells, "loss", "log_prob_test")
     if cells.empty:
         return None
     figure, panels = _panels(cells, columns)
@@ -66,7 +66,7 @@ def likelihood(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
 @themed
 def promises(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     """The worst block's certified constant over the steps, before and after each update."""
-    cells = cells_with(cells, "lipschitz_certified", "lipschitz_excess")
+    cells = measured(cells, "lipschitz_certified", "lipschitz_excess")
     if cells.empty:
         return None
     figure, panels = _panels(cells, columns)

@@ -39,7 +39,7 @@ STATEMENTS = (
 
 
 def overstated(cells: pd.DataFrame) -> str:
-    """By how much the objective of the fewest terms overstates the likelihood at the last step."""
+    """The excess of the objective of fewest terms over the likelihood at the last step."""
     cells = measured(cells, "gap", "log_prob_objective", "log_prob_exact", "n_terms", "step")
     if cells.empty:
         return ""

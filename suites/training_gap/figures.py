@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from resflow_bench.analysis.words import measured
 from resflow_bench.report.picture import Picture
 from resflow_bench.report.style import (
     ACCENT,
@@ -19,7 +20,6 @@ from resflow_bench.report.style import (
     PAPER,
     add_legend,
     below_handle,
-    cells_with,
     count_axis,
     draw_edge_marks,
     label_outer,
@@ -31,13 +31,13 @@ from resflow_bench.report.style import (
 FLOW = ["dataset", "architecture", "lipschitz"]
 MARKERS = "osD^vPX"
 DECADES = 6
-"""The longest axis of a gap; smaller ones are of no interest."""
+"""The length of a gap's axis; smaller gaps are of no interest."""
 
 
 @themed
 def over_steps(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     """Log-likelihood against steps: each objective's own estimate, and the exact value."""
-    cells = _objectives(cells_with(cells, "log_prob_objective", "log_prob_exact", "step"))
+    cells = _objectives(measured(cells, "log_prob_objective", "log_prob_exact", "step"))
     if cells.empty:
         return None
     flows = _flows(cells)
@@ -71,7 +71,7 @@ def over_steps(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
 @themed
 def by_terms(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     """The gap against the number of terms at the last step: measured, expected, its bound."""
-    cells = cells_with(cells, "gap", "gap_expected", "gap_bound", "n_terms", "step")
+    cells = measured(cells, "gap", "gap_expected", "gap_bound", "n_terms", "step")
     cells = _objectives(cells)
     if cells.empty:
         return None
@@ -96,8 +96,8 @@ def by_terms(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
             color=ACCENT,
             lw=1.8,
         )
-        for sign, face in ((resolved & ~negative, ACCENT), (resolved & negative, PAPER)):
-            ax.plot(n_terms[sign], size[sign], "o", color=ACCENT, mfc=face, ms=6)
+        for shown, face in ((resolved & ~negative, ACCENT), (resolved & negative, PAPER)):
+            ax.plot(n_terms[shown], size[shown], "o", color=ACCENT, mfc=face, ms=6)
         draw_edge_marks(ax, n_terms[below].to_numpy(), size[below], ACCENT)
         count_axis(ax, here["n_terms"])
         ax.set(title=f"{title}, step {last['step'].max()}", xlabel="terms N")
@@ -116,7 +116,7 @@ def by_terms(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
 
 
 def _objectives(cells: pd.DataFrame) -> pd.DataFrame:
-    """One cell per flow, step and objective; `objective` is `N = 2` or the roulette's law."""
+    """A cell for each flow, step and objective; `objective` is `N = 2` or the roulette's law."""
     if cells.empty:
         return cells
     terms = cells["n_terms"] if "n_terms" in cells else pd.Series(np.nan, cells.index)

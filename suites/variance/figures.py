@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from resflow_bench.analysis.tables import label, varying
+from resflow_bench.analysis.words import measured
 from resflow_bench.logdet import law_named
 from resflow_bench.report.picture import Picture
 from resflow_bench.report.style import (
@@ -24,7 +25,6 @@ from resflow_bench.report.style import (
     PINK,
     add_legend,
     below_handle,
-    cells_with,
     draw_edge_marks,
     log_axis,
     make_panels,
@@ -39,7 +39,7 @@ ALMOST_NO_VARIANCE = 1e-12
 @themed
 def over_closed_form(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     """Measured over closed-form variance with its interval, cells by model and closed form."""
-    cells = cells_with(cells, "variance", "variance_expected")
+    cells = measured(cells, "variance", "variance_expected")
     if len(cells):
         expected = cells["variance_expected"]
         cells = cells[(expected > ALMOST_NO_VARIANCE) & np.isfinite(expected)]
@@ -80,7 +80,7 @@ CHAIN = {
 @themed
 def bounds(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     """The chain measured <= Avron-Toledo <= Lipschitz-only, one row per model and probe."""
-    cells = cells_with(cells, "variance", *list(CHAIN)[:3])
+    cells = measured(cells, "variance", *list(CHAIN)[:3])
     cells = cells[(cells["truncation"] == "fixed") & np.isfinite(cells["variance_expected"])]
     if cells.empty:
         return None
@@ -114,7 +114,7 @@ def bounds(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     draw_edge_marks(ax, value[~shown], rows[~shown], ACCENT)
     words = f"variance of one draw (nat²)\n{_common(cells, [*hard, 'n_probes'])}"
     figure.supxlabel(words, size=9)  # centred on the figure: it is wider than a phone's panel
-    measured = Line2D([], [], color=ACCENT, marker="o", ls="", ms=5, label="measured")
+    sampled = Line2D([], [], color=ACCENT, marker="o", ls="", ms=5, label="measured")
     handles = [
         Line2D(
             [], [], color=c, marker=m, ls="", ms=7, label=text, mew=1.4,
@@ -122,14 +122,14 @@ def bounds(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
         )
         for text, c, m in (CHAIN[n] for n in names)
     ]  # fmt: skip
-    add_legend(figure, [measured, *handles, below_handle("zero")])
+    add_legend(figure, [sampled, *handles, below_handle("zero")])
     return figure
 
 
 @themed
 def roulette(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     """Finite or infinite variance: spectral radius against the stop probability, and Poisson."""
-    cells = cells_with(cells, "variance_is_finite", "roulette", "spectral_radius")
+    cells = measured(cells, "variance_is_finite", "roulette", "spectral_radius")
     if cells.empty:
         return None
     figure, (ax,) = make_panels(1, 1, width=min(columns, 2) * PANEL, height=3.0)

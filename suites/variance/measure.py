@@ -12,7 +12,7 @@ from resflow_bench.intervals import lower_variance_interval, variance_interval
 from resflow_bench.lab import Cell, Context, Observation, exactly, observe, replicates
 from resflow_bench.logdet import Fixed, LogDetEstimator, Roulette
 from resflow_bench.models import Problem, build_estimator, build_problem, realised
-from suites.sampling import MIN_DRAWS, TAME, draw, rounding_of, total_variance, widened
+from suites.sampling import MIN_DRAWS, NORMAL_ORDER, draw, rounding_of, total_variance, widened
 
 REACHABLE = 1e-9
 """A term evaluated less often than once in 1e9 draws does not show in any experiment."""
@@ -29,7 +29,7 @@ def measure_variance(cell: Cell, context: Context) -> Iterable[Observation]:
 
     n_draws = max(MIN_DRAWS, int(context.effort["max_draws"]) // n_points)
     estimates = draw(problem, estimator, n_draws, context.generator_seed(cell))
-    if truncation.moment_is_finite(problem.spectral_radius, TAME):
+    if truncation.moment_is_finite(problem.spectral_radius, NORMAL_ORDER):
         interval, message = variance_interval(estimates), ""
     else:
         interval = lower_variance_interval(estimates)

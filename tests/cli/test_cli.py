@@ -389,7 +389,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(
         assert process.returncode == 128 + number
         assert out == ""
         command = f"resflow-bench run --resume {run.name} --results {tmp_path}"
-        assert f"interrupted: {n_kept} of 32 cells are kept; the rest:\n  {command}\n" in err
+        assert (
+            f"interrupted: {n_kept} of 32 cells are stored; measure the rest with:\n  {command}\n"
+            in err
+        )
         assert "Traceback" not in err
         assert run.about["status"] == "interrupted"
     deadline = time.monotonic() + 10

@@ -239,7 +239,7 @@ def test_too_few_rounds_find_nothing_and_say_so() -> None:
     cells = [(str(i), "wall_s", [1.0, 1.01, 1.02, 1.03]) for i in range(20)]
     table = judge(side(*cells, paired=False), side(*cells, paired=False))
     assert np.isinf(table["detectable"]).all()
-    assert "no change would be found: wall_s (20)" in conclude(table).words("text")
+    assert "Too few samples to detect any change: wall_s (20)" in conclude(table).words("text")
 
 
 def test_what_is_undecided_is_named() -> None:

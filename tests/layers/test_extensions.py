@@ -216,7 +216,5 @@ def test_training_keeps_the_promise_and_a_checkpoint_is_the_flow(name: str) -> N
 
 
 def test_a_part_with_neither_contract_is_named() -> None:
-    with pytest.raises(
-        TypeError, match="`ClosedForm` or of `Bijection`; Tanh has those of neither"
-    ):
+    with pytest.raises(TypeError, match="`ClosedForm` or of `Bijection`; Tanh has neither"):
         as_bijection(nn.Tanh())

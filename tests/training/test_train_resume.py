@@ -83,7 +83,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_numbers(
     assert outcome.code == 128 + number
     assert outcome.out == ""
     command = f"resflow-bench train --resume {run.name}"
-    said = f"interrupted: {kept} of {STEPS} steps are kept; the rest:\n  {command}\n"
+    said = f"interrupted: {kept} of {STEPS} steps are stored; train the rest with:\n  {command}\n"
     assert outcome.err.endswith(said)
     assert run.about["status"] == "interrupted"
     assert not run_of_training.TrainingFiles(run).weights.exists()

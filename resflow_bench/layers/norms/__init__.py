@@ -1,1 +1,1 @@
-"""Operator norms of layers: which norm, its bounds, and the divisor that keeps a promise."""
+"""Operator norms of layers: their kinds, bounds, and the divisors that enforce a coefficient."""

@@ -27,9 +27,9 @@ from resflow_bench.layers.norms.norm import (
 from resflow_bench.layers.norms.operators import Convolution, Matrix, Operator
 from resflow_bench.layers.orders import LearnableOrder, Order, check_order, value
 
-# Power iterations of an update, from the last best vector and two that are made anew.
+# Power iterations of an update, from the last best vector and two new ones.
 UPDATE_STEPS = 5
-# `align` makes three times so many starts, follows all of them for a while, and the best for long.
+# `align` iterates from three times so many starts, then from the best few for longer.
 ALIGN_STARTS = 16
 ALIGN_STEPS = 10
 ALIGN_KEEPS = 4
@@ -59,7 +59,6 @@ class Induced:
         check_order(self.codomain, "codomain")
 
     def normaliser(self, operator: Operator, coefficient: float) -> InducedNorm:
-        """An `InducedNorm`, aligned with the operator."""
         return InducedNorm(operator, coefficient, self)
 
 
@@ -113,7 +112,7 @@ class InducedNorm(nn.Module):
 
     @property
     def is_easy(self) -> bool:
-        """Whether the norm is a largest column or row norm, wherever a learnable order goes."""
+        """True if the norm is a largest column or row norm, whatever a learnable order's value."""
         domain, codomain = self._orders
         return domain == 1 or codomain == math.inf
 
@@ -140,7 +139,7 @@ class InducedNorm(nn.Module):
     @torch.inference_mode(False)
     @torch.no_grad()
     def update(self, operator: Operator) -> None:
-        """A few power iterations, and the bound at the weights and the orders as they are now.
+        """A few power iterations, and the bound at the present weights and orders.
 
         Properties: some fifty passes over W and one Gram matrix's eigenvalues (five if
         p >= 2 >= q and p > q), for a convolution beyond `DENSE` features one Gram matrix a
@@ -198,7 +197,7 @@ class InducedNorm(nn.Module):
         return upper_bounds(exactly, p, q, (self.d_in.double(), self.d_out.double()))
 
     def _adopt(self, v: Tensor, operator: Operator, exactly: Operator) -> None:
-        """Take v over, and set the inflation by the least upper bound."""
+        """Store v, and set the inflation by the least upper bound."""
         p, q = (float(value(order)) for order in self._orders)
         self.v = v.to(self.v)
         if isinstance(exactly, Matrix) and p >= 2 >= q and p > q:

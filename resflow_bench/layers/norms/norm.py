@@ -1,4 +1,4 @@
-"""The one interface to a norm that a layer keeps below its coefficient, and its shared parts."""
+"""The interface to a norm that a layer keeps below its coefficient, and its shared parts."""
 
 from __future__ import annotations
 
@@ -26,16 +26,15 @@ class Certificate(NamedTuple):
 
 
 class Normaliser(Protocol):
-    """A module whose buffers say by how much to divide W so that ||A(W)|| <= `coefficient`.
+    """A module that computes the divisor of W for which ||A(W)|| <= `coefficient`.
 
-    The promise is kept right after `update` or `align`; only these two change the buffers.
+    The promise holds right after `update` or `align`; only these two change the buffers.
     """
 
     coefficient: float
 
     def divisor(self, operator: Operator) -> Tensor:
         """max(1, norm / coefficient), shape (), differentiable in the operator's weight."""
-        ...
 
     def update(self, operator: Operator) -> None:
         """Follow the weight after an optimiser step, at a cost that every step can afford.
@@ -43,7 +42,6 @@ class Normaliser(Protocol):
         Raises:
             torch.linalg.LinAlgError: the weight is not finite.
         """
-        ...
 
     def align(self, operator: Operator) -> None:
         """Follow the weight as closely as possible, whatever the cost.
@@ -51,11 +49,9 @@ class Normaliser(Protocol):
         Raises:
             torch.linalg.LinAlgError: the weight is not finite.
         """
-        ...
 
     def certificate(self, operator: Operator) -> Certificate:
         """The tightest affordable upper bound on ||A||, for whatever weight A holds."""
-        ...
 
 
 class Norm(Protocol):
@@ -73,7 +69,6 @@ class Norm(Protocol):
         Raises:
             ValueError: a coefficient that is not positive and finite.
         """
-        ...
 
 
 def checked_coefficient(coefficient: float) -> float:

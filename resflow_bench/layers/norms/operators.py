@@ -108,7 +108,6 @@ class Convolution:
 
     @property
     def padding(self) -> tuple[int, int]:
-        """(kh // 2, kw // 2)."""
         return self.weight.shape[2] // 2, self.weight.shape[3] // 2
 
     def apply(self, x: Tensor) -> Tensor:
@@ -177,11 +176,11 @@ class Convolution:
         return Convolution(self.weight.to(dtype), self.grid)
 
     def dense(self) -> Matrix:
-        """The same map as a matrix (n_out, n_in)."""
+        """A as a `Matrix` (n_out, n_in)."""
         return Matrix(self.apply(torch.eye(self.n_in).to(self.weight)).mT)
 
     def _trimmed(self) -> Tensor:
-        """The weight without the taps whose offset no two points of the grid have."""
+        """The weight without the taps that leave the grid from every point of it."""
         weight = self.weight
         for axis, half, n in zip((2, 3), self.padding, self.grid, strict=True):
             reach = min(half, n - 1)

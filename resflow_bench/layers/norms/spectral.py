@@ -51,7 +51,6 @@ class Spectral:
     codomain: ClassVar[Order] = 2.0
 
     def normaliser(self, operator: Operator, coefficient: float) -> SpectralNorm:
-        """A `SpectralNorm`, aligned with the operator."""
         return SpectralNorm(operator, coefficient)
 
 

@@ -85,8 +85,8 @@ class Arnoldi:
     ) -> Expanded:
         work, basis, h, size = krylov(jacobian, v, terms)
         weights = work.weights.flatten(1)  # (N, B)
-        found = _increments(h, n_traced, *_nodes(self.n_nodes))  # (N, m, B)
-        value = (size.square() * torch.einsum("nb,nmb->mb", weights, found)).mean(0)
+        forms = _increments(h, n_traced, *_nodes(self.n_nodes))  # (N, m, B)
+        value = (size.square() * torch.einsum("nb,nmb->mb", weights, forms)).mean(0)
         s = None
         if adjoint:
             coordinates = size * _adjoint(h, weights, n_traced)  # (N, m, B)
@@ -167,7 +167,7 @@ def _increments(h: Tensor, n_traced: int, nodes: np.ndarray, of_nodes: np.ndarra
     s = torch.from_numpy(nodes).to(h)[:, None, None]  # (S, 1, 1)
     start = _first_column(h, n_traced + 1)[:, None]  # (N, 1, m, B)
     first, last = (h.new_zeros(n_terms, len(nodes), *h.shape[2:]) for _ in range(2))
-    found = torch.zeros_like(first)
+    values = torch.zeros_like(first)
     grown = -torch.ones_like(s)
     for k in range(n_terms):
         pivot = 1 + s * h[k, k]  # (S, m, B)
@@ -179,12 +179,12 @@ def _increments(h: Tensor, n_traced: int, nodes: np.ndarray, of_nodes: np.ndarra
         last[k] = 1 / pivot
         first[: k + 1] -= grown * last[: k + 1]
         if k == n_traced:
-            found[k] = (first[: k + 1] * start[: k + 1]).sum(0)
+            values[k] = (first[: k + 1] * start[: k + 1]).sum(0)
         elif k > n_traced:  # H^(L+1) e_1 ends after L + 2 entries
             n = min(k + 1, n_traced + 2)
-            found[k] = -grown * (last[:n] * start[:n]).sum(0)
+            values[k] = -grown * (last[:n] * start[:n]).sum(0)
     weights = torch.from_numpy((-nodes) ** n_traced * of_nodes).to(h)
-    return torch.einsum("s,ksmb->kmb", weights, found)
+    return torch.einsum("s,ksmb->kmb", weights, values)
 
 
 def _adjoint(h: Tensor, weights: Tensor, n_traced: int) -> Tensor:

@@ -74,8 +74,8 @@ class Chebyshev:
         v, n = work.v, max(0, len(work.weights) - n_traced)
         if not work.n_active:
             return work.zero(adjoint)
-        found = theory.chebyshev_coefficients(self.low, self.high, n, n_traced)
-        value, slope = ([0.0] * n_traced + c.tolist() for c in found)
+        coefficients = theory.chebyshev_coefficients(self.low, self.high, n, n_traced)
+        value, slope = ([0.0] * n_traced + c.tolist() for c in coefficients)
         middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
         series, s = (WeightedSum(work.weights, n_traced) for _ in range(2))
 
@@ -99,7 +99,7 @@ class Chebyshev:
 def measured_interval(
     jacobian: Jacobian, v: Tensor, n_products: int = 12, margin: float = 0.1
 ) -> SpectralInterval:
-    """The smallest and largest x^T J x/x^T x found in the Krylov spaces of v, and a margin.
+    """The range of x^T J x/x^T x over x in the Krylov spaces of v, widened by a margin.
 
     The eigenvalues of sym(H), H = V J^T V^T of all examples and probes: inside the numerical range
     of J, whose ends they approach after few products.
@@ -118,7 +118,7 @@ def measured_interval(
     SpectralInterval(low=-0.05, high=0.55)
     """
     h = krylov(jacobian, v, Fixed(n_products).draw(v.shape[1], v, None)).hessenberg
-    found = torch.linalg.eigvalsh((h + h.transpose(0, 1)).movedim((0, 1), (2, 3)) / 2)
-    low, high = min(0.0, float(found.min())), max(0.0, float(found.max()))
+    values = torch.linalg.eigvalsh((h + h.transpose(0, 1)).movedim((0, 1), (2, 3)) / 2)
+    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
     reach = margin * (high - low)
     return SpectralInterval(max(low - reach, (low - 1) / 2), high + reach)

@@ -65,7 +65,7 @@ class Work(NamedTuple):
             state = step(k, state)
 
     def zero(self, adjoint: bool) -> Expanded:
-        """The result of no term."""
+        """The result of zero terms."""
         v = self.v
         return Expanded(v.new_zeros(v.shape[1]), torch.zeros_like(v) if adjoint else None, 0.0)
 

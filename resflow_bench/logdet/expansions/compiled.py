@@ -87,8 +87,8 @@ class Compiled:
             some = a[first - 1 : last, :n]
             c = some / k[first - 1 : last]
             run = self._run if last - first + 1 == AT_ONCE and n > 1 else _terms
-            power, found, before = run(loop.stages, power, c, some if adjoint else None)
-            series[:, :n] += found
+            power, partial, before = run(loop.stages, power, c, some if adjoint else None)
+            series[:, :n] += partial
             rest[:, :n] += before
             return State((loop,), (flushed(power, last),))
 
@@ -111,8 +111,8 @@ class Compiled:
             return _compiled(self.backend, None)(stages, power, c, a)
         # A graph's outputs lie where its next replay writes, so they are copied.
         torch.compiler.cudagraph_mark_step_begin()
-        power, found, before = _compiled(self.backend, "reduce-overhead")(stages, power, c, a)
-        return power.clone(), found.clone(), before.clone()
+        power, partial, before = _compiled(self.backend, "reduce-overhead")(stages, power, c, a)
+        return power.clone(), partial.clone(), before.clone()
 
 
 def _runs(n_active: Sequence[int]) -> dict[int, int]:
@@ -130,15 +130,15 @@ def _terms(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(p J^n, sum_i c_i p J^i, sum_i a_i p J^(i-1)), i = 1..n; the last is 0 without a."""
     power = power.clone()  # an activation may overwrite it, and a changed input forbids CUDA graphs
-    found = torch.zeros_like(power)
+    partial = torch.zeros_like(power)
     before = torch.zeros_like(power)
     for i in range(len(c)):
         if a is not None:
             before = before + a[i] * power
         for stage in reversed(stages):
             power = stage.vjp(power)
-        found = found + c[i] * power
-    return power, found, before
+        partial = partial + c[i] * power
+    return power, partial, before
 
 
 @lru_cache

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from resflow_bench.jacobian import Jacobian, dense_jacobian
 from resflow_bench.jacobian.operator import inner
-from resflow_bench.logdet.expansions.expansion import Expanded, Expansion, sign
+from resflow_bench.logdet.expansions.expansion import Expanded, Expansion, series_sign
 from resflow_bench.logdet.expansions.taylor import Taylor
 from resflow_bench.logdet.truncation import Terms
 
@@ -77,6 +77,6 @@ class Controlled:
         total = torch.zeros_like(jacobian)
         for k in range(self.degree, 0, -1):
             if k > n_traced:
-                total.diagonal().add_(sign(k) / k)
+                total.diagonal().add_(series_sign(k) / k)
             total = jacobian @ total
         return total

@@ -11,7 +11,7 @@ from resflow_bench.logdet.truncation import Terms
 
 
 class Expanded(NamedTuple):
-    """value: (B,), nats, constant. n_products: vector-Jacobian products a probe, per example.
+    """A weighted sum `value`, (B,), nats, constant, of `n_products` a probe, per example.
 
     adjoint: s_j, (m, B, *event), constant, for which d value = (1/m) sum_j s_j^T dJ v_j in the
         mean over probes; None unless requested.
@@ -37,10 +37,9 @@ class Expansion(Protocol):
             jacobian: J at the batch.
             v: (m, B, *event).
             terms: w_k and N.
-            n_traced: how many powers of J are left out, because their traces are exact.
+            n_traced: number of powers of J left out, because their traces are exact.
             adjoint: whether to compute it.
         """
-        ...
 
 
 @runtime_checkable
@@ -49,7 +48,6 @@ class Incremental(Protocol):
 
     def increments(self, jacobian: Jacobian, v: Tensor, n_terms: int, n_traced: int = 0) -> Tensor:
         """Delta_1, ..., Delta_N of each probe, (N, m, B), zero up to `n_traced`; in v's dtype."""
-        ...
 
 
 class WeightedSum:
@@ -80,6 +78,6 @@ class WeightedSum:
         return self._total.div_(scale)
 
 
-def sign(k: int) -> float:
+def series_sign(k: int) -> float:
     """(-1)^(k+1)."""
     return 1.0 if k % 2 else -1.0

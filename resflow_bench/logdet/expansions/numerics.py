@@ -1,4 +1,4 @@
-"""The numbers that powers of J are made of: fewer bits, TF32, and the range of float32."""
+"""Number formats for the powers of J: fewer bits, TF32, and the range of float32."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ CHECK_EVERY = 8
 
 
 def lowered(jacobian: Jacobian, precision: Precision) -> Jacobian:
-    """J whose products are formed in `precision`."""
+    """J with its products formed in `precision`."""
     return _InTf32(jacobian) if precision == "tf32" else jacobian.to(precision)
 
 
 @dataclass(frozen=True, eq=False)
 class _InTf32(Jacobian):
-    """Products whose factors a GPU's tensor cores may round to ten bits of mantissa."""
+    """J with products whose factors a GPU's tensor cores may round to ten bits of mantissa."""
 
     jacobian: Jacobian
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from resflow_bench.jacobian import Jacobian
 from resflow_bench.jacobian.operator import inner
 from resflow_bench.logdet.expansions.compaction import State, Work, longest_first
-from resflow_bench.logdet.expansions.expansion import Expanded, WeightedSum, sign
+from resflow_bench.logdet.expansions.expansion import Expanded, WeightedSum, series_sign
 from resflow_bench.logdet.expansions.numerics import (
     Precision,
     check_tf32,
@@ -88,10 +88,10 @@ class Taylor:
                 power = enter.vjp(power)
             else:
                 if adjoint:
-                    rest.add(k, sign(k), power)
+                    rest.add(k, series_sign(k), power)
                 loop = _packed(loop, power, work, k)
                 power = loop.vjp(power)
-            series.add(k, sign(k) / k, power)
+            series.add(k, series_sign(k) / k, power)
             return State((enter, loop), (flushed(power, k),))
 
         work.recur(State((enter, loop), (v * scale,)), step)
@@ -109,7 +109,7 @@ class Taylor:
             power = jacobian.vjp(power)
             form = (power * v).flatten(2).sum(2) if v.ndim > 2 else power * v
             zero = k <= n_traced
-            terms.append(torch.zeros_like(form) if zero else form * (sign(k) / (k * scale)))
+            terms.append(torch.zeros_like(form) if zero else form * (series_sign(k) / (k * scale)))
             power = flushed(power, k)
         return torch.stack(terms)
 
