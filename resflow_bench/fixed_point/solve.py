@@ -32,7 +32,7 @@ def solve(
     rtol: float = 1e-6,
     atol: float = 1e-6,
     max_steps: int = 1000,
-    args: tuple[Tensor, ...] | None = None,
+    args: tuple[Tensor | Selectable, ...] | None = None,
 ) -> Solution:
     """x with ||f(x) - x||_2 <= atol + rtol ||x||_2, for every example of a batch.
 
@@ -48,7 +48,8 @@ def solve(
         rtol, atol: the tolerance on the norm itself. (The public residual-flow code compares the
             squared step with its tolerance, and so stops at the square root of the tolerance.)
         max_steps: the number of steps after which an example ends with MAX_STEPS; 0 only measures.
-        args: further arguments of f, f(x, *args), tensors (B, ...) with a row for each example.
+        args: further arguments of f, f(x, *args): tensors (B, ...) with a row for each example, or
+            objects whose `select(keep)` returns those of the examples `keep`.
             Once half of the examples have ended, f is evaluated for the others alone, with their
             rows. None: f(x) is evaluated for all until all have ended.
 
@@ -112,7 +113,7 @@ def solve(
             keep = now.running.nonzero()[:, 0]
             rows = keep if rows is None else rows[keep]
             x, limit, mark = x[keep], limit[keep], mark[keep]
-            state, rest = _select(state, keep), tuple(arg[keep] for arg in rest)
+            state, rest = _select(state, keep), _select(rest, keep)
             now = now.select(keep)
     now.end(now.running, Outcome.MAX_STEPS)
     ended = now.into(ended, rows)
@@ -157,7 +158,7 @@ class _Iterates:
 
 
 def _select(state: Any, keep: Tensor) -> Any:
-    """A step's state for the examples `keep`, (n,); numbers and None have no rows."""
+    """State or arguments for the examples `keep`, (n,); numbers and None have no rows."""
     if isinstance(state, Tensor):  # first, as a tensor has a `select` of its own
         return state[keep]
     if isinstance(state, Selectable):

@@ -11,10 +11,10 @@ from torch import Tensor
 
 @runtime_checkable
 class Selectable(Protocol):
-    """A state with a row for each example."""
+    """A state, or an argument of f, with a row for each example."""
 
     def select(self, examples: Tensor) -> Self:
-        """The state of some of the examples, given by their indices (n,)."""
+        """That of some of the examples, given by their indices (n,)."""
 
 
 class Step(Protocol):

@@ -189,6 +189,27 @@ def test_who_has_ended_is_evaluated_no_more(step):
     torch.testing.assert_close(part.value, whole.value, rtol=1e-12, atol=1e-12)
 
 
+@dataclass(frozen=True)
+class Affine:
+    """x -> z + rate x of each example, whose numbers are no tensor of `args`."""
+
+    z: Tensor
+    rate: Tensor
+
+    def select(self, examples: Tensor) -> Affine:
+        return Affine(self.z[examples], self.rate[examples])
+
+
+def test_arguments_may_be_objects_that_select():
+    """The same as with the tensors in them, to the bit, examples that end among them."""
+    z, rate = gaussian(8, 2), torch.linspace(0.1, 0.99, 8, dtype=torch.float64)[:, None]
+    tensors = solve(lambda x, z, rate: z + rate * x, z, args=(z, rate))
+    objects = solve(lambda x, a: a.z + a.rate * x, z, args=(Affine(z, rate),))
+    assert len(tensors.n_steps.unique()) > 4
+    for field in ("value", "residual", "n_steps", "outcome"):
+        assert torch.equal(getattr(objects, field), getattr(tensors, field))
+
+
 def gmres(matrix: np.ndarray, b: np.ndarray, n: int) -> np.ndarray:
     """argmin ||b - (I - A) y|| over y in span(b, A b, ..., A^(n-1) b), from y = 0."""
     basis = np.stack([np.linalg.matrix_power(matrix, k) @ b for k in range(n)], axis=1)

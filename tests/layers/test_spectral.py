@@ -17,6 +17,7 @@ from resflow_bench.layers.layer import Layer
 from resflow_bench.layers.linear import Linear, SpectralLinear
 from resflow_bench.layers.norms.operators import Matrix
 from resflow_bench.layers.norms.spectral import leading
+from resflow_bench.speed.timing import count_flops
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -54,6 +55,15 @@ MATRICES = {
     "huge": 1e30 * gaussian(4, 4),
     "tiny": 1e-30 * gaussian(4, 4),
 }
+
+
+def test_products_with_one_vector_are_no_matrix_products():
+    """They cost nothing beside a batch's, and a count of FLOPs leaves them out: it is 2 B m n."""
+    matrix, x, y = Matrix(gaussian(6, 4)), gaussian(3, 4), gaussian(3, 6)
+    torch.testing.assert_close(matrix.apply(x[0]), matrix.apply(x)[0], rtol=1e-15, atol=1e-15)
+    torch.testing.assert_close(matrix.adjoint(y[0]), matrix.adjoint(y)[0], rtol=1e-15, atol=1e-15)
+    assert count_flops(lambda: (matrix.apply(x[0]), matrix.adjoint(y[0]))) == 0
+    assert count_flops(lambda: matrix.apply(x)) == 2 * 3 * 6 * 4
 
 
 @pytest.mark.parametrize("name", MATRICES)

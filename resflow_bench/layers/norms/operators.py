@@ -41,11 +41,13 @@ class Matrix:
 
     def apply(self, x: Tensor) -> Tensor:
         """A x, (..., n_in) -> (..., n_out)."""
+        if x.ndim == 1:  # which `linear` would make a matrix product of
+            return torch.mv(self.weight, x)
         return functional.linear(x, self.weight)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """A^T y, (..., n_out) -> (..., n_in)."""
-        return y @ self.weight
+        return torch.mv(self.weight.mT, y) if y.ndim == 1 else y @ self.weight
 
     def column_norms(self, q: float | Tensor) -> Tensor:
         """||A e_i||_q, (n_in,)."""
