@@ -6,7 +6,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from resflow_bench.layers.activations import softplus
 
 
 class Logit(nn.Module):
@@ -42,7 +43,7 @@ class Logit(nn.Module):
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         z = self(x)
-        slopes = functional.softplus(z) + functional.softplus(-z) + math.log1p(-2 * self.margin)
+        slopes = softplus(z) + softplus(-z) + math.log1p(-2 * self.margin)
         return z, slopes.flatten(1).sum(1)
 
     def inverse(self, z: Tensor) -> Tensor:

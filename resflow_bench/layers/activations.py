@@ -210,6 +210,15 @@ class ELU(nn.Module):
         return 1.0
 
 
+def softplus(z: Tensor) -> Tensor:
+    """ln(1 + e^z) to rounding.
+
+    By default torch returns z from z = 20 on, a jump of 2e-9, which has no Lipschitz constant; from
+    z = 40 on the two are one number, in float64 too.
+    """
+    return functional.softplus(z, threshold=40.0)
+
+
 class Softplus(nn.Module):
     """phi(z) = ln(1 + e^z); phi'(z) = sigmoid(z) in (0, 1), whose supremum 1 is not attained."""
 
@@ -218,10 +227,10 @@ class Softplus(nn.Module):
     slopes: tuple[float, float] = (0.0, 1.0)
 
     def forward(self, z: Tensor) -> Tensor:
-        return functional.softplus(z)
+        return softplus(z)
 
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return functional.softplus(z), torch.sigmoid(z)
+        return softplus(z), torch.sigmoid(z)
 
     def curvature(self) -> float:
         """sigmoid' at 0."""

@@ -104,9 +104,22 @@ def in_float64(g: Map, x: Tensor) -> tuple[Map, Tensor]:
     """
     if not isinstance(g, nn.Module):
         return g, x if x.dtype == torch.float64 or not _accepts_float64(g, x) else x.double()
-    state = {**dict(g.named_parameters()), **dict(g.named_buffers())}
-    promoted = {name: t.double() if t.is_floating_point() else t for name, t in state.items()}
-    return lambda z: torch.func.functional_call(g, promoted, (z,)), x.double()
+    # A module that occurs twice is named once, or torch would take its promoted tensors for its
+    # own when it puts them back; a tensor of two modules is promoted once, and named in both.
+    state = {
+        f"{path}.{name}" if path else name: tensor
+        for path, module in g.named_modules()
+        for name, tensor in (
+            *module.named_parameters(recurse=False),
+            *module.named_buffers(recurse=False),
+        )
+    }
+    wide = {id(t): t.double() if t.is_floating_point() else t for t in state.values()}
+    promoted = {name: wide[id(tensor)] for name, tensor in state.items()}
+    return (
+        lambda z: torch.func.functional_call(g, promoted, (z,), tie_weights=False),
+        x.double(),
+    )
 
 
 def _accepts_float64(g: Map, x: Tensor) -> bool:

@@ -58,8 +58,8 @@ class Neumann:
     about one more. For a J of matrices and slopes the two are s^T J and J v; for any other J
     s^T J twice, and its backward pass by autograd.
 
-    Its own derivative (`create_graph=True`) is that of the surrogate, not of the log-det: for
-    second derivatives use the exact log-det.
+    The derivative of the sum is not a second derivative of the log-det, since s_j depends on x too:
+    under `create_graph=True` the backward pass raises a ValueError. `Series` has that derivative.
 
     Source: Chen et al. (2019), "Residual Flows for Invertible Generative Modeling", Theorem 2.
 
@@ -80,7 +80,20 @@ class Neumann:
         """The value, and one more product for the gradient."""
         value, adjoint, n_products = expansion.expand(jacobian, v, terms, n_traced, adjoint=True)
         assert adjoint is not None  # as requested
-        return Attached(value + jacobian.bilinear_gradient(adjoint, v), n_products + 2)
+        surrogate = jacobian.bilinear_gradient(adjoint, v)
+        if surrogate.requires_grad:
+            surrogate.register_hook(_refuse_a_graph)
+        return Attached(value + surrogate, n_products + 2)
+
+
+def _refuse_a_graph(_: Tensor) -> None:
+    """Raise a ValueError in a backward pass that records a graph."""
+    if torch.is_grad_enabled():
+        raise ValueError(
+            "the gradient `Neumann` has no second derivatives: that of its sum is not the "
+            "log-det's. Leave out `create_graph=True`, or use `gradient=Series()`, "
+            "`Determinant()` or `Exact()`."
+        )
 
 
 @dataclass(frozen=True)
@@ -123,7 +136,8 @@ class Series:
             )
         n_terms = len(terms.weights)
         if n_terms <= n_traced:  # zero, but with a graph
-            return Neumann().estimate(expansion, jacobian, v, terms, n_traced)
+            zero = inner(jacobian.vjp(torch.zeros_like(v)), v)
+            return Attached(zero, 1.0)
         value, _, n_products = expansion.expand(jacobian, v, terms, n_traced, adjoint=False)
         weights = terms.weights.view(*terms.weights.shape, *[1] * (v.ndim - 2))  # (N, B, 1...)
         length = math.isqrt(n_terms - 1) + 1  # ceil(sqrt(N))

@@ -95,3 +95,26 @@ def test_nothing_is_nan_at_zero_or_far_out(make, dtype):
     (second,) = torch.autograd.grad(slope.sum() + first.sum(), z)
     for tensor in (y, slope, first, second):
         assert tensor.isfinite().all()
+
+
+@pytest.mark.parametrize("make", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@torch.no_grad()
+def test_the_constant_is_of_the_function_as_computed(make, dtype):
+    """|phi(y) - phi(z)| <= Lip |y - z| between neighbours, to rounding, where formulas change too.
+
+    The twin is torch's softplus, which jumps by 2e-9 at 20.
+    """
+    eps = torch.finfo(dtype).eps
+
+    def excess(phi, lipschitz: float) -> float:
+        z = torch.linspace(-50, 50, 1001, dtype=dtype)[:, None]
+        y = z * (1 + 4 * eps)
+        rise = (phi(y) - phi(z)).double().norm(dim=1)
+        rounding = 4 * eps * phi(z).double().norm(dim=1)
+        return float((rise - lipschitz * (y - z).double().abs()[:, 0] - rounding).max())
+
+    phi = make().to(dtype)
+    assert excess(phi, phi.lipschitz) <= 0
+    if dtype == torch.float64:
+        assert excess(nn.functional.softplus, 1.0) > 1e-9

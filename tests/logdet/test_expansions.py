@@ -72,6 +72,23 @@ def forms(v: Tensor, matrix: Array) -> Array:
     return np.einsum("mbi,ij,mbj->mb", v.numpy(), matrix, v.numpy()).mean(0)
 
 
+@pytest.mark.parametrize("n_traced", range(6))
+@pytest.mark.parametrize("dim", [1, 2, 3])
+@pytest.mark.parametrize("expansion", EXPANSIONS, ids=str)
+def test_exact_traces_may_outnumber_the_dimensions(expansion, dim, n_traced) -> None:
+    """Value and adjoint over a basis of probes: tr f(J) and f'(J), exactly; also where J = .5 I."""
+    half, some = 0.5 * np.eye(dim), reference.linear_families(dim, 0.6)["gaussian"]
+    v = math.sqrt(dim) * torch.eye(dim, dtype=DTYPE)[:, None].expand(-1, 2, -1).contiguous()
+    jacobians = DenseJacobian(torch.from_numpy(np.stack([half, some])))
+    terms = Fixed(60).draw(2, v, None)
+    value, adjoint, _ = expansion.expand(jacobians, v, terms, n_traced, True)
+    for b, jacobian in enumerate((half, some)):
+        expected = np.trace(remainder(jacobian, n_traced))
+        np.testing.assert_allclose(value[b], expected, rtol=0, atol=1e-8)
+        rows = math.sqrt(dim) * slope(jacobian, n_traced)
+        np.testing.assert_allclose(adjoint[:, b], rows, rtol=0, atol=1e-8)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("n_traced", [0, 1, 2])
 @pytest.mark.parametrize("n_probes", [1, 3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -9,7 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.layers import ELU, LinearBranch, Tanh, mlp_branch
+from resflow_bench.layers import (
+    ELU,
+    Branch,
+    LinearBranch,
+    LipSwish,
+    SpectralLinear,
+    Tanh,
+    mlp_branch,
+)
 from resflow_bench.logdet import (
     Exact,
     Fixed,
@@ -154,6 +163,45 @@ def test_exact_takes_large_batches_in_slices(monkeypatch) -> None:
     monkeypatch.setattr("resflow_bench.logdet.exact.CHUNK_NUMBERS", 50)
     torch.testing.assert_close(exact_log_det(branch, x), whole, rtol=0, atol=1e-13)
     torch.testing.assert_close(jacobian(branch, x), matrices, rtol=0, atol=1e-13)
+
+
+class Tied(nn.Module):
+    """x -> W^T tanh(W x): one parameter of two modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(3, 3, bias=False), nn.Module()
+        self.leave.weight = self.enter.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.enter(x)) @ self.leave.weight
+
+
+def shared_activation() -> Branch:
+    """One learnable phi at two places."""
+    phi = LipSwish()
+    layers = [SpectralLinear(n, m, 0.9) for n, m in ((3, 8), (8, 8), (8, 3))]
+    return Branch(layers[0], phi, layers[1], phi, layers[2], lipschitz=0.9)
+
+
+@pytest.mark.parametrize("make", [Tied, shared_activation])
+@pytest.mark.parametrize("oracle", [exact_log_det, jacobian, lambda g, x: Exact()(g, x).value])
+def test_exact_leaves_parameters_that_occur_twice_alone(make, oracle) -> None:
+    """They stay the float32 leaves that an optimiser knows, and gradients reach both places."""
+    g = make()
+    before = dict(g.named_parameters(remove_duplicate=False))
+    x = torch.randn(4, 3, generator=generator())
+    value = oracle(g, x)
+    after = dict(g.named_parameters(remove_duplicate=False))
+    assert all(after[name] is tensor for name, tensor in before.items())
+    twin = copy.deepcopy(g).double()
+    expected = oracle(twin, x.double())
+    torch.testing.assert_close(value.double(), expected, rtol=0, atol=1e-6)
+    value.sum().backward()
+    expected.sum().backward()
+    for ours, theirs in zip(g.parameters(), twin.parameters(), strict=True):
+        if theirs.grad is not None:
+            torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-6)
 
 
 def test_exact_promotes_a_float32_module_and_leaves_it_alone() -> None:

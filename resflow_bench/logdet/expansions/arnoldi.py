@@ -83,7 +83,7 @@ class Arnoldi:
     def expand(
         self, jacobian: Jacobian, v: Tensor, terms: Terms, n_traced: int, adjoint: bool
     ) -> Expanded:
-        work, basis, h, size = krylov(jacobian, v, terms)
+        work, basis, h, size = krylov(jacobian, v, terms, n_traced + 1)
         weights = work.weights.flatten(1)  # (N, B)
         forms = _increments(h, n_traced, *_nodes(self.n_nodes))  # (N, m, B)
         value = (size.square() * torch.einsum("nb,nmb->mb", weights, forms)).mean(0)
@@ -100,7 +100,7 @@ class Arnoldi:
         The size of the last one estimates, and does not bound, the rest after N terms: where they
         fall by a factor r a term, the rest is about r/(1 - r) of it. They end at N = d.
         """
-        space = krylov(jacobian, v, Fixed(n_terms).draw(v.shape[1], v, None))
+        space = krylov(jacobian, v, Fixed(n_terms).draw(v.shape[1], v, None), n_traced + 1)
         h, size = space.hessenberg, space.size
         return size.square() * _increments(h, n_traced, *_nodes(self.n_nodes))
 
@@ -114,8 +114,10 @@ class Krylov(NamedTuple):
     size: Tensor
 
 
-def krylov(jacobian: Jacobian, v: Tensor, terms: Terms) -> Krylov:
-    """The spaces of v, J^T v, ..., (J^T)^(N-1) v, at most d of them.
+def krylov(jacobian: Jacobian, v: Tensor, terms: Terms, n_least: int = 1) -> Krylov:
+    """The spaces of v, J^T v, ..., (J^T)^(N-1) v, at most d of them, or `n_least` if d is less.
+
+    q_(L+1) is the first that is not zero, and the only one if d <= L: so L + 1 are needed.
 
     Gram and Schmidt's classical step, twice: orthogonal to rounding. Where the space turns out to
     be invariant the next vector is zero, and with it what follows in V and H: f(H_k) e_1 does not
@@ -126,7 +128,8 @@ def krylov(jacobian: Jacobian, v: Tensor, terms: Terms) -> Krylov:
     """
     dim = math.prod(v.shape[2:])
     work = longest_first(jacobian, v, terms)
-    work = work._replace(weights=work.weights[:dim], n_active=work.n_active[:dim])
+    most = max(dim, n_least)
+    work = work._replace(weights=work.weights[:most], n_active=work.n_active[:most])
     (m, n_examples), event, n_steps = v.shape[:2], v.shape[2:], len(work.n_active)
     flat = work.v.reshape(m, n_examples, dim)
     size = torch.linalg.vector_norm(flat, dim=-1)
@@ -147,7 +150,7 @@ def krylov(jacobian: Jacobian, v: Tensor, terms: Terms) -> Krylov:
             h[:k, k - 1, :, :n] += components
         if k < n_steps:
             left = torch.linalg.vector_norm(rest, dim=-1)
-            left = torch.where(left > threshold * length, left, 0.0)
+            left = torch.where((left > threshold * length) & (k < dim), left, 0.0)
             h[k, k - 1, :, :n] = left
             vector = _over(rest, left)
         return State((jacobian,), (vector,))
