@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resflow_bench.arguments import check_batch, check_count
 from resflow_bench.fixed_point.solution import BLOW_UP, Outcome, Solution
 from resflow_bench.fixed_point.steps import PICARD, Selectable, Step
 
@@ -64,8 +65,9 @@ def solve(
         tested at fixed steps, whatever the rest of the batch.
 
     Raises:
-        ValueError: tolerances or max_steps below zero or not finite, x0 not of floating point or
-            without a batch axis, or an f that changes the shape.
+        TypeError: x0 or f(x) is no tensor.
+        ValueError: tolerances below zero or not finite, max_steps below zero or no whole number, x0
+            not of floating point or without a batch axis, or an f that changes shape or dtype.
 
     >>> solution = solve(lambda x: 0.5 * x + 1, torch.zeros(2, 3))
     >>> solution.n_steps.tolist(), [Outcome(o).name for o in solution.outcome.tolist()]
@@ -80,11 +82,7 @@ def solve(
     rows, ended = None, now  # the examples in x, None for all; the iterates of all examples
     for k in range(max_steps + 1):
         fx = f(x, *rest)
-        if fx.shape != x.shape:
-            raise ValueError(
-                "solve needs an f that keeps the shape of its argument; got "
-                f"{tuple(fx.shape)} from {tuple(x.shape)}."
-            )
+        _check_value(fx, x)
         residual = _norm(fx - x)
         if k == 0:
             # Finite, so that an overflow is beyond it even if the first residual was huge.
@@ -180,11 +178,19 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def _check(x0: Tensor, rtol: float, atol: float, max_steps: int) -> None:
-    if x0.ndim == 0 or not x0.is_floating_point():
-        raise ValueError(
-            "solve needs x0 of floating point with a batch axis (B, *event); got "
-            f"{x0.dtype} of shape {tuple(x0.shape)}."
-        )
-    for name, value in (("rtol", rtol), ("atol", atol), ("max_steps", max_steps)):
+    check_batch("solve", x0, (...,), name="x0")
+    check_count("solve", "max_steps", max_steps, 0)
+    for name, value in (("rtol", rtol), ("atol", atol)):
         if not 0 <= value < math.inf:
             raise ValueError(f"solve needs a finite `{name}` of at least 0; got {value}.")
+
+
+def _check_value(fx: Any, x: Tensor) -> None:
+    """Refuse an f(x) that is unlike x."""
+    if not isinstance(fx, Tensor):
+        raise TypeError(f"solve needs an f that returns a tensor; got {type(fx).__name__}.")
+    if fx.shape != x.shape or fx.dtype != x.dtype:
+        raise ValueError(
+            "solve needs an f that keeps the shape and dtype of its argument; got "
+            f"{tuple(fx.shape)} of {fx.dtype} from {tuple(x.shape)} of {x.dtype}."
+        )

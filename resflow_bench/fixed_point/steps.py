@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
+from resflow_bench.arguments import check_count
+
 
 @runtime_checkable
 class Selectable(Protocol):
@@ -96,10 +98,7 @@ class Anderson:
     independent: float = 1e-4
 
     def __post_init__(self) -> None:
-        if self.memory < 1:
-            raise ValueError(
-                f"Anderson needs a memory of at least 1; got {self.memory}. Use Picard() without."
-            )
+        check_count("Anderson", "memory", self.memory)
 
     def init(self, x0: Tensor) -> AndersonState:
         flat = _vectors(x0)

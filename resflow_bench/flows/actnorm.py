@@ -7,8 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from resflow_bench.arguments import check_batch
+
 STD_FLOOR = 1e-3
-"""The smallest standard deviation that the data may set: a constant channel stays finite."""
+"""The smallest standard deviation that the data may set."""
 
 
 class ActNorm(nn.Module):
@@ -18,7 +20,8 @@ class ActNorm(nn.Module):
     of points of the grid. A vector (B, d) is d channels at one position.
 
     `initialise(x)` sets shift and scale so that each channel of z has mean 0 and standard
-    deviation 1 over the batch and the grid. Until then the layer is the identity.
+    deviation 1 over the batch and the grid; a channel that is constant keeps the scale 1. Until
+    then the layer is the identity.
 
     Args:
         n_channels: C.
@@ -34,13 +37,28 @@ class ActNorm(nn.Module):
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
-        """Normalise the batch x, (B, C, *grid)."""
+        """Normalise the batch x, (B, C, *grid).
+
+        Raises:
+            ValueError: x has no example, or numbers that are not finite.
+        """
+        self._check(x)
+        finite = x.flatten(1).isfinite().all(1)
+        if not len(x) or not finite.all():
+            raise ValueError(
+                "ActNorm needs one finite example or more to be initialised from; got "
+                f"{len(x)}, {int((~finite).sum())} of them not finite. Leave those out."
+            )
         channels = x.transpose(0, 1).flatten(1)  # (C, B n_positions)
-        std = channels.std(1, correction=min(1, channels.shape[1] - 1))  # of one example: 0
-        self.shift.copy_(-channels.mean(1))
-        self.log_scale.copy_(-std.clamp_min(STD_FLOOR).log())
+        mean = channels.mean(1)
+        std = channels.std(1, correction=min(1, channels.shape[1] - 1))  # of one number: 0
+        is_constant = std <= 8 * torch.finfo(x.dtype).eps * mean.abs()
+        std = torch.where(is_constant, 1.0, std.clamp_min(STD_FLOOR))
+        self.shift.copy_(-mean)
+        self.log_scale.copy_(-std.log())
 
     def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
         return (x + _along(self.shift, x)) * _along(self.log_scale, x).exp()
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,6 +67,7 @@ class ActNorm(nn.Module):
 
     def inverse(self, z: Tensor) -> Tensor:
         """exp(-log_scale) z - shift."""
+        self._check(z, "z")
         return self._scaled(z) - _along(self.shift, z)
 
     def inverse_error(self, z: Tensor, x: Tensor, error: Tensor) -> Tensor:
@@ -61,6 +80,9 @@ class ActNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{len(self.shift)}"
+
+    def _check(self, x: Tensor, name: str = "x") -> None:
+        check_batch("ActNorm", x, (len(self.shift), ...), name=name)
 
     def _scaled(self, z: Tensor) -> Tensor:
         return z * (-_along(self.log_scale, z)).exp()

@@ -99,11 +99,12 @@ class Formulas:
     ) -> Solution:
         x = self.form.inverse(z)
         zeros = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+        is_finite = x.flatten(1).isfinite().all(1) if x.ndim > 1 else x.isfinite()
         return Solution(
             value=x,
             residual=zeros,
             n_steps=zeros.long(),
-            outcome=torch.full_like(zeros, Outcome.CONVERGED, dtype=torch.int8),
+            outcome=torch.where(is_finite, Outcome.CONVERGED, Outcome.DIVERGED).to(torch.int8),
             error_bound=self.form.inverse_error(z, x, or_zeros(error, z)) if certify else None,
         )
 

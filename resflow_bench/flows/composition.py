@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from resflow_bench.arguments import check_batch
 from resflow_bench.fixed_point import Solution
 from resflow_bench.flows.bijection import Bijection, ClosedForm, Formulas, as_bijection, or_zeros
 from resflow_bench.flows.inversion import AnyInversion
@@ -46,6 +47,7 @@ class Chain(nn.Sequential):
         self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """(z, the sum of the layers' log-dets): (B, *event), (B,) nats."""
+        check_batch("Chain", x, (...,))
         log_det = x.new_zeros(len(x))
         for layer in self._parts:
             x, term = layer.forward_and_log_det(x, estimator, generator)
@@ -116,12 +118,14 @@ class FactorOut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, d)."""
+        check_batch("FactorOut", x, self.event)
         return self._join(x, self.inner(x[:, self.n_kept :]))
 
     def forward_and_log_det(
         self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """(z, the inner chain's log-det)."""
+        check_batch("FactorOut", x, self.event)
         inner = self.inner.forward_and_log_det(x[:, self.n_kept :], estimator, generator)
         return self._join(x, inner[0]), inner[1]
 
@@ -134,6 +138,7 @@ class FactorOut(nn.Module):
         The bound is therefore sqrt(e^2 + e_b^2), e_b the inner chain's bound for an error e.
         """
         n_latents = self.n_kept * math.prod(self.event[1:])
+        check_batch("FactorOut", z, (None,), name="z")
         passed = z[:, :n_latents].unflatten(1, (self.n_kept, *self.event[1:]))
         inner = self.inner.inverse(z[:, n_latents:], inversion, error, certify)
         bound = inner.error_bound

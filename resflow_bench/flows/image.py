@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from resflow_bench.arguments import check_count
 from resflow_bench.flows.actnorm import ActNorm
 from resflow_bench.flows.composition import FactorOut
 from resflow_bench.flows.flow import DEFAULT_ESTIMATOR, ResidualFlow
@@ -52,13 +53,9 @@ class MultiScale:
     margin: float | None = 0.05
 
     def __post_init__(self) -> None:
-        for name, given, least in (
-            ("n_scales", self.n_scales, 1),
-            ("n_blocks", self.n_blocks, 1),
-            ("n_tail", self.n_tail, 0),
-        ):
-            if given < least:
-                raise ValueError(f"MultiScale needs {name} of at least {least}; got {given}.")
+        check_count("MultiScale", "n_scales", self.n_scales)
+        check_count("MultiScale", "n_blocks", self.n_blocks)
+        check_count("MultiScale", "n_tail", self.n_tail, 0)
         if len(self.kernel_sizes) != len(self.hidden) + 1:
             raise ValueError(
                 "MultiScale needs one kernel size more than hidden channels; got "

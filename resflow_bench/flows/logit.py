@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from resflow_bench.arguments import check_batch
 from resflow_bench.layers.activations import softplus
 
 
@@ -18,7 +19,8 @@ class Logit(nn.Module):
 
     The inverse's slope is (1 - 2 margin)^-1 y (1 - y), so that it stretches no error by more than
     1/4 / (1 - 2 margin). It maps R^d to a cube that is larger than the unit cube by
-    margin / (1 - 2 margin) on each side.
+    margin / (1 - 2 margin) on each side. Outside that cube the log-det is -inf, as the density of a
+    flow is 0 there, and z means nothing.
 
     Args:
         margin: the distance of y from 0 and 1; in (0, 1/2).
@@ -39,15 +41,19 @@ class Logit(nn.Module):
         self.margin = margin
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.logit(self.margin + (1 - 2 * self.margin) * x)
+        """z, (B, *event); NaN outside the cube."""
+        return torch.logit(self._inside(x))
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        z = self(x)
+        y = self._inside(x)
+        is_outside = (y <= 0) | (y >= 1)  # False where y is NaN, which z then is too
+        z = torch.logit(torch.where(is_outside, 0.5, y))
         slopes = softplus(z) + softplus(-z) + math.log1p(-2 * self.margin)
-        return z, slopes.flatten(1).sum(1)
+        return z, torch.where(is_outside, -math.inf, slopes).flatten(1).sum(1)
 
     def inverse(self, z: Tensor) -> Tensor:
         """(sigmoid(z) - margin) / (1 - 2 margin)."""
+        check_batch("Logit", z, (...,), name="z")
         return (torch.sigmoid(z) - self.margin) / (1 - 2 * self.margin)
 
     def inverse_error(self, z: Tensor, x: Tensor, error: Tensor) -> Tensor:
@@ -60,3 +66,8 @@ class Logit(nn.Module):
 
     def extra_repr(self) -> str:
         return f"margin={self.margin:g}"
+
+    def _inside(self, x: Tensor) -> Tensor:
+        """y."""
+        check_batch("Logit", x, (...,))
+        return self.margin + (1 - 2 * self.margin) * x

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from resflow_bench.arguments import check_batch
 from resflow_bench.flows.bijection import ROUNDING
 
 
@@ -33,12 +34,13 @@ class Mixing(nn.Module):
         ).double()
         permutation, lower, upper = torch.linalg.lu(torch.linalg.qr(normal).Q)
         scale = upper.diagonal()
-        self.lower = nn.Parameter(lower.tril(-1).float())
-        self.upper = nn.Parameter(upper.triu(1).float())
-        self.log_scale = nn.Parameter(scale.abs().log().float())
+        dtype = torch.get_default_dtype()
+        self.lower = nn.Parameter(lower.tril(-1).to(dtype))
+        self.upper = nn.Parameter(upper.triu(1).to(dtype))
+        self.log_scale = nn.Parameter(scale.abs().log().to(dtype))
         self.sign: Tensor  # (C,), of s
         self.rows: Tensor  # (C,) int64: row i of W is row rows[i] of L (U + diag(s))
-        self.register_buffer("sign", scale.sign().float())
+        self.register_buffer("sign", scale.sign().to(dtype))
         self.register_buffer("rows", permutation.argmax(1))
 
     def weight(self, dtype: torch.dtype | None = None) -> Tensor:
@@ -47,6 +49,7 @@ class Mixing(nn.Module):
         return (lower @ upper)[self.rows]
 
     def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
         return _apply(self.weight(), x)
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,8 +58,9 @@ class Mixing(nn.Module):
 
     def inverse(self, z: Tensor) -> Tensor:
         """W^-1 z by two triangular systems."""
+        self._check(z, "z")
         lower, upper = self._factors()
-        x = z.reshape(*z.shape[:2], -1)[:, self.rows.argsort()]  # (B, C, n_positions)
+        x = _positions(z)[:, self.rows.argsort()]
         x = torch.linalg.solve_triangular(lower, x, upper=False, unitriangular=True)
         return torch.linalg.solve_triangular(upper, x, upper=True).view_as(z)
 
@@ -76,6 +80,9 @@ class Mixing(nn.Module):
     def extra_repr(self) -> str:
         return f"{len(self.log_scale)}"
 
+    def _check(self, x: Tensor, name: str = "x") -> None:
+        check_batch("Mixing", x, (len(self.sign), ...), self.lower.dtype, name)
+
     def _factors(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """L and U + diag(s), (C, C) each."""
         dtype = dtype or self.lower.dtype
@@ -86,7 +93,12 @@ class Mixing(nn.Module):
 
 
 def _apply(weight: Tensor, x: Tensor) -> Tensor:
-    return (weight @ x.reshape(*x.shape[:2], -1)).view_as(x)
+    return (weight @ _positions(x)).view_as(x)
+
+
+def _positions(x: Tensor) -> Tensor:
+    """(B, C, *grid) -> (B, C, n_positions)."""
+    return x.reshape(*x.shape[:2], math.prod(x.shape[2:]))
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from resflow_bench.arguments import check_batch
 from resflow_bench.fixed_point import Solution
 from resflow_bench.flows.bijection import ROUNDING
 from resflow_bench.flows.certificate import apart_near, branch_bounds, near_is_known
 from resflow_bench.flows.copies import in_float64, memoised, recast
 from resflow_bench.flows.inversion import AnyInversion, ToError
 from resflow_bench.layers import Branch, LinearBranch
+from resflow_bench.layers.branches import Contraction
 from resflow_bench.layers.orders import conversion, norm
 from resflow_bench.logdet.estimator import Estimator
 
 SHARE = 0.05
 """The share of the requested error above which a block's bound is worth d products to tighten: the
 blocks that follow will stretch it."""
+
+PROMISE_SLACK = 1e-5
+"""What rounding in float32 may add to a promised constant, relatively."""
 
 
 class ResidualBlock(nn.Module):
@@ -33,7 +39,14 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, branch: Branch | LinearBranch) -> None:
         super().__init__()
+        if not isinstance(branch, Contraction):
+            raise TypeError(
+                "ResidualBlock needs a g with a promised Lipschitz constant, a `Branch` or a "
+                f"`LinearBranch`; got {type(branch).__name__}. Build it with `Branch(*stages, "
+                "lipschitz=...)` from layers and activations of this package."
+            )
         self.branch = branch
+        self._checked: tuple[int, ...] | None = None
 
     @property
     def lipschitz(self) -> float:
@@ -71,6 +84,8 @@ class ResidualBlock(nn.Module):
             the inequality holds in that norm; `error` and the bound are converted from and to
             the 2-norm.
         """
+        check_batch("ResidualBlock", z, (...,), name="z")
+        self._warn_of_a_broken_promise()
         solution = inversion(self.branch, z)
         if not certify:
             return solution
@@ -98,3 +113,19 @@ class ResidualBlock(nn.Module):
                 better = residual[rows] / torch.where(near > known.apart, near, known.apart)
                 bound = bound.index_copy(0, rows, better)
         return replace(solution, error_bound=bound)
+
+    def _warn_of_a_broken_promise(self) -> None:
+        """Compare the certified constant with the promised one where the weights have changed."""
+        state = (*self.branch.parameters(), *self.branch.buffers())
+        versions = tuple(0 if t.is_inference() else t._version for t in state)  # noqa: SLF001
+        if versions == self._checked:
+            return
+        self._checked = versions
+        certified = self.branch.lipschitz_certified()
+        if not certified <= self.lipschitz * (1 + PROMISE_SLACK):
+            warnings.warn(
+                f"A branch promises lipschitz={self.lipschitz:g} and has {certified:.4g} by its "
+                "certificate: its inverse may be slow, or not exist. Call `update()` on the flow "
+                "after each optimiser step, and after its weights were averaged or set.",
+                stacklevel=2,
+            )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional
+
+from resflow_bench.arguments import check_batch, check_count
 
 
 class Squeeze(nn.Module):
@@ -24,11 +27,14 @@ class Squeeze(nn.Module):
 
     def __init__(self, factor: int = 2) -> None:
         super().__init__()
-        if factor < 1:
-            raise ValueError(f"Squeeze needs a factor of at least 1; got {factor}.")
-        self.factor = factor
+        self.factor = check_count("Squeeze", "factor", factor)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_batch("Squeeze", x, (None, None, None))
+        if x.shape[2] % self.factor or x.shape[3] % self.factor:
+            raise ValueError(
+                f"Squeeze({self.factor}) needs H and W that it divides; got {tuple(x.shape)}."
+            )
         return functional.pixel_unshuffle(x, self.factor)
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,6 +42,12 @@ class Squeeze(nn.Module):
 
     def inverse(self, z: Tensor) -> Tensor:
         """Depth to space."""
+        check_batch("Squeeze", z, (None, None, None), name="z")
+        if z.shape[1] % self.factor**2:
+            raise ValueError(
+                f"Squeeze({self.factor}) needs channels that are a multiple of "
+                f"{self.factor**2}; got {tuple(z.shape)}."
+            )
         return functional.pixel_shuffle(z, self.factor)
 
     def inverse_error(self, z: Tensor, x: Tensor, error: Tensor) -> Tensor:
@@ -58,6 +70,7 @@ class Flatten(nn.Module):
         self.event = tuple(event)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_batch("Flatten", x, self.event)
         return x.flatten(1)
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,6 +78,7 @@ class Flatten(nn.Module):
 
     def inverse(self, z: Tensor) -> Tensor:
         """(B, d) -> (B, *event)."""
+        check_batch("Flatten", z, (math.prod(self.event),), name="z")
         return z.unflatten(1, self.event)
 
     def inverse_error(self, z: Tensor, x: Tensor, error: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ def autograd(g: Map, x: Tensor) -> Linearisation:
         # is; and a copy for g, which may work in place.
         attached = differentiate and x.requires_grad
         source = x.view_as(x) if attached else x.detach().clone().requires_grad_()
-        value = _same_shape(g(source.clone()), x)
+        value = same_shape(g(source.clone()), x)
 
     def vjp(v: Tensor) -> Tensor:
         if not value.requires_grad:  # g is constant
@@ -81,10 +81,18 @@ def _own(g: object, x: Tensor) -> Linearisation | None:
     if not isinstance(g, Linearisable):
         return None
     value, jacobian = g.linearise(x)
-    return Linearisation(_same_shape(value, x), jacobian)
+    return Linearisation(same_shape(value, x), jacobian)
 
 
-def _same_shape(value: Tensor, x: Tensor) -> Tensor:
+def same_shape(value: Any, x: Tensor) -> Tensor:
+    """`value`, which is g(x).
+
+    Raises:
+        TypeError: it is no tensor.
+        ValueError: it is not shaped like x.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"g must return a tensor; got {type(value).__name__}.")
     if value.shape != x.shape:
         raise ValueError(
             f"g must map (B, *event) to the same shape; got {tuple(value.shape)} from "

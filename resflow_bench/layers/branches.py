@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from resflow_bench.arguments import check_batch
 from resflow_bench.jacobian import JacobianChain
 from resflow_bench.layers import fused
 from resflow_bench.layers.activations import Activation
@@ -20,6 +21,22 @@ from resflow_bench.layers.orders import Order, norm, same_order
 
 # A promise is met up to the rounding of the product that is checked.
 _SLACK = 1e-6
+
+
+@runtime_checkable
+class Contraction(Protocol):
+    """A g with a promised Lipschitz constant, and what its inverse needs; see `Branch`."""
+
+    lipschitz: float
+    order: Order
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+    def normalised(self) -> Callable[[Tensor], Tensor]: ...
+
+    def magnitude(self, x: Tensor) -> Tensor: ...
+
+    def lipschitz_certified(self) -> float: ...
 
 
 class Branch(nn.Module):
@@ -83,6 +100,7 @@ class Branch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """g(x), shapes (B, *event) -> (B, *event)."""
+        self._check(x)
         return self.normalised()(x)
 
     def normalised(self) -> Composition:
@@ -106,6 +124,7 @@ class Branch(nn.Module):
         uses stay attached to the parameters and to x, so that sum(J.vjp(s) * v) has the gradient of
         s^T J v in weights, beta and x. Call linearise with gradients enabled for that.
         """
+        self._check(x)
         if self._fusable is not None and fused.pays(self._fusable, x):
             y, stages = fused.linearise(self._fusable, x)
             return y, JacobianChain(stages)
@@ -144,6 +163,9 @@ class Branch(nn.Module):
     def extra_repr(self) -> str:
         return f"lipschitz={self.lipschitz:.6g}"
 
+    def _check(self, x: Tensor) -> None:
+        check_batch("Branch", x, (self.layers[-1].n_out, ...), next(self.parameters()).dtype)
+
     def _kinds(self) -> Iterator[tuple[Any, bool]]:
         """Pairs (stage, True if it is a layer)."""
         return zip(self.stages, self._is_layer, strict=True)
@@ -180,6 +202,7 @@ class LinearBranch(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
         return functional.linear(x, self.matrix)
 
     def normalised(self) -> Composition:
@@ -188,6 +211,7 @@ class LinearBranch(nn.Module):
 
     def linearise(self, x: Tensor) -> tuple[Tensor, JacobianChain]:
         """g(x) and v -> v^T A; see `Branch.linearise`."""
+        self._check(x)
         return self.normalised().linearise(x)
 
     def update(self) -> None:
@@ -207,6 +231,9 @@ class LinearBranch(nn.Module):
 
     def extra_repr(self) -> str:
         return f"dim={self.matrix.shape[0]}, lipschitz={self.lipschitz:.6g}"
+
+    def _check(self, x: Tensor) -> None:
+        check_batch("LinearBranch", x, (len(self.matrix),), self.matrix.dtype)
 
 
 def contractive(lipschitz: float, owner: str) -> float:

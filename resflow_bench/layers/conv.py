@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resflow_bench.arguments import check_batch, check_count
 from resflow_bench.jacobian.stages import FAST
 from resflow_bench.layers.linear import drawn
 from resflow_bench.layers.maps import AffineConvolution
@@ -66,21 +67,22 @@ class Conv2d(nn.Module):
     ) -> None:
         super().__init__()
         kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
-        if min(n_in, n_out, *grid, *kernel) < 1:
-            raise ValueError(
-                f"Conv2d needs sizes of at least 1; got n_in={n_in}, n_out={n_out}, "
-                f"kernel_size={kernel_size}, grid={grid}."
-            )
-        if any(size % 2 == 0 for size in kernel):
+        for name, pair in (("kernel_size", kernel), ("grid", grid)):
+            if len(pair) != 2:
+                raise ValueError(f"Conv2d needs two numbers as `{name}`; got {pair!r}.")
+        kernel_h, kernel_w = (check_count("Conv2d", "kernel_size", size) for size in kernel)
+        height, width = (check_count("Conv2d", "grid", size) for size in grid)
+        if kernel_h % 2 == 0 or kernel_w % 2 == 0:
             raise ValueError(
                 "Conv2d needs an odd `kernel_size`, so that the grid stays as it is; "
                 f"got {kernel_size}."
             )
-        self.n_in, self.n_out = n_in, n_out
-        self.grid = (int(grid[0]), int(grid[1]))
+        self.n_in = check_count("Conv2d", "n_in", n_in)
+        self.n_out = check_count("Conv2d", "n_out", n_out)
+        self.grid = (height, width)
         self.domain, self.codomain = norm.domain, norm.codomain
-        fan_in = n_in * math.prod(kernel)
-        self.weight, self.bias = drawn((n_out, n_in, *kernel), fan_in, bias, generator)
+        shape = (self.n_out, self.n_in, kernel_h, kernel_w)
+        self.weight, self.bias = drawn(shape, math.prod(shape[1:]), bias, generator)
         self.norm = norm.normaliser(Convolution(self.weight, self.grid), coefficient)
         self.coefficient = self.norm.coefficient
 
@@ -90,6 +92,7 @@ class Conv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H, W)."""
+        check_batch("Conv2d", x, (self.n_in, ...), self.weight.dtype)
         return self.normalised()(x)
 
     def normalised(self) -> AffineConvolution:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from resflow_bench.arguments import check_batch
 from resflow_bench.layers.activations import Activation
 from resflow_bench.layers.layer import Layer
 from resflow_bench.layers.maps import Composition, Concatenation, Elementwise
@@ -64,6 +65,7 @@ class DenseLayer(nn.Module):
         return a, b
 
     def forward(self, x: Tensor) -> Tensor:
+        check_batch("DenseLayer", x, (self.n_in, ...), self.raw_mix.dtype)
         return self.normalised()(x)
 
     def normalised(self) -> Concatenation:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resflow_bench.arguments import check_batch, check_count
 from resflow_bench.layers.maps import Affine
 from resflow_bench.layers.norms.induced import Induced
 from resflow_bench.layers.norms.norm import Certificate, Norm
@@ -56,9 +57,8 @@ class Linear(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if n_in < 1 or n_out < 1:
-            raise ValueError(f"Linear needs sizes of at least 1; got n_in={n_in}, n_out={n_out}.")
-        self.n_in, self.n_out = n_in, n_out
+        self.n_in = check_count("Linear", "n_in", n_in)
+        self.n_out = check_count("Linear", "n_out", n_out)
         self.domain, self.codomain = norm.domain, norm.codomain
         self.weight, self.bias = drawn((n_out, n_in), n_in, bias, generator)
         self.norm = norm.normaliser(Matrix(self.weight), coefficient)
@@ -70,6 +70,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., n_in) -> (..., n_out)."""
+        check_batch("Linear", x, (...,), self.weight.dtype)
         return self.normalised()(x)
 
     def normalised(self) -> Affine:

@@ -24,12 +24,20 @@ from resflow_bench.layers.layer import Normalised
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """x W^T + b, (..., n_in) -> (..., n_out)."""
+    """x W^T + b, (..., n_in) -> (..., n_out).
+
+    Raises:
+        ValueError: vectors of another size.
+    """
 
     weight: Tensor
     bias: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.weight.shape[1]:
+            raise ValueError(
+                f"Linear needs x of shape (..., {self.weight.shape[1]}); got {tuple(x.shape)}."
+            )
         return functional.linear(x, self.weight, self.bias)
 
     def linearise(self, x: Tensor) -> tuple[Tensor, MatrixStage]:

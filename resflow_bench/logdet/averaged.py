@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from resflow_bench.arguments import check_count
 from resflow_bench.jacobian import Map
 from resflow_bench.logdet.estimator import Estimate, Estimator
 
@@ -35,10 +36,7 @@ class Averaged:
     n_draws: int
 
     def __post_init__(self) -> None:
-        if self.n_draws < 1:
-            raise ValueError(
-                f"Averaged needs n_draws of at least 1; got {self.n_draws}. Raise `n_draws`."
-            )
+        check_count("Averaged", "n_draws", self.n_draws)
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
         """g(x), the mean of the values, and the sum of the products."""

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from resflow_bench.arguments import check_batch, check_count
 from resflow_bench.jacobian import Jacobian, Map, Products, linearise
 from resflow_bench.logdet.expansions.expansion import Expansion
 from resflow_bench.logdet.expansions.taylor import Taylor
@@ -89,20 +90,18 @@ class LogDetEstimator:
     expansion: Expansion = field(default_factory=Taylor)
 
     def __post_init__(self) -> None:
-        if self.n_probes < 1:
-            raise ValueError(
-                f"LogDetEstimator needs n_probes of at least 1; got {self.n_probes}. "
-                "Raise `n_probes`."
-            )
+        check_count("LogDetEstimator", "n_probes", self.n_probes)
+        check_count("LogDetEstimator", "n_traced", self.n_traced, 0)
         most = self.truncation.n_terms if isinstance(self.truncation, Fixed) else math.inf
-        if not 0 <= self.n_traced <= most:
+        if self.n_traced > most:
             raise ValueError(
-                "LogDetEstimator needs 0 <= n_traced <= the terms of a fixed truncation; got "
+                "LogDetEstimator needs n_traced of at most the terms of a fixed truncation; got "
                 f"n_traced={self.n_traced} with {self.truncation}. Lower `n_traced`."
             )
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
         """Estimate ln|det(I + J_g(x))| at x, (B, *event), with fresh probes and a fresh N."""
+        check_input("LogDetEstimator", x)
         estimate = self._estimate
         if torch.compiler.is_compiling():
             # Not traced: derivatives taken inside a traced function came out wrong or not at all.
@@ -121,6 +120,24 @@ class LogDetEstimator:
             estimate = self.gradient.estimate if differentiate else constant
             log_det, n_products = estimate(self.expansion, jacobian, v, terms, self.n_traced)
         return Estimate(value, log_det + traced, self.n_probes * n_products)
+
+
+def check_input(owner: str, x: Tensor) -> None:
+    """Refuse what is no batch, and calls inside a transform of `torch.func`.
+
+    Raises:
+        TypeError: x is no tensor, or a transform of `torch.func` runs.
+        ValueError: x is not of floating point, has no batch axis, or an event of no numbers.
+    """
+    check_batch(owner, x, (...,))
+    if 0 in x.shape[1:]:
+        raise ValueError(f"{owner} needs an event of one number or more; got {tuple(x.shape)}.")
+    if torch._C._functorch.peek_interpreter_stack() is not None:  # noqa: SLF001
+        raise TypeError(
+            f"{owner} takes derivatives of its own and cannot run inside `torch.func.grad`, "
+            "`vmap`, `jacrev` or `jvp`. Use `torch.autograd.grad` of the sum over the batch: each "
+            "example's log-det depends on that example alone."
+        )
 
 
 def _traced(jacobian: Jacobian, n_traced: int) -> Tensor | float:

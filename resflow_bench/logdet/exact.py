@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from resflow_bench.jacobian import CHUNK_NUMBERS, Map, Products, autograd, dense_jacobian, linearise
-from resflow_bench.logdet.estimator import Estimate
+from resflow_bench.jacobian.linearisation import same_shape
+from resflow_bench.logdet.estimator import Estimate, check_input
 from resflow_bench.threads import one_torch_thread
 
 
@@ -24,6 +25,7 @@ def jacobian(g: Map, x: Tensor) -> Tensor:
 
     Properties: d vector-Jacobian products, vectorised in chunks of bounded memory.
     """
+    check_input("jacobian", x)
     promoted, source = in_float64(g, x)
     return dense_jacobian(autograd(promoted, source).jacobian, source).double()
 
@@ -41,6 +43,7 @@ def exact_log_det(g: Map, x: Tensor) -> Tensor:
     ...     dtype=torch.float64).log().item()] * 2
     True
     """
+    check_input("exact_log_det", x)
     dim = math.prod(x.shape[1:])
     slices = x.split(max(1, CHUNK_NUMBERS // dim**2))
     return torch.cat([dense_log_det(jacobian(g, piece)) for piece in slices])
@@ -65,7 +68,9 @@ class Exact:
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
         """g(x), ln|det(I + J_g(x))| in x's dtype, and d."""
-        return Estimate(g(x), exact_log_det(g, x).to(x.dtype), math.prod(x.shape[1:]))
+        check_input("Exact", x)
+        value = same_shape(g(x), x)
+        return Estimate(value, exact_log_det(g, x).to(x.dtype), math.prod(x.shape[1:]))
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ class Determinant:
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
         """g(x), ln|det(I + J_g(x))|, and d."""
+        check_input("Determinant", x)
         dim = math.prod(x.shape[1:])
         values, log_dets = [], []
         for piece in x.split(max(1, CHUNK_NUMBERS // dim**2)):

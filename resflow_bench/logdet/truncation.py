@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from resflow_bench import theory
+from resflow_bench.arguments import check_count
 from resflow_bench.logdet.probes import Probe
 from resflow_bench.theory import Law
 
@@ -79,10 +80,7 @@ class Fixed:
     n_terms: int
 
     def __post_init__(self) -> None:
-        if self.n_terms < 1:
-            raise ValueError(
-                f"Fixed needs n_terms of at least 1; got {self.n_terms}. Raise `n_terms`."
-            )
+        check_count("Fixed", "n_terms", self.n_terms)
 
     def __str__(self) -> str:
         return f"fixed({self.n_terms})"
@@ -167,10 +165,7 @@ class Roulette:
     spectral_radius: float | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.n_exact < 0:
-            raise ValueError(
-                f"Roulette needs n_exact of at least 0; got {self.n_exact}. Raise `n_exact`."
-            )
+        check_count("Roulette", "n_exact", self.n_exact, 0)
         if self.per not in ("example", "batch", "stratified"):
             raise ValueError(
                 "Roulette draws N per 'example', per 'batch' or 'stratified'; "

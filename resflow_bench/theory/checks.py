@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from resflow_bench.arguments import check_count
+
 Floats = NDArray[np.float64]
 
 
@@ -45,4 +47,4 @@ def at_least(caller: str, name: str, value: ArrayLike, least: float) -> Floats:
 
 def probe_count(caller: str, n_probes: int) -> int:
     """At least one probe."""
-    return int(at_least(caller, "n_probes", n_probes, 1))
+    return check_count(caller, "n_probes", n_probes)

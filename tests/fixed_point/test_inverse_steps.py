@@ -123,6 +123,7 @@ def test_float32_reaches_its_own_rounding(name: str) -> None:
     assert keeps_its_word(flow, z, Inversion(STEPS[name], error=1e-5))
 
 
+@pytest.mark.filterwarnings("ignore:A branch promises")
 @EACH
 def test_a_map_that_is_no_contraction_has_no_bound(name: str) -> None:
     """Grown past its promise after it was checked."""
@@ -229,6 +230,7 @@ def test_what_is_memoised_follows_the_weights() -> None:
     assert memoised(layer, norm_of) == pytest.approx(7**0.5)
 
 
+@pytest.mark.filterwarnings("ignore:A branch promises")
 def test_a_certificate_is_of_the_weights_in_use() -> None:
     """Shrunk weights have a smaller constant, and so a smaller bound at once."""
     flow, z = minus_identity(0.9), normal(4, DIM)

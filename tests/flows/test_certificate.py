@@ -260,6 +260,7 @@ def test_without_curvature_the_constants_stand() -> None:
     assert (strict.outcome == Outcome.UNCERTIFIED).all()
 
 
+@pytest.mark.filterwarnings("ignore:A branch promises")
 def test_a_grown_branch_has_no_bound_near_or_far() -> None:
     """m <= 0 everywhere: that the point itself is harmless does not put x* near it."""
     branch = saturated(mlp_branch(4, (8,), 0.9, Tanh).double(), 3)

@@ -112,6 +112,7 @@ def test_a_certificate_does_not_trust_its_reference(monkeypatch) -> None:
     assert bool((error > 1e3 * (solution.value - reference).norm(dim=1)).all())
 
 
+@pytest.mark.filterwarnings("ignore:A branch promises")
 def test_a_hostile_branch_has_no_bound() -> None:
     """A matrix grown past its promise after it was checked: the bound is infinite, not wrong."""
     branch = LinearBranch(0.5 * torch.eye(4, dtype=DTYPE), 0.5)

@@ -235,7 +235,7 @@ def test_outcomes_of_one_batch_are_their_own() -> None:
         (lambda: MultiScale(hidden=(4,)), "one kernel size more"),
         (lambda: image_flow((1, 6, 6), replace(SMALL, n_scales=3)), r"multiples .*= 4; got"),
         (lambda: image_flow((6, 6), SMALL), "needs an event"),
-        (lambda: ResidualFlow([ActNorm(2)], (2, 0)), "sizes of at least 1"),
+        (lambda: ResidualFlow([ActNorm(2)], (2, 0)), "event of at least 1; got 0"),
         (lambda: sample_grid(mlp_flow(2, 0.5), 1, 1), "needs a flow of images"),
         (
             lambda: ResidualFlow([ActNorm(1)], (1, 2, 2)).log_prob(torch.zeros(3, 1, 2, 2)),

@@ -349,8 +349,8 @@ def test_hostile_training_by_the_symbol(monkeypatch):
     ("make", "rule"),
     [
         (lambda: SpectralConv2d(2, 2, 4, (8, 8), 0.9), "odd `kernel_size`, .* got 4"),
-        (lambda: SpectralConv2d(2, 0, 3, (8, 8), 0.9), "at least 1; .* n_out=0"),
-        (lambda: SpectralConv2d(2, 2, 3, (0, 8), 0.9), r"at least 1; .* grid=\(0, 8\)"),
+        (lambda: SpectralConv2d(2, 0, 3, (8, 8), 0.9), "n_out of at least 1; got 0"),
+        (lambda: SpectralConv2d(2, 2, 3, (0, 8), 0.9), "grid of at least 1; got 0"),
         (lambda: SpectralConv2d(2, 2, 3, (8, 8), 0.0), "positive, finite `coefficient`; got 0"),
         (
             lambda: SpectralConv2d(2, 2, 3, (8, 8), 0.9)(torch.ones(1, 2, 9, 8)),

@@ -333,10 +333,10 @@ def test_what_is_not_a_layer_is_refused():
     for coefficient in (0.0, -1.0, INF, math.nan):
         with pytest.raises(ValueError, match="coefficient"):
             InducedLinear(2, 2, coefficient, 2.0, 2.0)
-    with pytest.raises(ValueError, match="sizes"):
+    with pytest.raises(ValueError, match="n_in of at least 1"):
         InducedLinear(0, 2, 0.9, 2.0, 2.0)
     for size, grid in [(2, (4, 4)), ((3, 4), (4, 4)), (0, (4, 4)), (3, (0, 4))]:
-        with pytest.raises(ValueError, match=r"sizes of at least 1|odd `kernel_size`"):
+        with pytest.raises(ValueError, match=r"of at least 1; got 0|odd `kernel_size`"):
             InducedConv2d(1, 1, size, grid, 0.9, 2.0, 2.0)
     with pytest.raises(ValueError, match="grid"):
         conv(2.0, 2.0)(torch.zeros(1, 2, 4, 4).double())

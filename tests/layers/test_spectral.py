@@ -243,7 +243,7 @@ def test_without_update_the_promise_is_lost():
     [
         ((5, 5, 0.0), "positive, finite `coefficient`; got 0"),
         ((5, 5, float("nan")), "positive, finite `coefficient`; got nan"),
-        ((0, 5, 0.9), "sizes of at least 1; got n_in=0, n_out=5"),
+        ((0, 5, 0.9), "n_in of at least 1; got 0"),
     ],
 )
 def test_bad_arguments_are_named(arguments, rule):

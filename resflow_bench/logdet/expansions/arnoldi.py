@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from resflow_bench.arguments import check_count
 from resflow_bench.jacobian import Jacobian
 from resflow_bench.logdet.expansions.compaction import State, Work, longest_first
 from resflow_bench.logdet.expansions.expansion import Expanded
@@ -71,10 +72,7 @@ class Arnoldi:
     n_nodes: int = 16
 
     def __post_init__(self) -> None:
-        if self.n_nodes < 1:
-            raise ValueError(
-                f"Arnoldi needs n_nodes of at least 1; got {self.n_nodes}. Raise `n_nodes`."
-            )
+        check_count("Arnoldi", "n_nodes", self.n_nodes)
 
     def __str__(self) -> str:
         return "arnoldi"

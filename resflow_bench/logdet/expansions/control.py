@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from resflow_bench.arguments import check_count
 from resflow_bench.jacobian import Jacobian, dense_jacobian
 from resflow_bench.jacobian.operator import inner
 from resflow_bench.logdet.expansions.expansion import Expanded, Expansion, series_sign
@@ -52,10 +53,7 @@ class Controlled:
     degree: int = 8
 
     def __post_init__(self) -> None:
-        if self.degree < 1:
-            raise ValueError(
-                f"Controlled needs degree of at least 1; got {self.degree}. Raise `degree`."
-            )
+        check_count("Controlled", "degree", self.degree)
 
     def __str__(self) -> str:
         return f"controlled({self.expansion}, {self.degree})"
