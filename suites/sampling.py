@@ -95,12 +95,8 @@ def sample_errors(
         message = "infinite variance: no interval for the mean exists"
 
     def interval(samples: np.ndarray, of_variance: float) -> Interval:
-        means = samples.mean(1)  # (n_draws,)
-        if not np.isfinite(variance):
-            return Interval(float(means.mean()), math.nan, -math.inf, math.inf, n_draws)
-        if normal:
-            return widened(mean_interval(means), rounding)
-        return widened(chebyshev_mean_interval(means, max(of_variance, 0)), rounding)
+        known = None if normal else max(of_variance, 0)
+        return widened(sample_mean(samples.mean(1), bool(np.isfinite(variance)), known), rounding)
 
     return Errors(
         interval(errors, variance),
@@ -193,6 +189,18 @@ def rounding_of(x: Tensor, log_det: np.ndarray) -> float:
 def widened(interval: Interval, by: float) -> Interval:
     """The interval, longer by so much at either end."""
     return interval._replace(low=interval.low - by, high=interval.high + by)
+
+
+def sample_mean(samples: np.ndarray, finite: bool, variance: float | None) -> Interval:
+    """The mean of samples (n,): Student's interval, or Chebyshev's by the variance of a sample.
+
+    finite: whether their variance is; else no interval exists.
+    """
+    if not finite:
+        return Interval(float(samples.mean()), math.nan, -math.inf, math.inf, len(samples))
+    if variance is None:
+        return mean_interval(samples)
+    return chebyshev_mean_interval(samples, variance)
 
 
 def sample_variance(draws: np.ndarray, is_normal: bool, rounding: float = 0.0) -> Interval:

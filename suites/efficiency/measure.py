@@ -16,12 +16,7 @@ from torch import Tensor, nn
 from resflow_bench import logdet
 from resflow_bench.advise.settings import BIAS_SHARE
 from resflow_bench.flows import Logit, ResidualFlow
-from resflow_bench.intervals import (
-    Interval,
-    chebyshev_mean_interval,
-    mean_interval,
-    median_interval,
-)
+from resflow_bench.intervals import Interval, median_interval
 from resflow_bench.jacobian import Map
 from resflow_bench.lab import Cell, Context, Observation, exactly, observe
 from resflow_bench.models import (
@@ -36,7 +31,7 @@ from resflow_bench.peers import PEERS, Request
 from resflow_bench.speed.timing import elapsed
 from resflow_bench.theory import seconds_to_target
 from suites.margins import TARGET
-from suites.sampling import NORMAL_ORDER, rounding_of, sample_variance, widened
+from suites.sampling import NORMAL_ORDER, rounding_of, sample_mean, sample_variance, widened
 
 YARDSTICK = logdet.LogDetEstimator(logdet.Rademacher(), logdet.Fixed(10))
 """The estimator timed in turn with every other: cells are compared by their ratios to it."""
@@ -127,15 +122,12 @@ def measure_efficiency(cell: Cell, context: Context) -> Iterable[Observation]:
 
 def _bias(sampler: Sampler, errors: np.ndarray) -> Interval:
     """The bias of the mean over copies and points; one call is one sample."""
-    n_copies, n_points = errors.shape[1:]
-    calls = errors.mean((1, 2))
-    if not sampler.finite:
-        return Interval(float(calls.mean()), math.nan, -math.inf, math.inf, len(calls))
-    if sampler.is_normal or sampler.variance is None:
-        return mean_interval(calls)
-    # For errors in common only Var(mean) <= mean of Var is known.
-    n = n_copies * n_points if sampler.independent else 1
-    return chebyshev_mean_interval(calls, float(sampler.variance.mean()) / n)
+    variance = None
+    if not (sampler.is_normal or sampler.variance is None):
+        # For errors in common only Var(mean) <= mean of Var is known.
+        n = errors[0].size if sampler.independent else 1
+        variance = float(sampler.variance.mean()) / n
+    return sample_mean(errors.mean((1, 2)), sampler.finite, variance)
 
 
 def without_logit(problem: Problem) -> tuple[ResidualFlow, Tensor, np.ndarray]:
@@ -177,14 +169,13 @@ def _sampler(cell: Cell, problem: Problem, flow: ResidualFlow) -> Sampler:
     running = flow.with_estimator(counted)
     each = _of_each_block(estimator, problem)
     truncations, rho = [one.truncation for one in each], problem.spectral_radius
+    shared = [t for t in truncations if isinstance(t, logdet.Roulette) and t.per == "batch"]
     variance, bias = _closed_forms(each, problem)
     return Sampler(
         draw=lambda x: running.forward_and_log_det(x, generator)[1],
         seeded=seeded,
         random=bool(each),
-        independent=not any(
-            isinstance(t, logdet.Roulette) and t.per == "batch" for t in truncations
-        ),
+        independent=not shared,
         is_normal=all(t.moment_is_finite(rho, NORMAL_ORDER) for t in truncations),
         finite=all(t.moment_is_finite(rho, 2) for t in truncations),
         variance=variance,
