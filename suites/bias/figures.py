@@ -8,16 +8,7 @@ from matplotlib.figure import Figure
 
 from resflow_bench.report import style
 from resflow_bench.report.picture import Picture
-from suites.marks import (
-    FLOWS,
-    MODELS,
-    draw_points,
-    drawn_from,
-    entry,
-    mark,
-    model_handles,
-    models_in,
-)
+from suites.marks import FLOWS, draw_points, drawn_from, entry, mark, model_handles, models_in
 from suites.models import MAIN
 
 DECADES = 7
@@ -43,7 +34,7 @@ def by_terms(cells: pd.DataFrame, columns: int) -> Figure | None:
         ends = np.maximum(np.sort(np.abs([low, high]), axis=0), floor)
         below = (unresolved | (size <= floor)).to_numpy()
         for curve, owners in _shared(bounds).items():
-            color = MODELS[max(owners)][0] if owners <= FLOWS else style.INK
+            color = mark(max(owners))[0] if owners <= FLOWS else style.INK
             terms, heights = zip(*curve, strict=True)
             ax.plot(terms, heights, color=color, lw=1.1, ls=style.DASHES)
         for place, name in enumerate(names):

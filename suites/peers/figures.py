@@ -59,9 +59,8 @@ def side_by_side(cells: pd.DataFrame, columns: int) -> Figure | None:
     marks = {name: _mark(name) for name in _order(cells["implementation"])}
     handles = [entry(name, color, marker=m, ls="", ms=6) for name, (color, m) in marks.items()]
     if "bias_expected" in cells:
-        handles.append(
-            entry("mean of its formula", style.MUTED, marker="o", mfc="none", ls="", ms=9)
-        )
+        ring = entry("mean of its formula", style.MUTED, marker="o", mfc="none", ls="", ms=9)
+        handles.append(ring)
     if any(below):
         handles.append(style.below_handle("at most"))
     style.add_legend(figure, handles)
