@@ -11,7 +11,13 @@ ESTIMATOR_AXES = ("truncation", "n_terms", "roulette", "n_exact", "probe", "n_pr
 IMAGE_FLOWS = ("conv", "multiscale")
 TRAINED_FLOWS = ("trained", *IMAGE_FLOWS)
 
+LAWS = ("geometric(0.5)", "geometric(0.1)", "poisson(2)")
+
 Axes = Mapping[str, tuple[Value, ...]]
+"""The values of free axes."""
+
+Point = Mapping[str, Value]
+"""One value of each of some axes."""
 
 
 def model_grids(
@@ -30,11 +36,12 @@ def model_grids(
 
 
 def estimator_grids(
-    models: tuple[str, ...],
-    constants: tuple[float, ...],
-    trained: tuple[float, ...],
+    *,
+    models: tuple[str, ...] = (),
+    constants: tuple[float, ...] = (),
+    trained: tuple[float, ...] = (),
     fixed: Axes,
-    roulette: Axes,
+    roulette: Axes | None = None,
     common: Axes,
     flows: tuple[str, ...] = ("trained",),
 ) -> tuple[Grid, ...]:
@@ -42,5 +49,6 @@ def estimator_grids(
     return tuple(
         Grid(grid.axes, {**grid.pinned, "truncation": truncation})
         for truncation, axes in (("fixed", fixed), ("roulette", roulette))
+        if axes is not None
         for grid in model_grids(models, constants, trained, {**axes, **common}, flows)
     )

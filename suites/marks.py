@@ -1,4 +1,4 @@
-"""The marks of the models in a figure: colour, shape, legend, and a line for each cell.
+"""The marks of the models in a figure, its legend, and the cells that it is drawn from.
 
 The trained flow is the heavy vermilion one; the other models are Okabe-Ito colours, each with a
 shape of its own, so that models are never told apart by colour alone.
@@ -6,6 +6,8 @@ shape of its own, so that models are never told apart by colour alone.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,44 +18,49 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from resflow_bench.analysis.tables import label
-from resflow_bench.report.style import (
-    ACCENT,
-    BLUE,
-    BROWN,
-    GREEN,
-    GREY,
-    ORANGE,
-    PANEL,
-    PAPER,
-    PINK,
-    ROW,
-    SKY,
-    draw_edge_marks,
-    make_panels,
-)
+from resflow_bench.analysis.words import measured
+from resflow_bench.report import style
 from suites.models import MAIN
 
 MODELS = {
-    MAIN: (ACCENT, "o"),
+    MAIN: (style.ACCENT, "o"),
     "shallow": ("#00688b", "v"),
     "patches": ("#a0522d", "*"),
     "conv": ("#8a5a00", "p"),
     "multiscale": ("#5b2a86", "d"),
-    "init": (ORANGE, "h"),
+    "init": (style.ORANGE, "h"),
     "steep": ("#c71585", "<"),
-    "minus-identity": (BLUE, "s"),
-    "plus-identity": (SKY, "^"),
-    "orthogonal": (GREEN, "D"),
-    "symmetric": (PINK, "P"),
-    "gaussian": (BROWN, "X"),
-    "triangular": (GREY, ">"),
+    "minus-identity": (style.BLUE, "s"),
+    "plus-identity": (style.SKY, "^"),
+    "orthogonal": (style.GREEN, "D"),
+    "symmetric": (style.PINK, "P"),
+    "gaussian": (style.BROWN, "X"),
+    "triangular": (style.GREY, ">"),
 }
 FLOWS = {MAIN, "shallow", "patches", "conv", "multiscale", "init", "steep"}
 
 
+def drawn_from(*names: str) -> Callable[[style.Draw], style.Draw]:
+    """A decorator: draw the finished cells that have these columns, in the report's style.
+
+    The figure is None where there are none.
+    """
+
+    def decorate(draw: style.Draw) -> style.Draw:
+        @style.themed
+        @functools.wraps(draw)
+        def drawn(cells: pd.DataFrame, columns: int) -> Figure | None:
+            cells = measured(cells, *names)
+            return None if cells.empty else draw(cells, columns)
+
+        return drawn
+
+    return decorate
+
+
 def mark(model: str) -> tuple[str, str]:
     """Colour and marker of a model; grey and round for one that is not in `MODELS`."""
-    return MODELS.get(model, (GREY, "o"))
+    return MODELS.get(model, (style.GREY, "o"))
 
 
 def models_in(cells: pd.DataFrame) -> list[str]:
@@ -70,21 +77,28 @@ def make_rows(
     labels = [label(cell, names) for _, cell in cells.iterrows()]
     if suffix:
         labels = [f"{t}, {v} {suffix}" for t, v in zip(labels, cells[suffix], strict=True)]
-    figure, (ax,) = make_panels(1, 1, width=columns * PANEL, height=0.75 + ROW * len(cells))
-    ax.set_yticks(range(len(cells)), labels)
-    for text, model in zip(ax.get_yticklabels(), cells["model"], strict=True):
-        text.set_fontweight("bold" if model == MAIN else "normal")
-    ax.set_ylim(-0.6, len(cells) - 0.4)
+    height = 0.75 + style.ROW * len(cells)
+    figure, (ax,) = style.make_panels(1, 1, width=columns * style.PANEL, height=height)
+    mine = [text for text, model in zip(labels, cells["model"], strict=True) if model == MAIN]
+    name_rows(ax, labels, mine)
+    return figure, ax
+
+
+def name_rows(ax: Axes, names: Sequence[str], bold: Sequence[str] = ()) -> None:
+    """Write a name beside each row of a panel, without ticks or lines across."""
+    ax.set_yticks(range(len(names)), names)
+    for text in ax.get_yticklabels():
+        text.set_fontweight("bold" if text.get_text() in bold else "normal")
+    ax.set_ylim(-0.6, len(names) - 0.4)
     ax.tick_params(axis="y", length=0)
     ax.grid(False, axis="y")
-    return figure, ax
 
 
 def draw_points(
     ax: Axes,
     model: str,
     at: tuple[pd.Series, pd.Series],
-    ends: np.ndarray | tuple[Any, Any] | None,
+    ends: np.ndarray | tuple[Any, Any] | None = None,
     *,
     shown: np.ndarray | None = None,
     below: np.ndarray | None = None,
@@ -102,14 +116,17 @@ def draw_points(
         ax.vlines(x[filled], low, high, color=color, lw=1.8 if heavy else 1.1)
     size = (6.0 if heavy else 5.0) + 2.5 * hollow  # a ring that shows what lies within it
     face = "none" if hollow else color
-    edge: dict[str, Any] = {"mec": color, "mew": 1.1} if hollow else {"mec": PAPER, "mew": 0.4}
-    ax.plot(x[filled], y[filled], marker, color=color, ms=size, mfc=face, ls="", **edge)
-    draw_edge_marks(ax, x[shown & below], y[shown & below], color)
+    mec, mew = (color, 1.1) if hollow else (style.PAPER, 0.4)
+    ax.plot(x[filled], y[filled], marker, color=color, ms=size, mfc=face, mec=mec, mew=mew, ls="")
+    style.draw_edge_marks(ax, x[shown & below], y[shown & below], color)
+
+
+def entry(text: str, color: str, **given: Any) -> Artist:
+    """An entry of a legend, a line or a mark; `given` are properties of a `Line2D`."""
+    return Line2D([], [], color=color, label=text, **given)
 
 
 def model_handles(names: list[str]) -> list[Artist]:
     """The models' entries in a legend, the main one first."""
-    return [
-        Line2D([], [], color=color, marker=marker, ls="", ms=6, label=name)
-        for name, (color, marker) in ((n, mark(n)) for n in reversed(names))
-    ]
+    marks = {name: mark(name) for name in reversed(names)}
+    return [entry(name, color, marker=m, ls="", ms=6) for name, (color, m) in marks.items()]

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from resflow_bench import theory
-from resflow_bench.intervals import Interval, chebyshev_mean_interval, mean_interval
+from resflow_bench.intervals import (
+    Interval,
+    chebyshev_mean_interval,
+    lower_variance_interval,
+    mean_interval,
+    variance_interval,
+)
 from resflow_bench.lab import replicates
 from resflow_bench.logdet import LogDetEstimator, Probe
 from resflow_bench.models import Problem
@@ -20,7 +26,6 @@ from resflow_bench.models import Problem
 EXAMPLES_PER_CALL = 512
 """Probes x points x repeats in one call: large enough to hide overhead, small enough that the
 longest N of a batch is not far from the mean."""
-
 
 IMAGES_PER_CALL = 64
 """A convolution's hidden layers hold many times as many numbers, which should stay in a cache."""
@@ -40,10 +45,11 @@ NORMAL_ORDER = 8
 variance: there, and only there, Student's interval is used for it and for its mean."""
 
 
-NORMAL_99 = 2.576
+NORMAL_99, CHEBYSHEV_99 = 2.576, 10.0
+"""Half-widths of intervals for a mean, in its standard deviations."""
 
-
-CHEBYSHEV_99 = 10.0
+REACHABLE = 1e-9
+"""A term evaluated less often than once in 1e9 draws does not show in any experiment."""
 
 
 class Errors(NamedTuple):
@@ -77,6 +83,7 @@ def sample_errors(
     wanted = np.ceil(width**2 * variance / half_width**2)
     n_draws = int(min(max(wanted, MIN_DRAWS), max_draws // n_points))
     estimates, forms = draw_pairs(problem, estimator, n_draws, seed)
+    rounding = rounding_of(problem.x, problem.log_det)
     traces = sum(np.trace(m, axis1=-2, axis2=-1) for m in problem.logarithms)  # (P,)
     errors = estimates - problem.log_det
     paired = errors - (forms - traces)
@@ -88,13 +95,8 @@ def sample_errors(
         message = "infinite variance: no interval for the mean exists"
 
     def interval(samples: np.ndarray, of_variance: float) -> Interval:
-        means = samples.mean(1)  # (n_draws,)
-        if not np.isfinite(variance):
-            return Interval(float(means.mean()), math.nan, -math.inf, math.inf, n_draws)
-        found = (
-            mean_interval(means) if normal else chebyshev_mean_interval(means, max(of_variance, 0))
-        )
-        return widened(found, rounding_of(problem))
+        known = None if normal else max(of_variance, 0)
+        return widened(sample_mean(samples.mean(1), bool(np.isfinite(variance)), known), rounding)
 
     return Errors(
         interval(errors, variance),
@@ -179,12 +181,33 @@ def _probe_noise(problem: Problem, estimator: LogDetEstimator) -> np.ndarray:
     return np.sum([theory.hutchinson_variance(x, probe, m) for x in problem.logarithms], axis=0)
 
 
-def rounding_of(problem: Problem) -> float:
-    """Nats by which rounding may move an estimate in the dtype of the problem's points."""
-    eps = torch.finfo(problem.x.dtype).eps
-    return ROUNDING * eps * max(1.0, float(np.abs(problem.log_det).max()))
+def rounding_of(x: Tensor, log_det: np.ndarray) -> float:
+    """Nats by which rounding may move an estimate of log_det, (P,), in the dtype of x."""
+    return ROUNDING * torch.finfo(x.dtype).eps * max(1.0, float(np.abs(log_det).max()))
 
 
 def widened(interval: Interval, by: float) -> Interval:
     """The interval, longer by so much at either end."""
     return interval._replace(low=interval.low - by, high=interval.high + by)
+
+
+def sample_mean(samples: np.ndarray, finite: bool, variance: float | None) -> Interval:
+    """The mean of samples (n,): Student's interval, or Chebyshev's by the variance of a sample.
+
+    finite: whether their variance is; else no interval exists.
+    """
+    if not finite:
+        return Interval(float(samples.mean()), math.nan, -math.inf, math.inf, len(samples))
+    if variance is None:
+        return mean_interval(samples)
+    return chebyshev_mean_interval(samples, variance)
+
+
+def sample_variance(draws: np.ndarray, is_normal: bool, rounding: float = 0.0) -> Interval:
+    """The variance of draws (n, P), mean over points; each may be off by `rounding`.
+
+    is_normal: whether the moment of order `NORMAL_ORDER` is finite; else there is no upper limit.
+    """
+    found = variance_interval(draws) if is_normal else lower_variance_interval(draws)
+    found = widened(found, rounding * (2 * math.sqrt(found.value) + rounding))
+    return found._replace(low=max(0.0, found.low))

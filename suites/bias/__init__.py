@@ -8,29 +8,21 @@ from resflow_bench.architectures import LINEAR_FAMILIES
 from resflow_bench.lab import Preset, Suite
 from resflow_bench.models import prepare_models
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
+from suites import grids
 from suites.bias.claims import CLAIMS
 from suites.bias.measure import measure_bias
-from suites.grids import (
-    ESTIMATOR_AXES,
-    IMAGE_FLOWS,
-    MODEL_AXES,
-    TRAINED_FLOWS,
-    Axes,
-    estimator_grids,
-)
 
-COMMON: Axes = {"probe": ("rademacher",), "n_probes": (1,), "dtype": ("float64",)}
+COMMON: grids.Axes = {"probe": ("rademacher",), "n_probes": (1,), "dtype": ("float64",)}
 
 SUITE = Suite(
     name="bias",
     question="How biased is a truncated log-determinant, and is the roulette estimate unbiased?",
-    axes=(*MODEL_AXES, *ESTIMATOR_AXES),
+    axes=(*grids.MODEL_AXES, *grids.ESTIMATOR_AXES),
     presets={
         "smoke": Preset(
-            estimator_grids(
+            grids.estimator_grids(
                 models=("minus-identity", "init"),
                 constants=(0.5,),
-                trained=(),
                 fixed={"n_terms": (2, 10)},
                 roulette={"roulette": ("geometric(0.5)",), "n_exact": (3,)},
                 common=COMMON,
@@ -38,40 +30,32 @@ SUITE = Suite(
             {"n_points": 4, "max_draws": 4000, "half_width": 0.05},
         ),
         "quick": Preset(
-            estimator_grids(
+            grids.estimator_grids(
                 models=("minus-identity", "plus-identity", "gaussian", "triangular"),
                 constants=(0.5, 0.9),
                 trained=(0.9,),
                 fixed={"n_terms": (1, 2, 5, 10, 20)},
-                roulette={
-                    "roulette": ("geometric(0.5)", "geometric(0.1)", "poisson(2)"),
-                    "n_exact": (3,),
-                },
+                roulette={"roulette": grids.LAWS, "n_exact": (3,)},
                 common=COMMON,
             )
-            + estimator_grids(
-                models=(),
-                constants=(),
+            + grids.estimator_grids(
                 trained=(0.9,),
                 fixed={"n_terms": (2, 10)},
                 roulette={"roulette": ("geometric(0.3)",), "n_exact": (3,)},
                 common=COMMON,
-                flows=IMAGE_FLOWS,
+                flows=grids.IMAGE_FLOWS,
             ),
             {"n_points": 8, "max_draws": 20_000, "half_width": 0.02},
         ),
         "full": Preset(
-            estimator_grids(
+            grids.estimator_grids(
                 models=(*LINEAR_FAMILIES, "init"),
                 constants=(0.3, 0.5, 0.7, 0.9, 0.97),
                 trained=(0.7, 0.9, 0.97),
                 fixed={"n_terms": (1, 2, 3, 5, 10, 20, 50)},
-                roulette={
-                    "roulette": ("geometric(0.5)", "geometric(0.1)", "poisson(2)"),
-                    "n_exact": (0, 3, 10),
-                },
+                roulette={"roulette": grids.LAWS, "n_exact": (0, 3, 10)},
                 common={**COMMON, "dtype": ("float32", "float64")},
-                flows=TRAINED_FLOWS,
+                flows=grids.TRAINED_FLOWS,
             ),
             {"n_points": 16, "max_draws": 200_000, "half_width": 0.01},
         ),

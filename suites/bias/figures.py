@@ -5,41 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from resflow_bench.analysis.words import measured
+from resflow_bench.report import style
 from resflow_bench.report.picture import Picture
-from resflow_bench.report.style import (
-    DASHES,
-    INK,
-    MAX_PANELS,
-    MUTED,
-    add_legend,
-    below_handle,
-    count_axis,
-    label_outer,
-    log_axis,
-    make_panels,
-    spread,
-    themed,
-)
-from suites.marks import FLOWS, MODELS, draw_points, mark, model_handles, models_in
+from suites.marks import FLOWS, draw_points, drawn_from, entry, mark, model_handles, models_in
 from suites.models import MAIN
 
 DECADES = 7
 """The length of a bias's axis; smaller biases are of no interest."""
 
 
-@themed
-def by_terms(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
+@drawn_from("bias_paired", "bias_expected", "bias_bound", "n_terms", "dim", "lipschitz")
+def by_terms(cells: pd.DataFrame, columns: int) -> Figure | None:
     """|bias| / d against the number of terms, a panel for each Lipschitz constant."""
-    cells = measured(
-        cells, "bias_paired", "bias_expected", "bias_bound", "n_terms", "dim", "lipschitz"
-    )
-    if cells.empty:
-        return None
-    constants = spread(sorted(cells["lipschitz"].unique()), MAX_PANELS)
-    figure, panels = make_panels(len(constants), columns)
+    constants = style.spread(sorted(cells["lipschitz"].unique()), style.MAX_PANELS)
+    figure, panels = style.make_panels(len(constants), columns)
     names = models_in(cells)
     for ax, constant in zip(panels, constants, strict=True):
         here = cells[cells["lipschitz"] == constant]
@@ -50,46 +30,32 @@ def by_terms(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
         unresolved = (low <= 0) & (high >= 0)
         size = np.where(unresolved, np.maximum(-low, high), here["bias_paired"].abs() / dim)
         size = pd.Series(size, here.index)
-        floor = log_axis(ax, "y", [expected, bounds, size], DECADES)
+        floor = style.log_axis(ax, "y", [expected, bounds, size], DECADES)
+        ends = np.maximum(np.sort(np.abs([low, high]), axis=0), floor)
+        below = (unresolved | (size <= floor)).to_numpy()
         for curve, owners in _shared(bounds).items():
-            color = MODELS[max(owners)][0] if owners <= FLOWS else INK
+            color = mark(max(owners))[0] if owners <= FLOWS else style.INK
             terms, heights = zip(*curve, strict=True)
-            ax.plot(terms, heights, color=color, lw=1.1, ls=DASHES)
+            ax.plot(terms, heights, color=color, lw=1.1, ls=style.DASHES)
         for place, name in enumerate(names):
             mine = here["model"] == name
             curve = expected[mine].groupby(here["n_terms"]).first().sort_index()
-            color, _ = mark(name)
-            heavy = name == MAIN
-            ax.plot(
-                curve.index.astype(float),
-                curve.where(curve > 0),
-                color=color,
-                lw=2.4 if heavy else 1.1,
-                alpha=1.0 if heavy else 0.75,
-            )
+            width, alpha = (2.4, 1.0) if name == MAIN else (1.1, 0.75)
+            terms, heights = curve.index.astype(float), curve.where(curve > 0)
+            ax.plot(terms, heights, color=mark(name)[0], lw=width, alpha=alpha)
             dodge = 1 + 0.09 * (place - (len(names) - 1) / 2) / max(len(names), 4)
-            terms = here["n_terms"].astype(float) * dodge
-            ends = np.abs([low, high])
-            draw_points(
-                ax,
-                name,
-                (terms, size.clip(lower=floor)),
-                (np.maximum(ends.min(axis=0), floor), np.maximum(ends.max(axis=0), floor)),
-                shown=mine.to_numpy(),
-                below=(unresolved | (size <= floor)).to_numpy(),
-            )
-        count_axis(ax, here["n_terms"])
+            at = here["n_terms"].astype(float) * dodge, size.clip(lower=floor)
+            draw_points(ax, name, at, ends, shown=mine.to_numpy(), below=below)
+        style.count_axis(ax, here["n_terms"])
         ax.set(title=f"K = {constant:g}", xlabel="terms N")
-    label_outer(panels, columns, "|bias| / d  (nat)")
-    add_legend(
-        figure,
-        [
-            *model_handles(names),
-            Line2D([], [], color=INK, lw=1.1, ls=DASHES, label="bound from K alone"),
-            Line2D([], [], color=MUTED, lw=1.5, label="theory, no sampling"),
-            below_handle("zero in interval: at most"),
-        ],
-    )
+    style.label_outer(panels, columns, "|bias| / d  (nat)")
+    handles = [
+        *model_handles(names),
+        entry("bound from K alone", style.INK, lw=1.1, ls=style.DASHES),
+        entry("theory, no sampling", style.MUTED, lw=1.5),
+        style.below_handle("zero in interval: at most"),
+    ]
+    style.add_legend(figure, handles)
     return figure
 
 

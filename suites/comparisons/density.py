@@ -27,13 +27,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import product
-from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
 
-from resflow_bench.data import DENSITIES, dataset_named
+from resflow_bench.data import DENSITIES, Dataset, dataset_named
 from resflow_bench.flows import Logit, ResidualFlow
 from resflow_bench.intervals import mean_interval
 from resflow_bench.logdet import LogDetEstimator, Rademacher
@@ -47,12 +48,6 @@ from suites.comparisons.learners import (
     theirs,
 )
 from suites.comparisons.pairs import need_normflows, say
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-    from torch import Tensor, nn
-
-    from resflow_bench.data import Dataset
 
 DATASETS = ("checkerboard", "moons", "digits")
 OUR_ESTIMATOR = LogDetEstimator(Rademacher(), THEIR_ROULETTE)
@@ -112,14 +107,11 @@ def main(datasets: tuple[str, ...], steps: int, seeds: int, jobs: int) -> None:
         f"{seeds} seeds [99 % by t]"
     )
     for name in names:
-        pairs: list[Pair] = [
-            (
-                evaluations[TrainingSpec(name, seed, "ours", steps)],
-                evaluations[TrainingSpec(name, seed, "theirs", steps)],
-            )
-            for seed in range(seeds)
-        ]
-        for line in verdict(name, pairs):
+        mine, its = (
+            [evaluations[TrainingSpec(name, seed, whose, steps)] for seed in range(seeds)]
+            for whose in ("ours", "theirs")
+        )
+        for line in verdict(name, list(zip(mine, its, strict=True))):
             say(line)
 
 
@@ -239,10 +231,8 @@ def fit(learner: Learner, x_of_steps: Iterator[Tensor], spec: TrainingSpec) -> I
         optimiser.zero_grad()
         loss = learner.loss(x)
         if not torch.isfinite(loss):
-            raise ArithmeticError(
-                f"The loss of {spec} is {loss.item()} at step {step}. Take other seeds or fewer "
-                "steps."
-            )
+            found = f"The loss of {spec} is {loss.item()} at step {step}"
+            raise ArithmeticError(f"{found}. Take other seeds or fewer steps.")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learner.flow.parameters(), CLIP_NORM)
         optimiser.step()

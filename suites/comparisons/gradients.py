@@ -18,18 +18,15 @@ import math
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 import torch
+from torch import Tensor
 
 from resflow_bench.data import dataset_named
-from resflow_bench.flows import ActNorm, ResidualBlock, ResidualFlow
+from resflow_bench.flows import ResidualFlow
 from resflow_bench.intervals import mean_interval, median_interval
-from resflow_bench.lab import Cell
-from resflow_bench.layers import mlp_branch
 from resflow_bench.logdet import (
     Determinant,
     Estimator,
@@ -42,37 +39,27 @@ from resflow_bench.logdet import (
     Roulette,
     tuned,
 )
-from resflow_bench.models import build_flow, build_points
 from resflow_bench.peers.normflows import normflows_seeded
 from suites.comparisons.density import batches, vectors
 from suites.comparisons.learners import THEIR_ROULETTE, Learner, exact_log_prob, ours, theirs
-from suites.comparisons.pairs import need_normflows, say
+from suites.comparisons.pairs import BATCH_SIZE, flow_and_points, need_normflows, say
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-BATCH_SIZE = 256
 LIPSCHITZ = 0.9
 N_BLOCKS = 8
 RATE = 1e-3
 EVALUATED_EVERY = 5
 
+BY_BATCH = Roulette(Geometric(0.3), 3, per="batch")
+STRATIFIED = Roulette(Geometric(0.3), 3, per="stratified")
 CANDIDATES: dict[str, Estimator] = {
     "their law": LogDetEstimator(Gaussian(), THEIR_ROULETTE),
-    "two exact traces": LogDetEstimator(
-        Rademacher(), Roulette(Geometric(0.3), 3, per="batch"), n_traced=2
-    ),
-    "and stratified N": LogDetEstimator(
-        Rademacher(), Roulette(Geometric(0.3), 3, per="stratified"), n_traced=2
-    ),
-    "and 16 Hadamard probes": LogDetEstimator(
-        Hadamard(), Roulette(Geometric(0.3), 3, per="stratified"), 16, n_traced=2
-    ),
+    "two exact traces": LogDetEstimator(Rademacher(), BY_BATCH, n_traced=2),
+    "and stratified N": LogDetEstimator(Rademacher(), STRATIFIED, n_traced=2),
+    "and 16 Hadamard probes": LogDetEstimator(Hadamard(), STRATIFIED, 16, n_traced=2),
 }
+OFTEN_STOPPED = Roulette(Geometric(0.5), 3, per="batch")
 TRAINED_WITH: dict[str, Estimator] = {
-    "two exact traces": LogDetEstimator(
-        Rademacher(), Roulette(Geometric(0.5), 3, per="batch"), n_traced=2
-    ),
+    "two exact traces": LogDetEstimator(Rademacher(), OFTEN_STOPPED, n_traced=2),
     "no noise at all": Determinant(),
 }
 
@@ -85,7 +72,7 @@ def main(steps: int, seeds: int) -> None:
     need_normflows()
     torch.set_num_threads(1)
     say(f"against normflows {version('normflows')}, memory-saving; one thread, B = {BATCH_SIZE}")
-    flow, x = flow_and_points()
+    flow, x = flow_and_points("shallow")
     say("variance x time of the gradient, theirs over ours [99 %]:")
     for name, found in noise(flow, x, n_draws=40).items():
         say(f"  {name}: {found}")
@@ -97,25 +84,15 @@ def main(steps: int, seeds: int) -> None:
 
 def outcome(ratios: list[TimeToMatch]) -> str:
     """Results of the races of one candidate, in words."""
-    there = [ratio for ratio in ratios if ratio.seconds < math.inf]
-    if len(there) < len(ratios):
-        return (
-            f"not reached in as many steps with {len(ratios) - len(there)} of {len(ratios)} seeds"
-        )
     seconds = [ratio.seconds for ratio in ratios]
+    if lost := seconds.count(math.inf):
+        return f"not reached in as many steps with {lost} of {len(ratios)} seeds"
     limits = ""
     if len(seconds) > 1:
         interval = mean_interval(seconds)
         limits = f" [{interval.low:.3f}, {interval.high:.3f}] (99 % by t)"
     steps = np.mean([ratio.steps for ratio in ratios])
     return f"{np.mean(seconds):.3f}{limits}, in {steps:.3f} of their steps; seeds: {len(ratios)}"
-
-
-def flow_and_points() -> tuple[ResidualFlow, Tensor]:
-    """The trained shallow flow, and a batch."""
-    axes: dict[str, int | float | str] = {"model": "shallow", "dim": 64, "lipschitz": LIPSCHITZ}
-    cell = Cell("efficiency", {**axes, "dtype": "float32", "device": "cpu"})
-    return build_flow(cell, Path("results")), build_points(cell, BATCH_SIZE)
 
 
 def noise(flow: ResidualFlow, x: Tensor, n_draws: int) -> dict[str, str]:
@@ -129,10 +106,12 @@ def noise(flow: ResidualFlow, x: Tensor, n_draws: int) -> dict[str, str]:
         for _ in range(n_draws + 2):
             for name, learner in learners.items():
                 start = time.perf_counter()
-                gradient = flat_gradient(learner, x)
+                drawn[name].append(flat_gradient(learner, x))
                 seconds[name].append(time.perf_counter() - start)
-                drawn[name].append(gradient)
-    variances = {name: total_variance(torch.stack(g)) for name, g in drawn.items()}
+    variances = {
+        name: float(torch.stack(gradients).double().var(0).sum())
+        for name, gradients in drawn.items()
+    }
     taken = {name: np.asarray(s[2:]) for name, s in seconds.items()}
     said = {}
     for name in learners:
@@ -165,11 +144,6 @@ def flat_gradient(learner: Learner, x: Tensor) -> Tensor:
     return torch.cat([g.flatten() for g in gradients])
 
 
-def total_variance(draws: Tensor) -> float:
-    """Sum over coordinates of the variance of draws (n, p)."""
-    return float(draws.double().var(0).sum())
-
-
 @dataclass(frozen=True)
 class TimeToMatch:
     """Seconds and steps until ours matched the final likelihood of theirs, as shares of theirs."""
@@ -185,18 +159,17 @@ def race(seed: int, n_steps: int) -> dict[str, TimeToMatch]:
     """
     data = dataset_named("digits")
     generator = torch.Generator().manual_seed(seed)
-    flow = initial_flow(generator)
+    flow = ResidualFlow.mlp(64, (128,), N_BLOCKS, LIPSCHITZ, generator=generator)
     flow.initialise(vectors(data, data.train[:BATCH_SIZE], generator))
     held_out = vectors(data, data.test, torch.Generator().manual_seed(0))
     names = list(TRAINED_WITH) if seed == 0 else list(TRAINED_WITH)[:1]
     learners = {name: ours(flow, TRAINED_WITH[name], seed) for name in names}
     learners["normflows"] = theirs(flow, THEIR_ROULETTE)
     optimisers = {
-        name: torch.optim.Adam(learner.flow.parameters(), lr=RATE)
-        for name, learner in learners.items()
+        name: torch.optim.Adam(one.flow.parameters(), lr=RATE) for name, one in learners.items()
     }
     seconds = dict.fromkeys(learners, 0.0)
-    evaluations: dict[str, list[tuple[int, float, float]]] = {name: [] for name in learners}
+    evaluations: dict[str, list[tuple[int, float, float]]] = {name: [] for name in names}
     with normflows_seeded(seed):
         for step, x in enumerate(batches(data, n_steps, generator), start=1):
             for name, learner in learners.items():
@@ -207,31 +180,20 @@ def race(seed: int, n_steps: int) -> dict[str, TimeToMatch]:
                 learner.update()
                 seconds[name] += time.perf_counter() - start
             if step % EVALUATED_EVERY == 0 or step == n_steps:
-                for name, learner in learners.items():
-                    if name == "normflows" and step < n_steps:
-                        continue
-                    likelihood = float(exact_log_prob(learner.flow, held_out).mean())
+                for name in names:
+                    likelihood = float(exact_log_prob(learners[name].flow, held_out).mean())
                     evaluations[name].append((step, seconds[name], likelihood))
                 click.echo(f"seed {seed}: step {step}/{n_steps}", err=True)
-    target = evaluations["normflows"][-1][2]
-    reached = {}
-    for name in names:
-        there = [
-            TimeToMatch(spent / seconds["normflows"], step / n_steps)
-            for step, spent, likelihood in evaluations[name]
-            if likelihood >= target
-        ]
-        reached[name] = there[0] if there else TimeToMatch(math.inf, math.inf)
-    return reached
-
-
-def initial_flow(generator: torch.Generator) -> ResidualFlow:
-    """`N_BLOCKS` times ActNorm and a block of one hidden layer of 128 LipSwish units."""
-    layers: list[torch.nn.Module] = []
-    for _ in range(N_BLOCKS):
-        branch = mlp_branch(64, (128,), LIPSCHITZ, generator=generator)
-        layers += [ActNorm(64), ResidualBlock(branch)]
-    return ResidualFlow(layers, 64)
+    target = float(exact_log_prob(learners["normflows"].flow, held_out).mean())
+    lost = math.inf, math.inf
+    matched = {
+        name: next(((step, spent) for step, spent, value in looks if value >= target), lost)
+        for name, looks in evaluations.items()
+    }
+    return {
+        name: TimeToMatch(spent / seconds["normflows"], step / n_steps)
+        for name, (step, spent) in matched.items()
+    }
 
 
 if __name__ == "__main__":

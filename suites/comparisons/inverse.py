@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from resflow_bench.fixed_point import Anderson, Auto, Picard, Secant, Step
 from resflow_bench.flows import Inversion, ResidualBlock, ResidualFlow
@@ -32,9 +33,6 @@ from suites.comparisons.pairs import (
     ratios,
     say,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 ERROR = 1e-6
 

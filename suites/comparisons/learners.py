@@ -6,9 +6,10 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.layers import LipSwish
@@ -24,9 +25,7 @@ from resflow_bench.logdet import (
     exact_log_det,
 )
 from resflow_bench.peers.normflows import normflows_flow, normflows_nets, normflows_update
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from suites.trained import largest_certified
 
 THEIR_ROULETTE = Roulette(Geometric(0.5), n_exact=4, per="batch")
 """Our roulette whose gradient has the law of normflows' default."""
@@ -109,7 +108,7 @@ def exact_log_prob(flow: Any, x: Tensor) -> Tensor:
 def certified(flow: nn.Module) -> float:
     """The largest bound on the Lipschitz constant of a block, in a flow of ours or theirs."""
     if isinstance(flow, ResidualFlow):
-        return max(block.branch.lipschitz_certified() for block in flow.blocks)
+        return largest_certified(flow)
     return max(math.prod(map(_norm, net)) for net in normflows_nets(flow))
 
 

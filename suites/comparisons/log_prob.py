@@ -8,11 +8,13 @@ compute gradients that are not needed here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from resflow_bench.flows import ResidualFlow
 from resflow_bench.logdet import Fixed, LogDetEstimator, Rademacher
 from resflow_bench.peers.normflows import normflows_flow, normflows_nets, normflows_seeded
 from resflow_bench.speed.benchmark import described
@@ -25,11 +27,6 @@ from suites.comparisons.pairs import (
     ratios,
     say,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from resflow_bench.flows import ResidualFlow
 
 
 def main() -> None:

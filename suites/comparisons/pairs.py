@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
+from torch import Tensor
 
+from resflow_bench.flows import ResidualFlow
 from resflow_bench.intervals import median_interval
-from resflow_bench.lab import Cell
+from resflow_bench.lab import Cell, Value
 from resflow_bench.models import build_flow, build_points
 from resflow_bench.speed.timing import elapsed
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from resflow_bench.flows import ResidualFlow
 
 T = TypeVar("T")
 
@@ -30,17 +27,14 @@ BATCH_SIZE = 256
 def need_normflows() -> None:
     """End the program, naming the remedy, if normflows is not installed."""
     if find_spec("normflows") is None:
-        raise SystemExit(
-            "normflows is not installed; .venv/bin/pip install -e '.[peers]' installs it"
-        )
+        remedy = ".venv/bin/pip install -e '.[peers]' installs it"
+        raise SystemExit(f"normflows is not installed; {remedy}")
 
 
 def flow_and_points(model: str) -> tuple[ResidualFlow, Tensor]:
-    """The MLP flow, d = 64, K = 0.9, float32, of `model` "trained" or "init", and a batch."""
-    cell = Cell(
-        "throughput",
-        {"model": model, "dim": 64, "lipschitz": 0.9, "dtype": "float32", "device": "cpu"},
-    )
+    """The flow of that name, d = 64, K = 0.9, float32, such as "trained", and a batch."""
+    axes: dict[str, Value] = {"model": model, "dim": 64, "lipschitz": 0.9}
+    cell = Cell("throughput", {**axes, "dtype": "float32", "device": "cpu"})
     return build_flow(cell, Path("results")), build_points(cell, BATCH_SIZE)
 
 
@@ -51,8 +45,8 @@ def interleaved(calls: Sequence[Callable[[], T]]) -> list[list[T]]:
 
 def ratios(one: Callable[[], object], other: Callable[[], object]) -> np.ndarray:
     """Seconds of one / seconds of the other in interleaved pairs, (n,)."""
-    seconds = interleaved([lambda: elapsed(one), lambda: elapsed(other)])
-    return np.asarray([a / b for a, b in seconds])
+    seconds: np.ndarray = np.asarray(interleaved([lambda: elapsed(one), lambda: elapsed(other)]))
+    return seconds[:, 0] / seconds[:, 1]
 
 
 def in_words(pairs: np.ndarray, what: str = "", besides: str = "") -> str:

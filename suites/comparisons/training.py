@@ -21,10 +21,11 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from resflow_bench.flows import MultiScale, ResidualFlow, image_flow
 from resflow_bench.layers import Linear
@@ -52,9 +53,6 @@ from suites.comparisons.pairs import (
     say,
 )
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 LEARNING_RATE = 1e-3
 KINK = 1e-5
 
@@ -63,17 +61,11 @@ def main() -> None:
     """Print the ratios of times, the shares of the updates, and the memory peaks."""
     need_normflows()
     say(f"a training step, ours / normflows {version('normflows')}, float32 on the CPU")
+    same = Fixed(N_TERMS)
     mlp, x = flow_and_points("trained")
-    report(
-        "MLP flow, d = 64, 8 blocks of 128-128, trained", mlp, x, (Fixed(N_TERMS), THEIR_ROULETTE)
-    )
+    report("MLP flow, d = 64, 8 blocks of 128-128, trained", mlp, x, (same, THEIR_ROULETTE))
     conv, x = conv_flow_and_points()
-    report(
-        "convolutional flow, 1 x 8 x 8, 6 blocks of 3-1-3 with 32 channels",
-        conv,
-        x,
-        (Fixed(N_TERMS),),
-    )
+    report("convolutional flow, 1 x 8 x 8, 6 blocks of 3-1-3 with 32 channels", conv, x, (same,))
 
 
 def report(what: str, flow: ResidualFlow, x: Tensor, truncations: tuple[Truncation, ...]) -> None:

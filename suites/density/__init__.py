@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from resflow_bench.data import DENSITIES
-from resflow_bench.lab import Grid, Preset, Suite, Value
+from resflow_bench.lab import Grid, Preset, Suite
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from suites.density.claims import CLAIMS
 from suites.density.measure import measure_density, prepare_densities
+from suites.grids import Axes
 
 
 def _grid(
@@ -17,13 +18,8 @@ def _grid(
     constants: tuple[float, ...],
     steps: tuple[int, ...],
 ) -> Grid:
-    flows: dict[str, tuple[Value, ...]] = {
-        "dataset": datasets,
-        "architecture": architectures,
-        "lipschitz": constants,
-        "step": steps,
-    }
-    return Grid({**flows, "dtype": ("float32",), "device": ("cpu",)})
+    flows: Axes = {"dataset": datasets, "architecture": architectures, "lipschitz": constants}
+    return Grid({**flows, "step": steps, "dtype": ("float32",), "device": ("cpu",)})
 
 
 IMAGES = ("digits", "patches", "mnist", "cifar10", "imagenet32")

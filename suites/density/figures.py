@@ -7,18 +7,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from resflow_bench.analysis.words import measured, number
+from resflow_bench.analysis.words import number
 from resflow_bench.lab import unpack
 from resflow_bench.report.picture import Picture
-from resflow_bench.report.style import ACCENT, PANEL, PAPER, themed
+from resflow_bench.report.style import ACCENT, PANEL, PAPER
+from suites.marks import drawn_from
 
 MAX_PICTURES = 8
 PLANE = ("true", "learned", "samples")
 COLORS = "mako"
 
 
-@themed
-def planes(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
+@drawn_from("picture", "log_prob", "dataset")
+def planes(cells: pd.DataFrame, columns: int) -> Figure | None:
     """The true density, the learned one, and samples, a row for each data set in the plane."""
     rows = _pictures(cells, "learned")
     if not rows:
@@ -26,17 +27,12 @@ def planes(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     figure, panels = _rows([cell for cell, _ in rows], PLANE, columns, height=1.0)
     for row, (_, arrays) in zip(panels, rows, strict=True):
         reach = float(arrays["reach"])
+        extent = (-reach, reach, -reach, reach)
         top = max(arrays[name].max() for name in ("true", "learned") if name in arrays)
         for ax, name in zip(row, PLANE, strict=True):
             if name in arrays and name != "samples":
-                ax.imshow(
-                    arrays[name],
-                    extent=(-reach, reach, -reach, reach),
-                    origin="lower",
-                    cmap=COLORS,
-                    vmin=0,
-                    vmax=top,
-                )
+                p = arrays[name]
+                ax.imshow(p, extent=extent, origin="lower", cmap=COLORS, vmin=0, vmax=top)
             else:
                 x, y = arrays["samples" if name == "samples" else "data"].T
                 ax.plot(x, y, ".", color=ACCENT, ms=1.2, mew=0, rasterized=True)
@@ -44,8 +40,8 @@ def planes(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     return figure
 
 
-@themed
-def images(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
+@drawn_from("picture", "log_prob", "dataset")
+def images(cells: pd.DataFrame, columns: int) -> Figure | None:
     """Test images beside samples, a row for each set of images."""
     rows = [(cell, arrays) for cell, arrays in _pictures(cells, "samples") if "reach" not in arrays]
     if not rows:
@@ -70,9 +66,6 @@ def _separate(ax: Axes, size: tuple[int, ...], tiles: np.ndarray) -> None:
 
 def _pictures(cells: pd.DataFrame, array: str) -> list[tuple[pd.Series, dict[str, np.ndarray]]]:
     """The cell of the highest likelihood of each data set, if its picture holds `array`."""
-    cells = measured(cells, "picture", "log_prob", "dataset")
-    if cells.empty:
-        return []
     best = cells.sort_values("log_prob", ascending=False, kind="stable").drop_duplicates("dataset")
     pairs = [(cell, unpack(cell["picture"])) for _, cell in best.sort_values("dataset").iterrows()]
     return [(cell, arrays) for cell, arrays in pairs if array in arrays][:MAX_PICTURES]
@@ -88,17 +81,14 @@ def _rows(
     width = PANEL * min(columns, 2.2)
     size = (width, len(cells) * (height * width / len(heads) + 0.6))
     figure = Figure(size, layout="constrained")
+    parts = figure.subfigures(len(cells), 1, squeeze=False).ravel()
+    between = "\n" if columns == 1 else "; "
     rows = []
-    for part, cell in zip(
-        figure.subfigures(len(cells), 1, squeeze=False).ravel(), cells, strict=True
-    ):
-        part.suptitle(
-            ("\n" if columns == 1 else "; ").join(_name(cell)), x=0.01, ha="left", size=8.5
-        )
+    for part, cell in zip(parts, cells, strict=True):
+        part.suptitle(between.join(_name(cell)), x=0.01, ha="left", size=8.5)
         panels = part.subplots(1, len(heads), squeeze=False)[0]
         for ax, head in zip(panels, heads, strict=True):
-            ax.set(xticks=[], yticks=[])
-            ax.set_title(head)
+            ax.set(xticks=[], yticks=[], title=head)
             ax.grid(False)
         rows.append(list(panels))
     return figure, rows

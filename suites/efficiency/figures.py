@@ -11,76 +11,54 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from resflow_bench.analysis.words import number
+from resflow_bench.report import style
 from resflow_bench.report.picture import Picture
-from resflow_bench.report.style import (
-    ACCENT,
-    BLUE,
-    BROWN,
-    DASHES,
-    GREEN,
-    GREY,
-    INK,
-    LINE,
-    MUTED,
-    ORANGE,
-    PANEL,
-    PAPER,
-    PINK,
-    ROW,
-    SKY,
-    add_legend,
-    draw_edge_marks,
-    label_outer,
-    log_axis,
-    make_panels,
-    themed,
-)
 from suites.efficiency.comparison import BASELINE, column, compared, reference, seconds_to
 from suites.margins import TARGET
+from suites.marks import entry, name_rows
 
 ERRORS = (1.0, 0.1, 0.01, 0.001)  # nat, at which the map gives the seconds
 NOISELESS = 1e-12  # nat^2: rounding
 LEAST, MOST = 1e-4, 1.0  # nat, the ends of the map
 DECADES_OF_TIME = 4.5
 STYLES = {
-    "one remedy": (GREY, 0.9),
-    BASELINE: (INK, 1.4),
-    "peer": (BLUE, 1.6),
-    "all together": (ORANGE, 1.4),
-    "tuned": (ACCENT, 1.6),
-    "determinant": (GREEN, 1.8),
+    "one remedy": (style.GREY, 0.9),
+    BASELINE: (style.INK, 1.4),
+    "peer": (style.BLUE, 1.6),
+    "all together": (style.ORANGE, 1.4),
+    "tuned": (style.ACCENT, 1.6),
+    "determinant": (style.GREEN, 1.8),
 }
 """Family to colour and width, in the order of drawing."""
 
 NONE = "none"
-WINNERS = (ORANGE, SKY, PINK, BROWN, BLUE, MUTED)
+WINNERS = (style.ORANGE, style.SKY, style.PINK, style.BROWN, style.BLUE, style.MUTED)
 """Colours in the map for candidates of a family that has its colour already."""
 
 
-@themed
+@style.themed
 def error_against_time(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     """Root mean square error against seconds per example, a line for each candidate."""
     groups = _groups(compared(cells))
     if not groups:
         return None
-    figure, panels = make_panels(len(groups), min(columns, 2), height=3.6)
+    figure, panels = style.make_panels(len(groups), min(columns, 2), height=3.6)
     names: dict[str, Artist] = {}
     for ax, (title, some) in zip(panels, groups.items(), strict=True):
         names |= _draw_lines(ax, some)
         ax.set(title=title, xlabel="seconds per example")
-    label_outer(panels, min(columns, 2), "root mean square error (nat)")
-    band = Line2D([], [], color=ACCENT, alpha=0.25, lw=6, label="least of all")
-    floor = Line2D([], [], color=MUTED, ls=":", lw=1.4, label="its bias")
+    style.label_outer(panels, min(columns, 2), "root mean square error (nat)")
+    band = entry("least of all", style.ACCENT, alpha=0.25, lw=6)
+    floor = entry("its bias", style.MUTED, ls=":", lw=1.4)
     order = [name for family in STYLES for name in names if _family(name) == family]
-    add_legend(figure, [*(names[name] for name in reversed(order)), band, floor])
+    style.add_legend(figure, [*(names[name] for name in reversed(order)), band, floor])
     return figure
 
 
-@themed
+@style.themed
 def variance_time(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     """Variance x time of each draw over that of the reference, sorted."""
     groups = _groups(compared(cells))
@@ -90,20 +68,19 @@ def variance_time(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
         return None
     across = min(columns, 2, len(groups))
     rows = max(map(len, groups.values()))
-    width = columns * PANEL / across
-    figure, panels = make_panels(len(groups), across, width=width, height=0.9 + 0.9 * ROW * rows)
+    width = columns * style.PANEL / across
+    height = 0.9 + 0.9 * style.ROW * rows
+    figure, panels = style.make_panels(len(groups), across, width=width, height=height)
     for ax, (title, some) in zip(panels, groups.items(), strict=True):
         _draw_ratios(ax, some)
         ax.set_title(title)
-    marks: list[Artist] = [
-        Line2D([], [], color=INK, marker="o", ls="", ms=5, label="finite variance"),
-        Line2D([], [], color=INK, marker=">", mfc="none", ls="", ms=6, label="infinite: at least"),
-    ]
-    add_legend(figure, marks)
+    finite = entry("finite variance", style.INK, marker="o", ls="", ms=5)
+    infinite = entry("infinite: at least", style.INK, marker=">", mfc="none", ls="", ms=6)
+    style.add_legend(figure, [finite, infinite])
     return figure
 
 
-@themed
+@style.themed
 def winners(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     """The candidate that reaches an error in the least time, a column for each model and d."""
     cells = compared(cells)
@@ -117,8 +94,8 @@ def winners(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     best = [_fastest(some, errors) for some in groups]
     order = list(dict.fromkeys(n for names, _ in best for n in names))
     colors = _winner_colors(order)
-    width = min(columns * PANEL, max(PANEL, 1.3 * len(groups) + 1))
-    figure, (ax,) = make_panels(1, 1, width=width, height=3.4)
+    width = min(columns * style.PANEL, max(style.PANEL, 1.3 * len(groups) + 1))
+    figure, (ax,) = style.make_panels(1, 1, width=width, height=3.4)
     for x, (names, seconds) in enumerate(best):
         for name in dict.fromkeys(names):
             mine = errors[[n == name for n in names]]
@@ -129,14 +106,14 @@ def winners(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
             at = int(np.abs(np.log(errors / error)).argmin())
             ax.annotate(
                 _duration(seconds[at]), (x, errors[at]), (0, -9 if at == 0 else 0),
-                textcoords="offset points", ha="center", va="center", size=8, color=INK,
+                textcoords="offset points", ha="center", va="center", size=8, color=style.INK,
             )  # fmt: skip
-    log_axis(ax, "y", [pd.Series(errors)])
+    style.log_axis(ax, "y", [pd.Series(errors)])
     ax.set(ylim=(LEAST, MOST), xlim=(-0.5, len(groups) - 0.5), ylabel="error (nat)")
     ax.set_xticks(range(len(groups)), [_place(some) for some in groups])
     ax.tick_params(axis="x", length=0)
     ax.grid(False)
-    add_legend(figure, [Patch(color=colors[n], alpha=0.42, lw=0, label=n) for n in order])
+    style.add_legend(figure, [Patch(color=colors[n], alpha=0.42, lw=0, label=n) for n in order])
     return figure
 
 
@@ -171,35 +148,31 @@ def _draw_lines(ax: Axes, some: pd.DataFrame) -> dict[str, Artist]:
     reachable = some[some["finite"]]
     least = np.min([_error(cell, t) for _, cell in reachable.iterrows()], axis=0, initial=np.inf)
     shown = np.isfinite(least)
-    ax.plot(t[shown], least[shown].clip(min=bottom), color=ACCENT, alpha=0.25, lw=7, zorder=1)
-    ax.axhline(TARGET, color=INK, lw=0.8, ls=DASHES, zorder=1)
+    ax.plot(t[shown], least[shown].clip(min=bottom), color=style.ACCENT, alpha=0.25, lw=7, zorder=1)
+    ax.axhline(TARGET, color=style.INK, lw=0.8, ls=style.DASHES, zorder=1)
     handles: dict[str, Artist] = {}
     for _, cell in some.iterrows():
         family = _family(cell["name"])
         color, width = STYLES[family]
         after = t[t >= cell["seconds"]]
         error, floor = _error(cell, after), cell["floor"]
-        style = DASHES if cell["name"].endswith("evaluation") else "-"
-        given: dict[str, Any] = {
-            "color": color,
-            "lw": width,
-            "zorder": 2 + list(STYLES).index(family),
-        }
+        dashes = style.DASHES if cell["name"].endswith("evaluation") else "-"
+        order = 2 + list(STYLES).index(family)
+        given: dict[str, Any] = {"color": color, "lw": width, "zorder": order}
         if cell["spread"] <= NOISELESS:
-            (line,) = ax.plot(after, error.clip(min=bottom), ls=style, **given)
-            draw_edge_marks(ax, after[:1], error[:1].clip(min=bottom), color)
+            (line,) = ax.plot(after, error.clip(min=bottom), ls=dashes, **given)
+            style.draw_edge_marks(ax, after[:1], error[:1].clip(min=bottom), color)
         else:
             noisy = error > 1.2 * floor  # there the noise is still two thirds of the bias
-            (line,) = ax.plot(after[noisy], error[noisy], ls=style, **given)
+            (line,) = ax.plot(after[noisy], error[noisy], ls=dashes, **given)
             ax.plot(after[~noisy], error[~noisy], ls=":", **given)
-            ax.plot(cell["seconds"], math.hypot(math.sqrt(cell["spread"]), floor), "o",
-                    ms=3.5, mew=0, **given)  # fmt: skip
-        name = "others" if family == "one remedy" else cell["name"]
-        if family in ("tuned", "all together"):
-            name = family
-        handles[name] = Line2D([], [], color=color, lw=1.8, ls=line.get_linestyle(), label=name)
-    log_axis(ax, "x", [pd.Series(t)])
-    log_axis(ax, "y", [pd.Series([bottom, top])])
+            one_draw = math.hypot(math.sqrt(cell["spread"]), floor)
+            ax.plot(cell["seconds"], one_draw, "o", ms=3.5, mew=0, **given)
+        names = {"one remedy": "others", "tuned": family, "all together": family}
+        name = names.get(family, cell["name"])
+        handles[name] = entry(name, color, lw=1.8, ls=line.get_linestyle())
+    style.log_axis(ax, "x", [pd.Series(t)])
+    style.log_axis(ax, "y", [pd.Series([bottom, top])])
     ax.set(xlim=(t[0], t[-1]), ylim=(bottom, top))
     return handles
 
@@ -224,26 +197,21 @@ def _draw_ratios(ax: Axes, some: pd.DataFrame) -> None:
     some = some.assign(ratio=ratio, low=low, high=high)
     some = some.sort_values("ratio", ascending=False).reset_index(drop=True)
     ends = some[["ratio", "high"]].replace(np.inf, np.nan)
-    log_axis(ax, "x", [some["ratio"], some["low"][some["low"] > 0], ends["high"].dropna()])
+    style.log_axis(ax, "x", [some["ratio"], some["low"][some["low"] > 0], ends["high"].dropna()])
     left, right = ax.get_xlim()
     ax.set_xlim(left, right * (right / left) ** 0.22)  # room for the numbers
-    ax.axvline(1, color=INK, lw=0.9)
+    ax.axvline(1, color=style.INK, lw=0.9)
     for y, row in some.iterrows():
         color = STYLES[_family(row["name"])][0]
         last = row["high"] if math.isfinite(row["high"]) else row["ratio"]
-        ax.hlines(y, min(1, row["ratio"]), max(1, row["ratio"]), color=LINE, lw=5, zorder=1)
+        ax.hlines(y, min(1, row["ratio"]), max(1, row["ratio"]), color=style.LINE, lw=5, zorder=1)
         ax.hlines(y, max(row["low"], left), last, color=color, lw=1.8, clip_on=True)
-        marker, face = ("o", color) if row["finite"] else (">", PAPER)
+        marker, face = ("o", color) if row["finite"] else (">", style.PAPER)
         ax.plot(row["ratio"], y, marker, color=color, mfc=face, ms=5.5, zorder=3)
         at = max(1.0, last)
         text = ("" if row["finite"] else "≥ ") + number(row["ratio"], 2)
         ax.annotate(text, (at, y), (6, 0), textcoords="offset points", va="center", size=8)
-    ax.set_yticks(range(len(some)), some["name"])
-    for tick, name in zip(ax.get_yticklabels(), some["name"], strict=True):
-        tick.set_fontweight("bold" if name == usual["name"] else "normal")
-    ax.set_ylim(-0.6, len(some) - 0.4)
-    ax.tick_params(axis="y", length=0)
-    ax.grid(False, axis="y")
+    name_rows(ax, list(some["name"]), bold=[usual["name"]])
     ours = usual["implementation"] == "ours"
     over_name = "our baseline's (normflows: not measured)" if ours else usual["name"]
     ax.set_xlabel(f"variance × time, over that of\n{over_name}", loc="right")
@@ -259,11 +227,11 @@ def _fastest(some: pd.DataFrame, errors: np.ndarray) -> tuple[list[str], np.ndar
 
 def _winner_colors(names: list[str]) -> dict[str, str]:
     """The colour of its family for the first candidate of each, another colour for the next."""
-    colors: dict[str, str] = {NONE: LINE}
+    colors: dict[str, str] = {NONE: style.LINE}
     for name in names:
         own = STYLES[_family(name)][0]
         free = [c for c in (own, *WINNERS) if c not in colors.values()]
-        colors.setdefault(name, free[0] if free else GREY)
+        colors.setdefault(name, free[0] if free else style.GREY)
     return colors
 
 

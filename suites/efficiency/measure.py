@@ -13,33 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from resflow_bench import logdet
 from resflow_bench.advise.settings import BIAS_SHARE
 from resflow_bench.flows import Logit, ResidualFlow
-from resflow_bench.intervals import (
-    Interval,
-    chebyshev_mean_interval,
-    lower_variance_interval,
-    mean_interval,
-    median_interval,
-    variance_interval,
-)
+from resflow_bench.intervals import Interval, median_interval
 from resflow_bench.jacobian import Map
 from resflow_bench.lab import Cell, Context, Observation, exactly, observe
-from resflow_bench.logdet import (
-    PROBES,
-    Controlled,
-    Determinant,
-    Estimate,
-    Estimator,
-    Expansion,
-    Fixed,
-    LogDetEstimator,
-    PerBranch,
-    Rademacher,
-    Roulette,
-    Taylor,
-    tuned,
-)
 from resflow_bench.models import (
     Problem,
     build_estimator,
@@ -52,9 +31,9 @@ from resflow_bench.peers import PEERS, Request
 from resflow_bench.speed.timing import elapsed
 from resflow_bench.theory import seconds_to_target
 from suites.margins import TARGET
-from suites.sampling import NORMAL_ORDER, ROUNDING
+from suites.sampling import NORMAL_ORDER, rounding_of, sample_mean, sample_variance, widened
 
-YARDSTICK = LogDetEstimator(Rademacher(), Fixed(10))
+YARDSTICK = logdet.LogDetEstimator(logdet.Rademacher(), logdet.Fixed(10))
 """The estimator timed in turn with every other: cells are compared by their ratios to it."""
 
 N_WARM_UP = 2
@@ -119,14 +98,12 @@ def measure_efficiency(cell: Cell, context: Context) -> Iterable[Observation]:
     problem = build_problem(cell, context.results, int(context.effort["n_points"]))
     flow, x, exact = without_logit(problem)
     sampler = _sampler(cell, problem, flow)
-    rounding = ROUNDING * torch.finfo(x.dtype).eps * max(1.0, float(np.abs(exact).max()))  # nat
+    rounding = rounding_of(x, exact)
     errors = _errors(sampler, x, exact, cell, context)  # (n_calls, R, P)
-    n, variance, bias = errors.size, _variance(sampler, errors), _bias(sampler, errors)
+    n, bias = errors.size, widened(_bias(sampler, errors), rounding)
+    variance = Interval(0.0, 0.0, 0.0, 0.0, n)  # without random draws, what is left is rounding
     if sampler.random:
-        width = rounding * (2.0 * math.sqrt(variance.value) + rounding)
-        low = max(0.0, variance.low - width)
-        variance = variance._replace(low=low, high=variance.high + width)
-    bias = bias._replace(low=bias.low - rounding, high=bias.high + rounding)
+        variance = sample_variance(errors.reshape(-1, len(x)), sampler.is_normal, rounding)
     yield observe("variance", variance, "nat^2", n, sampler.note)
     yield observe("bias", bias, "nat", n, sampler.note)
     if sampler.variance is not None:
@@ -143,25 +120,14 @@ def measure_efficiency(cell: Cell, context: Context) -> Iterable[Observation]:
     yield from realised(problem.norm, problem.spectral_radius)
 
 
-def _variance(sampler: Sampler, errors: np.ndarray) -> Interval:
-    """The variance per example, mean over points, from errors (n_calls, R, P)."""
-    rows = errors.reshape(-1, errors.shape[-1])
-    if not sampler.random:  # what is left is rounding
-        return Interval(0.0, 0.0, 0.0, 0.0, errors.size)
-    return variance_interval(rows) if sampler.is_normal else lower_variance_interval(rows)
-
-
 def _bias(sampler: Sampler, errors: np.ndarray) -> Interval:
     """The bias of the mean over copies and points; one call is one sample."""
-    n_copies, n_points = errors.shape[1:]
-    calls = errors.mean((1, 2))
-    if not sampler.finite:
-        return Interval(float(calls.mean()), math.nan, -math.inf, math.inf, len(calls))
-    if sampler.is_normal or sampler.variance is None:
-        return mean_interval(calls)
-    # For errors in common only Var(mean) <= mean of Var is known.
-    n = n_copies * n_points if sampler.independent else 1
-    return chebyshev_mean_interval(calls, float(sampler.variance.mean()) / n)
+    variance = None
+    if not (sampler.is_normal or sampler.variance is None):
+        # For errors in common only Var(mean) <= mean of Var is known.
+        n = errors[0].size if sampler.independent else 1
+        variance = float(sampler.variance.mean()) / n
+    return sample_mean(errors.mean((1, 2)), sampler.finite, variance)
 
 
 def without_logit(problem: Problem) -> tuple[ResidualFlow, Tensor, np.ndarray]:
@@ -203,12 +169,13 @@ def _sampler(cell: Cell, problem: Problem, flow: ResidualFlow) -> Sampler:
     running = flow.with_estimator(counted)
     each = _of_each_block(estimator, problem)
     truncations, rho = [one.truncation for one in each], problem.spectral_radius
+    shared = [t for t in truncations if isinstance(t, logdet.Roulette) and t.per == "batch"]
     variance, bias = _closed_forms(each, problem)
     return Sampler(
         draw=lambda x: running.forward_and_log_det(x, generator)[1],
         seeded=seeded,
         random=bool(each),
-        independent=not any(isinstance(t, Roulette) and t.per == "batch" for t in truncations),
+        independent=not shared,
         is_normal=all(t.moment_is_finite(rho, NORMAL_ORDER) for t in truncations),
         finite=all(t.moment_is_finite(rho, 2) for t in truncations),
         variance=variance,
@@ -231,26 +198,26 @@ def build_draw(cell: Cell, results: Path) -> Callable[[], object]:
     return draw
 
 
-def _of_each_block(estimator: Estimator, problem: Problem) -> list[LogDetEstimator]:
+def _of_each_block(estimator: logdet.Estimator, problem: Problem) -> list[logdet.LogDetEstimator]:
     """The probed series that estimates each block's log-det; none for a determinant."""
-    if isinstance(estimator, LogDetEstimator):
+    if isinstance(estimator, logdet.LogDetEstimator):
         return [estimator] * len(problem.jacobians)
-    if isinstance(estimator, PerBranch):
+    if isinstance(estimator, logdet.PerBranch):
         return [estimator.estimators[block.branch] for block in problem.flow.blocks]
     return []
 
 
 def _closed_forms(
-    each: list[LogDetEstimator], problem: Problem
+    each: list[logdet.LogDetEstimator], problem: Problem
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Variance and bias, (P,) each, where they are known and affordable."""
     variance, bias = np.zeros(len(problem.x)), np.zeros(len(problem.x))
     variance_is_known = bias_is_known = True
     for one, matrices in zip(each, problem.jacobians, strict=bool(each)):
         affordable = matrices.shape[-1] <= MAX_DENSE
-        variance_is_known &= affordable and one.expansion == Taylor()
-        bias_is_known &= _series(one.expansion) == Taylor()
-        bias_is_known &= affordable or isinstance(one.truncation, Roulette)
+        variance_is_known &= affordable and one.expansion == logdet.Taylor()
+        bias_is_known &= _series(one.expansion) == logdet.Taylor()
+        bias_is_known &= affordable or isinstance(one.truncation, logdet.Roulette)
         if variance_is_known:
             variance += one.truncation.variance(matrices, one.probe, one.n_probes, one.n_traced)
         if bias_is_known:
@@ -258,25 +225,25 @@ def _closed_forms(
     return variance if variance_is_known else None, bias if bias_is_known else None
 
 
-def _series(expansion: Expansion) -> Expansion:
+def _series(expansion: logdet.Expansion) -> logdet.Expansion:
     """The expansion without its control, whose mean is zero."""
-    return expansion.expansion if isinstance(expansion, Controlled) else expansion
+    return expansion.expansion if isinstance(expansion, logdet.Controlled) else expansion
 
 
-def build_candidate(cell: Cell, problem: Problem) -> Estimator:
+def build_candidate(cell: Cell, problem: Problem) -> logdet.Estimator:
     """The axis `estimator`: a probed series, one tuned to each branch, or the determinant of J.
 
     A tuned estimator is tuned at other points than those it is measured at, which are the model's
     first. A control is added after the tuning of the series that it controls.
     """
     if cell["estimator"] == "determinant":
-        return Determinant()
+        return logdet.Determinant()
     if cell["estimator"] == "hutchinson":
         return build_estimator(cell)
     expansion = build_expansion(cell)
-    base = LogDetEstimator(
-        PROBES[cell["probe"]],
-        Fixed(cell["n_traced"] + 1),  # to be replaced
+    base = logdet.LogDetEstimator(
+        logdet.PROBES[cell["probe"]],
+        logdet.Fixed(cell["n_traced"] + 1),  # to be replaced
         n_traced=cell["n_traced"],
         expansion=_series(expansion),
     )
@@ -284,18 +251,20 @@ def build_candidate(cell: Cell, problem: Problem) -> Estimator:
     points = build_points(cell, N_FIRST + n_pilot)[N_FIRST:]
     generator = torch.Generator(points.device).manual_seed(0)
     branches = problem.flow.branches(points)
-    each = tuned(branches, base, generator=generator, n_draws=16).estimators
-    return PerBranch({g: replace(one, expansion=expansion) for g, one in each.items()})
+    each = logdet.tuned(branches, base, generator=generator, n_draws=16).estimators
+    return logdet.PerBranch({g: replace(one, expansion=expansion) for g, one in each.items()})
 
 
 @dataclass
 class _Counting:
     """An estimator that adds up the products per example of its calls."""
 
-    estimator: Estimator
+    estimator: logdet.Estimator
     n_products: float = 0.0
 
-    def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
+    def __call__(
+        self, g: Map, x: Tensor, generator: torch.Generator | None = None
+    ) -> logdet.Estimate:
         estimate = self.estimator(g, x, generator)
         self.n_products += estimate.n_products
         return estimate

@@ -2,115 +2,90 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from resflow_bench.analysis.words import measured
+from resflow_bench.report import style
 from resflow_bench.report.picture import Picture
-from resflow_bench.report.style import (
-    ACCENT,
-    BLUE,
-    DASHES,
-    INK,
-    MAX_PANELS,
-    MUTED,
-    add_legend,
-    count_axis,
-    label_outer,
-    log_axis,
-    make_panels,
-    themed,
-)
-from suites.marks import MODELS, draw_points, model_handles, models_in
+from suites.marks import MODELS, draw_points, drawn_from, entry, model_handles, models_in
 
-STYLES: dict[str, tuple[Any, Any]] = {"float64": (DASHES, "-"), "float32": ((0, (4, 2, 1, 2)), ":")}
+LINES: dict[str, tuple[Any, Any]] = {
+    "float64": (style.DASHES, "-"),
+    "float32": ((0, (4, 2, 1, 2)), ":"),
+}
 """dtype to the line styles of Banach's rate and of the certificate."""
 
 
-@themed
-def against_bounds(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
+@drawn_from("inverse_error", "inverse_error_bound")
+def against_bounds(cells: pd.DataFrame, columns: int) -> Figure | None:
     """The inverse's error against its certificate, and its steps against Banach's count."""
-    cells = measured(cells, "inverse_error", "inverse_error_bound")
-    if cells.empty:
-        return None
     pairs = [("inverse_error_bound", "inverse_error", "certificate", "error", "‖x̂ − x‖")]
     if {"n_steps", "n_steps_bound"} <= set(cells):
         pairs.append(("n_steps_bound", "n_steps", "Banach's count", "steps", "steps"))
-    figure, panels = make_panels(len(pairs), columns, height=3.2)
+    figure, panels = style.make_panels(len(pairs), columns, height=3.2)
     for ax, (bound, metric, against, word, title) in zip(panels, pairs, strict=True):
         some = cells.dropna(subset=[bound, metric])
         some = some[np.isfinite(some[bound])]
-        edges = [log_axis(ax, xy, [some[m]]) for xy, m in (("x", bound), ("y", metric))]
+        edges = [style.log_axis(ax, xy, [some[m]]) for xy, m in (("x", bound), ("y", metric))]
         x, y = some[bound].clip(lower=edges[0]), some[metric].clip(lower=edges[1])
         ends = np.array([min(edges) / 2, max(x.max(), y.max()) * 2])
-        ax.plot(ends, ends, color=INK, lw=1.1)
-        ax.fill_between(ends, ends, ends[1] * 1e3, color=ACCENT, alpha=0.13, lw=0)
+        ax.plot(ends, ends, color=style.INK, lw=1.1)
+        ax.fill_between(ends, ends, ends[1] * 1e3, color=style.ACCENT, alpha=0.13, lw=0)
         ax.set(xlim=(edges[0] / 1.5, x.max() * 2), ylim=(edges[1] / 1.5, ends[1]))
-        ax.text(0.03, 0.95, "statement violated", transform=ax.transAxes, color=ACCENT, va="top")
-        for name in models_in(some):
-            for dtype in ("float64", "float32"):
-                mine = ((some["model"] == name) & (some["dtype"] == dtype)).to_numpy()
-                below = (some[metric] <= edges[1]).to_numpy()
-                hollow = dtype == "float32"
-                draw_points(ax, name, (x, y), None, shown=mine, below=below, hollow=hollow)
+        at: dict[str, Any] = {"transform": ax.transAxes, "va": "top"}
+        ax.text(0.03, 0.95, "statement violated", color=style.ACCENT, **at)
+        below = (some[metric] <= edges[1]).to_numpy()
+        for name, dtype in product(models_in(some), LINES):
+            mine = ((some["model"] == name) & (some["dtype"] == dtype)).to_numpy()
+            draw_points(ax, name, (x, y), shown=mine, below=below, hollow=dtype == "float32")
         ax.set(xlabel=against, ylabel=word, title=title)
-    handles = model_handles(models_in(cells))
-    add_legend(figure, [*handles, *_dtype_handles(cells)])
+    style.add_legend(figure, [*model_handles(models_in(cells)), *_dtype_handles(cells)])
     return figure
 
 
-@themed
-def convergence(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
+@drawn_from("inverse_error", "inverse_error_bound", "inverse_error_banach")
+def convergence(cells: pd.DataFrame, columns: int) -> Figure | None:
     """Error of the inverse after a number of steps, its certificate and Banach's rate."""
-    cells = measured(cells, "inverse_error", "inverse_error_bound", "inverse_error_banach")
-    if cells.empty:
-        return None
     pairs = cells[["model", "lipschitz"]].drop_duplicates()
     rank = pairs.groupby("model")["lipschitz"].rank(ascending=False)
     order = pairs["model"].map({name: i for i, name in enumerate(MODELS)}).fillna(len(MODELS))
-    pairs = pairs.assign(rank=rank, order=order).sort_values(["rank", "order"]).head(MAX_PANELS)
-    figure, panels = make_panels(len(pairs), columns)
+    pairs = pairs.assign(rank=rank, order=order).sort_values(["rank", "order"])
+    pairs = pairs.head(style.MAX_PANELS)
+    figure, panels = style.make_panels(len(pairs), columns)
     for ax, (_, pair) in zip(panels, pairs.iterrows(), strict=True):
         here = cells[(cells["model"] == pair["model"]) & (cells["lipschitz"] == pair["lipschitz"])]
         here = here.sort_values("max_steps")
         known, rates = here[["inverse_error", "inverse_error_bound"]], here["inverse_error_banach"]
-        floor = log_axis(ax, "y", [known.stack(), rates[rates > known.max(axis=1)]])
+        floor = style.log_axis(ax, "y", [known.stack(), rates[rates > known.max(axis=1)]])
         for dtype, some in reversed(list(here.groupby("dtype"))):
             steps, error = some["max_steps"].astype(float), some["inverse_error"]
-            hollow = dtype == "float32"
-            rate, certificate = STYLES[dtype]
-            ax.plot(steps, some["inverse_error_banach"], color=INK, lw=1.1, ls=rate)
-            ax.plot(steps, some["inverse_error_bound"], color=BLUE, lw=1.2, ls=certificate)
-            draw_points(
-                ax,
-                pair["model"],
-                (steps, error.clip(lower=floor)),
-                None,
-                below=(error <= floor).to_numpy(),
-                hollow=hollow,
-            )
-        count_axis(ax, here["max_steps"])
+            rate, certificate = LINES[dtype]
+            ax.plot(steps, some["inverse_error_banach"], color=style.INK, lw=1.1, ls=rate)
+            ax.plot(steps, some["inverse_error_bound"], color=style.BLUE, lw=1.2, ls=certificate)
+            at, below = (steps, error.clip(lower=floor)), (error <= floor).to_numpy()
+            draw_points(ax, pair["model"], at, below=below, hollow=dtype == "float32")
+        style.count_axis(ax, here["max_steps"])
         ax.set(title=f"{pair['model']}, K = {pair['lipschitz']:g}", xlabel="steps")
-    label_outer(panels, columns, "‖x̂ − x‖")
+    style.label_outer(panels, columns, "‖x̂ − x‖")
     handles = [
-        Line2D([], [], color=color, lw=1.2, ls=styles[i], label=f"{word}, {dtype}")
-        for i, (word, color) in enumerate((("Banach's rate", INK), ("certificate", BLUE)))
-        for dtype, styles in STYLES.items()
+        entry(f"{word}, {dtype}", color, lw=1.2, ls=lines[i])
+        for i, word, color in ((0, "Banach's rate", style.INK), (1, "certificate", style.BLUE))
+        for dtype, lines in LINES.items()
         if (cells["dtype"] == dtype).any()
     ]
-    add_legend(figure, [*handles, *_dtype_handles(cells)])
+    style.add_legend(figure, [*handles, *_dtype_handles(cells)])
     return figure
 
 
 def _dtype_handles(cells: pd.DataFrame) -> list[Artist]:
     return [
-        Line2D([], [], color=MUTED, marker="o", mfc=face, ls="", ms=size, label=f"error, {dtype}")
-        for dtype, face, size in (("float64", MUTED, 5), ("float32", "none", 7.5))
+        entry(f"error, {dtype}", style.MUTED, marker="o", mfc=face, ls="", ms=size)
+        for dtype, face, size in (("float64", style.MUTED, 5), ("float32", "none", 7.5))
         if (cells["dtype"] == dtype).any()
     ]
 

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 
 from resflow_bench.lab import Cell, Context, Observation, exactly
 from resflow_bench.models import build_flow, build_problem
+from suites.trained import largest_certified
 
 
 def measure_lipschitz(cell: Cell, context: Context) -> Iterable[Observation]:
     """Promised, certified and realised constants of the worst block."""
     problem = build_problem(cell, context.results, int(context.effort["n_points"]))
-    certified = max(block.branch.lipschitz_certified() for block in problem.flow.blocks)
-    as_left = build_flow(cell, context.results, aligned=False)
-    unaligned = max(block.branch.lipschitz_certified() for block in as_left.blocks)
+    certified = largest_certified(problem.flow)
+    unaligned = largest_certified(build_flow(cell, context.results, aligned=False))
     yield exactly("lipschitz_promised", cell["lipschitz"], "1")
     yield exactly("lipschitz_certified", certified, "1")
     yield exactly("lipschitz_power_iteration", unaligned, "1")

@@ -5,22 +5,21 @@ Needs the `peers` extra; an implementation that is not installed is a skipped ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from resflow_bench.lab import Grid, Preset, Suite, Value
+from resflow_bench.lab import Grid, Preset, Suite
 from resflow_bench.models import build_flow, build_points, prepare_models
 from resflow_bench.peers import MODES, PEERS, Request
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
-from suites.grids import MODEL_AXES, Axes
+from suites.grids import MODEL_AXES, Axes, Point
 from suites.peers.claims import CLAIMS
 from suites.peers.measure import measure_peers
 
 UNTERMED = tuple(mode for mode in MODES if mode != "series")
-ROULETTES = ("roulette",)
 
 
 def _grids(
@@ -30,12 +29,8 @@ def _grids(
 
     Cells are ordered by mode, so that implementations stand beside each other.
     """
-    common: Mapping[str, Value] = {
-        "model": model,
-        "dim": dim,
-        "dtype": "float32",
-        "device": "cpu",
-        "batch_size": 256,
+    common: Point = {
+        **{"model": model, "dim": dim, "dtype": "float32", "device": "cpu", "batch_size": 256}
     }
     free: Axes = {"lipschitz": constants}
     peers: Axes = {"implementation": tuple(PEERS)}
@@ -43,12 +38,12 @@ def _grids(
     return (
         Grid({**free, "mode": UNTERMED, **peers}, one),
         Grid({**free, "n_terms": n_terms, **peers}, {**one, "mode": "series"}),
-        Grid({**free, "mode": ROULETTES, **peers}, eight),
+        Grid({**free, "mode": ("roulette",), **peers}, eight),
         Grid({**free, "n_terms": n_terms[:1], **peers}, {**eight, "mode": "series"}),
     )
 
 
-SMALL: Mapping[str, Value] = {
+SMALL: Point = {
     **{"model": "init", "dim": 16, "lipschitz": 0.9, "dtype": "float32", "device": "cpu"},
     **{"batch_size": 256, "n_probes": 1},
 }

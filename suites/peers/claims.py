@@ -9,17 +9,7 @@ import numpy as np
 from resflow_bench.analysis.rules import Equals, Exactly
 from resflow_bench.analysis.words import measured, number
 from resflow_bench.lab import TIME, Claims, Finding, Statement
-from suites.margins import (
-    BIAS_RESOLUTION,
-    ERROR,
-    EXACT,
-    FLAG,
-    MEMORY,
-    NOISE,
-    REALISED,
-    SAMPLED_NAT,
-    each,
-)
+from suites import margins
 from suites.models import FIRST, GLOSSARY, named, telling
 
 if TYPE_CHECKING:
@@ -35,7 +25,7 @@ STATEMENTS = (
         "value as its formula",
         "the mean of an implementation's estimates is that of the formula in its source",
         "its source, evaluated on the blocks' Jacobians",
-        Equals("bias", "bias_expected", BIAS_RESOLUTION),
+        Equals("bias", "bias_expected", margins.BIAS_RESOLUTION),
         only=LIGHT_TAILED,
     ),
 )
@@ -45,7 +35,7 @@ DISPUTED = (
         "the value is the log-determinant",
         "the mean of an implementation's estimates is ln |det(I + J)|",
         "claimed of each estimator in its source; judged by the mean of its formula, without draws",
-        Equals("bias_expected", 0.0, BIAS_RESOLUTION),
+        Equals("bias_expected", 0.0, margins.BIAS_RESOLUTION),
         only="implementation != 'ours' and mode != 'series'",
     ),
     Statement(
@@ -77,14 +67,14 @@ def another_quantity(cells: pd.DataFrame) -> str:
 
 CLAIMS = Claims(
     metrics={
-        "bias": SAMPLED_NAT,
-        **each(EXACT, "bias_expected", "log_det_exact"),
-        "variance": NOISE,
-        "variance_is_finite": FLAG,
-        "inverse_error": ERROR,
+        "bias": margins.SAMPLED_NAT,
+        **margins.each(margins.EXACT, "bias_expected", "log_det_exact"),
+        "variance": margins.NOISE,
+        "variance_is_finite": margins.FLAG,
+        "inverse_error": margins.ERROR,
         "wall_s": TIME,
-        **each(MEMORY, "peak_bytes", "peak_bytes_gradient"),
-        **REALISED,
+        **margins.each(margins.MEMORY, "peak_bytes", "peak_bytes_gradient"),
+        **margins.REALISED,
     },
     statements=STATEMENTS,
     disputed=DISPUTED,

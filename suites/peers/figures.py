@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from resflow_bench.analysis.words import measured
+from resflow_bench.report import style
 from resflow_bench.report.picture import Picture
-from resflow_bench.report.style import (
-    ACCENT,
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    MUTED,
-    add_legend,
-    below_handle,
-    draw_edge_marks,
-    log_axis,
-    make_panels,
-    themed,
-)
+from suites.marks import drawn_from, entry, name_rows
 from suites.models import MAIN
 
-MARKS = {"ours": (ACCENT, "o"), "normflows": (BLUE, "s"), "torchflows": (GREEN, "D")}
+MARKS = {
+    "ours": (style.ACCENT, "o"),
+    "normflows": (style.BLUE, "s"),
+    "torchflows": (style.GREEN, "D"),
+}
 RATIOS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
 OFFSET = 0.24  # between the marks of one line
 LINE_HEIGHT = 0.52  # inches, of a mode with the marks of three implementations
@@ -57,26 +46,24 @@ PANELS = (
 )
 
 
-@themed
-def side_by_side(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
+@drawn_from("implementation", "mode")
+def side_by_side(cells: pd.DataFrame, columns: int) -> Figure | None:
     """Bias, gradient, inverse, time and memory, a line for each mode, a mark for each peer."""
-    cells = _one_flow(measured(cells, "implementation", "mode"))
+    cells = _one_flow(cells)
     panels = [panel for panel in PANELS if panel.metric in cells and cells[panel.metric].any()]
-    if cells.empty or not panels:
+    if not panels:
         return None
     height = 0.95 + LINE_HEIGHT * cells["line"].nunique()
-    figure, axes = make_panels(len(panels), columns, height=height)
+    figure, axes = style.make_panels(len(panels), columns, height=height)
     below = [_draw(ax, panel, cells) for ax, panel in zip(axes, panels, strict=True)]
-    handles = [
-        Line2D([], [], color=_mark(name)[0], marker=_mark(name)[1], ls="", ms=6, label=name)
-        for name in _order(cells["implementation"])
-    ]
+    marks = {name: _mark(name) for name in _order(cells["implementation"])}
+    handles = [entry(name, color, marker=m, ls="", ms=6) for name, (color, m) in marks.items()]
     if "bias_expected" in cells:
-        ring: dict[str, Any] = {"marker": "o", "mfc": "none", "ls": "", "ms": 9}
-        handles.append(Line2D([], [], color=MUTED, label="mean of its formula", **ring))
+        ring = entry("mean of its formula", style.MUTED, marker="o", mfc="none", ls="", ms=9)
+        handles.append(ring)
     if any(below):
-        handles.append(below_handle("at most"))  # type: ignore[arg-type]
-    add_legend(figure, handles)
+        handles.append(style.below_handle("at most"))
+    style.add_legend(figure, handles)
     return figure
 
 
@@ -85,13 +72,11 @@ def _one_flow(cells: pd.DataFrame) -> pd.DataFrame:
 
     Their `line` is the mode.
     """
-    if cells.empty:
-        return cells
     cells = cells[cells["n_probes"] == 1] if "n_probes" in cells else cells
-    name = "trained" if (cells["model"] == MAIN).any() else cells["model"].iloc[0]
+    name = MAIN if (cells["model"] == MAIN).any() else cells["model"].iloc[0]
     cells = cells[cells["model"] == name]
     cells = cells[cells["lipschitz"] == cells["lipschitz"].max()]
-    terms = cells["n_terms"] if "n_terms" in cells else pd.Series(np.nan, cells.index)
+    terms = cells.get("n_terms", pd.Series(np.nan, cells.index))
     words = [
         mode if pd.isna(n) else f"{mode},\nN = {int(n)}"
         for mode, n in zip(cells["mode"], terms, strict=True)
@@ -107,21 +92,20 @@ def _draw(ax: Axes, panel: _Panel, cells: pd.DataFrame) -> bool:
     value = some[panel.metric]
     edge = -np.inf
     if panel.logarithmic:
-        edge = log_axis(ax, "x", [value[value > 0], high[np.isfinite(high)]])
+        edge = style.log_axis(ax, "x", [value[value > 0], high[np.isfinite(high)]])
         if panel.line == 1.0:
             ax.set_xlim(min(0.8 * float(low.min()), 0.8), 1.25 * float(high.max()))
             ax.xaxis.set_major_locator(FixedLocator(RATIOS))
             ax.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
     at = np.asarray([lines.index(line) for line in some["line"]], float)
     names = _order(some["implementation"])
-    at += OFFSET * np.asarray(
-        [names.index(n) - (len(names) - 1) / 2 for n in some["implementation"]]
-    )
+    place = np.asarray([names.index(name) for name in some["implementation"]])
+    at += OFFSET * (place - (len(names) - 1) / 2)
     if isinstance(panel.line, float):
-        ax.axvline(panel.line, color=INK, lw=1.0)
+        ax.axvline(panel.line, color=style.INK, lw=1.0)
     elif panel.line is not None and panel.line in some:
         requested = some[panel.line].to_numpy(float)
-        ax.vlines(requested, at - OFFSET / 2, at + OFFSET / 2, color=INK, lw=1.6)
+        ax.vlines(requested, at - OFFSET / 2, at + OFFSET / 2, color=style.INK, lw=1.6)
     unresolved = panel.logarithmic & ((value <= edge) | (low <= 0)).to_numpy()
     for name in names:
         mine = (some["implementation"] == name).to_numpy()
@@ -129,14 +113,11 @@ def _draw(ax: Axes, panel: _Panel, cells: pd.DataFrame) -> bool:
         resolved = mine & ~unresolved
         ax.hlines(at[resolved], low[resolved].clip(lower=edge), high[resolved], color=color, lw=1.8)
         ax.plot(value[resolved], at[resolved], marker, color=color, ms=6, mew=0)
-        draw_edge_marks(ax, high[mine & unresolved].to_numpy(), at[mine & unresolved], color)
+        style.draw_edge_marks(ax, high[mine & unresolved].to_numpy(), at[mine & unresolved], color)
     if panel.expected and panel.expected in some:
-        rings: dict[str, Any] = {"mfc": "none", "mec": MUTED, "ms": 11, "mew": 1.0}
-        ax.plot(some[panel.expected], at, "o", **rings)
-    ax.set_yticks(range(len(lines)), lines)
+        ax.plot(some[panel.expected], at, "o", mfc="none", mec=style.MUTED, ms=11, mew=1.0)
+    name_rows(ax, lines)
     ax.set_ylim(len(lines) - 0.45, -0.55)
-    ax.tick_params(axis="y", length=0)
-    ax.grid(False, axis="y")
     ax.set(title=panel.title, xlabel=panel.label)
     return bool(unresolved.any())
 
@@ -148,7 +129,7 @@ def _order(names: pd.Series) -> list[str]:
 
 
 def _mark(name: str) -> tuple[str, str]:
-    return MARKS.get(name, (GREY, "X"))
+    return MARKS.get(name, (style.GREY, "X"))
 
 
 PICTURES = (

@@ -15,20 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resflow_bench.intervals import (
-    Interval,
-    lower_variance_interval,
-    mean_interval,
-    median_interval,
-    variance_interval,
-)
+from resflow_bench.intervals import Interval, mean_interval, median_interval
 from resflow_bench.lab import Cell, Context, Observation, exactly, observe
 from resflow_bench.logdet import Fixed, Roulette, exact_log_det
 from resflow_bench.models import Problem, build_points, build_problem, realised
 from resflow_bench.peers import PEERS, TRAINING, Peer, Request
 from resflow_bench.speed.timing import elapsed, peak_bytes
 from resflow_bench.threads import one_thread
-from suites.sampling import NORMAL_ORDER, ROUNDING
+from suites.sampling import NORMAL_ORDER, REACHABLE, rounding_of, sample_variance, widened
 
 UPSTREAM = (1.0, 2.0, 5.0, -1.0)
 """d loss / d log_det of one example after the other: unequal, as importance weights are."""
@@ -37,9 +31,6 @@ N_GROUPS = 8
 """Pairs of means whose products are averaged: their interval has this many samples, less one."""
 
 N_WARM_UP = 3
-
-REACHABLE = 1e-9
-"""A term evaluated less often than once in 1e9 draws does not show in any experiment."""
 
 
 def measure_peers(cell: Cell, context: Context) -> Iterable[Observation]:
@@ -85,10 +76,7 @@ def _values(
     draws = draw(peer, problem.x, n_calls, n_copies, seed)  # (n, P, R)
     errors = draws.mean(2) - truth  # (n, P)
     rest = _unreached(problem, peer.truncation)
-    eps = torch.finfo(problem.x.dtype).eps
-    width = rest + ROUNDING * eps * max(1.0, float(np.abs(truth).max()))
-    interval = mean_interval(errors.mean(1))
-    interval = interval._replace(low=interval.low - width, high=interval.high + width)
+    interval = widened(mean_interval(errors.mean(1)), rest + rounding_of(problem.x, truth))
     rho, truncation = problem.spectral_radius, peer.truncation
     message = f"{peer.version}; {n_calls} calls of {n_copies} x {len(problem.x)} examples"
     if not truncation.moment_is_finite(rho, 2):
@@ -97,9 +85,8 @@ def _values(
     if peer.bias is not None:
         yield exactly("bias_expected", float(problem.over_blocks(peer.bias).mean()), "nat")
     yield exactly("log_det_exact", float(truth.mean()), "nat")
-    rows = draws.reshape(n_calls, -1)
     is_normal = truncation.moment_is_finite(rho, NORMAL_ORDER)
-    spread = variance_interval(rows) if is_normal else lower_variance_interval(rows)
+    spread = sample_variance(draws.reshape(n_calls, -1), is_normal)
     yield observe("variance", spread, "nat^2", draws.size)
     if isinstance(truncation, Roulette):
         yield exactly("variance_is_finite", float(truncation.moment_is_finite(rho, 2)), "1")

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from resflow_bench.lab import Grid, Preset, Suite, Value
+from resflow_bench.lab import Grid, Preset, Suite
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
+from suites.grids import Axes, Point
 from suites.scaling.claims import CLAIMS
 from suites.scaling.measure import build_log_prob, build_sized_flow, measure_scaling
 
-FIRST_RUNGS: Mapping[str, Mapping[str, Value]] = {
+FIRST_RUNGS: dict[str, Point] = {
     "n_terms": {"n_terms": 20, "n_probes": 1, "batch_size": 256},
     "n_probes": {"n_terms": 20, "n_probes": 4, "batch_size": 256},
     "batch_size": {"n_terms": 20, "n_probes": 1, "batch_size": 512},
 }
 """Of each ladder: large enough that most of a call is not what it does whatever its size."""
 
-WIDE_RUNGS: Mapping[str, Mapping[str, Value]] = {
+WIDE_RUNGS: dict[str, Point] = {
     "n_terms": {"n_terms": 5, "n_probes": 8, "batch_size": 64},
     "n_probes": {"n_terms": 20, "n_probes": 1, "batch_size": 64},
     "batch_size": {"n_terms": 20, "n_probes": 8, "batch_size": 8},
@@ -27,15 +28,10 @@ rungs have 8 probes and 64 examples."""
 
 
 def ladders(
-    dim: int,
-    width: int,
-    rungs: Mapping[str, Mapping[str, Value]],
-    dtypes: tuple[str, ...] = ("float32",),
+    dim: int, width: int, rungs: dict[str, Point], dtypes: tuple[str, ...] = ("float32",)
 ) -> tuple[Grid, ...]:
     """One cell for each axis that grows, and each dtype."""
-    where: dict[str, tuple[Value, ...]] = {
-        "dim": (dim,), "width": (width,), "dtype": dtypes, "device": ("cpu",),
-    }  # fmt: skip
+    where: Axes = {"dim": (dim,), "width": (width,), "dtype": dtypes, "device": ("cpu",)}
     return tuple(
         Grid({**where, **{name: (value,) for name, value in first.items()}}, {"grows": grows})
         for grows, first in rungs.items()

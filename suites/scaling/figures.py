@@ -3,77 +3,50 @@
 from __future__ import annotations
 
 import re
+from itertools import product
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from resflow_bench.analysis.tables import axes, label, varying
-from resflow_bench.analysis.words import measured, number
+from resflow_bench.analysis.words import number
+from resflow_bench.report import style
 from resflow_bench.report.picture import Picture
-from resflow_bench.report.style import (
-    ACCENT,
-    BLUE,
-    BROWN,
-    DASHES,
-    GREEN,
-    MUTED,
-    ORANGE,
-    PAPER,
-    PINK,
-    add_legend,
-    count_axis,
-    label_outer,
-    log_axis,
-    make_panels,
-    themed,
-)
+from suites.marks import drawn_from, entry
 from suites.scaling.claims import GROWING
 
-STYLES = ((ACCENT, "o"), (BLUE, "s"), (GREEN, "D"), (ORANGE, "^"), (PINK, "v"), (BROWN, "P"))
+COLORS = (style.ACCENT, style.BLUE, style.GREEN, style.ORANGE, style.PINK, style.BROWN)
+STYLES = tuple(zip(COLORS, "osD^vP", strict=True))
 SYMBOLS = {"n_terms": "N", "n_probes": "m", "batch_size": "B"}
 ENDS = ("low", "high")
 RUNG = re.compile(r"wall_s_(\d+)")
 
 
-@themed
-def ladders(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
+@drawn_from("grows", "exponent", "overhead_s", "marginal_s", "dim", "width")
+def ladders(cells: pd.DataFrame, columns: int) -> Figure:
     """Seconds of a log-prob against terms, probes and examples, with and without a constant."""
-    cells = measured(cells, "grows", "exponent", "overhead_s", "marginal_s", "dim", "width")
-    if cells.empty:
-        return None
     cells = _named(cells)
     styles = dict(zip(dict.fromkeys(cells["name"]), STYLES, strict=False))
-    places = [
-        (device, grows)
-        for device in dict.fromkeys(cells["device"])
-        for grows in GROWING
-        if (cells["grows"] == grows).any()
-    ]
+    growing = [grows for grows in GROWING if (cells["grows"] == grows).any()]
+    places = list(product(dict.fromkeys(cells["device"]), growing))
     columns = min(columns, cells["grows"].nunique())
-    figure, panels = make_panels(len(places), columns)
+    figure, panels = style.make_panels(len(places), columns)
     for ax, (device, grows) in zip(panels, places, strict=True):
         here = cells[(cells["device"] == device) & (cells["grows"] == grows)]
         ladders = [(_rungs(cell), cell) for _, cell in here.iterrows() if cell["name"] in styles]
         if ladders:
-            log_axis(ax, "y", [rungs[end] for rungs, _ in ladders for end in ("wall_s", *ENDS)])
-            count_axis(ax, pd.concat([rungs["size"] for rungs, _ in ladders]))
+            rungs = pd.concat([rungs for rungs, _ in ladders])
+            style.log_axis(ax, "y", [rungs[column] for column in ("wall_s", *ENDS)])
+            style.count_axis(ax, rungs["size"])
         for rungs, cell in ladders:
             _draw(ax, rungs, cell, *styles[cell["name"]])
         ax.set(title=f"{GROWING[grows]}, {device}", xlabel=f"{GROWING[grows]} {SYMBOLS[grows]}")
-    label_outer(panels, columns, "seconds of a log-prob")
-    add_legend(
-        figure,
-        [
-            *(
-                Line2D([], [], color=color, marker=marker, lw=1.4, ms=5.5, label=name)
-                for name, (color, marker) in styles.items()
-            ),
-            Line2D([], [], color=MUTED, ls=DASHES, lw=1.1, label="without the constant"),
-        ],
-    )
+    style.label_outer(panels, columns, "seconds of a log-prob")
+    handles = [entry(name, color, marker=m, lw=1.4, ms=5.5) for name, (color, m) in styles.items()]
+    without = entry("without the constant", style.MUTED, ls=style.DASHES, lw=1.1)
+    style.add_legend(figure, [*handles, without])
     return figure
 
 
@@ -92,10 +65,7 @@ def _named(cells: pd.DataFrame) -> pd.DataFrame:
 def _rungs(cell: pd.Series) -> pd.DataFrame:
     """size, wall_s and the ends of its interval, a line for each rung that was timed."""
     rungs = [
-        (
-            int(rung[1]) * cell[cell["grows"]],
-            *(cell[f"{name}{end}"] for end in ("", "_low", "_high")),
-        )
+        (int(rung[1]) * cell[cell["grows"]], cell[name], cell[f"{name}_low"], cell[f"{name}_high"])
         for name in cell.index
         if (rung := RUNG.fullmatch(name)) and not pd.isna(cell[name])
     ]
@@ -105,20 +75,13 @@ def _rungs(cell: pd.Series) -> pd.DataFrame:
 def _draw(ax: Axes, rungs: pd.DataFrame, cell: pd.Series, color: str, marker: str) -> None:
     """The marks, a + b n through them, b n alone, and the exponent at the last."""
     ax.vlines(rungs["size"], rungs["low"], rungs["high"], color=color, lw=1.8)
-    ax.plot(rungs["size"], rungs["wall_s"], marker, color=color, ms=5.5, mec=PAPER, mew=0.4)
+    ax.plot(rungs["size"], rungs["wall_s"], marker, color=color, ms=5.5, mec=style.PAPER, mew=0.4)
     size = np.geomspace(rungs["size"].min(), rungs["size"].max(), 50)
     ax.plot(size, cell["overhead_s"] + cell["marginal_s"] * size, color=color, lw=1.4)
-    ax.plot(size, cell["marginal_s"] * size, color=color, lw=1.1, ls=DASHES)
+    ax.plot(size, cell["marginal_s"] * size, color=color, lw=1.1, ls=style.DASHES)
     end = rungs.loc[rungs["size"].idxmax()]
-    ax.annotate(
-        f"exponent {number(cell['exponent'], 2)}",
-        (end["size"], end["wall_s"]),
-        (-8, 4),
-        textcoords="offset points",
-        ha="right",
-        color=color,
-        size=8,
-    )
+    text, at = f"exponent {number(cell['exponent'], 2)}", (end["size"], end["wall_s"])
+    ax.annotate(text, at, (-8, 4), textcoords="offset points", ha="right", color=color, size=8)
 
 
 PICTURES = (

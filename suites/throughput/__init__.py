@@ -9,65 +9,51 @@ from resflow_bench.lab import Preset, Suite
 from resflow_bench.models import prepare_models
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from resflow_bench.speed.timing import peak_bytes
-from suites.grids import (
-    ESTIMATOR_AXES,
-    IMAGE_FLOWS,
-    MODEL_AXES,
-    TRAINED_FLOWS,
-    Axes,
-    estimator_grids,
-)
+from suites import grids
 from suites.throughput.claims import CLAIMS
 from suites.throughput.measure import build_call, measure_throughput
 
 OPERATIONS = ("log_prob", "train_step", "sample")
-COMMON: Axes = {"operation": OPERATIONS, "probe": ("rademacher",), "dtype": ("float32",)}
+COMMON: grids.Axes = {"operation": OPERATIONS, "probe": ("rademacher",), "dtype": ("float32",)}
 
 SUITE = Suite(
     name="throughput",
     question="How many examples a second, in how many bytes, at what share of the matmul rate?",
-    axes=(*MODEL_AXES, *ESTIMATOR_AXES, "operation", "batch_size"),
+    axes=(*grids.MODEL_AXES, *grids.ESTIMATOR_AXES, "operation", "batch_size"),
     presets={
         "smoke": Preset(
-            estimator_grids(
+            grids.estimator_grids(
                 models=("init",),
                 constants=(0.9,),
-                trained=(),
                 fixed={"n_terms": (10,)},
-                roulette={"roulette": (), "n_exact": ()},
                 common={**COMMON, "n_probes": (1,), "batch_size": (64,)},
             ),
             {"seconds": 0.2},
         ),
         "quick": Preset(
-            estimator_grids(
-                models=(),
-                constants=(),
+            grids.estimator_grids(
                 trained=(0.9,),
                 fixed={"n_terms": (5, 20)},
                 roulette={"roulette": ("geometric(0.5)",), "n_exact": (3,)},
                 common={**COMMON, "n_probes": (1,), "batch_size": (256,)},
             )
-            + estimator_grids(
-                models=(),
-                constants=(),
+            + grids.estimator_grids(
                 trained=(0.9,),
                 fixed={"n_terms": (5,)},
-                roulette={"roulette": (), "n_exact": ()},
                 common={**COMMON, "n_probes": (1,), "batch_size": (64,)},
-                flows=IMAGE_FLOWS,
+                flows=grids.IMAGE_FLOWS,
             ),
             {"seconds": 2.0},
         ),
         "full": Preset(
-            estimator_grids(
+            grids.estimator_grids(
                 models=("init",),
                 constants=(0.9,),
                 trained=(0.9,),
                 fixed={"n_terms": (5, 10, 20, 50)},
                 roulette={"roulette": ("geometric(0.5)", "geometric(0.1)"), "n_exact": (3,)},
                 common={**COMMON, "n_probes": (1, 4), "batch_size": (64, 256, 1024)},
-                flows=TRAINED_FLOWS,
+                flows=grids.TRAINED_FLOWS,
             ),
             {"seconds": 5.0},
         ),

@@ -10,18 +10,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from resflow_bench.analysis.tables import axes, label, varying
-from resflow_bench.analysis.words import measured, number
+from resflow_bench.analysis.words import number
 from resflow_bench.report.picture import Picture
-from resflow_bench.report.style import INK, MAX_ROWS, make_panels, themed
-from suites.marks import mark
+from resflow_bench.report.style import INK, MAX_ROWS, make_panels
+from suites.marks import drawn_from, mark
 
 
-@themed
-def rates(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
+@drawn_from("examples_per_s", "operation")
+def rates(cells: pd.DataFrame, columns: int) -> Figure:
     """Examples a second, a panel for each operation, with the share of the peak written."""
-    cells = measured(cells, "examples_per_s", "operation")
-    if cells.empty:
-        return None
     operations = list(dict.fromkeys(cells["operation"]))
     rows = min(int(cells["operation"].value_counts().max()), MAX_ROWS)
     figure, panels = make_panels(len(operations), columns, height=0.8 + 0.58 * rows)

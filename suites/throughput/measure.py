@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import numpy as np
 import torch
 
 from resflow_bench.data import Dataset
-from resflow_bench.intervals import median_interval
-from resflow_bench.lab import Cell, Context, Observation
+from resflow_bench.intervals import Interval, median_interval
+from resflow_bench.lab import Cell, Context, Observation, observe
 from resflow_bench.models import build_estimator, build_flow, build_points, build_problem, realised
 from resflow_bench.speed.timing import Call, count_flops, matmul_rate, peak_bytes, timings
 from resflow_bench.training.trainer import Trainer, Training
@@ -37,14 +38,20 @@ def measure_throughput(cell: Cell, context: Context) -> Iterable[Observation]:
     rate = max(before, matmul_rate(device, cell["dtype"]))  # the machine may be busy at one of them
     best = min(threads, key=lambda n_threads: float(np.median(threads[n_threads])))
     interval = median_interval(threads[best])
-    value, low, high, n = interval.value, interval.low, interval.high, interval.n
+    value, _, low, high, n = interval
+
+    def share(metric: str, numerator: float, unit: str, message: str = "") -> Observation:
+        """numerator / seconds, with the ends of the interval exchanged."""
+        found = Interval(numerator / value, math.nan, numerator / high, numerator / low, n)
+        return observe(metric, found, unit, n, message)
+
     medians = (f"{np.median(times):.3g} s on {n_threads}" for n_threads, times in threads.items())
     said = f"threads: {best}, the fastest of {', '.join(medians)}"
-    yield Observation("wall_s", value, "s", interval.standard_error, low, high, n, said)
-    yield _inverted("examples_per_s", batch_size, value, low, high, n, "1/s")
+    yield observe("wall_s", interval, "s", n, said)
+    yield share("examples_per_s", batch_size, "1/s")
     yield Observation("peak_bytes", float(peak), "B")
     message = f"{flops:.4g} FLOP a call; a matrix product runs at {rate:.4g} FLOP/s"
-    yield _inverted("flops_fraction", flops / rate, value, low, high, n, "1", message)
+    yield share("flops_fraction", flops / rate, "1", message)
     problem = build_problem(cell, context.results, N_POINTS)
     yield from realised(problem.norm, problem.spectral_radius)
 
@@ -65,14 +72,3 @@ def build_call(cell: Cell, results: Path) -> Call:
     data = Dataset("points", train=x, test=x)
     trained = copy.deepcopy(flow).requires_grad_(True)
     return Trainer(trained, data, Training(10**6, batch_size=len(x))).step
-
-
-def _inverted(
-    metric: str, numerator: float, value: float, low: float, high: float, n: int, unit: str,
-    message: str = "",
-) -> Observation:  # fmt: skip
-    """numerator / seconds, with the ends of the interval exchanged."""
-    return Observation(
-        metric, numerator / value, unit, ci_low=numerator / high, ci_high=numerator / low, n=n,
-        message=message,
-    )  # fmt: skip

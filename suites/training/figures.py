@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from resflow_bench.analysis.tables import label, varying
-from resflow_bench.analysis.words import measured
+from resflow_bench.report import style
 from resflow_bench.report.picture import Picture
-from resflow_bench.report.style import (
-    ACCENT,
-    BLUE,
-    DASHES,
-    INK,
-    MAX_PANELS,
-    add_legend,
-    label_outer,
-    make_panels,
-    themed,
-)
+from suites.marks import drawn_from, entry
 
 TRAINING = ["dataset", "architecture", "lipschitz", "batch_size", "device"]
 """The axes that the rows of one curve share."""
@@ -33,78 +20,64 @@ SHARE = 0.15
 first steps would flatten all that follows."""
 
 
-@themed
-def likelihood(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
+@drawn_from("loss", "log_prob_test")
+def likelihood(cells: pd.DataFrame, columns: int) -> Figure:
     """Log-likelihood of the batches and of held-out points over the steps, a panel a training."""
-    cells = measured(cells, "loss", "log_prob_test")
-    if cells.empty:
-        return None
     figure, panels = _panels(cells, columns)
     for ax, here in panels:
         steps = here["step"].astype(float)
         batches, low, high = -here["loss"], -here["loss_high"], -here["loss_low"]
-        ax.fill_between(steps, low, high, color=BLUE, alpha=0.15, lw=0)
-        ax.plot(steps, batches, color=BLUE, lw=1.2)
-        test = (here[f"log_prob_test{end}"] for end in ("", "_low", "_high"))
-        held_out, low, high = test
-        ax.fill_between(steps, low, high, color=ACCENT, alpha=0.18, lw=0)
-        ax.plot(steps, held_out, color=ACCENT, lw=1.8, marker="o", ms=3)
+        ax.fill_between(steps, low, high, color=style.BLUE, alpha=0.15, lw=0)
+        ax.plot(steps, batches, color=style.BLUE, lw=1.2)
+        held_out, low, high = (here[f"log_prob_test{end}"] for end in ("", "_low", "_high"))
+        ax.fill_between(steps, low, high, color=style.ACCENT, alpha=0.18, lw=0)
+        ax.plot(steps, held_out, color=style.ACCENT, lw=1.8, marker="o", ms=3)
         shown = np.concatenate([batches, held_out, low])
         bottom, top = np.quantile(shown, SHARE), max(batches.max(), high.max())
-        lowest = min(shown.min(), bottom)
-        if bottom - lowest > top - bottom:
+        if bottom - shown.min() > top - bottom:
             ax.set_ylim(bottom - 0.25 * (top - bottom), top + 0.1 * (top - bottom))
-    label_outer([ax for ax, _ in panels], columns, "log p (nat)")
+    style.label_outer([ax for ax, _ in panels], columns, "log p (nat)")
     handles = [
-        Line2D([], [], color=ACCENT, lw=1.8, marker="o", ms=3, label="held out, averaged weights"),
-        Line2D([], [], color=BLUE, lw=1.2, label="training batches"),
+        entry("held out, averaged weights", style.ACCENT, lw=1.8, marker="o", ms=3),
+        entry("training batches", style.BLUE, lw=1.2),
     ]
-    add_legend(figure, handles)
+    style.add_legend(figure, handles)
     return figure
 
 
-@themed
-def promises(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
+@drawn_from("lipschitz_certified", "lipschitz_excess")
+def promises(cells: pd.DataFrame, columns: int) -> Figure:
     """The worst block's certified constant over the steps, before and after each update."""
-    cells = measured(cells, "lipschitz_certified", "lipschitz_excess")
-    if cells.empty:
-        return None
     figure, panels = _panels(cells, columns)
     for ax, here in panels:
         steps, promised = here["step"].astype(float), here["lipschitz"].iloc[0]
-        certified, excess = (
-            100 * here["lipschitz_certified"] / promised,
-            100 * here["lipschitz_excess"],
-        )
-        ax.axhline(100, color=INK, lw=1.1, ls=DASHES)
-        ax.plot(steps, excess, color=ACCENT, lw=1.2, marker="s", ms=3)
-        ax.plot(steps, certified, color=BLUE, lw=1.8, marker="o", ms=3)
+        certified = 100 * here["lipschitz_certified"] / promised
+        excess = 100 * here["lipschitz_excess"]
+        ax.axhline(100, color=style.INK, lw=1.1, ls=style.DASHES)
+        ax.plot(steps, excess, color=style.ACCENT, lw=1.2, marker="s", ms=3)
+        ax.plot(steps, certified, color=style.BLUE, lw=1.8, marker="o", ms=3)
         # The promise is in the middle; blocks begin far below it.
         reach = max(0.1, excess.max() - 100, 100 - certified.median())
         ax.set_ylim(100 - 1.2 * reach, 100 + 1.2 * reach)
-    label_outer([ax for ax, _ in panels], columns, "% of the promised K")
+    style.label_outer([ax for ax, _ in panels], columns, "% of the promised K")
     handles = [
-        Line2D([], [], color=INK, lw=1.1, ls=DASHES, label="promised"),
-        Line2D([], [], color=BLUE, lw=1.8, marker="o", ms=3, label="certified"),
-        Line2D([], [], color=ACCENT, lw=1.2, marker="s", ms=3, label="before the update"),
+        entry("promised", style.INK, lw=1.1, ls=style.DASHES),
+        entry("certified", style.BLUE, lw=1.8, marker="o", ms=3),
+        entry("before the update", style.ACCENT, lw=1.2, marker="s", ms=3),
     ]
-    add_legend(figure, handles)
+    style.add_legend(figure, handles)
     return figure
 
 
 def _panels(cells: pd.DataFrame, columns: int) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
     """A panel for each training, titled by the axes that differ, with its rows by step."""
     shown = list(dict.fromkeys(["dataset", "architecture", "lipschitz", *varying(cells, TRAINING)]))
-    groups = list(_trainings(cells))[:MAX_PANELS]
-    figure, panels = make_panels(len(groups), columns)
+    groups = [here.sort_values("step") for _, here in cells.groupby(TRAINING, sort=False)]
+    groups = groups[: style.MAX_PANELS]
+    figure, panels = style.make_panels(len(groups), columns)
     for ax, here in zip(panels, groups, strict=True):
         ax.set(title=label(here.iloc[0], shown), xlabel="step")
     return figure, list(zip(panels, groups, strict=True))
-
-
-def _trainings(cells: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    for _, here in cells.groupby(TRAINING, sort=False):
-        yield here.sort_values("step")
 
 
 PICTURES = (

@@ -11,10 +11,7 @@ from suites.training_gap.claims import CLAIMS
 from suites.training_gap.measure import measure_training_gap, prepare_gaps
 
 COMMON: Axes = {
-    "probe": ("rademacher",),
-    "n_probes": (1,),
-    "dtype": ("float64",),
-    "device": ("cpu",),
+    **{"probe": ("rademacher",), "n_probes": (1,), "dtype": ("float64",), "device": ("cpu",)}
 }
 ROULETTE: Axes = {"roulette": ("geometric(0.3)",), "n_exact": (4,)}
 
@@ -27,10 +24,7 @@ def _grids(
 ) -> tuple[Grid, ...]:
     """Flows trained with N terms, and with a roulette."""
     flows: Axes = {
-        "dataset": datasets,
-        "architecture": ("mlp",),
-        "lipschitz": constants,
-        "step": steps,
+        **{"dataset": datasets, "architecture": ("mlp",), "lipschitz": constants, "step": steps}
     }
     return (
         Grid({**flows, "n_terms": n_terms, **COMMON}, {"truncation": "fixed"}),

@@ -8,29 +8,25 @@ from resflow_bench.architectures import LINEAR_FAMILIES
 from resflow_bench.lab import Preset, Suite
 from resflow_bench.models import prepare_models
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
-from suites.grids import (
-    ESTIMATOR_AXES,
-    IMAGE_FLOWS,
-    MODEL_AXES,
-    TRAINED_FLOWS,
-    Axes,
-    estimator_grids,
-)
+from suites import grids
 from suites.variance.claims import CLAIMS
 from suites.variance.measure import measure_variance
 
-COMMON: Axes = {"probe": ("gaussian", "rademacher"), "n_probes": (1, 4), "dtype": ("float64",)}
+COMMON: grids.Axes = {
+    "probe": ("gaussian", "rademacher"),
+    "n_probes": (1, 4),
+    "dtype": ("float64",),
+}
 
 SUITE = Suite(
     name="variance",
     question="How noisy is an estimate of the log-determinant, and what do the bounds say of it?",
-    axes=(*MODEL_AXES, *ESTIMATOR_AXES),
+    axes=(*grids.MODEL_AXES, *grids.ESTIMATOR_AXES),
     presets={
         "smoke": Preset(
-            estimator_grids(
+            grids.estimator_grids(
                 models=("minus-identity", "init"),
                 constants=(0.5,),
-                trained=(),
                 fixed={"n_terms": (10,)},
                 roulette={"roulette": ("geometric(0.5)",), "n_exact": (3,)},
                 common={**COMMON, "n_probes": (1,)},
@@ -38,40 +34,32 @@ SUITE = Suite(
             {"n_points": 4, "max_draws": 4000},
         ),
         "quick": Preset(
-            estimator_grids(
+            grids.estimator_grids(
                 models=("minus-identity", "gaussian", "triangular"),
                 constants=(0.5, 0.9),
                 trained=(0.9,),
                 fixed={"n_terms": (5, 10)},
-                roulette={
-                    "roulette": ("geometric(0.5)", "geometric(0.1)", "poisson(2)"),
-                    "n_exact": (3,),
-                },
+                roulette={"roulette": grids.LAWS, "n_exact": (3,)},
                 common=COMMON,
             )
-            + estimator_grids(
-                models=(),
-                constants=(),
+            + grids.estimator_grids(
                 trained=(0.9,),
                 fixed={"n_terms": (10,)},
                 roulette={"roulette": ("geometric(0.3)",), "n_exact": (3,)},
                 common={**COMMON, "n_probes": (1,)},
-                flows=IMAGE_FLOWS,
+                flows=grids.IMAGE_FLOWS,
             ),
             {"n_points": 8, "max_draws": 8_000},
         ),
         "full": Preset(
-            estimator_grids(
+            grids.estimator_grids(
                 models=(*LINEAR_FAMILIES, "init"),
                 constants=(0.3, 0.5, 0.7, 0.9, 0.97),
                 trained=(0.7, 0.9, 0.97),
                 fixed={"n_terms": (1, 2, 5, 10, 20, 50)},
-                roulette={
-                    "roulette": ("geometric(0.5)", "geometric(0.1)", "poisson(2)"),
-                    "n_exact": (0, 3, 10),
-                },
+                roulette={"roulette": grids.LAWS, "n_exact": (0, 3, 10)},
                 common={**COMMON, "n_probes": (1, 4, 16)},
-                flows=TRAINED_FLOWS,
+                flows=grids.TRAINED_FLOWS,
             ),
             {"n_points": 16, "max_draws": 200_000},
         ),

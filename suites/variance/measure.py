@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import numpy as np
 
 from resflow_bench import theory
-from resflow_bench.intervals import lower_variance_interval, variance_interval
 from resflow_bench.lab import Cell, Context, Observation, exactly, observe, replicates
 from resflow_bench.logdet import Fixed, LogDetEstimator, Roulette
 from resflow_bench.models import Problem, build_estimator, build_problem, realised
-from suites.sampling import MIN_DRAWS, NORMAL_ORDER, draw, rounding_of, total_variance, widened
-
-REACHABLE = 1e-9
-"""A term evaluated less often than once in 1e9 draws does not show in any experiment."""
+from suites import sampling
 
 
 def measure_variance(cell: Cell, context: Context) -> Iterable[Observation]:
@@ -24,25 +19,18 @@ def measure_variance(cell: Cell, context: Context) -> Iterable[Observation]:
     estimator = build_estimator(cell)
     truncation, m = estimator.truncation, estimator.n_probes
     n_points = len(problem.x)
-    expected = total_variance(problem, estimator).mean()
+    expected = sampling.total_variance(problem, estimator).mean()
     finite = bool(np.isfinite(expected))
 
-    n_draws = max(MIN_DRAWS, int(context.effort["max_draws"]) // n_points)
-    estimates = draw(problem, estimator, n_draws, context.generator_seed(cell))
-    if truncation.moment_is_finite(problem.spectral_radius, NORMAL_ORDER):
-        interval, message = variance_interval(estimates), ""
-    else:
-        interval = lower_variance_interval(estimates)
-        message = (
-            "the eighth moment is infinite: the interval is one-sided"
-            if finite
-            else "infinite variance: the sample variance grows with the number of draws"
-        )
-    rounding = rounding_of(problem)
-    interval = widened(interval, rounding * (2 * math.sqrt(interval.value) + rounding))
-    low = max(0.0, interval.low)
+    n_draws = max(sampling.MIN_DRAWS, int(context.effort["max_draws"]) // n_points)
+    estimates = sampling.draw(problem, estimator, n_draws, context.generator_seed(cell))
+    is_normal = truncation.moment_is_finite(problem.spectral_radius, sampling.NORMAL_ORDER)
+    message = "" if is_normal else "the eighth moment is infinite: the interval is one-sided"
+    if not (is_normal or finite):
+        message = "infinite variance: the sample variance grows with the number of draws"
+    rounding = sampling.rounding_of(problem.x, problem.log_det)
+    interval = sampling.sample_variance(estimates, is_normal, rounding)
     shares = replicates(estimates, lambda share: share.var(0, ddof=1).mean())
-    interval = interval._replace(low=low)
     yield observe("variance", interval, "nat^2", n_draws * n_points, message, replicates=shares)
     yield exactly("variance_expected", expected, "nat^2")
     yield exactly("variance_is_finite", float(finite), "1")
@@ -63,9 +51,9 @@ def _reachable(problem: Problem, estimator: LogDetEstimator) -> np.ndarray:
     """The part of the variance from terms that are evaluated in at least one of 1e9 draws, (P,)."""
     truncation = estimator.truncation
     if not isinstance(truncation, Roulette):
-        return total_variance(problem, estimator)
+        return sampling.total_variance(problem, estimator)
     return problem.over_blocks(
         lambda matrices: theory.roulette_variance(
-            matrices, truncation, estimator.probe, estimator.n_probes, REACHABLE
+            matrices, truncation, estimator.probe, estimator.n_probes, sampling.REACHABLE
         )
     )
