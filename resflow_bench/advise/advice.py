@@ -6,17 +6,17 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from resflow_bench.advise.budget import Budget
 from resflow_bench.advise.candidates import Search
 from resflow_bench.advise.contest import Contender, Contest, Measured, fastest
 from resflow_bench.advise.inspection import inspect
+from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab.progress import Listener, ignore
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import Tensor
-
-    from resflow_bench.flows import ResidualFlow
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Advice:
     @property
     def table(self) -> pd.DataFrame:
         """One row for each measured estimator, the best first."""
-        import pandas as pd
+        import pandas as pd  # not above: its threads do not survive asv's forks
 
         return pd.DataFrame(
             {

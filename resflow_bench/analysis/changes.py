@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -10,9 +10,6 @@ from scipy.stats import norm
 
 from resflow_bench.analysis.tables import axes
 from resflow_bench.intervals import LEVEL
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 KEYS = ["suite", "cell", "metric"]
 _Z = float(norm.isf((1 - LEVEL) / 2))

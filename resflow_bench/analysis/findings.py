@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from resflow_bench.analysis.tables import wide
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from resflow_bench.lab import Suite
+from resflow_bench.lab import Suite
 
 MAX_FINDINGS = 3
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
-from resflow_bench.analysis.words import number, with_interval
+from resflow_bench.analysis.words import measured, number, with_interval
 from resflow_bench.intervals import LEVEL
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ REASONS = {
 def apply(statement: Statement, cells: pd.DataFrame) -> pd.DataFrame:
     """The rule's lines for the cells selected by the statement, with `statement` and `cell`."""
     rule = statement.rule
-    if not set(rule.metrics) <= set(cells):
-        return cells.head(0)
-    cells = cells[cells["status"] == "ok"].dropna(subset=list(rule.metrics))
+    cells = measured(cells, *rule.metrics)
+    if cells.empty:
+        return cells
     if statement.only:
         cells = cells.query(statement.only)
     lines = rule.test(cells).assign(statement=statement.name, cell=cells["cell"])

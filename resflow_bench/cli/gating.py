@@ -15,14 +15,9 @@ if TYPE_CHECKING:
     from resflow_bench.gate.margins import Margins
     from resflow_bench.lab.store import Run
 
-asv_option = click.option(
-    "--asv",
-    "config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default="asv.conf.json",
-    show_default=True,
-    help="asv's configuration.",
-)
+asv_option = click.option("--asv", "config", type=click.Path(path_type=Path, dir_okay=False),
+                          default="asv.conf.json", show_default=True,
+                          help="asv's configuration.")  # fmt: skip
 
 
 @cli.command()

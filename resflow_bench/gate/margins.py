@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from resflow_bench.lab import TIME, Metric
-
-if TYPE_CHECKING:
-    from resflow_bench.lab import Suite
+from resflow_bench.lab import TIME, Metric, Suite
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,12 @@ import io
 import json
 import os
 import time
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from math import nan
+from pathlib import Path
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,13 +30,8 @@ import pyarrow.parquet as pq
 
 from resflow_bench import __version__
 from resflow_bench.lab.axes import axis_named
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
-
-    from resflow_bench.lab.observe import Result
-    from resflow_bench.lab.suite import Suite
+from resflow_bench.lab.observe import Result
+from resflow_bench.lab.suite import Suite
 
 COLUMNS = {
     "suite": "string",

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from resflow_bench.lab.axes import Value, axis_named
 from resflow_bench.lab.cells import Cell, Preset
 from resflow_bench.lab.claims import Claims
 from resflow_bench.lab.observe import Observation
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
 
 
 class Skip(Exception):

@@ -10,20 +10,16 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from math import nan
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from resflow_bench.lab.interrupt import Interrupted, Interrupts
 from resflow_bench.lab.observe import Result
 from resflow_bench.lab.plan import Plan, now
 from resflow_bench.lab.progress import Listener, Progress, ignore
+from resflow_bench.lab.store import Run
 from resflow_bench.lab.suite import Context, Suite
 from resflow_bench.lab.workers import FAILURES, Answer, Task, by_workers, explain, in_turn
 from resflow_bench.threads import one_thread
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from resflow_bench.lab.store import Run
 
 
 @dataclass

@@ -7,10 +7,11 @@ import os
 import signal
 import threading
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from multiprocessing import connection, resource_tracker
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from resflow_bench.lab.cells import Cell
 from resflow_bench.lab.discovery import load
@@ -18,9 +19,6 @@ from resflow_bench.lab.interrupt import NUMBERS, Interrupts
 from resflow_bench.lab.observe import Result
 from resflow_bench.lab.suite import Context, Failure, Skip, Suite
 from resflow_bench.threads import one_thread
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
 
 # Failures of a cell, not of the program: ArithmeticError is a solve that did not converge or a
 # value that is not finite; RuntimeError is torch's for a lack of memory, a failed factorisation or

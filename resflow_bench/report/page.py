@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
@@ -23,12 +23,10 @@ from resflow_bench.analysis import rules, verdicts
 from resflow_bench.analysis.findings import findings
 from resflow_bench.analysis.tables import axes, label, plain, units, varying, wide
 from resflow_bench.analysis.words import number, with_interval
+from resflow_bench.lab import Statement, Suite
 from resflow_bench.lab.store import BESIDE
 from resflow_bench.report import style
 from resflow_bench.report.picture import Picture
-
-if TYPE_CHECKING:
-    from resflow_bench.lab import Statement, Suite
 
 MAX_LINES = 60  # of a table or a list on the page; the CSV beside it has them all
 PHONE = 1
