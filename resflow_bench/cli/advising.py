@@ -86,26 +86,21 @@ def advise(
 
 def _problem(cell: Cell, results: Path, n: int, gradient: bool) -> str:
     """Python that makes `flow` and `x`."""
-    axes = ", ".join(f"{json.dumps(name)}: {json.dumps(cell[name])}" for name in AXES)
-    return "\n".join(
-        [
-            "from pathlib import Path",
-            "from resflow_bench.models.build import build_flow, build_points",
-            "from resflow_bench.lab.cells import Cell",
-            "",
-            f'cell = Cell("advise", {{{axes}}})',
-            f"flow = build_flow(cell, Path({json.dumps(str(results))}))"
-            + ".requires_grad_()" * gradient,
-            f"x = build_points(cell, {n})",
-            "",
-        ]
-    )
+    axes = json.dumps({name: cell[name] for name in AXES})
+    return f"""\
+from pathlib import Path
+from resflow_bench.models.build import build_flow, build_points
+from resflow_bench.lab.cells import Cell
+
+cell = Cell("advise", {axes})
+flow = build_flow(cell, Path({json.dumps(str(results))})){".requires_grad_()" * gradient}
+x = build_points(cell, {n})
+"""
 
 
 def _text(advice: Advice, cell: str, code: str) -> str:
     """The table, the choice with its expected error and cost, and the code."""
     table = advice.table.head(1 + N_RUNNERS_UP)
-    names = {name: name.replace("_", " ") for name in table.columns}
     best, target = advice.best, advice.target_error
     average = f", the mean of {best.n_draws} draws" if best.n_draws > 1 else ""
     expected = (
@@ -114,7 +109,9 @@ def _text(advice: Advice, cell: str, code: str) -> str:
         f"{best.seconds_to_target:.2g} s an example"
     )
     lines = [
-        table.rename(columns=names).to_string(index=False, float_format="{:.3g}".format),
+        table.rename(columns=lambda name: name.replace("_", " ")).to_string(
+            index=False, float_format="{:.3g}".format
+        ),
         *(f"not tried: {why}" for why in advice.left_out),
         "",
         f"{cell}: take {best.name}{average}",

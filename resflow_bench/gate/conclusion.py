@@ -45,7 +45,9 @@ class Conclusion:
     def words(self, layout: str) -> str:
         """The conclusion in layout text, markdown or json, ending in a newline."""
         if layout == "json":
-            return self._json()
+            rows = self.table.replace({np.nan: None, np.inf: "inf", -np.inf: "-inf"})
+            whole = {"code": self.code, "says": SAYS[self.code], "reason": self.reason}
+            return json.dumps(whole | {"rows": rows.to_dict(orient="records")}, indent=1) + "\n"
         counts = self.table["verdict"].value_counts()
         totals = ", ".join(f"{n} {verdict}" for verdict, n in counts.items()) or "nothing compared"
         head = f"gate: {SAYS[self.code]}{self.reason and f' ({self.reason})'}"
@@ -57,8 +59,8 @@ class Conclusion:
             blocks.append(_table(bad.drop(columns="open"), layout))
         if len(quiet := self.table[self.table["verdict"].isin(QUIET)]):
             reasons = quiet.groupby(["verdict", "reason"], sort=False).size()
-            lines = (f"{v}, {n}: {why}" for (v, why), n in reasons.items())
-            blocks.append(_listed(lines, layout))
+            mark = "- " if layout == "markdown" else ""
+            blocks.append("\n".join(f"{mark}{v}, {n}: {why}" for (v, why), n in reasons.items()))
         if len(blind := self.table[np.isinf(self.table["detectable"])]):
             each = ", ".join(f"{name} ({n})" for name, n in blind["metric"].value_counts().items())
             blocks.append(f"Too few samples to detect any change: {each}.")
@@ -66,11 +68,6 @@ class Conclusion:
             title = "The smallest change for the worse that is detected four times in five:"
             blocks.append(f"{title}\n\n{_table(detectable, layout)}")
         return "\n\n".join(blocks) + "\n"
-
-    def _json(self) -> str:
-        rows = self.table.replace({np.nan: None, np.inf: "inf", -np.inf: "-inf"})
-        whole = {"code": self.code, "says": SAYS[self.code], "reason": self.reason}
-        return json.dumps(whole | {"rows": rows.to_dict(orient="records")}, indent=1) + "\n"
 
 
 def conclude(
@@ -130,10 +127,6 @@ def _detectable(table: pd.DataFrame) -> pd.DataFrame:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 10 else ""
-
-
-def _listed(lines: Iterable[str], layout: str) -> str:
-    return "\n".join(f"- {line}" if layout == "markdown" else line for line in lines)
 
 
 def _table(rows: pd.DataFrame, layout: str) -> str:

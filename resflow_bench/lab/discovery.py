@@ -17,14 +17,12 @@ _PACKAGE = "suites"
 
 def names() -> tuple[str, ...]:
     """The names of the suites that a run can measure."""
-    found: tuple[str, ...] = import_module(_PACKAGE).NAMES
-    return found
+    return import_module(_PACKAGE).NAMES
 
 
 def page_order() -> tuple[str, ...]:
     """The names of all suites that have a section on the page, in its order."""
-    found: tuple[str, ...] = import_module(_PACKAGE).PAGE
-    return found
+    return import_module(_PACKAGE).PAGE
 
 
 def canonical(reference: str) -> str:
@@ -40,8 +38,7 @@ def load(reference: str) -> Suite:
         ValueError: no suite has that name, or the folder holds none.
     """
     if reference in (*names(), *page_order()):
-        suite: Suite = import_module(_PACKAGE).load(reference)
-        return suite
+        return import_module(_PACKAGE).load(reference)
     if not Path(reference).is_dir():
         raise ValueError(
             f"no suite is called `{reference}`, nor a folder; the suites are {', '.join(names())}."

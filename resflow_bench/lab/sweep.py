@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from math import nan
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from resflow_bench.lab.observe import Result
 from resflow_bench.lab.plan import Plan, now
 from resflow_bench.lab.progress import Listener, Progress, ignore
 from resflow_bench.lab.store import Run
-from resflow_bench.lab.suite import Context, Suite
+from resflow_bench.lab.suite import Context
 from resflow_bench.lab.workers import FAILURES, Answer, Task, by_workers, explain, in_turn
 from resflow_bench.threads import one_thread
 
@@ -143,14 +144,12 @@ def _tasks(plan: Plan, results: Path, tally: Tally, done: set[str]) -> Iterator[
 
 def _prepare(tasks: list[Task], tally: Tally, listen: Listener, interrupts: Interrupts) -> None:
     """Run each suite's `prepare`; where it fails, the cells themselves will fail and say so."""
-    suites: dict[str, list[Task]] = {}
-    for task in tasks:
-        suites.setdefault(task.suite.name, []).append(task)
-    for name, shares in suites.items():
-        suite: Suite = shares[0].suite
+    for name, several in groupby(tasks, key=lambda task: task.suite.name):
+        shares = list(several)
+        suite, _, context = shares[0]
         if suite.prepare is None:
             continue
-        context = replace(shares[0].context, say=lambda message: listen(tally.progress(message)))
+        context = replace(context, say=lambda message: listen(tally.progress(message)))
         try:
             with one_thread(), interrupts.allowed():
                 suite.prepare([task.cell for task in shares], context)

@@ -53,12 +53,11 @@ def export_otava(results: Path, out: Path, worse: Mapping[tuple[str, str], str])
         names = sorted({name for values in by_commit.values() for name in values})
         ordered = sorted(by_commit, key=lambda commit: when[commit])
         with (out / f"{suite}.csv").open("w", newline="") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["time", "commit", *names])
+            writer = csv.DictWriter(stream, ["time", "commit", *names])
+            writer.writeheader()
             for commit in ordered:
-                time = datetime.fromtimestamp(when[commit] / 1000, UTC)
-                values = (by_commit[commit].get(name, "") for name in names)
-                writer.writerow([f"{time:%Y-%m-%d %H:%M:%S +0000}", commit, *values])
+                time = f"{datetime.fromtimestamp(when[commit] / 1000, UTC):%Y-%m-%d %H:%M:%S +0000}"
+                writer.writerow({"time": time, "commit": commit, **by_commit[commit]})
         tests[suite] = {
             **{"type": "csv", "file": str((out / f"{suite}.csv").resolve())},
             **{"time_column": "time", "attributes": ["commit"]},
