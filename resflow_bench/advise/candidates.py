@@ -65,8 +65,7 @@ class Search:
     def candidates(self, unbiased: bool) -> tuple[list[Candidate], list[str]]:
         """The candidates, simplest first; and a message for each that there is no time to make.
 
-        Args:
-            unbiased: leave out fixed numbers of terms.
+        With `unbiased`, without fixed numbers of terms.
         """
         n_traced = self._n_traced()
         series: list[tuple[Fixed | Roulette, float]] = [(self._roulette(n_traced), 0.0)]

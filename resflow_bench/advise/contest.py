@@ -129,8 +129,8 @@ class Contender:
     @property
     def variance_is_known(self) -> bool:
         """Whether the variance is zero or known from enough draws."""
-        enough = len(self.draws) * self.n_examples >= CONTEST.enough_draws
-        return self.candidate.is_exact or enough
+        n_draws = len(self.draws) * self.n_examples
+        return self.candidate.is_exact or n_draws >= CONTEST.enough_draws
 
     @property
     def least_seconds_to_target(self) -> float:
@@ -168,7 +168,6 @@ class Contender:
 
     @property
     def measured(self) -> Measured:
-        """The result of the recorded calls."""
         draws = torch.stack(self.draws)  # (R, B)
         one = self.candidate
         # Draws of an exact candidate differ by rounding, which averaging need not reduce.

@@ -13,11 +13,10 @@ MAX_FINDINGS = 3
 
 
 def findings(frames: Mapping[str, pd.DataFrame], suites: Mapping[str, Suite]) -> list[str]:
-    """At most `MAX_FINDINGS` sentences, in the order of their ranks over all suites.
+    """At most `MAX_FINDINGS` sentences of the suites' claims, in the order of their ranks.
 
     Args:
         frames: suite to long frame of rows.
-        suites: name to suite, whose `claims.findings` the sentences are.
     """
     several = [
         (finding, name)

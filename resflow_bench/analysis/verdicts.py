@@ -30,7 +30,6 @@ def judge(frames: Mapping[str, pd.DataFrame], suites: Mapping[str, Suite]) -> pd
 
     Args:
         frames: suite to long frame of rows; rows of a suite that is not in `suites` are not judged.
-        suites: name to suite.
 
     Returns:
         suite, statement, cell, verdict, p, q, reason, detail; p and q are NaN where nothing was

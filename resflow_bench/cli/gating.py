@@ -137,16 +137,14 @@ def _runs(names: str, results: Path) -> list[Run]:
     """The runs of these names, or in these folders; empty if one is neither."""
     from resflow_bench.lab.store import Run, Store, StoreError
 
-    runs = []
-    for name in names.split(","):
-        if (Path(name) / "run.json").exists():
-            runs.append(Run(Path(name)))
-            continue
-        try:
-            runs.append(Store(results).open(name))
-        except StoreError:
-            return []
-    return runs
+    store = Store(results)
+    try:
+        return [
+            Run(Path(name)) if Path(name, "run.json").exists() else store.open(name)
+            for name in names.split(",")
+        ]
+    except StoreError:
+        return []
 
 
 def _commit(name: str) -> str:

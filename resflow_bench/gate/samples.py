@@ -104,14 +104,9 @@ def of_commits(
         raise ValueError(
             f"BASE was measured in {where[0]}, and NEW in {where[1]}; measure both in one place."
         )
-    before, after = (
-        _of_commit(
-            (row for row in rows if row.where in common or not all(places)),
-            margins,
-            names_places or len(common) > 1,
-        )
-        for rows in both
-    )
+    names_places = names_places or len(common) > 1
+    kept = ((row for row in rows if row.where in common or not all(places)) for rows in both)
+    before, after = (_of_commit(rows, margins, names_places) for rows in kept)
     return before, after
 
 

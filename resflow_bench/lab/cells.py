@@ -1,8 +1,4 @@
-"""Cells: the points of a suite's grid.
-
-A cell is one point, `bias` at `model=trained, lipschitz=0.9, n_terms=10`. It is the unit of
-everything that follows: measured alone, written whole, resumed, compared.
-"""
+"""Cells: the points of a suite's grid, each measured alone, written whole, resumed, compared."""
 
 from __future__ import annotations
 

@@ -40,11 +40,7 @@ class Interrupts:
             raise Interrupted
 
     def check(self) -> None:
-        """Raise if a signal has come; called where it is safe to stop.
-
-        Raises:
-            Interrupted: if a signal came.
-        """
+        """Raise `Interrupted` if a signal has come; called where it is safe to stop."""
         if self.received is not None:
             raise Interrupted
 

@@ -58,7 +58,6 @@ class Plan:
             )
 
     def cells(self, suite: Suite) -> list[Cell]:
-        """The cells of one of the plan's suites."""
         return suite.cells(self.preset, self.overrides)
 
     def record(self) -> dict[str, Any]:
@@ -101,8 +100,6 @@ def begin(plan: Plan, store: Store, about: Mapping[str, Any] | None = None) -> R
     """A new run that is to measure the plan.
 
     Args:
-        plan: what to measure.
-        store: where the run is kept.
         about: what `run.json` says of the code and the machine; None is `provenance()`.
 
     Raises:

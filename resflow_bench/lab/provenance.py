@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -82,16 +83,14 @@ def _devices() -> dict[str, str]:
 
 
 def _cpu_model() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+    file = Path("/proc/cpuinfo")
+    text = file.read_text() if file.exists() else ""
+    if named := re.search("^model name.*?:(.*)", text, re.MULTILINE):
+        return named[1].strip()
     return platform.processor() or platform.machine()
 
 
 def _threads() -> dict[str, int | None]:
-    """The cores that this process may use, torch's threads, and the variables that limit them."""
     import torch
 
     limit = os.environ.get("OMP_NUM_THREADS", "")

@@ -222,7 +222,6 @@ class Run:
         return frame.sort_values([*axes, "cell"], kind="stable", ignore_index=True)
 
     def frames(self) -> dict[str, pd.DataFrame]:
-        """Every suite's rows."""
         return {suite: self.frame(suite) for suite in self.suites}
 
     def done(self) -> set[str]:

@@ -65,12 +65,10 @@ class Tally:
         )
 
     def progress(self, message: str) -> Progress:
-        """The state of the sweep as a listener gets it."""
         failed = f" ({len(self.failed)} failed)" if self.failed else ""
         return Progress(self.n_done, self.n_total, self.seconds_left, message + failed)
 
     def add(self, answer: Answer) -> None:
-        """Count a cell that was measured."""
         result, pace = answer.result, self.paces[answer.task.suite.name]
         self.n_done += 1
         pace.n_done += 1
@@ -84,7 +82,6 @@ def sweep(plan: Plan, run: Run, jobs: int = 1, listen: Listener = ignore) -> Tal
     """Measure every cell of the plan that the run lacks, and mark the run as finished.
 
     Args:
-        plan: what to measure.
         run: receives the rows. Its own rows stay, but failed cells are measured again.
         jobs: processes that share the cells; exclusive suites come last, alone, in this one.
         listen: is called after every cell, and with the messages of preparations.

@@ -145,11 +145,9 @@ class _Worker:
 
     def finish(self) -> Answer:
         try:
-            answer: Answer = self.pipe.recv()
+            return self.pipe.recv()
         except (EOFError, ConnectionResetError):
             self.process.join()
-        else:
-            return answer
         number = -(self.process.exitcode or 0)
         if number <= 0:
             raise RuntimeError(f"a worker could not go on at {self.task.cell}; see above why.")

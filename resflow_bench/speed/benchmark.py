@@ -64,7 +64,6 @@ class SuiteBenchmark:
         return partial(self.measure, self.cell)
 
     def call(self) -> None:
-        """Make the timed call."""
         self.calls[self.cell]()
 
     @classmethod

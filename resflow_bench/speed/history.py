@@ -20,7 +20,6 @@ def export_otava(results: Path, out: Path, worse: Mapping[tuple[str, str], str])
     """Write `<suite>.csv`, with a line per commit, and `otava.yaml` to `out`.
 
     Args:
-        results: asv's `results_dir`.
         out: a folder, created if it is missing.
         worse: (suite, metric) -> "more", "less" or "other", the direction that is worse. Otava
             knows two directions, so a metric with "other" is exported as its absolute value.
