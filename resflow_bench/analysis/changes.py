@@ -51,6 +51,5 @@ def _values(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     rows = pd.concat(frames.values(), ignore_index=True)
     rows = rows[rows["status"] == "ok"]
     width = (rows["ci_high"] - rows["ci_low"]).fillna(0.0)
-    return rows.assign(s=rows["standard_error"].fillna(width / (2 * _Z))).drop(
-        columns=["standard_error", "ci_low", "ci_high"]
-    )
+    s = rows["standard_error"].fillna(width / (2 * _Z))
+    return rows.assign(s=s).drop(columns=["standard_error", "ci_low", "ci_high"])

@@ -1,7 +1,6 @@
 """Rules that compare measured cells with the statements of a suite.
 
-A rule takes the cells of a suite (`tables.wide`) and returns one line per cell: how surprising the
-measurement is if the statement is true, and whether its interval alone shows the statement.
+A rule takes cells of `tables.wide` and returns the lines that `lab.claims.Rule` describes.
 """
 
 from __future__ import annotations
@@ -180,9 +179,8 @@ class _Intervals:
 
     @classmethod
     def of(cls, cells: pd.DataFrame, metric: str) -> _Intervals:
-        value, low, high, error = (
-            _column(cells, metric + suffix) for suffix in ("", "_low", "_high", "_se")
-        )
+        ends = ("", "_low", "_high", "_se")
+        value, low, high, error = (_column(cells, metric + end) for end in ends)
         return cls(value, low, high, ~np.isnan(error) | (low == high))
 
     @property

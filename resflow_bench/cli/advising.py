@@ -68,13 +68,12 @@ def advise(
                 f"{seconds:g}. Give for example --target-error 0.01 --seconds 5."
             )
         cell = Cell("advise", {name: given[name] for name in AXES})
+
+        def say(message: str) -> None:
+            listen(Progress(message=message))
+
         # Built once with a listener: a model that has to be trained first takes minutes.
-        MODELS[cell["model"]].flow(
-            cell["dim"],
-            cell["lipschitz"],
-            results,
-            lambda message: listen(Progress(message=message)),
-        )
+        MODELS[cell["model"]].flow(cell["dim"], cell["lipschitz"], results, say)
         flow = build_flow(cell, results).requires_grad_(gradient == "yes")
         x = build_points(cell, int(given["batch_size"]))
         advice = measure(flow, x, target_error, seconds, unbiased, gradient == "yes", listen)
@@ -101,6 +100,7 @@ x = build_points(cell, {n})
 def _text(advice: Advice, cell: str, code: str) -> str:
     """The table, the choice with its expected error and cost, and the code."""
     table = advice.table.head(1 + N_RUNNERS_UP)
+    table.columns = table.columns.str.replace("_", " ")
     best, target = advice.best, advice.target_error
     average = f", the mean of {best.n_draws} draws" if best.n_draws > 1 else ""
     expected = (
@@ -109,9 +109,7 @@ def _text(advice: Advice, cell: str, code: str) -> str:
         f"{best.seconds_to_target:.2g} s an example"
     )
     lines = [
-        table.rename(columns=lambda name: name.replace("_", " ")).to_string(
-            index=False, float_format="{:.3g}".format
-        ),
+        table.to_string(index=False, float_format="{:.3g}".format),
         *(f"not tried: {why}" for why in advice.left_out),
         "",
         f"{cell}: take {best.name}{average}",

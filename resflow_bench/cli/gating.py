@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from resflow_bench.cli.group import cli, echo_all, folder, refusals, results_option
+from resflow_bench.speed.asv_results import AsvError, AsvResults
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +58,6 @@ def gate(
     """  # noqa: D301 (the b is meant: click keeps the lines)
     from resflow_bench.gate.conclusion import conclude
     from resflow_bench.gate.judge import confirmed, judge
-    from resflow_bench.speed.asv_results import AsvError
 
     with refusals(AsvError, ValueError):
         if "" in allowed:
@@ -124,7 +124,6 @@ def _of_commits(base: str, new: str, config: Path) -> tuple[pd.DataFrame, pd.Dat
     from resflow_bench.gate.samples import of_commits
     from resflow_bench.lab.discovery import load, names
     from resflow_bench.speed.asv_again import results_folder
-    from resflow_bench.speed.asv_results import AsvResults
 
     history = AsvResults(results_folder(config))
     before, after = (history.rows(_commit(name)) for name in (base, new))
@@ -197,7 +196,6 @@ def export(out: Path, config: Path) -> None:
     """Write asv's history for Apache Otava: a CSV per suite and a configuration in FOLDER."""
     from resflow_bench.lab.discovery import load, names
     from resflow_bench.speed.asv_again import results_folder
-    from resflow_bench.speed.asv_results import AsvError
     from resflow_bench.speed.history import export_otava
 
     worse = {

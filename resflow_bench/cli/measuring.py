@@ -98,9 +98,9 @@ def _given(asked: Mapping[str, Any]) -> dict[str, Any]:
     """The options that the user gave, without defaults."""
     source, default = click.get_current_context().get_parameter_source, ParameterSource.DEFAULT
     options = {name: asked[name] for name in ("preset", "seed") if source(name) != default}
-    options |= {"suites": asked["suites"]} if asked["suites"] else {}
     chosen = {axis: list(values) for axis, values in asked["set"].items()}
-    return options | ({"set": chosen} if chosen else {})
+    several = {"suites": asked["suites"], "set": chosen}
+    return options | {name: value for name, value in several.items() if value}
 
 
 def _begin(asked: Mapping[str, Any], store: Store) -> tuple[Plan, Run]:

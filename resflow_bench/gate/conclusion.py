@@ -22,11 +22,8 @@ SAYS = {
     UNDECIDED: "UNDECIDED: too noisy to judge; measure more rounds or draws",
 }
 
-QUIET = [UNJUDGED, NO_BASE, "skipped"]
-"""Verdicts that are printed as counts, one for each reason."""
-
-MAX_LINES = 40
-"""The most lines of a printed table; json has all of them."""
+QUIET = [UNJUDGED, NO_BASE, "skipped"]  # printed as counts, one for each reason
+MAX_LINES = 40  # of a printed table; json has all of them
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,6 @@ def _percent(share: float) -> str:
 
 
 def _table(rows: pd.DataFrame, layout: str) -> str:
-    """The first `MAX_LINES` lines, in columns."""
     filled = [name for name in rows if rows[name].notna().any()]
     shown = rows[filled].head(MAX_LINES).map(_cell)
     more = f"\n... and {len(rows) - MAX_LINES} more" if len(rows) > MAX_LINES else ""

@@ -70,9 +70,8 @@ def of_ranks(metric: Metric, base: np.ndarray, new: np.ndarray) -> Evidence:
     middle = [stats.median_abs_deviation(values, scale="normal") for values in (new, moved)]
     spread = math.sqrt(float(np.square(middle).mean()))
     error = spread * math.sqrt(math.pi / 3 * (1 / n + 1 / m))
-    return Evidence(
-        f"{m}+{n} by rank", p, p_beyond, error, n + m - 2, least_p=1 / math.comb(n + m, n)
-    )
+    least_p = 1 / math.comb(n + m, n)
+    return Evidence(f"{m}+{n} by rank", p, p_beyond, error, n + m - 2, least_p=least_p)
 
 
 def of_means(metric: Metric, base: Samples, new: Samples, is_paired: bool) -> Evidence:

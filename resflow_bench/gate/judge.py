@@ -26,20 +26,11 @@ from resflow_bench.lab import Metric
 
 KEYS = ["suite", "cell", "metric"]
 
-FALSE_DISCOVERIES = 0.05
-"""The largest expected share of false ones among the regressions reported."""
-
-CONFIDENCE = 0.95
-"""The one-sided confidence that a metric called fine is within its margin."""
-
-POWER = 0.8
-"""The probability of detecting the smallest detectable change."""
-
-MOST_FREEDOM = 1e6
-"""Degrees of freedom from which Student's law is the normal one."""
-
-MIN_ROUNDS = 4
-"""Processes on each side below which a time is not judged."""
+FALSE_DISCOVERIES = 0.05  # largest expected share of false ones among the regressions reported
+CONFIDENCE = 0.95  # one-sided, that a metric called fine is within its margin
+POWER = 0.8  # probability of detecting the smallest detectable change
+MOST_FREEDOM = 1e6  # degrees of freedom from which Student's law is the normal one
+MIN_ROUNDS = 4  # processes on each side below which a time is not judged
 
 FINE, WORSE, OPEN = "fine", "regression", "undecided"
 UNJUDGED, NO_BASE = "not judged", "no base"
@@ -73,9 +64,8 @@ def judge(base: pd.DataFrame, new: pd.DataFrame, margins: Margins) -> pd.DataFra
     lines.loc[lines["least_p"] > each, "detectable"] = math.inf  # so few samples find nothing
     within = lines["p_beyond"] <= 1 - CONFIDENCE
     worse = tested & (lines["p"] <= FALSE_DISCOVERIES)
-    lines["verdict"] = np.select(
-        [worse, tested & within, tested], [WORSE, FINE, OPEN], default=lines["verdict"]
-    )
+    cases = [worse, tested & within, tested]
+    lines["verdict"] = np.select(cases, [WORSE, FINE, OPEN], default=lines["verdict"])
     return lines.drop(columns=_WORKINGS)
 
 

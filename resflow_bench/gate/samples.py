@@ -22,8 +22,7 @@ COLUMNS = [
     "suite", "cell", "metric", "status", "message", "unit", "samples", "paired", "version",
 ]  # fmt: skip
 
-STATUSES = ["ok", "skipped", "failed"]
-"""The statuses of a cell, from best to worst."""
+STATUSES = ["ok", "skipped", "failed"]  # of a cell, from best to worst
 
 
 @dataclass(frozen=True)

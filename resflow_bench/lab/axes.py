@@ -11,10 +11,6 @@ from typing import Any
 Value = int | float | str
 
 
-def _anything(value: Any) -> None:
-    """No rule."""
-
-
 @dataclass(frozen=True)
 class Axis:
     """One named parameter of a cell: a column of every table, and the left side of a `--set`.
@@ -28,7 +24,7 @@ class Axis:
     kind: type[int | float | str]
     meaning: str
     example: str
-    check: Callable[[Any], str | None] = _anything
+    check: Callable[[Any], str | None] = lambda _: None
 
     @property
     def rule(self) -> str:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from resflow_bench.lab.suite import Suite
 
-_PACKAGE = "suites"
-"""Looked up when a run starts, not imported above: the engine knows no suite."""
+_PACKAGE = "suites"  # imported when a run starts, not above: the engine knows no suite
 
 
 def names() -> tuple[str, ...]:
@@ -78,7 +77,6 @@ def _in_folder(folder: Path) -> Suite:
 
 
 def _checked(suite: object) -> Suite:
-    """A suite whose name is none of ours."""
     if not isinstance(suite, Suite):
         raise TypeError(f"SUITE must be a `resflow_bench.lab.suite.Suite`; got {suite!r}")
     if suite.name in (*names(), *page_order()):

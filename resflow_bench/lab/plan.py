@@ -112,8 +112,7 @@ def begin(plan: Plan, store: Store, about: Mapping[str, Any] | None = None) -> R
 def go_on(run: Run) -> list[str]:
     """Record in `run.json` that the run is resumed, and what changed since it began.
 
-    Returns:
-        The names of what changed: `commit`, `versions`, `devices` and the like.
+    Returns the names of what changed: `commit`, `versions`, `device` and the like.
     """
     about = run.about
     changed = {name: value for name, value in provenance().items() if about.get(name) != value}

@@ -54,8 +54,7 @@ REPLICATES = "replicates"
 PICTURE = "picture"
 """The last column, where a suite has pictures: the bytes of an .npz file, null in most rows."""
 
-BESIDE = (REPLICATES, PICTURE)
-"""What a row carries that no table shows."""
+BESIDE = (REPLICATES, PICTURE)  # what a row carries that no table shows
 
 _MARK = b"resflow_bench"
 _AXIS_TYPES = {int: "Int64", float: "float64", str: "string"}

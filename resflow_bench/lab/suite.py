@@ -92,6 +92,5 @@ class Suite:
     ) -> list[Cell]:
         """The preset's cells, each once, in the order of its grids."""
         grids = self.presets[preset].grids
-        return list(
-            dict.fromkeys(cell for grid in grids for cell in grid.cells(self.name, overrides or {}))
-        )
+        cells = (cell for grid in grids for cell in grid.cells(self.name, overrides or {}))
+        return list(dict.fromkeys(cells))

@@ -25,8 +25,6 @@ from resflow_bench.threads import one_thread
 
 @dataclass
 class _Pace:
-    """Cells and seconds of one suite."""
-
     n_workers: int
     n_left: int = 0
     n_done: int = 0
@@ -87,8 +85,7 @@ def sweep(plan: Plan, run: Run, jobs: int = 1, listen: Listener = ignore) -> Tal
         listen: is called after every cell, and with the messages of preparations.
 
     Returns:
-        The tally. Its `signal` is set where SIGINT or SIGTERM ended the sweep early; every cell
-        that was finished by then is on disk.
+        The tally. Where SIGINT or SIGTERM ended the sweep, every finished cell is on disk.
 
     Raises:
         StoreError: if the run cannot be read or written.

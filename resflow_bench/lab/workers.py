@@ -110,10 +110,8 @@ def by_workers(
                 answer = worker.finish()
                 if not waiting or interrupts.received is not None:
                     worker.kill()
-                elif worker.process.is_alive():
-                    employ(worker)
                 else:
-                    employ(_Worker())
+                    employ(worker if worker.process.is_alive() else _Worker())
                 yield answer
         interrupts.check()
     finally:
@@ -176,7 +174,6 @@ def _serve(pipe: connection.Connection) -> None:
 
 def _die_with_parent() -> None:
     """Exit with the parent process, which cannot stop its workers if it is killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
+    if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
     os._exit(1)

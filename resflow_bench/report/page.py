@@ -29,9 +29,7 @@ from resflow_bench.report import style
 from resflow_bench.report.picture import Picture
 
 MAX_LINES = 60  # of a table or a list on the page; the CSV beside it has them all
-PHONE = 1
-"""Panels beside each other; a figure is drawn twice, and the page shows the one that fits."""
-LAPTOP = 3
+PHONE, LAPTOP = 1, 3  # panels side by side: each figure is drawn twice, and the page shows one
 
 
 def write_report(
@@ -232,9 +230,8 @@ def _violated(judged: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> dict[
     lines = judged[judged["verdict"] == "violated"].to_dict("records")
     for line in lines[:MAX_LINES]:
         suite = cells[line["suite"]]
-        line["rate"] = (
-            "exact" if pd.isna(line["q"]) else number(line["q"], 2) if line["q"] else "< 1e-300"
-        )
+        q = line["q"]
+        line["rate"] = "exact" if pd.isna(q) else number(q, 2) if q else "< 1e-300"
         line["label"] = label(suite.loc[line["cell"]], varying(suite, axes(suite)))
     return {"lines": lines[:MAX_LINES], "n_more": len(lines[MAX_LINES:])}
 

@@ -12,9 +12,7 @@ from typing import Any
 
 from resflow_bench.lab.provenance import cores, provenance
 
-MAX_LOAD = 0.3
-"""Largest number of running processes per core at which timings are undisturbed."""
-
+MAX_LOAD = 0.3  # running processes per core up to which timings are undisturbed
 CPUS = Path("/sys/devices/system/cpu")
 
 

@@ -17,15 +17,12 @@ from resflow_bench.speed.asv_results import AsvError, AsvResults, Row
 
 
 def export_otava(results: Path, out: Path, worse: Mapping[tuple[str, str], str]) -> list[str]:
-    """Write `<suite>.csv`, with a line per commit, and `otava.yaml` to `out`.
+    """Write `<suite>.csv`, a line per commit, and `otava.yaml` to `out`; return the suites' names.
 
     Args:
         out: a folder, created if it is missing.
         worse: (suite, metric) -> "more", "less" or "other", the direction that is worse. Otava
             knows two directions, so a metric with "other" is exported as its absolute value.
-
-    Returns:
-        The names of the suites.
 
     Raises:
         AsvError: if there are no results, or a file is damaged.

@@ -21,8 +21,7 @@ MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
 """Number of rows of a square matrix product that is large enough to run at the hardware's rate."""
 
 
-MIN_TIMES = 10
-"""Least number of times. With fewer than eight, no interval of the median reaches 99 %."""
+MIN_TIMES = 10  # with fewer than eight, no interval of the median reaches 99 %
 
 
 def timings(call: Call, device: str, min_run_time: float) -> dict[int, np.ndarray]:
