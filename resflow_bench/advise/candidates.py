@@ -153,7 +153,7 @@ class Search:
         The variance is finite at the certified constant K if K^2 < decay. Half-way from K^2 to K
         is far enough from this border for the variance to be small at K, too.
         """
-        k = self.inspection.lipschitz
+        k = max(self.inspection.constants)
         decay = max(self.inspection.spectral_radius, (k + k**2) / 2)
         stop = math.floor(1000 * (1 - decay)) / 1000 or (1 - decay)
         return Roulette(Geometric(stop), n_traced + 3, "stratified", spectral_radius=k)

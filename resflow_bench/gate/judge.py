@@ -149,7 +149,7 @@ def _compared(metric: Metric | None, base: pd.Series, new: pd.Series) -> dict[st
     """The line of a metric that both tables have; `base` and `new` are its rows."""
     old, now = base["samples"], new["samples"]
     is_time = metric is not None and metric.is_time
-    before, after = (samples.typical(by_rank=is_time) for samples in (old, now))
+    before, after = (float(np.median(s.values)) if is_time else s.mean for s in (old, now))
     line = {"unit": new["unit"], "base": before, "new": after, "change": after - before}
     if metric is None:
         return line | _ended(UNJUDGED, f"no margin is declared for {new.name}")

@@ -50,10 +50,6 @@ class Samples:
             return math.nan
         return float(self.values.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
 
-    def typical(self, by_rank: bool) -> float:
-        """The median if `by_rank`, else the mean."""
-        return float(np.median(self.values)) if by_rank else self.mean
-
     def same_as(self, other: Samples) -> bool:
         """Equal to the last bit, as common random numbers repeat it and no clock does."""
         return np.array_equal(self.values, other.values) and self.error == other.error

@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from resflow_bench import __version__
+
 _LIBRARIES = ("torch", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn")
 
 
@@ -20,7 +22,11 @@ def provenance() -> dict[str, Any]:
     the package does not run from a git checkout.
     """
     return {
-        "versions": _versions(),
+        "versions": {
+            "resflow_bench": __version__,
+            "python": platform.python_version(),
+            **{library: _version(library) for library in _LIBRARIES},
+        },
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if (status := _git("status", "--porcelain")) is None else status != "",
         "device": _devices(),
@@ -39,19 +45,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _versions() -> dict[str, str | None]:
-    from resflow_bench import __version__
-
-    versions: dict[str, str | None] = {
-        "resflow_bench": __version__,
-        "python": platform.python_version(),
-    }
-    for library in _LIBRARIES:
-        try:
-            versions[library] = version(library)
-        except PackageNotFoundError:
-            versions[library] = None
-    return versions
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
 
 
 def _git(*arguments: str) -> str | None:

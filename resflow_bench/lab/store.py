@@ -48,12 +48,8 @@ COLUMNS = {
 }
 """The columns that every suite has, before one for each of its axes."""
 
-REPLICATES = "replicates"
-"""The column after the axes: independent values whose mean or the like is `value`, maybe none."""
-
-PICTURE = "picture"
-"""The last column, where a suite has pictures: the bytes of an .npz file, null in most rows."""
-
+REPLICATES = "replicates"  # after the axes: independent values whose mean or the like is `value`
+PICTURE = "picture"  # the last column of some suites: bytes of an .npz file, null in most rows
 BESIDE = (REPLICATES, PICTURE)  # what a row carries that no table shows
 
 _MARK = b"resflow_bench"

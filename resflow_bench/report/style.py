@@ -95,8 +95,7 @@ def log_axis(ax: Axes, xy: str, values: Iterable[pd.Series], decades: float = ma
     top = flat.max() if len(flat) else 1.0
     low = max(flat.min(), top * 10.0**-decades) if len(flat) else 0.1
     floor = 10.0 ** math.floor(math.log10(low) - 0.15)
-    ax.set(**{f"{xy}scale": "log"})
-    ax.set(**{f"{xy}lim": (0.8 * floor, 10 ** (math.log10(top) + 0.2))})
+    ax.set(**{f"{xy}scale": "log", f"{xy}lim": (0.8 * floor, 10 ** (math.log10(top) + 0.2))})
     axis = ax.xaxis if xy == "x" else ax.yaxis
     axis.set_major_locator(LogLocator(numticks=7))
     axis.set_minor_locator(NullLocator())

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from resflow_bench.speed.asv_results import AsvError, AsvResults, Row
+from resflow_bench.speed.asv_results import AsvError, AsvResults
 
 
 def export_otava(results: Path, out: Path, worse: Mapping[tuple[str, str], str]) -> list[str]:
@@ -36,7 +36,8 @@ def export_otava(results: Path, out: Path, worse: Mapping[tuple[str, str], str])
         for row in history.rows(commit):
             if row.status != "ok":
                 continue
-            name = _name(row)
+            # Otava splits a name at commas, and reads dots as levels.
+            name = f"{row.cell}:{row.metric}".replace(", ", "/").replace(".", "_")
             value = median(row.samples)
             direction = worse.get((row.suite, row.metric))
             value = abs(value) if direction == "other" else value
@@ -64,8 +65,3 @@ def export_otava(results: Path, out: Path, worse: Mapping[tuple[str, str], str])
         }
     (out / "otava.yaml").write_text(json.dumps({"tests": tests}, indent=1) + "\n")  # JSON is YAML
     return list(tests)
-
-
-def _name(row: Row) -> str:
-    """A name without commas, at which Otava splits, and dots, which it reads as levels."""
-    return f"{row.cell}:{row.metric}".replace(", ", "/").replace(".", "_")
