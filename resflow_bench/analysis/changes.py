@@ -32,7 +32,6 @@ def changes(base: Mapping[str, pd.DataFrame], new: Mapping[str, pd.DataFrame]) -
     same = both["value_base"] == both["value_new"]
     difference = (both["value_new"] - both["value_base"]).mask(same, 0.0)
     s = np.hypot(both["s_base"], both["s_new"])
-    size = (difference / both["value_base"]).abs()
     table = both[KEYS].assign(
         unit=both["unit"],
         base=both["value_base"],
@@ -43,7 +42,7 @@ def changes(base: Mapping[str, pd.DataFrame], new: Mapping[str, pd.DataFrame]) -
         z=(difference / s).mask(same, 0.0),
     )
     table = table.join(both[axes(before.drop(columns="s"))])
-    order = pd.DataFrame({"z": table["z"].abs(), "size": size})
+    order = pd.DataFrame({"z": table["z"].abs(), "size": (difference / table["base"]).abs()})
     return table.loc[order.sort_values(["z", "size"], ascending=False, kind="stable").index]
 
 

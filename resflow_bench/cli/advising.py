@@ -122,8 +122,6 @@ def _text(advice: Advice, cell: str, code: str) -> str:
 
 def _json(advice: Advice, request: dict[str, Any], code: str) -> str:
     rows = advice.table.to_dict(orient="records")
-    whole = {
-        **{"asked": request, "best": rows[0], "error_expected": advice.best.error_expected},
-        **{"ways": rows, "left_out": list(advice.left_out), "code": code},
-    }
+    whole = {"asked": request, "best": rows[0], "error_expected": advice.best.error_expected}
+    whole |= {"ways": rows, "left_out": list(advice.left_out), "code": code}
     return json.dumps(whole, indent=1, allow_nan=False) + "\n"

@@ -80,11 +80,7 @@ def gate(
 def _of_runs(
     base: str, new: str, results: Path
 ) -> tuple[pd.DataFrame, pd.DataFrame, Margins] | None:
-    """The samples of BASE and of NEW, and their margins; None where neither is a run.
-
-    Raises:
-        ValueError: only one is a run, or they were not measured alike.
-    """
+    """The samples of BASE and of NEW, and their margins; None where neither is a run."""
     from resflow_bench.cli.suites import suites_of
     from resflow_bench.gate.margins import Margins
     from resflow_bench.gate.samples import of_runs

@@ -34,7 +34,8 @@ def load(reference: str) -> Suite:
     """The suite of that name, or in that folder; its modules are imported only now.
 
     Raises:
-        ValueError: no suite has that name, or the folder holds none.
+        ValueError: no suite has that name, or the folder holds none, or one that cannot be
+            imported or whose name is taken.
     """
     if reference in (*names(), *page_order()):
         return import_module(_PACKAGE).load(reference)
@@ -47,11 +48,7 @@ def load(reference: str) -> Suite:
 
 @cache
 def _in_folder(folder: Path) -> Suite:
-    """The `SUITE` of a package outside this project, imported under the folder's own name.
-
-    Raises:
-        ValueError: there is none, it cannot be imported, or its name is taken.
-    """
+    """The `SUITE` of a package outside this project, imported under the folder's own name."""
     file, name = folder / "__init__.py", folder.name
     if not file.exists() or not name.isidentifier():
         raise ValueError(

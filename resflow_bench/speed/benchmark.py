@@ -57,7 +57,6 @@ class SuiteBenchmark:
         self.clock.calibrate(device)
 
     def build(self) -> Callable[[], object]:
-        """The timed call of this cell: the whole measure, unless a subclass overrides it."""
         return partial(self.measure, self.cell)
 
     def call(self) -> None:

@@ -32,8 +32,7 @@ def check_machine(about: dict[str, Any] | None = None) -> list[Check]:
         about: a value of `provenance()`; None computes it.
     """
     about = provenance() if about is None else about
-    groups = (_threads(about), _load(), _frequency(), _boost(), _others_on_gpus(), _tree(about))
-    return [check for group in groups for check in group]
+    return [*_threads(about), *_load(), *_frequency(), *_boost(), *_others_on_gpus(), *_tree(about)]
 
 
 def checks_record(about: dict[str, Any]) -> dict[str, dict[str, str]]:
