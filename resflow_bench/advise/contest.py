@@ -191,7 +191,7 @@ class Contender:
 class Contest:
     """Calls of contenders in turns, with more and more examples, until the budget is used.
 
-    budget: of the whole advice.
+    budget, noise: of the whole advice, and of all draws.
     left_out: a message for each contender for which there was no time.
     """
 

@@ -12,7 +12,7 @@ BIAS_SHARE = 0.1
 class SearchSettings:
     """Effort of the inspection of a flow and of the search for candidates."""
 
-    max_dense: int = 256  # largest block with eigenvalues; for larger ones the constant is used
+    max_dense: int = 256  # largest block whose eigenvalues are computed; else certified constants
     dense_numbers: int = 1024  # points times dimension of the eigenvalues, at 2 to 16 points
     share: float = 0.1  # of the total time, for each of Jacobians, tuning and choice of `n_probes`
     n_pilot_points: int = 8  # largest number of points from which an estimator is tuned

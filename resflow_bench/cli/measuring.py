@@ -147,10 +147,8 @@ def _conclude(measured: Run, tally: Tally, results: Path) -> int:
     if tally.skipped:
         click.echo(f"skipped: {tally.skipped[0].cell}: {tally.skipped[0].message}", err=True)
     n_measured = tally.n_done - tally.n_kept - len(tally.skipped) - len(tally.failed)
-    counts = [f"{n_measured} cells measured"]
-    counts += [f"{tally.n_kept} kept"] * bool(tally.n_kept)
-    counts += [f"{len(tally.skipped)} skipped"] * bool(tally.skipped)
-    counts += [f"{len(tally.failed)} failed"] * bool(tally.failed)
+    others = {"kept": tally.n_kept, "skipped": len(tally.skipped), "failed": len(tally.failed)}
+    counts = [f"{n_measured} cells measured", *(f"{n} {how}" for how, n in others.items() if n)]
     click.echo(f"run {measured.name}: {', '.join(counts)}")
     click.echo(f"next: resflow-bench report {again}")
     return group.CELLS_FAILED if tally.failed else 0

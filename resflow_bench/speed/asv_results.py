@@ -80,10 +80,10 @@ class AsvResults:
         return sorted(when, key=lambda commit: -when[commit])
 
     def rows(self, commit: str) -> list[Row]:
-        """The rows of the commit that begins with these digits, of all machines and environments.
+        """The rows of the commit whose hash begins with `commit`, on all machines and environments.
 
         Raises:
-            AsvError: if no commit with results, or several, begin so.
+            AsvError: if no commit with results, or several, begin with it.
         """
         known = self.commits()
         matching = [name for name in known if name.startswith(commit)]
