@@ -40,8 +40,7 @@ def one_blas_thread() -> AbstractContextManager[object]:
     blas = _blas()
     if all(library.num_threads == 1 for library in blas.lib_controllers):
         return nullcontext()  # setting the limit takes a tenth of a small eigensolver's time
-    limited: AbstractContextManager[object] = blas.limit(limits=1)
-    return limited
+    return blas.limit(limits=1)
 
 
 @cache

@@ -6,17 +6,18 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from resflow_bench.advise.budget import Budget
 from resflow_bench.advise.candidates import Search
 from resflow_bench.advise.contest import Contender, Contest, Measured, fastest
 from resflow_bench.advise.inspection import inspect
+from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab.progress import Listener, ignore
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import Tensor
-
-    from resflow_bench.flows import ResidualFlow
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Advice:
     @property
     def table(self) -> pd.DataFrame:
         """One row for each measured estimator, the best first."""
-        import pandas as pd
+        import pandas as pd  # not above: its threads do not survive asv's forks
 
         return pd.DataFrame(
             {
@@ -104,9 +105,9 @@ def advise(
     budget = Budget(seconds, listen)
     search = Search(inspect(flow, x, target_error, budget), target_error, budget)
     candidates, left_out = search.candidates(unbiased)
-    contest = Contest(x, target_error, budget)
-    contenders = contest.run([Contender(one, flow, gradient, len(x)) for one in candidates])
-    measured = [contender.measured(target_error) for contender in contenders]
+    contest = Contest(budget, torch.Generator(x.device).manual_seed(2))
+    entered = contest.run([Contender(one, flow, x, target_error, gradient) for one in candidates])
+    measured = [contender.measured for contender in entered]
     best = measured.pop(fastest(measured))
     rest = sorted(measured, key=lambda one: one.seconds_to_target)
     return Advice(target_error, (best, *rest), (*left_out, *contest.left_out))

@@ -32,7 +32,6 @@ class Budget:
         return max(0.0, self.seconds - (now() - self.start))
 
     def report(self, doing: str) -> None:
-        """Tell the listener the current step."""
         self.listen(Progress(seconds_left=self.left, message=doing))
 
     def refusal(self, name: str, needed: float) -> str:

@@ -65,8 +65,7 @@ class Search:
     def candidates(self, unbiased: bool) -> tuple[list[Candidate], list[str]]:
         """The candidates, simplest first; and a message for each that there is no time to make.
 
-        Args:
-            unbiased: leave out fixed numbers of terms.
+        With `unbiased`, without fixed numbers of terms.
         """
         n_traced = self._n_traced()
         series: list[tuple[Fixed | Roulette, float]] = [(self._roulette(n_traced), 0.0)]
@@ -154,7 +153,7 @@ class Search:
         The variance is finite at the certified constant K if K^2 < decay. Half-way from K^2 to K
         is far enough from this border for the variance to be small at K, too.
         """
-        k = self.inspection.lipschitz
+        k = max(self.inspection.constants)
         decay = max(self.inspection.spectral_radius, (k + k**2) / 2)
         stop = math.floor(1000 * (1 - decay)) / 1000 or (1 - decay)
         return Roulette(Geometric(stop), n_traced + 3, "stratified", spectral_radius=k)

@@ -84,7 +84,8 @@ def fastest(measured: Sequence[Measured]) -> int:
 class Contender:
     """A candidate that is being measured; its calls are recorded.
 
-    n_examples: examples of a call.
+    x: the whole batch, (B, *event).
+    n_examples: examples of a call, the first of the batch.
     n_products: products per example of all recorded calls.
     draws: estimates of each recorded call, (n_examples,) each.
     wall_s: seconds of each recorded call.
@@ -92,8 +93,9 @@ class Contender:
 
     candidate: Candidate
     flow: ResidualFlow
+    x: Tensor
+    target_error: float
     gradient: bool
-    batch_size: int
     n_examples: int = 1
     n_products: float = 0.0
     draws: list[Tensor] = field(default_factory=list)
@@ -121,22 +123,23 @@ class Contender:
     @property
     def seconds(self) -> float:
         """Seconds of a draw per example of the whole batch, see `Measured`."""
-        more = (self.batch_size - self.n_examples) * self.example_seconds
-        return (self.call_seconds + more) / self.batch_size
+        more = (len(self.x) - self.n_examples) * self.example_seconds
+        return (self.call_seconds + more) / len(self.x)
 
     @property
     def variance_is_known(self) -> bool:
         """Whether the variance is zero or known from enough draws."""
-        enough = len(self.draws) * self.n_examples >= CONTEST.enough_draws
-        return self.candidate.is_exact or enough
+        n_draws = len(self.draws) * self.n_examples
+        return self.candidate.is_exact or n_draws >= CONTEST.enough_draws
 
-    def least_seconds_to_target(self, target_error: float) -> float:
+    @property
+    def least_seconds_to_target(self) -> float:
         """Seconds to the target per example, if only the products counted in a large batch."""
-        return self.measured(target_error).n_draws * min(self.seconds, self.candidate.seconds)
+        return self.measured.n_draws * min(self.seconds, self.candidate.seconds)
 
-    def call(self, x: Tensor, noise: torch.Generator) -> None:
+    def call(self, noise: torch.Generator) -> None:
         """Record one draw at each point."""
-        x = x[: self.n_examples]
+        x = self.x[: self.n_examples]
         with torch.set_grad_enabled(self.gradient):
             self.wall_s.append(elapsed(lambda: self._draw(x, noise), x.device))
 
@@ -156,20 +159,20 @@ class Contender:
         Returns whether the number has changed: it at least doubles, or becomes the whole batch.
         """
         n = self.n_examples + int((limit - self.call_seconds) / self.example_seconds)
-        n = min(n, CONTEST.growth * self.n_examples, self.batch_size)
-        if n <= self.n_examples or n < min(self.batch_size, 2 * self.n_examples):
+        n = min(n, CONTEST.growth * self.n_examples, len(self.x))
+        if n <= self.n_examples or n < min(len(self.x), 2 * self.n_examples):
             return False
         self.n_examples = n
         self.reset()
         return True
 
-    def measured(self, target_error: float) -> Measured:
-        """The result of the recorded calls."""
+    @property
+    def measured(self) -> Measured:
         draws = torch.stack(self.draws)  # (R, B)
         one = self.candidate
         # Draws of an exact candidate differ by rounding, which averaging need not reduce.
         variance = 0.0 if one.is_exact else float(draws.var(0).mean())
-        n_draws = math.ceil(draws_to_target(variance, one.bias, target_error))
+        n_draws = math.ceil(draws_to_target(variance, one.bias, self.target_error))
         return Measured(
             estimator=one.estimator if n_draws == 1 else Averaged(one.estimator, n_draws),
             name=one.name,
@@ -184,22 +187,17 @@ class Contender:
         )
 
 
+@dataclass(eq=False)
 class Contest:
     """Calls of contenders in turns, with more and more examples, until the budget is used.
 
-    Args:
-        x: (B, *event); a call is of its first examples.
-        target_error: nats.
-        budget: of the whole advice.
-
-    Attributes:
-        left_out: a message for each contender for which there was no time.
+    budget, noise: of the whole advice, and of all draws.
+    left_out: a message for each contender for which there was no time.
     """
 
-    def __init__(self, x: Tensor, target_error: float, budget: Budget) -> None:
-        self.x, self.target_error, self.budget = x, target_error, budget
-        self.noise = torch.Generator(x.device).manual_seed(2)
-        self.left_out: list[str] = []
+    budget: Budget
+    noise: torch.Generator
+    left_out: list[str] = field(default_factory=list)
 
     def run(self, contenders: Sequence[Contender]) -> list[Contender]:
         """Measure the contenders; returns those for which there was time, in the order given.
@@ -215,7 +213,7 @@ class Contest:
             alive = self._rounds(alive, CONTEST.min_rounds, reserve)
         alive = self._rounds(alive, CONTEST.max_rounds, reserve)
         while True:
-            leader = alive[fastest([one.measured(self.target_error) for one in alive])]
+            leader = alive[fastest([one.measured for one in alive])]
             if leader.variance_is_known or leader.call_seconds > self.budget.left:
                 return entered
             if self._grow([leader], self.budget.left):
@@ -225,7 +223,7 @@ class Contest:
 
     def _call(self, contender: Contender) -> None:
         self.budget.report(contender.candidate.name)
-        contender.call(self.x, self.noise)
+        contender.call(self.noise)
 
     def _rounds(self, alive: list[Contender], n_most: int, reserve: float) -> list[Contender]:
         """The contenders left after `n_most` calls of each, or when only `reserve` seconds remain.
@@ -241,10 +239,9 @@ class Contest:
                 self._call(one)
             n_rounds += 1
             if n_rounds >= CONTEST.min_rounds:
-                target = self.target_error
-                least = min(one.measured(target).seconds_to_target for one in alive)
+                least = min(one.measured.seconds_to_target for one in alive)
                 limit = CONTEST.hopeless * least
-                alive = [one for one in alive if one.least_seconds_to_target(target) <= limit]
+                alive = [one for one in alive if one.least_seconds_to_target <= limit]
             if len(alive) == 1 and n_rounds >= CONTEST.enough_rounds:
                 break
         return alive
@@ -279,17 +276,16 @@ class Contest:
         overhead = 0.0  # least seconds of a call so far, however cheap its products
         for n_before, one in enumerate(waiting):
             limit, seconds = room / (n_calls * (len(waiting) - n_before)), one.candidate.seconds
-            n_examples = min(CONTEST.first_examples, one.batch_size, int(limit / seconds))
+            n_examples = min(CONTEST.first_examples, len(one.x), int(limit / seconds))
             one.n_examples = max(1, n_examples)
             needed = n_calls * max(overhead, one.n_examples * seconds)
             if needed <= room or not entered:
                 self._call(one)
                 overhead = min(overhead or math.inf, one.call_seconds)
                 needed = n_calls * one.call_seconds
-                is_affordable = needed <= room or not entered
-                if is_affordable:
+                if needed <= room or not entered:
                     entered.append(one)
-                room -= needed if is_affordable else one.call_seconds
+                room -= needed if one in entered else one.call_seconds
                 one.reset()
             if one not in entered:
                 enough = total + (needed - room) / CONTEST.first_share

@@ -43,15 +43,10 @@ class Inspection:
     eigenvalues: np.ndarray | None
 
     @property
-    def lipschitz(self) -> float:
-        """Largest certified constant."""
-        return max(self.constants)
-
-    @property
     def spectral_radius(self) -> float:
         """Largest |eigenvalue|, or the largest certified constant if there are no eigenvalues."""
         if self.eigenvalues is None:
-            return self.lipschitz
+            return max(self.constants)
         return float(np.abs(self.eigenvalues).max())
 
     def truncation_biases(self, n: int) -> np.ndarray:

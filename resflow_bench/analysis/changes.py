@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -10,9 +10,6 @@ from scipy.stats import norm
 
 from resflow_bench.analysis.tables import axes
 from resflow_bench.intervals import LEVEL
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 KEYS = ["suite", "cell", "metric"]
 _Z = float(norm.isf((1 - LEVEL) / 2))
@@ -35,7 +32,6 @@ def changes(base: Mapping[str, pd.DataFrame], new: Mapping[str, pd.DataFrame]) -
     same = both["value_base"] == both["value_new"]
     difference = (both["value_new"] - both["value_base"]).mask(same, 0.0)
     s = np.hypot(both["s_base"], both["s_new"])
-    size = (difference / both["value_base"]).abs()
     table = both[KEYS].assign(
         unit=both["unit"],
         base=both["value_base"],
@@ -46,7 +42,7 @@ def changes(base: Mapping[str, pd.DataFrame], new: Mapping[str, pd.DataFrame]) -
         z=(difference / s).mask(same, 0.0),
     )
     table = table.join(both[axes(before.drop(columns="s"))])
-    order = pd.DataFrame({"z": table["z"].abs(), "size": size})
+    order = pd.DataFrame({"z": table["z"].abs(), "size": (difference / table["base"]).abs()})
     return table.loc[order.sort_values(["z", "size"], ascending=False, kind="stable").index]
 
 
@@ -54,6 +50,5 @@ def _values(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     rows = pd.concat(frames.values(), ignore_index=True)
     rows = rows[rows["status"] == "ok"]
     width = (rows["ci_high"] - rows["ci_low"]).fillna(0.0)
-    return rows.assign(s=rows["standard_error"].fillna(width / (2 * _Z))).drop(
-        columns=["standard_error", "ci_low", "ci_high"]
-    )
+    s = rows["standard_error"].fillna(width / (2 * _Z))
+    return rows.assign(s=s).drop(columns=["standard_error", "ci_low", "ci_high"])

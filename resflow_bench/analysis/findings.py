@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from resflow_bench.analysis.tables import wide
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from resflow_bench.lab import Suite
+from resflow_bench.lab import Suite
 
 MAX_FINDINGS = 3
 
 
 def findings(frames: Mapping[str, pd.DataFrame], suites: Mapping[str, Suite]) -> list[str]:
-    """At most `MAX_FINDINGS` sentences, in the order of their ranks over all suites.
+    """At most `MAX_FINDINGS` sentences of the suites' claims, in the order of their ranks.
 
     Args:
         frames: suite to long frame of rows.
-        suites: name to suite, whose `claims.findings` the sentences are.
     """
     several = [
         (finding, name)

@@ -1,7 +1,6 @@
 """Rules that compare measured cells with the statements of a suite.
 
-A rule takes the cells of a suite (`tables.wide`) and returns one line per cell: how surprising the
-measurement is if the statement is true, and whether its interval alone shows the statement.
+A rule takes cells of `tables.wide` and returns the lines that `lab.claims.Rule` describes.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
-from resflow_bench.analysis.words import number, with_interval
+from resflow_bench.analysis.words import measured, number, with_interval
 from resflow_bench.intervals import LEVEL
 
 if TYPE_CHECKING:
@@ -44,9 +43,9 @@ REASONS = {
 def apply(statement: Statement, cells: pd.DataFrame) -> pd.DataFrame:
     """The rule's lines for the cells selected by the statement, with `statement` and `cell`."""
     rule = statement.rule
-    if not set(rule.metrics) <= set(cells):
-        return cells.head(0)
-    cells = cells[cells["status"] == "ok"].dropna(subset=list(rule.metrics))
+    cells = measured(cells, *rule.metrics)
+    if cells.empty:
+        return cells
     if statement.only:
         cells = cells.query(statement.only)
     lines = rule.test(cells).assign(statement=statement.name, cell=cells["cell"])
@@ -180,9 +179,8 @@ class _Intervals:
 
     @classmethod
     def of(cls, cells: pd.DataFrame, metric: str) -> _Intervals:
-        value, low, high, error = (
-            _column(cells, metric + suffix) for suffix in ("", "_low", "_high", "_se")
-        )
+        ends = ("", "_low", "_high", "_se")
+        value, low, high, error = (_column(cells, metric + end) for end in ends)
         return cls(value, low, high, ~np.isnan(error) | (low == high))
 
     @property

@@ -10,13 +10,7 @@ import pandas as pd
 
 from resflow_bench.lab.store import PICTURE, axis_columns
 
-SUFFIXES = {
-    "value": "",
-    "ci_low": "_low",
-    "ci_high": "_high",
-    "standard_error": "_se",
-    "n": "_n",
-}
+SUFFIXES = {"value": "", "ci_low": "_low", "ci_high": "_high", "standard_error": "_se", "n": "_n"}
 # An axis to its letter in formulas; any other axis is shown by its value alone.
 SYMBOLS = {
     "dim": "d",

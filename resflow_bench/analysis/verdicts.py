@@ -11,7 +11,6 @@ once, so that a thousand true statements do not yield ten violations:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -19,9 +18,7 @@ from scipy import stats
 
 from resflow_bench.analysis.rules import apply
 from resflow_bench.analysis.tables import wide
-
-if TYPE_CHECKING:
-    from resflow_bench.lab import Statement, Suite
+from resflow_bench.lab import Statement, Suite
 
 FALSE_DISCOVERIES = 0.01
 VERDICTS = ("holds", "violated", "undecided")
@@ -33,7 +30,6 @@ def judge(frames: Mapping[str, pd.DataFrame], suites: Mapping[str, Suite]) -> pd
 
     Args:
         frames: suite to long frame of rows; rows of a suite that is not in `suites` are not judged.
-        suites: name to suite.
 
     Returns:
         suite, statement, cell, verdict, p, q, reason, detail; p and q are NaN where nothing was

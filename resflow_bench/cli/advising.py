@@ -68,13 +68,12 @@ def advise(
                 f"{seconds:g}. Give for example --target-error 0.01 --seconds 5."
             )
         cell = Cell("advise", {name: given[name] for name in AXES})
+
+        def say(message: str) -> None:
+            listen(Progress(message=message))
+
         # Built once with a listener: a model that has to be trained first takes minutes.
-        MODELS[cell["model"]].flow(
-            cell["dim"],
-            cell["lipschitz"],
-            results,
-            lambda message: listen(Progress(message=message)),
-        )
+        MODELS[cell["model"]].flow(cell["dim"], cell["lipschitz"], results, say)
         flow = build_flow(cell, results).requires_grad_(gradient == "yes")
         x = build_points(cell, int(given["batch_size"]))
         advice = measure(flow, x, target_error, seconds, unbiased, gradient == "yes", listen)
@@ -86,26 +85,22 @@ def advise(
 
 def _problem(cell: Cell, results: Path, n: int, gradient: bool) -> str:
     """Python that makes `flow` and `x`."""
-    axes = ", ".join(f"{json.dumps(name)}: {json.dumps(cell[name])}" for name in AXES)
-    return "\n".join(
-        [
-            "from pathlib import Path",
-            "from resflow_bench.models.build import build_flow, build_points",
-            "from resflow_bench.lab.cells import Cell",
-            "",
-            f'cell = Cell("advise", {{{axes}}})',
-            f"flow = build_flow(cell, Path({json.dumps(str(results))}))"
-            + ".requires_grad_()" * gradient,
-            f"x = build_points(cell, {n})",
-            "",
-        ]
-    )
+    axes = json.dumps({name: cell[name] for name in AXES})
+    return f"""\
+from pathlib import Path
+from resflow_bench.models.build import build_flow, build_points
+from resflow_bench.lab.cells import Cell
+
+cell = Cell("advise", {axes})
+flow = build_flow(cell, Path({json.dumps(str(results))})){".requires_grad_()" * gradient}
+x = build_points(cell, {n})
+"""
 
 
 def _text(advice: Advice, cell: str, code: str) -> str:
     """The table, the choice with its expected error and cost, and the code."""
     table = advice.table.head(1 + N_RUNNERS_UP)
-    names = {name: name.replace("_", " ") for name in table.columns}
+    table.columns = table.columns.str.replace("_", " ")
     best, target = advice.best, advice.target_error
     average = f", the mean of {best.n_draws} draws" if best.n_draws > 1 else ""
     expected = (
@@ -114,7 +109,7 @@ def _text(advice: Advice, cell: str, code: str) -> str:
         f"{best.seconds_to_target:.2g} s an example"
     )
     lines = [
-        table.rename(columns=names).to_string(index=False, float_format="{:.3g}".format),
+        table.to_string(index=False, float_format="{:.3g}".format),
         *(f"not tried: {why}" for why in advice.left_out),
         "",
         f"{cell}: take {best.name}{average}",
@@ -127,8 +122,6 @@ def _text(advice: Advice, cell: str, code: str) -> str:
 
 def _json(advice: Advice, request: dict[str, Any], code: str) -> str:
     rows = advice.table.to_dict(orient="records")
-    whole = {
-        **{"asked": request, "best": rows[0], "error_expected": advice.best.error_expected},
-        **{"ways": rows, "left_out": list(advice.left_out), "code": code},
-    }
+    whole = {"asked": request, "best": rows[0], "error_expected": advice.best.error_expected}
+    whole |= {"ways": rows, "left_out": list(advice.left_out), "code": code}
     return json.dumps(whole, indent=1, allow_nan=False) + "\n"

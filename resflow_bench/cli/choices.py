@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from resflow_bench.lab.axes import axis_named
@@ -12,38 +13,16 @@ if TYPE_CHECKING:
     from resflow_bench.lab.axes import Axis
 
 
-def names_for(axis: str) -> tuple[str, ...] | None:
-    """The names that are values of an axis; None for an axis of numbers or of fixed words."""
-    match axis:
-        case "model":
-            from resflow_bench.models import MODELS
-
-            return tuple(MODELS)
-        case "dataset":
-            from resflow_bench.data import DATASETS
-
-            return tuple(DATASETS)
-        case "architecture":
-            from resflow_bench.architectures import ARCHITECTURES
-
-            return tuple(ARCHITECTURES)
-        case "probe":
-            from resflow_bench.logdet import PROBES
-
-            return tuple(PROBES)
-        case "expansion":
-            from resflow_bench.logdet import EXPANSIONS
-
-            return tuple(EXPANSIONS)
-        case "implementation":
-            from resflow_bench.peers import PEERS
-
-            return tuple(PEERS)
-        case "mode":
-            from resflow_bench.peers import MODES
-
-            return tuple(MODES)
-    return None
+_NAMES = {
+    "model": "resflow_bench.models:MODELS",
+    "dataset": "resflow_bench.data:DATASETS",
+    "architecture": "resflow_bench.architectures:ARCHITECTURES",
+    "probe": "resflow_bench.logdet:PROBES",
+    "expansion": "resflow_bench.logdet:EXPANSIONS",
+    "implementation": "resflow_bench.peers:PEERS",
+    "mode": "resflow_bench.peers:MODES",
+}
+"""Axis -> the names that are its values; an axis of numbers or of fixed words is not here."""
 
 
 def rule_of(axis: Axis, text: str = "") -> str | None:
@@ -56,7 +35,7 @@ def rule_of(axis: Axis, text: str = "") -> str | None:
         except ValueError as error:
             return f"must be a law such as geometric(0.5) or poisson(2): {error}".rstrip(".")
         return None
-    names = names_for(axis.name)
+    names = resolve_name(_NAMES[axis.name]) if axis.name in _NAMES else None
     return None if names is None or text in names else f"must be one of {', '.join(names)}"
 
 

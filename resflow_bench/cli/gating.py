@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from resflow_bench.cli.group import cli, echo_all, folder, refusals, results_option
+from resflow_bench.speed.asv_results import AsvError, AsvResults
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,14 +16,9 @@ if TYPE_CHECKING:
     from resflow_bench.gate.margins import Margins
     from resflow_bench.lab.store import Run
 
-asv_option = click.option(
-    "--asv",
-    "config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default="asv.conf.json",
-    show_default=True,
-    help="asv's configuration.",
-)
+asv_option = click.option("--asv", "config", type=click.Path(path_type=Path, dir_okay=False),
+                          default="asv.conf.json", show_default=True,
+                          help="asv's configuration.")  # fmt: skip
 
 
 @cli.command()
@@ -62,7 +58,6 @@ def gate(
     """  # noqa: D301 (the b is meant: click keeps the lines)
     from resflow_bench.gate.conclusion import conclude
     from resflow_bench.gate.judge import confirmed, judge
-    from resflow_bench.speed.asv_results import AsvError
 
     with refusals(AsvError, ValueError):
         if "" in allowed:
@@ -85,11 +80,7 @@ def gate(
 def _of_runs(
     base: str, new: str, results: Path
 ) -> tuple[pd.DataFrame, pd.DataFrame, Margins] | None:
-    """The samples of BASE and of NEW, and their margins; None where neither is a run.
-
-    Raises:
-        ValueError: only one is a run, or they were not measured alike.
-    """
+    """The samples of BASE and of NEW, and their margins; None where neither is a run."""
     from resflow_bench.cli.suites import suites_of
     from resflow_bench.gate.margins import Margins
     from resflow_bench.gate.samples import of_runs
@@ -129,7 +120,6 @@ def _of_commits(base: str, new: str, config: Path) -> tuple[pd.DataFrame, pd.Dat
     from resflow_bench.gate.samples import of_commits
     from resflow_bench.lab.discovery import load, names
     from resflow_bench.speed.asv_again import results_folder
-    from resflow_bench.speed.asv_results import AsvResults
 
     history = AsvResults(results_folder(config))
     before, after = (history.rows(_commit(name)) for name in (base, new))
@@ -142,16 +132,14 @@ def _runs(names: str, results: Path) -> list[Run]:
     """The runs of these names, or in these folders; empty if one is neither."""
     from resflow_bench.lab.store import Run, Store, StoreError
 
-    runs = []
-    for name in names.split(","):
-        if (Path(name) / "run.json").exists():
-            runs.append(Run(Path(name)))
-            continue
-        try:
-            runs.append(Store(results).open(name))
-        except StoreError:
-            return []
-    return runs
+    store = Store(results)
+    try:
+        return [
+            Run(Path(name)) if Path(name, "run.json").exists() else store.open(name)
+            for name in names.split(",")
+        ]
+    except StoreError:
+        return []
 
 
 def _commit(name: str) -> str:
@@ -204,7 +192,6 @@ def export(out: Path, config: Path) -> None:
     """Write asv's history for Apache Otava: a CSV per suite and a configuration in FOLDER."""
     from resflow_bench.lab.discovery import load, names
     from resflow_bench.speed.asv_again import results_folder
-    from resflow_bench.speed.asv_results import AsvError
     from resflow_bench.speed.history import export_otava
 
     worse = {

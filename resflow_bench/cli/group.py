@@ -56,7 +56,6 @@ def no_more_signals(received: int | None) -> None:
 
 
 def _answer() -> int:
-    """Run the command line, and return its exit code."""
     try:
         with cli.make_context("resflow-bench", sys.argv[1:]) as context:
             return cli.invoke(context) or 0

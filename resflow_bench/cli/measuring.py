@@ -8,19 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from resflow_bench.cli.group import (
-    CELLS_FAILED,
-    SIGNALLED,
-    again_by,
-    cli,
-    command_of,
-    no_more_signals,
-    note_changes,
-    refusals,
-    results_option,
-    resumption,
-    this_machine,
-)
+from resflow_bench.cli import group
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -33,7 +21,7 @@ if TYPE_CHECKING:
 N_FAILURES_SHOWN = 3
 
 
-@cli.command("list")
+@group.cli.command("list")
 def list_suites() -> None:
     """List the suites with their questions, axes and numbers of cells, and the axes' values."""
     from resflow_bench.cli.choices import rule_of
@@ -52,34 +40,20 @@ def list_suites() -> None:
         click.echo(f"  {axis.name:<11} {axis.meaning}; it {rule_of(axis) or axis.rule}")
 
 
-@cli.command()
+@group.cli.command()
 @click.argument("names", metavar="[SUITE]...", nargs=-1)
-@click.option(
-    "--preset",
-    type=click.Choice(["smoke", "quick", "full"]),
-    default="quick",
-    show_default=True,
-    help="Number of cells, and precision of each.",
-)
-@click.option(
-    "--set",
-    "assignments",
-    metavar="AXIS=V1,V2",
-    multiple=True,
-    help="Values of an axis, in place of the preset's. More may follow: --set A=1 B=2,3.",
-)
+@click.option("--preset", type=click.Choice(["smoke", "quick", "full"]), default="quick",
+              show_default=True, help="Number of cells, and precision of each.")  # fmt: skip
+@click.option("--set", "assignments", metavar="AXIS=V1,V2", multiple=True, help="Values of an axis,"
+              " in place of the preset's. More may follow: --set A=1 B=2,3.")  # fmt: skip
 @click.option("--device", help="The same as --set device=DEVICE.")
 @click.option("--dtype", help="The same as --set dtype=DTYPE.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes.  [default: one per core]")
-@results_option
+@group.results_option
 @click.option("--resume", metavar="RUN", help="Measure what this run is missing.")
 def run(
-    names: tuple[str, ...],
-    results: Path,
-    resume: str | None,
-    jobs: int | None,
-    **asked: Any,
+    names: tuple[str, ...], results: Path, resume: str | None, jobs: int | None, **asked: Any
 ) -> int:
     """Measure SUITEs, or all of them, and store the rows.
 
@@ -92,7 +66,7 @@ def run(
     from resflow_bench.lab.store import Store
     from resflow_bench.lab.sweep import sweep
 
-    with refusals(ValueError):
+    with group.refusals(ValueError):
         store = Store(results)
         asked["suites"] = [canonical(name) for name in names if "=" not in name]
         asked["set"] = _overrides(asked, names)
@@ -100,9 +74,9 @@ def run(
             plan, measured = _begin(asked, store)
         else:
             plan, measured = _go_on(_given(asked), store.open(resume))
-    with refusals(), shown("{}/{} cells") as listen:
+    with group.refusals(), shown("{}/{} cells") as listen:
         tally = sweep(plan, measured, jobs or cores(), listen)
-        no_more_signals(tally.signal)
+        group.no_more_signals(tally.signal)
     return _conclude(measured, tally, results)
 
 
@@ -124,9 +98,9 @@ def _given(asked: Mapping[str, Any]) -> dict[str, Any]:
     """The options that the user gave, without defaults."""
     source, default = click.get_current_context().get_parameter_source, ParameterSource.DEFAULT
     options = {name: asked[name] for name in ("preset", "seed") if source(name) != default}
-    options |= {"suites": asked["suites"]} if asked["suites"] else {}
     chosen = {axis: list(values) for axis, values in asked["set"].items()}
-    return options | ({"set": chosen} if chosen else {})
+    several = {"suites": asked["suites"], "set": chosen}
+    return options | {name: value for name, value in several.items() if value}
 
 
 def _begin(asked: Mapping[str, Any], store: Store) -> tuple[Plan, Run]:
@@ -135,7 +109,7 @@ def _begin(asked: Mapping[str, Any], store: Store) -> tuple[Plan, Run]:
 
     chosen = dict.fromkeys(asked["suites"] or names())
     plan = Plan(tuple(map(load, chosen)), asked["preset"], asked["set"], asked["seed"])
-    return plan, begin(plan, store, this_machine())
+    return plan, begin(plan, store, group.this_machine())
 
 
 def _go_on(given: Mapping[str, Any], measured: Run) -> tuple[Plan, Run]:
@@ -143,8 +117,8 @@ def _go_on(given: Mapping[str, Any], measured: Run) -> tuple[Plan, Run]:
     from resflow_bench.lab.discovery import load
     from resflow_bench.lab.plan import Plan
 
-    if command_of(measured) != "run":
-        command = resumption(measured, measured.path.parents[1])
+    if group.command_of(measured) != "run":
+        command = group.resumption(measured, measured.path.parents[1])
         raise ValueError(f"run `{measured.name}` is a training; resume it with `{command}`.")
     plan = Plan.recorded(measured.about, load)
     recorded = plan.record()
@@ -155,12 +129,12 @@ def _go_on(given: Mapping[str, Any], measured: Run) -> tuple[Plan, Run]:
                 f"{json.dumps(value)}. Give --resume without it, or begin another run."
             )
     measured.done()  # refuses damaged rows before anything is written
-    note_changes(measured)
+    group.note_changes(measured)
     return plan, measured
 
 
 def _conclude(measured: Run, tally: Tally, results: Path) -> int:
-    again = again_by(measured, results)
+    again = group.again_by(measured, results)
     for result in tally.failed[:N_FAILURES_SHOWN]:
         click.echo(f"failed: {result.cell}: {result.message}", err=True)
     if len(tally.failed) > N_FAILURES_SHOWN:
@@ -168,15 +142,13 @@ def _conclude(measured: Run, tally: Tally, results: Path) -> int:
     if tally.signal is not None:
         cells = f"{tally.n_done} of {tally.n_total} cells"
         click.echo(f"interrupted: {cells} are stored; measure the rest with:", err=True)
-        click.echo(f"  {resumption(measured, results)}", err=True)
-        return SIGNALLED + tally.signal
+        click.echo(f"  {group.resumption(measured, results)}", err=True)
+        return group.SIGNALLED + tally.signal
     if tally.skipped:
         click.echo(f"skipped: {tally.skipped[0].cell}: {tally.skipped[0].message}", err=True)
     n_measured = tally.n_done - tally.n_kept - len(tally.skipped) - len(tally.failed)
-    counts = [f"{n_measured} cells measured"]
-    counts += [f"{tally.n_kept} kept"] * bool(tally.n_kept)
-    counts += [f"{len(tally.skipped)} skipped"] * bool(tally.skipped)
-    counts += [f"{len(tally.failed)} failed"] * bool(tally.failed)
+    others = {"kept": tally.n_kept, "skipped": len(tally.skipped), "failed": len(tally.failed)}
+    counts = [f"{n_measured} cells measured", *(f"{n} {how}" for how, n in others.items() if n)]
     click.echo(f"run {measured.name}: {', '.join(counts)}")
     click.echo(f"next: resflow-bench report {again}")
-    return CELLS_FAILED if tally.failed else 0
+    return group.CELLS_FAILED if tally.failed else 0

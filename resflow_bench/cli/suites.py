@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from resflow_bench.lab import Suite
     from resflow_bench.lab.store import Run
 
 
-def suites_of(runs: Iterable[Run]) -> dict[str, Suite]:
+def suites_of(runs: Sequence[Run]) -> dict[str, Suite]:
     """Name to suite, for every suite of which a run has rows, in the order of the page.
 
     A suite is loaded by the reference in `run.json`, its name or its folder, else by the name in
@@ -21,7 +21,6 @@ def suites_of(runs: Iterable[Run]) -> dict[str, Suite]:
     """
     from resflow_bench.lab.discovery import load, page_order
 
-    runs = list(runs)
     names = {name: None for run in runs for name in run.suites}
     references = [str(reference) for run in runs for reference in run.about.get("suites", ())]
     loaded: dict[str, Suite] = {}

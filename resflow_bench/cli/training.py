@@ -8,19 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from resflow_bench.cli.group import (
-    CELLS_FAILED,
-    SIGNALLED,
-    again_by,
-    cli,
-    folder,
-    no_more_signals,
-    note_changes,
-    refusals,
-    results_option,
-    resumption,
-    this_machine,
-)
+from resflow_bench.cli import group
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +18,7 @@ if TYPE_CHECKING:
     from resflow_bench.training.plan import TrainingPlan
 
 
-@cli.command()
+@group.cli.command()
 @click.argument("dataset", required=False)
 @click.option("--preset", type=click.Choice(["smoke", "quick", "full"]),
               help="Takes seconds, a minute, or days.  [default: quick]")  # fmt: skip
@@ -39,15 +27,14 @@ if TYPE_CHECKING:
 @click.option("--lipschitz", type=float, help="Constant promised for each branch.  [default: 0.9]")
 @click.option("--steps", type=int, help="Number of optimiser steps.")
 @click.option("--batch-size", type=int, help="Examples in each step.")
-@click.option(
-    "--learning-rate", type=float, help="Peak rate, after a warm-up; it decays to a tenth."
-)
+@click.option("--learning-rate", type=float,
+              help="Peak rate, after a warm-up; it decays to a tenth.")  # fmt: skip
 @click.option("--ema", type=float, help="Decay of the moving average of the weights; 0 keeps none.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of batches and noise.  [default: 0]")
 @click.option("--device", help="[default: cpu]")
-@click.option("--data", type=folder, envvar="RESFLOW_DATA", default="data", show_default=True,
+@click.option("--data", type=group.folder, envvar="RESFLOW_DATA", default="data", show_default=True,
               help="Folder of the files of mnist, cifar10 and imagenet32.")  # fmt: skip
-@results_option
+@group.results_option
 @click.option("--resume", metavar="RUN", help="Continue an interrupted training.")
 def train(data: Path, results: Path, resume: str | None, **options: Any) -> int:
     """Train a flow on DATASET by maximum likelihood; save its log and its weights.
@@ -61,52 +48,49 @@ def train(data: Path, results: Path, resume: str | None, **options: Any) -> int:
     from resflow_bench.training.plan import TrainingPlan, begin
     from resflow_bench.training.run import train as carry_out
 
-    with refusals(ValueError), shown("step {}/{}") as listen:
+    with group.refusals(ValueError), shown("step {}/{}") as listen:
         store = Store(results)
         if resume is None:
             if options["dataset"] is None:
                 raise ValueError(f"name a DATASET ({', '.join(DATASETS)}), or --resume RUN.")
             examples = dataset_named(options["dataset"], data)
             plan = TrainingPlan.requested(examples, options)
-            run = begin(plan, store, this_machine())
+            run = begin(plan, store, group.this_machine())
         else:
             run = store.open(resume)
             plan = TrainingPlan.recorded(run, options)
             examples = dataset_named(plan.recipe.dataset, data)
             if run.about["status"] != "finished":
-                note_changes(run)
+                group.note_changes(run)
         result = carry_out(plan, examples, run, listen)
-        no_more_signals(result.signal)
-    again = again_by(run, results)
+        group.no_more_signals(result.signal)
+    again = group.again_by(run, results)
     steps = f"{result.n_done} of {plan.options['steps']} steps"
     if result.signal is not None:
         files = f" --data {quote(str(data))}" * (str(data) != "data")
         click.echo(f"interrupted: {steps} are stored; train the rest with:", err=True)
-        click.echo(f"  {resumption(run, results)}{files}", err=True)
-        return SIGNALLED + result.signal
+        click.echo(f"  {group.resumption(run, results)}{files}", err=True)
+        return group.SIGNALLED + result.signal
     if result.failure:
         click.echo(f"failed: {result.failure}", err=True)
     click.echo(f"run {run.name}: {plan.recipe}, {steps}")
     for line in _summary(run, plan):
         click.echo(line)
     click.echo(f"next: resflow-bench report {again}")
-    return CELLS_FAILED if result.failure else 0
+    return group.CELLS_FAILED if result.failure else 0
 
 
 def _summary(run: Run, plan: TrainingPlan) -> Iterator[str]:
     """The last held-out log-likelihood, the file of the weights, and Python that loads them."""
     from resflow_bench.analysis.tables import wide
-    from resflow_bench.analysis.words import with_interval
+    from resflow_bench.analysis.words import interval
     from resflow_bench.training.plan import TRAINING
     from resflow_bench.training.run import TrainingFiles
 
     rows = wide(run.frame(TRAINING.name))
     if "log_prob_test" in rows and len(rows := rows.dropna(subset=["log_prob_test"])):
         last = rows.iloc[-1]
-        nats, bits = (
-            with_interval(*(last[f"{name}{end}"] for end in ("", "_low", "_high")))
-            for name in ("log_prob_test", "bits_per_dim")
-        )
+        nats, bits = (interval(last, name) for name in ("log_prob_test", "bits_per_dim"))
         n, step = last["log_prob_test_n"], last["step"]
         yield f"held-out log-likelihood: {nats} nat, {bits} bits/dim"
         yield f"  of {n:,.0f} examples by the averaged weights at step {step}, 99 % intervals"

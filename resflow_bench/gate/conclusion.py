@@ -22,11 +22,8 @@ SAYS = {
     UNDECIDED: "UNDECIDED: too noisy to judge; measure more rounds or draws",
 }
 
-QUIET = [UNJUDGED, NO_BASE, "skipped"]
-"""Verdicts that are printed as counts, one for each reason."""
-
-MAX_LINES = 40
-"""The most lines of a printed table; json has all of them."""
+QUIET = [UNJUDGED, NO_BASE, "skipped"]  # printed as counts, one for each reason
+MAX_LINES = 40  # of a printed table; json has all of them
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,9 @@ class Conclusion:
     def words(self, layout: str) -> str:
         """The conclusion in layout text, markdown or json, ending in a newline."""
         if layout == "json":
-            return self._json()
+            rows = self.table.replace({np.nan: None, np.inf: "inf", -np.inf: "-inf"})
+            whole = {"code": self.code, "says": SAYS[self.code], "reason": self.reason}
+            return json.dumps(whole | {"rows": rows.to_dict(orient="records")}, indent=1) + "\n"
         counts = self.table["verdict"].value_counts()
         totals = ", ".join(f"{n} {verdict}" for verdict, n in counts.items()) or "nothing compared"
         head = f"gate: {SAYS[self.code]}{self.reason and f' ({self.reason})'}"
@@ -57,8 +56,8 @@ class Conclusion:
             blocks.append(_table(bad.drop(columns="open"), layout))
         if len(quiet := self.table[self.table["verdict"].isin(QUIET)]):
             reasons = quiet.groupby(["verdict", "reason"], sort=False).size()
-            lines = (f"{v}, {n}: {why}" for (v, why), n in reasons.items())
-            blocks.append(_listed(lines, layout))
+            mark = "- " if layout == "markdown" else ""
+            blocks.append("\n".join(f"{mark}{v}, {n}: {why}" for (v, why), n in reasons.items()))
         if len(blind := self.table[np.isinf(self.table["detectable"])]):
             each = ", ".join(f"{name} ({n})" for name, n in blind["metric"].value_counts().items())
             blocks.append(f"Too few samples to detect any change: {each}.")
@@ -66,11 +65,6 @@ class Conclusion:
             title = "The smallest change for the worse that is detected four times in five:"
             blocks.append(f"{title}\n\n{_table(detectable, layout)}")
         return "\n\n".join(blocks) + "\n"
-
-    def _json(self) -> str:
-        rows = self.table.replace({np.nan: None, np.inf: "inf", -np.inf: "-inf"})
-        whole = {"code": self.code, "says": SAYS[self.code], "reason": self.reason}
-        return json.dumps(whole | {"rows": rows.to_dict(orient="records")}, indent=1) + "\n"
 
 
 def conclude(
@@ -132,12 +126,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 10 else ""
 
 
-def _listed(lines: Iterable[str], layout: str) -> str:
-    return "\n".join(f"- {line}" if layout == "markdown" else line for line in lines)
-
-
 def _table(rows: pd.DataFrame, layout: str) -> str:
-    """The first `MAX_LINES` lines, in columns."""
     filled = [name for name in rows if rows[name].notna().any()]
     shown = rows[filled].head(MAX_LINES).map(_cell)
     more = f"\n... and {len(rows) - MAX_LINES} more" if len(rows) > MAX_LINES else ""

@@ -17,7 +17,6 @@ Source: Welch (1947); Mann and Whitney (1947).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,14 +70,13 @@ def of_ranks(metric: Metric, base: np.ndarray, new: np.ndarray) -> Evidence:
     middle = [stats.median_abs_deviation(values, scale="normal") for values in (new, moved)]
     spread = math.sqrt(float(np.square(middle).mean()))
     error = spread * math.sqrt(math.pi / 3 * (1 / n + 1 / m))
-    return Evidence(
-        f"{m}+{n} by rank", p, p_beyond, error, n + m - 2, least_p=1 / math.comb(n + m, n)
-    )
+    least_p = 1 / math.comb(n + m, n)
+    return Evidence(f"{m}+{n} by rank", p, p_beyond, error, n + m - 2, least_p=least_p)
 
 
 def of_means(metric: Metric, base: Samples, new: Samples, is_paired: bool) -> Evidence:
     """Student's test of the pairs, or Welch's; certain where neither side is random."""
-    excess: Callable[..., _Excess] = _paired if is_paired else _independent
+    excess = _paired if is_paired else _independent
     directions = {"more": (1,), "less": (-1,), "other": (1, -1)}[metric.worse]
     excesses = [excess(metric, direction, base, new) for direction in directions]
     worst, n = max(excesses), len(new.values)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -26,20 +26,11 @@ from resflow_bench.lab import Metric
 
 KEYS = ["suite", "cell", "metric"]
 
-FALSE_DISCOVERIES = 0.05
-"""The largest expected share of false ones among the regressions reported."""
-
-CONFIDENCE = 0.95
-"""The one-sided confidence that a metric called fine is within its margin."""
-
-POWER = 0.8
-"""The probability of detecting the smallest detectable change."""
-
-MOST_FREEDOM = 1e6
-"""Degrees of freedom from which Student's law is the normal one."""
-
-MIN_ROUNDS = 4
-"""Processes on each side below which a time is not judged."""
+FALSE_DISCOVERIES = 0.05  # largest expected share of false ones among the regressions reported
+CONFIDENCE = 0.95  # one-sided, that a metric called fine is within its margin
+POWER = 0.8  # probability of detecting the smallest detectable change
+MOST_FREEDOM = 1e6  # degrees of freedom from which Student's law is the normal one
+MIN_ROUNDS = 4  # processes on each side below which a time is not judged
 
 FINE, WORSE, OPEN = "fine", "regression", "undecided"
 UNJUDGED, NO_BASE = "not judged", "no base"
@@ -59,7 +50,7 @@ def judge(base: pd.DataFrame, new: pd.DataFrame, margins: Margins) -> pd.DataFra
         that is detected with probability `POWER`; NaN where nothing is random, and any change
         beyond the margin is detected.
     """
-    lines = pd.DataFrame([line.row() for line in _lines(base, new, margins)], columns=_COLUMNS)
+    lines = pd.DataFrame([*_lines(base, new, margins)], columns=_COLUMNS)
     lines = lines.astype(dict.fromkeys(_NUMBERS, float))  # also where there is none at all
     tested = lines["p"].notna()
     if not tested.any():
@@ -73,9 +64,8 @@ def judge(base: pd.DataFrame, new: pd.DataFrame, margins: Margins) -> pd.DataFra
     lines.loc[lines["least_p"] > each, "detectable"] = math.inf  # so few samples find nothing
     within = lines["p_beyond"] <= 1 - CONFIDENCE
     worse = tested & (lines["p"] <= FALSE_DISCOVERIES)
-    lines["verdict"] = np.select(
-        [worse, tested & within, tested], [WORSE, FINE, OPEN], default=lines["verdict"]
-    )
+    cases = [worse, tested & within, tested]
+    lines["verdict"] = np.select(cases, [WORSE, FINE, OPEN], default=lines["verdict"])
     return lines.drop(columns=_WORKINGS)
 
 
@@ -99,52 +89,33 @@ _NUMBERS = ["base", "new", "change", "margin", "p", "detectable", *_WORKINGS]
 _COLUMNS = [*KEYS, "unit", "verdict", "reason", *_NUMBERS]
 
 
-@dataclass(frozen=True)
-class _Line:
-    """A metric of a cell: a final verdict, or the evidence from which one will follow."""
-
-    suite: str
-    cell: str
-    metric: str = ""
-    unit: str | None = None
-    verdict: str = ""
-    reason: str = ""
-    base: float = math.nan
-    new: float = math.nan
-    change: float = math.nan
-    margin: float = math.nan
-    evidence: Evidence | None = None
-
-    def ended(self, verdict: str, reason: str) -> _Line:
-        return replace(self, verdict=verdict, reason=reason)
-
-    def row(self) -> dict[str, Any]:
-        """The line by `_COLUMNS`, the evidence among them."""
-        row = {name: value for name, value in vars(self).items() if name != "evidence"}
-        return row | (vars(self.evidence) if self.evidence else {})
+def _ended(verdict: str, reason: str) -> dict[str, Any]:
+    return {"verdict": verdict, "reason": reason}
 
 
-def _lines(base: pd.DataFrame, new: pd.DataFrame, margins: Margins) -> Iterator[_Line]:
+def _lines(base: pd.DataFrame, new: pd.DataFrame, margins: Margins) -> Iterator[dict[str, Any]]:
+    """Of each metric, some of `_COLUMNS`: its verdict, or the evidence from which one follows."""
     before = dict(iter(base.groupby(KEYS[:2], sort=False)))
     after = dict(iter(new.groupby(KEYS[:2], sort=False)))
     for suite, cell in dict.fromkeys([*before, *after]):
+        known = {"suite": suite, "cell": cell, "unit": None, "verdict": ""}
         one, other = before.get((suite, cell)), after.get((suite, cell))
         if trouble := _trouble(one, other):
-            yield _Line(suite, cell).ended(*trouble)
+            yield known | {"metric": ""} | _ended(*trouble)
             continue
         assert one is not None
         assert other is not None
         olds, news = (rows.set_index("metric") for rows in (one, other))
         for metric in dict.fromkeys([*olds.index, *news.index]):
-            line = _Line(suite, cell, metric)
             if metric not in news.index:
-                yield line.ended("missing", NOT_IN_NEW)
+                line = _ended("missing", NOT_IN_NEW)
             elif metric in olds.index:
-                yield _compared(line, margins.of(suite, metric), olds.loc[metric], news.loc[metric])
+                line = _compared(margins.of(suite, metric), olds.loc[metric], news.loc[metric])
             elif math.isnan(news.loc[metric]["samples"].mean):
-                yield line.ended("failed", "not a number")
+                line = _ended("failed", "not a number")
             else:
-                yield line.ended(UNJUDGED, NOT_IN_BASE)
+                line = _ended(UNJUDGED, NOT_IN_BASE)
+            yield known | {"metric": metric} | line
 
 
 def _trouble(base: pd.DataFrame | None, new: pd.DataFrame | None) -> tuple[str, str] | None:
@@ -174,40 +145,40 @@ def _became(status: str | None) -> str:
     return "was skipped" if status == "skipped" else str(status)
 
 
-def _compared(line: _Line, metric: Metric | None, base: pd.Series, new: pd.Series) -> _Line:
-    """The line of a metric that both tables have."""
+def _compared(metric: Metric | None, base: pd.Series, new: pd.Series) -> dict[str, Any]:
+    """The line of a metric that both tables have; `base` and `new` are its rows."""
     old, now = base["samples"], new["samples"]
     is_time = metric is not None and metric.is_time
-    before, after = (samples.typical(by_rank=is_time) for samples in (old, now))
-    line = replace(line, unit=new["unit"], base=before, new=after, change=after - before)
+    before, after = (float(np.median(s.values)) if is_time else s.mean for s in (old, now))
+    line = {"unit": new["unit"], "base": before, "new": after, "change": after - before}
     if metric is None:
-        return line.ended(UNJUDGED, f"no margin is declared for {line.metric}")
-    line = replace(line, margin=metric.atol + metric.rtol * abs(before))
-    if ended := _not_finite(line, metric, old, now):
-        return ended
+        return line | _ended(UNJUDGED, f"no margin is declared for {new.name}")
+    line["margin"] = metric.atol + metric.rtol * abs(before)
+    if ended := _not_finite(metric, old, now):
+        return line | ended
     if is_time:
         n = min(len(old.values), len(now.values))
         if n < MIN_ROUNDS:
             needs = f"a time needs {MIN_ROUNDS} on each side"
-            return line.ended(UNJUDGED, f"{n} process{'es' * (n != 1)}; {needs}")
-        return replace(line, evidence=of_ranks(metric, old.values, now.values))
+            return line | _ended(UNJUDGED, f"{n} process{'es' * (n != 1)}; {needs}")
+        return line | vars(of_ranks(metric, old.values, now.values))
     if old.same_as(now):
-        return replace(line, evidence=certain(False, "the same numbers"))
+        return line | vars(certain(False, "the same numbers"))
     is_paired = bool(base["paired"] and new["paired"]) and len(old.values) == len(now.values) > 1
-    return replace(line, evidence=of_means(metric, old, now, is_paired))
+    return line | vars(of_means(metric, old, now, is_paired))
 
 
-def _not_finite(line: _Line, metric: Metric, old: Samples, now: Samples) -> _Line | None:
-    """The line where a mean or a standard error is not finite; None where all are."""
+def _not_finite(metric: Metric, old: Samples, now: Samples) -> dict[str, Any]:
+    """The end of a line where a mean or a standard error is not finite; empty where all are."""
     if now.mean == old.mean and math.isinf(now.mean):
-        return replace(line, change=0.0).ended(FINE, "infinite in both")
+        return _ended(FINE, "infinite in both") | {"change": 0.0}
     if not math.isfinite(now.mean) or math.isnan(now.error):
-        return line.ended("failed", f"{now.mean} is not finite")
+        return _ended("failed", f"{now.mean} is not finite")
     if math.isnan(old.mean) or (math.isnan(old.error) and not math.isinf(old.mean)):
-        return line.ended(NO_BASE, "not a number in BASE")
+        return _ended(NO_BASE, "not a number in BASE")
     if math.isinf(old.mean):
         is_worse = metric.worse in ("other", "more" if old.mean < 0 else "less")
-        return replace(line, margin=0.0, evidence=certain(is_worse, "infinite in BASE alone"))
+        return {"margin": 0.0, **vars(certain(is_worse, "infinite in BASE alone"))}
     if math.isinf(now.error) or math.isinf(old.error):
-        return line.ended(UNJUDGED, "the standard error is infinite")
-    return None
+        return _ended(UNJUDGED, "the standard error is infinite")
+    return {}

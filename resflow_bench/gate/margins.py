@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from resflow_bench.lab import TIME, Metric
-
-if TYPE_CHECKING:
-    from resflow_bench.lab import Suite
+from resflow_bench.lab import TIME, Metric, Suite
 
 
 @dataclass(frozen=True)
@@ -20,7 +16,6 @@ class Margins:
 
     @classmethod
     def of_suites(cls, suites: Mapping[str, Suite]) -> Margins:
-        """The margins that the suites' claims declare."""
         return cls({name: suite.claims.metrics for name, suite in suites.items()})
 
     def of(self, suite: str, metric: str) -> Metric | None:
@@ -29,6 +24,5 @@ class Margins:
         return TIME if margin is None and metric == "wall_s" else margin
 
     def is_time(self, suite: str, metric: str) -> bool:
-        """True if the metric is declared to be a time."""
         margin = self.of(suite, metric)
         return margin is not None and margin.is_time

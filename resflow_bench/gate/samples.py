@@ -22,8 +22,7 @@ COLUMNS = [
     "suite", "cell", "metric", "status", "message", "unit", "samples", "paired", "version",
 ]  # fmt: skip
 
-STATUSES = ["ok", "skipped", "failed"]
-"""The statuses of a cell, from best to worst."""
+STATUSES = ["ok", "skipped", "failed"]  # of a cell, from best to worst
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,6 @@ class Samples:
         if not math.isfinite(self.mean):
             return math.nan
         return float(self.values.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
-
-    def typical(self, by_rank: bool) -> float:
-        """The median if `by_rank`, else the mean."""
-        return float(np.median(self.values)) if by_rank else self.mean
 
     def same_as(self, other: Samples) -> bool:
         """Equal to the last bit, as common random numbers repeat it and no clock does."""
@@ -104,14 +99,9 @@ def of_commits(
         raise ValueError(
             f"BASE was measured in {where[0]}, and NEW in {where[1]}; measure both in one place."
         )
-    before, after = (
-        _of_commit(
-            (row for row in rows if row.where in common or not all(places)),
-            margins,
-            names_places or len(common) > 1,
-        )
-        for rows in both
-    )
+    names_places = names_places or len(common) > 1
+    kept = ((row for row in rows if row.where in common or not all(places)) for rows in both)
+    before, after = (_of_commit(rows, margins, names_places) for rows in kept)
     return before, after
 
 

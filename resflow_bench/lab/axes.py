@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import Any
 
 Value = int | float | str
-
-
-def _anything(value: Any) -> None:
-    """No rule."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +24,7 @@ class Axis:
     kind: type[int | float | str]
     meaning: str
     example: str
-    check: Callable[[Any], str | None] = _anything
+    check: Callable[[Any], str | None] = lambda _: None
 
     @property
     def rule(self) -> str:

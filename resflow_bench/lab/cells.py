@@ -1,22 +1,16 @@
-"""Cells: the points of a suite's grid.
-
-A cell is one point, `bias` at `model=trained, lipschitz=0.9, n_terms=10`. It is the unit of
-everything that follows: measured alone, written whole, resumed, compared.
-"""
+"""Cells: the points of a suite's grid, each measured alone, written whole, resumed, compared."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from resflow_bench.lab.axes import AXES, Value, axis_named
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 
 @dataclass(frozen=True)

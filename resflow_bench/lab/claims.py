@@ -1,7 +1,4 @@
-"""Claims about a suite's rows, as data: margins, statements, disputed statements and findings.
-
-The engine tests them and knows none of its own: each suite brings its claims, see `Suite.claims`.
-"""
+"""Claims about a suite's rows, as data: margins, statements, disputed statements and findings."""
 
 from __future__ import annotations
 

@@ -11,20 +11,17 @@ from pathlib import Path
 
 from resflow_bench.lab.suite import Suite
 
-_PACKAGE = "suites"
-"""Looked up when a run starts, not imported above: the engine knows no suite."""
+_PACKAGE = "suites"  # imported when a run starts, not above: the engine knows no suite
 
 
 def names() -> tuple[str, ...]:
     """The names of the suites that a run can measure."""
-    found: tuple[str, ...] = import_module(_PACKAGE).NAMES
-    return found
+    return import_module(_PACKAGE).NAMES
 
 
 def page_order() -> tuple[str, ...]:
     """The names of all suites that have a section on the page, in its order."""
-    found: tuple[str, ...] = import_module(_PACKAGE).PAGE
-    return found
+    return import_module(_PACKAGE).PAGE
 
 
 def canonical(reference: str) -> str:
@@ -37,11 +34,11 @@ def load(reference: str) -> Suite:
     """The suite of that name, or in that folder; its modules are imported only now.
 
     Raises:
-        ValueError: no suite has that name, or the folder holds none.
+        ValueError: no suite has that name, or the folder holds none, or one that cannot be
+            imported or whose name is taken.
     """
     if reference in (*names(), *page_order()):
-        suite: Suite = import_module(_PACKAGE).load(reference)
-        return suite
+        return import_module(_PACKAGE).load(reference)
     if not Path(reference).is_dir():
         raise ValueError(
             f"no suite is called `{reference}`, nor a folder; the suites are {', '.join(names())}."
@@ -51,11 +48,7 @@ def load(reference: str) -> Suite:
 
 @cache
 def _in_folder(folder: Path) -> Suite:
-    """The `SUITE` of a package outside this project, imported under the folder's own name.
-
-    Raises:
-        ValueError: there is none, it cannot be imported, or its name is taken.
-    """
+    """The `SUITE` of a package outside this project, imported under the folder's own name."""
     file, name = folder / "__init__.py", folder.name
     if not file.exists() or not name.isidentifier():
         raise ValueError(
@@ -81,7 +74,6 @@ def _in_folder(folder: Path) -> Suite:
 
 
 def _checked(suite: object) -> Suite:
-    """A suite whose name is none of ours."""
     if not isinstance(suite, Suite):
         raise TypeError(f"SUITE must be a `resflow_bench.lab.suite.Suite`; got {suite!r}")
     if suite.name in (*names(), *page_order()):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Self
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import FrameType
+from types import FrameType
+from typing import Self
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
@@ -42,11 +40,7 @@ class Interrupts:
             raise Interrupted
 
     def check(self) -> None:
-        """Raise if a signal has come; called where it is safe to stop.
-
-        Raises:
-            Interrupted: if a signal came.
-        """
+        """Raise `Interrupted` if a signal has come; called where it is safe to stop."""
         if self.received is not None:
             raise Interrupted
 

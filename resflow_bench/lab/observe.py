@@ -55,8 +55,7 @@ class Result:
     message: str = ""
 
 
-N_REPLICATES = 16
-"""Shares of a cell's draws that are kept: enough for Student's t, few enough to store."""
+N_REPLICATES = 16  # shares of a cell's draws: enough for Student's t, few enough to store
 
 
 def observe(

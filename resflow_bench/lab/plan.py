@@ -58,7 +58,6 @@ class Plan:
             )
 
     def cells(self, suite: Suite) -> list[Cell]:
-        """The cells of one of the plan's suites."""
         return suite.cells(self.preset, self.overrides)
 
     def record(self) -> dict[str, Any]:
@@ -101,8 +100,6 @@ def begin(plan: Plan, store: Store, about: Mapping[str, Any] | None = None) -> R
     """A new run that is to measure the plan.
 
     Args:
-        plan: what to measure.
-        store: where the run is kept.
         about: what `run.json` says of the code and the machine; None is `provenance()`.
 
     Raises:
@@ -115,8 +112,7 @@ def begin(plan: Plan, store: Store, about: Mapping[str, Any] | None = None) -> R
 def go_on(run: Run) -> list[str]:
     """Record in `run.json` that the run is resumed, and what changed since it began.
 
-    Returns:
-        The names of what changed: `commit`, `versions`, `devices` and the like.
+    Returns the names of what changed: `commit`, `versions`, `device` and the like.
     """
     about = run.about
     changed = {name: value for name, value in provenance().items() if about.get(name) != value}

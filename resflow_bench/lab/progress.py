@@ -34,9 +34,8 @@ class Progress:
             return ""
         minutes, seconds = divmod(round(self.seconds_left), 60)
         hours, minutes = divmod(minutes, 60)
-        return (
-            f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
-        )
+        longer = f"{hours}:{minutes:02}" if hours else f"{minutes}"
+        return f"{longer}:{seconds:02} left"
 
 
 Listener = Callable[[Progress], None]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from resflow_bench import __version__
 
 _LIBRARIES = ("torch", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn")
 
@@ -19,7 +22,11 @@ def provenance() -> dict[str, Any]:
     the package does not run from a git checkout.
     """
     return {
-        "versions": _versions(),
+        "versions": {
+            "resflow_bench": __version__,
+            "python": platform.python_version(),
+            **{library: _version(library) for library in _LIBRARIES},
+        },
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if (status := _git("status", "--porcelain")) is None else status != "",
         "device": _devices(),
@@ -38,19 +45,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _versions() -> dict[str, str | None]:
-    from resflow_bench import __version__
-
-    versions: dict[str, str | None] = {
-        "resflow_bench": __version__,
-        "python": platform.python_version(),
-    }
-    for library in _LIBRARIES:
-        try:
-            versions[library] = version(library)
-        except PackageNotFoundError:
-            versions[library] = None
-    return versions
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
 
 
 def _git(*arguments: str) -> str | None:
@@ -82,16 +81,14 @@ def _devices() -> dict[str, str]:
 
 
 def _cpu_model() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+    file = Path("/proc/cpuinfo")
+    text = file.read_text() if file.exists() else ""
+    if named := re.search("^model name.*?:(.*)", text, re.MULTILINE):
+        return named[1].strip()
     return platform.processor() or platform.machine()
 
 
 def _threads() -> dict[str, int | None]:
-    """The cores that this process may use, torch's threads, and the variables that limit them."""
     import torch
 
     limit = os.environ.get("OMP_NUM_THREADS", "")

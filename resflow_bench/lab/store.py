@@ -16,10 +16,12 @@ import io
 import json
 import os
 import time
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from math import nan
+from pathlib import Path
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,13 +30,8 @@ import pyarrow.parquet as pq
 
 from resflow_bench import __version__
 from resflow_bench.lab.axes import axis_named
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
-
-    from resflow_bench.lab.observe import Result
-    from resflow_bench.lab.suite import Suite
+from resflow_bench.lab.observe import Result
+from resflow_bench.lab.suite import Suite
 
 COLUMNS = {
     "suite": "string",
@@ -51,14 +48,9 @@ COLUMNS = {
 }
 """The columns that every suite has, before one for each of its axes."""
 
-REPLICATES = "replicates"
-"""The column after the axes: independent values whose mean or the like is `value`, maybe none."""
-
-PICTURE = "picture"
-"""The last column, where a suite has pictures: the bytes of an .npz file, null in most rows."""
-
-BESIDE = (REPLICATES, PICTURE)
-"""What a row carries that no table shows."""
+REPLICATES = "replicates"  # after the axes: independent values whose mean or the like is `value`
+PICTURE = "picture"  # the last column of some suites: bytes of an .npz file, null in most rows
+BESIDE = (REPLICATES, PICTURE)  # what a row carries that no table shows
 
 _MARK = b"resflow_bench"
 _AXIS_TYPES = {int: "Int64", float: "float64", str: "string"}
@@ -225,7 +217,6 @@ class Run:
         return frame.sort_values([*axes, "cell"], kind="stable", ignore_index=True)
 
     def frames(self) -> dict[str, pd.DataFrame]:
-        """Every suite's rows."""
         return {suite: self.frame(suite) for suite in self.suites}
 
     def done(self) -> set[str]:

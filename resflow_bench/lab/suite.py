@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from resflow_bench.lab.axes import Value, axis_named
 from resflow_bench.lab.cells import Cell, Preset
 from resflow_bench.lab.claims import Claims
 from resflow_bench.lab.observe import Observation
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
 
 
 class Skip(Exception):
@@ -96,6 +92,5 @@ class Suite:
     ) -> list[Cell]:
         """The preset's cells, each once, in the order of its grids."""
         grids = self.presets[preset].grids
-        return list(
-            dict.fromkeys(cell for grid in grids for cell in grid.cells(self.name, overrides or {}))
-        )
+        cells = (cell for grid in grids for cell in grid.cells(self.name, overrides or {}))
+        return list(dict.fromkeys(cells))

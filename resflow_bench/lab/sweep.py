@@ -9,27 +9,22 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from math import nan
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from resflow_bench.lab.interrupt import Interrupted, Interrupts
 from resflow_bench.lab.observe import Result
 from resflow_bench.lab.plan import Plan, now
 from resflow_bench.lab.progress import Listener, Progress, ignore
-from resflow_bench.lab.suite import Context, Suite
+from resflow_bench.lab.store import Run
+from resflow_bench.lab.suite import Context
 from resflow_bench.lab.workers import FAILURES, Answer, Task, by_workers, explain, in_turn
 from resflow_bench.threads import one_thread
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from resflow_bench.lab.store import Run
 
 
 @dataclass
 class _Pace:
-    """Cells and seconds of one suite."""
-
     n_workers: int
     n_left: int = 0
     n_done: int = 0
@@ -68,12 +63,10 @@ class Tally:
         )
 
     def progress(self, message: str) -> Progress:
-        """The state of the sweep as a listener gets it."""
         failed = f" ({len(self.failed)} failed)" if self.failed else ""
         return Progress(self.n_done, self.n_total, self.seconds_left, message + failed)
 
     def add(self, answer: Answer) -> None:
-        """Count a cell that was measured."""
         result, pace = answer.result, self.paces[answer.task.suite.name]
         self.n_done += 1
         pace.n_done += 1
@@ -87,14 +80,12 @@ def sweep(plan: Plan, run: Run, jobs: int = 1, listen: Listener = ignore) -> Tal
     """Measure every cell of the plan that the run lacks, and mark the run as finished.
 
     Args:
-        plan: what to measure.
         run: receives the rows. Its own rows stay, but failed cells are measured again.
         jobs: processes that share the cells; exclusive suites come last, alone, in this one.
         listen: is called after every cell, and with the messages of preparations.
 
     Returns:
-        The tally. Its `signal` is set where SIGINT or SIGTERM ended the sweep early; every cell
-        that was finished by then is on disk.
+        The tally. Where SIGINT or SIGTERM ended the sweep, every finished cell is on disk.
 
     Raises:
         StoreError: if the run cannot be read or written.
@@ -147,14 +138,12 @@ def _tasks(plan: Plan, results: Path, tally: Tally, done: set[str]) -> Iterator[
 
 def _prepare(tasks: list[Task], tally: Tally, listen: Listener, interrupts: Interrupts) -> None:
     """Run each suite's `prepare`; where it fails, the cells themselves will fail and say so."""
-    suites: dict[str, list[Task]] = {}
-    for task in tasks:
-        suites.setdefault(task.suite.name, []).append(task)
-    for name, shares in suites.items():
-        suite: Suite = shares[0].suite
+    for name, several in groupby(tasks, key=lambda task: task.suite.name):
+        shares = list(several)
+        suite, _, context = shares[0]
         if suite.prepare is None:
             continue
-        context = replace(shares[0].context, say=lambda message: listen(tally.progress(message)))
+        context = replace(context, say=lambda message: listen(tally.progress(message)))
         try:
             with one_thread(), interrupts.allowed():
                 suite.prepare([task.cell for task in shares], context)

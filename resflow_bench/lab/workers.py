@@ -7,10 +7,11 @@ import os
 import signal
 import threading
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from multiprocessing import connection, resource_tracker
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from resflow_bench.lab.cells import Cell
 from resflow_bench.lab.discovery import load
@@ -18,9 +19,6 @@ from resflow_bench.lab.interrupt import NUMBERS, Interrupts
 from resflow_bench.lab.observe import Result
 from resflow_bench.lab.suite import Context, Failure, Skip, Suite
 from resflow_bench.threads import one_thread
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
 
 # Failures of a cell, not of the program: ArithmeticError is a solve that did not converge or a
 # value that is not finite; RuntimeError is torch's for a lack of memory, a failed factorisation or
@@ -112,10 +110,8 @@ def by_workers(
                 answer = worker.finish()
                 if not waiting or interrupts.received is not None:
                     worker.kill()
-                elif worker.process.is_alive():
-                    employ(worker)
                 else:
-                    employ(_Worker())
+                    employ(worker if worker.process.is_alive() else _Worker())
                 yield answer
         interrupts.check()
     finally:
@@ -147,11 +143,9 @@ class _Worker:
 
     def finish(self) -> Answer:
         try:
-            answer: Answer = self.pipe.recv()
+            return self.pipe.recv()
         except (EOFError, ConnectionResetError):
             self.process.join()
-        else:
-            return answer
         number = -(self.process.exitcode or 0)
         if number <= 0:
             raise RuntimeError(f"a worker could not go on at {self.task.cell}; see above why.")
@@ -180,7 +174,6 @@ def _serve(pipe: connection.Connection) -> None:
 
 def _die_with_parent() -> None:
     """Exit with the parent process, which cannot stop its workers if it is killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
+    if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
     os._exit(1)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
@@ -23,17 +23,13 @@ from resflow_bench.analysis import rules, verdicts
 from resflow_bench.analysis.findings import findings
 from resflow_bench.analysis.tables import axes, label, plain, units, varying, wide
 from resflow_bench.analysis.words import number, with_interval
+from resflow_bench.lab import Statement, Suite
 from resflow_bench.lab.store import BESIDE
 from resflow_bench.report import style
 from resflow_bench.report.picture import Picture
 
-if TYPE_CHECKING:
-    from resflow_bench.lab import Statement, Suite
-
 MAX_LINES = 60  # of a table or a list on the page; the CSV beside it has them all
-PHONE = 1
-"""Panels beside each other; a figure is drawn twice, and the page shows the one that fits."""
-LAPTOP = 3
+PHONE, LAPTOP = 1, 3  # panels side by side: each figure is drawn twice, and the page shows one
 
 
 def write_report(
@@ -61,7 +57,8 @@ def write_report(
     measured = {name: suite for name, suite in suites.items() if name in frames}
     judged = verdicts.judge(frames, measured)
     disputed = verdicts.judge_disputed(frames, measured)
-    questions = _questions(provenance)
+    # The newest run's question counts; very old runs record none.
+    questions = {k: v for record in provenance for k, v in record.get("questions", {}).items()}
     page = _ENVIRONMENT.get_template("page.html.j2").render(
         version=__version__,
         written=datetime.now(UTC),
@@ -84,16 +81,30 @@ def write_report(
     return out / "index.html"
 
 
-def _drawn(suite: Suite | None, cells: pd.DataFrame, folder: Path) -> list[dict[str, str] | None]:
-    """The figures of a suite, rendered.
+class FiguresError(Exception):
+    """A user's figure that cannot be drawn, or a module of figures that cannot be imported."""
+
+
+def _drawn(suite: Suite | None, cells: pd.DataFrame, folder: Path) -> list[dict[str, str]]:
+    """The figures of a suite that are not empty, rendered; their module is imported only now.
 
     Raises:
-        FiguresError: those of a user's own suite fail; of ours that is a mistake, and raised as is.
+        FiguresError: the module cannot be imported, or a figure of a user's own suite fails; of
+            ours that is a mistake, and raised as is.
     """
+    if suite is None or not suite.figures:
+        return []
     try:
-        return [_render(picture, cells, folder) for picture in _pictures(suite)]
+        pictures: tuple[Picture, ...] = import_module(suite.figures).PICTURES
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise FiguresError(
+            f"suite `{suite.name}` has no figures in `{suite.figures}` ({error}); name a module "
+            "with `PICTURES` in its SUITE, or leave `figures` out."
+        ) from error
+    try:
+        return [one for picture in pictures if (one := _render(picture, cells, folder))]
     except Exception as error:
-        if suite is None or not suite.reference or isinstance(error, FiguresError):
+        if not suite.reference:
             raise
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise FiguresError(f"a figure of suite `{suite.name}` cannot be drawn: {why}.") from error
@@ -127,13 +138,8 @@ def inline(markup: str, alt: str) -> Markup:
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', body))
     body = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else "", body)
-    for color, variable in (
-        (style.INK, "ink"),
-        (style.MUTED, "muted"),
-        (style.LINE, "line"),
-        (style.PAPER, "paper"),
-    ):
-        body = body.replace(color, f"var(--{variable})")
+    for name, color in style.NEUTRAL.items():
+        body = body.replace(color, f"var(--{name})")
     body = body.replace("'DejaVu Sans'", "var(--sans)")
     body = re.sub(r"\n\s*", "\n", body)
     return Markup(body.replace("<svg", f'<svg role="img" aria-label="{Markup.escape(alt)}"', 1))
@@ -153,18 +159,11 @@ def write(path: Path, text: str) -> None:
     fresh.replace(path)
 
 
-def _questions(provenance: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Suite to question, from the newest run that records one; very old runs record none."""
-    recorded = (record.get("questions", {}) for record in provenance)
-    return {suite: question for record in recorded for suite, question in record.items()}
-
-
 def _section(name: str, suite: Suite | None, frame: pd.DataFrame, out: Path) -> dict[str, Any]:
     """The rows of one suite, as the template needs them; a suite that is None has no figures."""
     cells = wide(frame)
     rows = frame.drop(columns=list(BESIDE), errors="ignore")
     write(out / "tables" / f"{name}.csv", rows.to_csv(index=False))
-    drawn = _drawn(suite, cells, out / "figures")
     broken = cells[cells["status"] != "ok"]
     shown = varying(cells, axes(frame))
     return {
@@ -172,7 +171,7 @@ def _section(name: str, suite: Suite | None, frame: pd.DataFrame, out: Path) -> 
         "is_known": suite is not None,
         "n_cells": len(cells),
         "n_rows": len(frame),
-        "pictures": [picture for picture in drawn if picture],
+        "pictures": _drawn(suite, cells, out / "figures"),
         "table": _table(cells, shown, suite, units(frame)),
         "broken": [
             {"label": label(cell, shown), "status": cell["status"], "message": cell["message"]}
@@ -180,24 +179,6 @@ def _section(name: str, suite: Suite | None, frame: pd.DataFrame, out: Path) -> 
         ],
         "n_broken": len(broken),
     }
-
-
-class FiguresError(Exception):
-    """A user's figure that cannot be drawn, or a module of figures that cannot be imported."""
-
-
-def _pictures(suite: Suite | None) -> tuple[Picture, ...]:
-    """The suite's figures; their module is imported only when a page is written."""
-    if suite is None or not suite.figures:
-        return ()
-    try:
-        found: tuple[Picture, ...] = import_module(suite.figures).PICTURES
-    except (ImportError, AttributeError, SyntaxError) as error:
-        raise FiguresError(
-            f"suite `{suite.name}` has no figures in `{suite.figures}` ({error}); name a module "
-            "with `PICTURES` in its SUITE, or leave `figures` out."
-        ) from error
-    return found
 
 
 def _table(
@@ -249,9 +230,8 @@ def _violated(judged: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> dict[
     lines = judged[judged["verdict"] == "violated"].to_dict("records")
     for line in lines[:MAX_LINES]:
         suite = cells[line["suite"]]
-        line["rate"] = (
-            "exact" if pd.isna(line["q"]) else number(line["q"], 2) if line["q"] else "< 1e-300"
-        )
+        q = line["q"]
+        line["rate"] = "exact" if pd.isna(q) else number(q, 2) if q else "< 1e-300"
         line["label"] = label(suite.loc[line["cell"]], varying(suite, axes(suite)))
     return {"lines": lines[:MAX_LINES], "n_more": len(lines[MAX_LINES:])}
 

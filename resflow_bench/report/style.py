@@ -23,7 +23,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 
 Draw = Callable[[pd.DataFrame, int], Figure | None]
 
-INK, MUTED, LINE, PAPER = "#1f2328", "#6a737d", "#d7dbe0", "#fefefe"
+NEUTRAL = {"ink": "#1f2328", "muted": "#6a737d", "line": "#d7dbe0", "paper": "#fefefe"}
+INK, MUTED, LINE, PAPER = NEUTRAL.values()
 BLUE, ORANGE, GREEN, ACCENT, PINK, BROWN, _, GREY, _, SKY = sns.color_palette("colorblind").as_hex()
 PANEL, PANEL_HEIGHT, ROW = 3.5, 2.7, 0.26  # inches; at 96 pixels each, text of 9 pt is 12 pixels
 DASHES = (0, (4, 2))
@@ -32,31 +33,22 @@ THEME = {
     **sns.axes_style("ticks"),
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9,
+    **dict.fromkeys(("font.size", "axes.labelsize"), 9),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 8),
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
-    "axes.labelsize": 9,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
     "legend.fontsize": 8.5,
     "legend.frameon": False,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), INK),
+    **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
     "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
     "axes.grid": True,
     "grid.color": LINE,
     "grid.linewidth": 0.6,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor"), "none"),
     "svg.fonttype": "none",  # text stays text: searchable, read aloud, in the page's colour
 }
 
@@ -103,8 +95,7 @@ def log_axis(ax: Axes, xy: str, values: Iterable[pd.Series], decades: float = ma
     top = flat.max() if len(flat) else 1.0
     low = max(flat.min(), top * 10.0**-decades) if len(flat) else 0.1
     floor = 10.0 ** math.floor(math.log10(low) - 0.15)
-    ax.set(**{f"{xy}scale": "log"})
-    ax.set(**{f"{xy}lim": (0.8 * floor, 10 ** (math.log10(top) + 0.2))})
+    ax.set(**{f"{xy}scale": "log", f"{xy}lim": (0.8 * floor, 10 ** (math.log10(top) + 0.2))})
     axis = ax.xaxis if xy == "x" else ax.yaxis
     axis.set_major_locator(LogLocator(numticks=7))
     axis.set_minor_locator(NullLocator())

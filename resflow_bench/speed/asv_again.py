@@ -44,11 +44,10 @@ def measure_again(
         AsvError: if asv could not measure both.
     """
     settings = _settings(config)
-    original = Path(settings["results_dir"])
-    settings |= {"results_dir": str(scratch / "results"), "html_dir": str(scratch / "html")}
-    for machine in original.glob("*/machine.json"):
+    for machine in Path(settings["results_dir"]).glob("*/machine.json"):
         (scratch / "results" / machine.parent.name).mkdir(parents=True)
         shutil.copy(machine, scratch / "results" / machine.parent.name)
+    settings |= {"results_dir": str(scratch / "results"), "html_dir": str(scratch / "html")}
     written = scratch / "asv.conf.json"
     written.write_text(json.dumps(settings))
     wanted = "|".join(sorted(re.escape(name) for name in benchmarks))
@@ -64,9 +63,8 @@ def measure_again(
         results = AsvResults(scratch / "results")
         return results.rows(base), results.rows(new)
     except AsvError as error:
-        raise AsvError(
-            f"the second measurement ended with code {process.returncode}: {error}"
-        ) from None
+        ended = f"the second measurement ended with code {process.returncode}"
+        raise AsvError(f"{ended}: {error}") from None
 
 
 def _settings(config: Path) -> dict[str, Any]:

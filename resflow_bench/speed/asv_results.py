@@ -80,13 +80,10 @@ class AsvResults:
         return sorted(when, key=lambda commit: -when[commit])
 
     def rows(self, commit: str) -> list[Row]:
-        """The rows of a commit, on all machines and in all environments.
-
-        Args:
-            commit: the first digits of its hash, unique among the commits with results.
+        """The rows of the commit whose hash begins with `commit`, on all machines and environments.
 
         Raises:
-            AsvError: if no commit, or several, begin with these digits.
+            AsvError: if no commit with results, or several, begin with it.
         """
         known = self.commits()
         matching = [name for name in known if name.startswith(commit)]

@@ -28,18 +28,15 @@ class SuiteBenchmark:
     suite: ClassVar[Suite]
     cells: ClassVar[dict[str, dict[str, Any]]]
     effort: ClassVar[dict[str, int | float]]
-    n_replicates: ClassVar[int] = 8
-    """Seeds of a tracked accuracy, one sample for each; 1 if nothing is random."""
+    n_replicates: ClassVar[int] = 8  # seeds of a tracked accuracy; 1 if nothing is random
     param_names = ("cell",)
     params: ClassVar[list[str]]
-    version = "2"
-    """Version of the measurement. Another `rounds` or `repeat` needs another version."""
+    version = "2"  # of the measurement; another `rounds` or `repeat` needs another version
     clock: ClassVar[SteadyClock] = SteadyClock()
     timer = staticmethod(clock)
     rounds, repeat, number, warmup_time = 8, 10, 1, 0.0
     timeout = 600
-    calls: ClassVar[dict[Cell, Callable[[], object]]] = {}
-    """Cell -> its timed call."""
+    calls: ClassVar[dict[Cell, Callable[[], object]]] = {}  # cell -> its timed call
 
     def __init_subclass__(cls) -> None:
         cls.params = list(cls.cells)
@@ -60,11 +57,9 @@ class SuiteBenchmark:
         self.clock.calibrate(device)
 
     def build(self) -> Callable[[], object]:
-        """The timed call of this cell: the whole measure, unless a subclass overrides it."""
         return partial(self.measure, self.cell)
 
     def call(self) -> None:
-        """Make the timed call."""
         self.calls[self.cell]()
 
     @classmethod

@@ -12,9 +12,7 @@ from typing import Any
 
 from resflow_bench.lab.provenance import cores, provenance
 
-MAX_LOAD = 0.3
-"""Largest number of running processes per core at which timings are undisturbed."""
-
+MAX_LOAD = 0.3  # running processes per core up to which timings are undisturbed
 CPUS = Path("/sys/devices/system/cpu")
 
 
@@ -34,8 +32,7 @@ def check_machine(about: dict[str, Any] | None = None) -> list[Check]:
         about: a value of `provenance()`; None computes it.
     """
     about = provenance() if about is None else about
-    groups = (_threads(about), _load(), _frequency(), _boost(), _others_on_gpus(), _tree(about))
-    return [check for group in groups for check in group]
+    return [*_threads(about), *_load(), *_frequency(), *_boost(), *_others_on_gpus(), *_tree(about)]
 
 
 def checks_record(about: dict[str, Any]) -> dict[str, dict[str, str]]:
@@ -46,11 +43,8 @@ def checks_record(about: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 def _threads(about: dict[str, Any]) -> Iterator[Check]:
     n_cores, n_threads = about["threads"]["cores"], about["threads"]["torch"]
-    found = f"{n_threads} threads on {n_cores} cores"
-    more = n_threads > n_cores
-    yield Check(
-        "threads", found, f"set OMP_NUM_THREADS={n_cores}; they share cores" if more else ""
-    )
+    remedy = f"set OMP_NUM_THREADS={n_cores}; they share cores" if n_threads > n_cores else ""
+    yield Check("threads", f"{n_threads} threads on {n_cores} cores", remedy)
 
 
 def _load() -> Iterator[Check]:
@@ -61,9 +55,8 @@ def _load() -> Iterator[Check]:
 
 
 def _frequency() -> Iterator[Check]:
-    governors = {
-        file.read_text().strip() for file in CPUS.glob("cpu[0-9]*/cpufreq/scaling_governor")
-    }
+    files = CPUS.glob("cpu[0-9]*/cpufreq/scaling_governor")
+    governors = {file.read_text().strip() for file in files}
     if not governors:
         yield Check("frequency", "this system does not report how it scales the clock")
         return
@@ -76,10 +69,8 @@ def _boost() -> Iterator[Check]:
     for file, on in ((CPUS / "intel_pstate/no_turbo", "0"), (CPUS / "cpufreq/boost", "1")):
         if file.exists():
             boosts = file.read_text().strip() == on
-            remedy = (
-                f"`echo {1 - int(on)} | sudo tee {file}`; a hot core slows down" if boosts else ""
-            )
-            yield Check("boost", "on" if boosts else "off", remedy)
+            remedy = f"`echo {1 - int(on)} | sudo tee {file}`; a hot core slows down"
+            yield Check("boost", "on", remedy) if boosts else Check("boost", "off")
             return
 
 

@@ -13,20 +13,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from resflow_bench.speed.asv_results import AsvError, AsvResults, Row
+from resflow_bench.speed.asv_results import AsvError, AsvResults
 
 
 def export_otava(results: Path, out: Path, worse: Mapping[tuple[str, str], str]) -> list[str]:
-    """Write `<suite>.csv`, with a line per commit, and `otava.yaml` to `out`.
+    """Write `<suite>.csv`, a line per commit, and `otava.yaml` to `out`; return the suites' names.
 
     Args:
-        results: asv's `results_dir`.
         out: a folder, created if it is missing.
         worse: (suite, metric) -> "more", "less" or "other", the direction that is worse. Otava
             knows two directions, so a metric with "other" is exported as its absolute value.
-
-    Returns:
-        The names of the suites.
 
     Raises:
         AsvError: if there are no results, or a file is damaged.
@@ -40,7 +36,8 @@ def export_otava(results: Path, out: Path, worse: Mapping[tuple[str, str], str])
         for row in history.rows(commit):
             if row.status != "ok":
                 continue
-            name = _name(row)
+            # Otava splits a name at commas, and reads dots as levels.
+            name = f"{row.cell}:{row.metric}".replace(", ", "/").replace(".", "_")
             value = median(row.samples)
             direction = worse.get((row.suite, row.metric))
             value = abs(value) if direction == "other" else value
@@ -53,12 +50,11 @@ def export_otava(results: Path, out: Path, worse: Mapping[tuple[str, str], str])
         names = sorted({name for values in by_commit.values() for name in values})
         ordered = sorted(by_commit, key=lambda commit: when[commit])
         with (out / f"{suite}.csv").open("w", newline="") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["time", "commit", *names])
+            writer = csv.DictWriter(stream, ["time", "commit", *names])
+            writer.writeheader()
             for commit in ordered:
-                time = datetime.fromtimestamp(when[commit] / 1000, UTC)
-                values = (by_commit[commit].get(name, "") for name in names)
-                writer.writerow([f"{time:%Y-%m-%d %H:%M:%S +0000}", commit, *values])
+                time = f"{datetime.fromtimestamp(when[commit] / 1000, UTC):%Y-%m-%d %H:%M:%S +0000}"
+                writer.writerow({"time": time, "commit": commit, **by_commit[commit]})
         tests[suite] = {
             **{"type": "csv", "file": str((out / f"{suite}.csv").resolve())},
             **{"time_column": "time", "attributes": ["commit"]},
@@ -69,8 +65,3 @@ def export_otava(results: Path, out: Path, worse: Mapping[tuple[str, str], str])
         }
     (out / "otava.yaml").write_text(json.dumps({"tests": tests}, indent=1) + "\n")  # JSON is YAML
     return list(tests)
-
-
-def _name(row: Row) -> str:
-    """A name without commas, at which Otava splits, and dots, which it reads as levels."""
-    return f"{row.cell}:{row.metric}".replace(", ", "/").replace(".", "_")

@@ -16,13 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 Call = Callable[[], object]
 
-
-MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
-"""Number of rows of a square matrix product that is large enough to run at the hardware's rate."""
-
-
-MIN_TIMES = 10
-"""Least number of times. With fewer than eight, no interval of the median reaches 99 %."""
+MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}  # rows of a square product that runs at the full rate
+MIN_TIMES = 10  # with fewer than eight, no interval of the median reaches 99 %
 
 
 def timings(call: Call, device: str, min_run_time: float) -> dict[int, np.ndarray]:
