@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from resflow_bench.analysis import rules, verdicts
 from resflow_bench.analysis.findings import findings
 from resflow_bench.analysis.tables import axes, label, plain, units, varying, wide
 from resflow_bench.analysis.words import number, with_interval
+from resflow_bench.lab.files import written_whole
 from resflow_bench.lab.store import BESIDE
 from resflow_bench.report import style
 from resflow_bench.report.picture import Picture
@@ -148,9 +148,8 @@ def maths(text: str) -> Markup:
 def write(path: Path, text: str) -> None:
     """Write the file whole or not at all, so that no reader gets half a page."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)
+    with written_whole(path) as file:
+        file.write(text.encode())
 
 
 def _questions(provenance: Iterable[Mapping[str, Any]]) -> dict[str, str]:

@@ -55,7 +55,6 @@ N_TEST = {"smoke": 200, "quick": 1000, "full": 10_000}
 
 
 def _no_measure(*_: object) -> Iterable[Observation]:
-    """A training's rows come one after the other, not each alone."""
     raise Skip("rows of `training` come from `resflow-bench train`")
 
 
@@ -195,16 +194,8 @@ class TrainingPlan:
 
     def cell(self, step: int) -> Cell:
         """The cell of a step's row."""
-        axes: dict[str, Any] = {
-            "dataset": self.recipe.dataset,
-            "architecture": self.recipe.architecture,
-            "lipschitz": self.recipe.lipschitz,
-            "batch_size": self.recipe.training.batch_size,
-            "step": step,
-            "dtype": "float32",
-            "device": self.device,
-        }
-        return Cell(TRAINING.name, axes)
+        settings = self.options | {"step": step, "dtype": "float32"}
+        return Cell(TRAINING.name, {axis: settings[axis] for axis in TRAINING.axes})
 
     def is_logged(self, step: int) -> bool:
         """True at the last step and at every multiple of a spacing of 1, 2 or 5 times 10^k."""

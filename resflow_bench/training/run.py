@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from time import monotonic
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from resflow_bench.data import Dataset
 from resflow_bench.flows import ResidualFlow
@@ -27,9 +27,6 @@ from resflow_bench.training.plan import TRAINING, TrainingPlan
 from resflow_bench.training.recipe import finite_moments_estimator
 from resflow_bench.training.trainer import Diverged, Trainer
 from resflow_bench.training.weights import SECONDS_BETWEEN_CHECKPOINTS, save_whole
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 CHECKPOINT_SHARE = 0.05
 """Largest share of the wall time that writing checkpoints may take."""
@@ -142,7 +139,6 @@ class _Session:
 
     @property
     def n_done(self) -> int:
-        """Number of steps done."""
         return self.trainer.n_steps_done
 
     def train(self, interrupts: Interrupts) -> None:

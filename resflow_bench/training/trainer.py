@@ -61,11 +61,9 @@ class Data(Protocol):
     @property
     def train(self) -> Tensor:
         """(n, *event), on the flow's device."""
-        ...
 
     def prepare(self, batch: Tensor, generator: torch.Generator) -> Tensor:
         """Rows of `train` -> x, (B, *event), with fresh noise for each batch."""
-        ...
 
 
 class Diverged(ArithmeticError):

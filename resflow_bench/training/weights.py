@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from resflow_bench.flows import ResidualFlow
+from resflow_bench.lab.files import written_whole
 from resflow_bench.threads import one_thread
 from resflow_bench.training.recipe import Recipe, dataset
 from resflow_bench.training.trainer import Trainer
@@ -32,9 +32,8 @@ def trained(
         step: at most the recipe's `n_steps`, which is the default.
     """
     step = recipe.training.n_steps if step is None else step
-    trainer = Trainer(
-        recipe.flow().with_estimator(recipe.objective), dataset(recipe.dataset), recipe.training
-    )
+    flow = recipe.flow().with_estimator(recipe.objective)
+    trainer = Trainer(flow, dataset(recipe.dataset), recipe.training)
     cache = _WeightsCache(results / "models", f"{recipe}-{recipe.fingerprint}")
     if (state := cache.nearest(step)) is not None:
         trainer.load_state_dict(state)
@@ -101,10 +100,6 @@ def _train(
 
 
 def save_whole(state: object, file: Path) -> None:
-    """Write the file whole or not at all; two processes may write the same file at once."""
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
+    """`torch.save`, whole or not at all."""
+    with written_whole(file) as stream:
         torch.save(state, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
