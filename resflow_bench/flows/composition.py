@@ -45,7 +45,6 @@ class Chain(nn.Sequential):
     def forward_and_log_det(
         self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(z, the sum of the layers' log-dets): (B, *event), (B,) nats."""
         log_det = x.new_zeros(len(x))
         for layer in self._parts:
             x, term = layer.forward_and_log_det(x, estimator, generator)
@@ -121,7 +120,6 @@ class FactorOut(nn.Module):
     def forward_and_log_det(
         self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(z, the inner chain's log-det)."""
         inner = self.inner.forward_and_log_det(x[:, self.n_kept :], estimator, generator)
         return self._join(x, inner[0]), inner[1]
 
@@ -142,7 +140,6 @@ class FactorOut(nn.Module):
         return replace(inner, value=torch.cat([passed, inner.value], dim=1), error_bound=bound)
 
     def inputs(self, x: Tensor) -> Inputs:
-        """(bijection, its input) of the inner chain."""
         z = yield from self.inner.inputs(x[:, self.n_kept :])
         return self._join(x, z)
 

@@ -90,12 +90,8 @@ class ResidualFlow(nn.Module):
         """
         if n_blocks < 1:
             raise ValueError(f"A flow needs n_blocks of at least 1; got {n_blocks}.")
-        if generator is None:
-            generator = torch.Generator().manual_seed(0)
-        layers: list[nn.Module] = []
-        for _ in range(n_blocks):
-            branch = mlp_branch(dim, hidden, lipschitz, activation, generator=generator)
-            layers += [ActNorm(dim), ResidualBlock(branch)]
+        generator = generator or torch.Generator().manual_seed(0)
+        layers = mlp_layers(dim, hidden, n_blocks, lipschitz, activation, generator)
         return cls(layers, dim, estimator).to(generator.device)
 
     @property
@@ -150,12 +146,8 @@ class ResidualFlow(nn.Module):
         1. The first term is computed.
         2. For the second, go from latent to data. Let e be a bound on the error in the z of a
            layer; at first e = 0. A block whose float64 residual is r leaves at most (r + e) / m,
-           since x' solves x + g(x) = z + r exactly, z is off by e, and ||f(x) - f(y)|| is at least
-           m ||x - y||, m >= 1 - K. Any other layer leaves its rounding and e times the Lipschitz
-           constant of its inverse.
-        3. With `ToError`, a block whose bound comes near the error replaces the m that holds
-           everywhere by that of the ball in which x' must be, if g is smooth and d not large: from
-           J at x.
+           m >= 1 - K, see `ResidualBlock.inverse`. Any other layer leaves its rounding and e times
+           the Lipschitz constant of its inverse.
 
         Only float64's residuals, some 1e-14 ||x||, are amplified by the product of all 1 / m.
 
@@ -168,13 +160,9 @@ class ResidualFlow(nn.Module):
                 not change the value.
 
         Returns:
-            `value` (B, *event); `residual`, the largest over the blocks; `n_steps`, the sum over
-            the blocks; `outcome`, the worst over the blocks, or UNCERTIFIED where all converged
-            but the bound is above the error of `ToError`; `error_bound` (B,), None unless
-            `certify`.
-
-        Nothing is raised for an example that failed: call `raise_if_failed()` on the solution, or
-        read its `outcome`.
+            `value` (B, *event); over the blocks the largest `residual`, the sum of `n_steps` and
+            the worst `outcome`, or UNCERTIFIED where all converged but the bound is above the error
+            of `ToError`. No failed example raises an exception: see `Solution.raise_if_failed`.
 
         Raises:
             ValueError: `ToError` without `certify`.
@@ -195,8 +183,7 @@ class ResidualFlow(nn.Module):
             solution = replace(exact, value=value, residual=residual)
         else:
             solution = self.layers.inverse(z, inversion, certify=False)
-        bound = (solution.value.double() - exact.value).flatten(1).norm(dim=1)
-        bound = bound + exact.error_bound
+        bound = (solution.value.double() - exact.value).flatten(1).norm(dim=1) + exact.error_bound
         bound = torch.where(bound < torch.inf, bound, torch.inf)  # also if it is not a number
         solution = replace(solution, error_bound=bound)
         return solution.demand(inversion.error) if isinstance(inversion, ToError) else solution
@@ -243,3 +230,19 @@ class ResidualFlow(nn.Module):
         """Make every branch keep its promise as tightly as it can, by exact norms."""
         for block in self.blocks:
             block.branch.align()
+
+
+def mlp_layers(
+    dim: int,
+    hidden: Sequence[int],
+    n_blocks: int,
+    lipschitz: float,
+    activation: Callable[[], Activation],
+    generator: torch.Generator,
+) -> list[nn.Module]:
+    """The layers of `ResidualFlow.mlp`: `n_blocks` times ActNorm and a residual block."""
+    layers: list[nn.Module] = []
+    for _ in range(n_blocks):
+        branch = mlp_branch(dim, hidden, lipschitz, activation, generator=generator)
+        layers += [ActNorm(dim), ResidualBlock(branch)]
+    return layers

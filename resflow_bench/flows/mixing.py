@@ -26,11 +26,9 @@ class Mixing(nn.Module):
 
     def __init__(self, n_channels: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        if generator is None:
-            generator = torch.Generator().manual_seed(0)
-        normal = torch.randn(
-            n_channels, n_channels, generator=generator, device=generator.device
-        ).double()
+        generator = generator or torch.Generator().manual_seed(0)
+        shape = (n_channels, n_channels)
+        normal = torch.randn(shape, generator=generator, device=generator.device).double()
         permutation, lower, upper = torch.linalg.lu(torch.linalg.qr(normal).Q)
         scale = upper.diagonal()
         self.lower = nn.Parameter(lower.tril(-1).float())

@@ -45,7 +45,6 @@ class ResidualBlock(nn.Module):
     def forward_and_log_det(
         self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(x + g(x), the estimator's value of ln|det(I + J_g(x))|), (B, *event) and (B,) nats."""
         g, log_det, _ = estimator(self.branch, x, generator)
         return x + g, log_det
 
@@ -55,7 +54,8 @@ class ResidualBlock(nn.Module):
     ) -> Solution:
         """x with x + g(x) = z, and ||x - x*|| <= (||z - x - g(x)|| + error) / m.
 
-        1. m is that of `branch_bounds`: ||f(x) - f(y)|| >= m ||x - y|| everywhere; at least 1 - K.
+        1. x is the exact inverse of a z that is off by the residual, and m that of `branch_bounds`:
+           ||f(x) - f(y)|| >= m ||x - y|| everywhere; at least 1 - K.
         2. With `ToError`, where that leaves a bound near its error or above, x* is within the bound
            of x, and m of that ball (`apart_near`) is the better one.
 

@@ -7,21 +7,16 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
-from resflow_bench.flows import ActNorm, Flatten, ResidualBlock
+from resflow_bench.flows import ActNorm, Flatten, ResidualBlock, ResidualFlow
 from resflow_bench.lab import Skip
 from resflow_bench.layers import Branch, Conv2d, Linear, LipSwish
 from resflow_bench.layers.norms.spectral import SpectralNorm
 from resflow_bench.logdet import Fixed, Geometric, Roulette
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor, nn
-
-    from resflow_bench.flows import ResidualFlow
 
 MODES = ("roulette", "series", "memory-saving", "evaluation")
 """Which log-determinant estimate is requested.
@@ -116,16 +111,10 @@ def check_convertible(flow: ResidualFlow, convolutions: bool = False) -> None:
     for layer in flow.bijections:
         if isinstance(layer, ActNorm) or (convolutions and isinstance(layer, Flatten)):
             continue
-        stages = (
-            list(layer.branch.stages)
-            if isinstance(layer, ResidualBlock) and isinstance(layer.branch, Branch)
-            else [layer]
-        )
-        for stage in stages:
-            is_spectral = not isinstance(stage, Linear | Conv2d) or isinstance(
-                stage.norm, SpectralNorm
-            )
-            if not isinstance(stage, held) or not is_spectral:
+        branch = layer.branch if isinstance(layer, ResidualBlock) else None
+        for stage in branch.stages if isinstance(branch, Branch) else [layer]:
+            norm = stage.norm if isinstance(stage, Linear | Conv2d) else None
+            if not isinstance(stage, held) or not isinstance(norm, SpectralNorm | None):
                 raise Skip(
                     f"this peer holds flows of ActNorm, {', '.join(h.__name__ for h in held)}; "
                     f"got {type(stage).__name__}. Take model=trained or model=init"
