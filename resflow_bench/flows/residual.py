@@ -61,15 +61,14 @@ class ResidualBlock(nn.Module):
 
         Args:
             z: (B, *event).
-            inversion: how x is computed; 2 applies to a `ToError` alone.
+            inversion: how x is computed.
             error: (B,), a bound on the distance of z from the intended latent.
             certify: whether to compute `error_bound`: m is then of the weights as they are, not as
                 promised, and the residual is evaluated in float64, so that the bound also covers
                 what float32 does not resolve.
 
-        Properties: no graph is recorded. Where g is a contraction in a p-norm with p other than 2,
-            the inequality holds in that norm; `error` and the bound are converted from and to
-            the 2-norm.
+        Properties: where g is a contraction in a p-norm with p other than 2, the inequality holds
+            in that norm; `error` and the bound are converted from and to the 2-norm.
         """
         solution = inversion(self.branch, z)
         if not certify:

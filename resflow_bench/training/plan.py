@@ -41,13 +41,7 @@ PRESETS = {
 """Settings for vectors and for images. A training takes seconds at `smoke`, about a minute on one
 core at `quick`, and has a paper's scale at `full`."""
 
-_SETTINGS = {
-    "steps": "n_steps",
-    "batch_size": "batch_size",
-    "learning_rate": "learning_rate",
-    "ema": "ema",
-    "seed": "seed",
-}
+_SETTINGS = {"steps": "n_steps"} | {n: n for n in ("batch_size", "learning_rate", "ema", "seed")}
 """Option of the command `train` -> field of `Training`."""
 
 N_TEST = {"smoke": 200, "quick": 1000, "full": 10_000}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from resflow_bench.data import Dataset
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.logdet import LogDetEstimator
 
@@ -55,17 +56,6 @@ class Training:
                 raise ValueError(f"Training needs {name} {rule}; got {value}.")
 
 
-class Data(Protocol):
-    """Training rows, and the preparation of a batch of them as the flow's x."""
-
-    @property
-    def train(self) -> Tensor:
-        """(n, *event), on the flow's device."""
-
-    def prepare(self, batch: Tensor, generator: torch.Generator) -> Tensor:
-        """Rows of `train` -> x, (B, *event), with fresh noise for each batch."""
-
-
 class Diverged(ArithmeticError):
     """A loss or gradient that is not finite, or a loss `JUMP` nats per dimension above the best."""
 
@@ -78,11 +68,11 @@ class Trainer:
 
     Args:
         flow: trained in place; its ActNorms are set from the first batch.
-        data: the training data, for example a `Dataset`.
+        data: the training data, on the flow's device; `prepare` draws fresh noise for each batch.
         settings: see `Training`.
     """
 
-    def __init__(self, flow: ResidualFlow, data: Data, settings: Training) -> None:
+    def __init__(self, flow: ResidualFlow, data: Dataset, settings: Training) -> None:
         self.flow = flow
         self.data = data
         self.settings = settings
@@ -167,8 +157,7 @@ class Trainer:
     def excess(self) -> float:
         """max over blocks of certified / promised constant, after the last step, before its update.
 
-        What a flow whose norms are not updated has become after one step: above 1 it breaks its
-        promise. Computed when asked, on a copy, by `lipschitz_certified` of every block.
+        Above 1, a flow whose norms are not updated breaks its promise.
 
         Raises:
             ValueError: if this trainer has taken no step, or the flow has no residual block.
