@@ -48,7 +48,6 @@ class ActNorm(nn.Module):
         return self(x), (n_positions * self.log_scale.sum()).expand(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
-        """exp(-log_scale) z - shift."""
         return self._scaled(z) - _along(self.shift, z)
 
     def inverse_error(self, z: Tensor, x: Tensor, error: Tensor) -> Tensor:

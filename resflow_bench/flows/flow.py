@@ -75,13 +75,10 @@ class ResidualFlow(nn.Module):
         """`n_blocks` times ActNorm and a block whose g is W phi W ... phi W.
 
         Args:
-            dim: d.
             hidden: the widths between the linear layers.
-            n_blocks: residual blocks.
             lipschitz: the bound on each block's g, the product over its layers and activations;
                 in (0, 1).
             activation: phi.
-            estimator: for the log-dets.
             generator: draws the initial weights; None is a fresh one with seed 0. The flow is made
                 on its device.
 

@@ -76,8 +76,6 @@ def image_flow(
 
     Args:
         event: (C, H, W) of the images; H and W have to be multiples of 2^(n_scales - 1).
-        architecture: see `MultiScale`.
-        estimator: for the log-dets.
         generator: draws the initial weights; None is a fresh one with seed 0. The flow is made on
             its device.
 

@@ -46,7 +46,6 @@ class Logit(nn.Module):
         return z, slopes.flatten(1).sum(1)
 
     def inverse(self, z: Tensor) -> Tensor:
-        """(sigmoid(z) - margin) / (1 - 2 margin)."""
         return (torch.sigmoid(z) - self.margin) / (1 - 2 * self.margin)
 
     def inverse_error(self, z: Tensor, x: Tensor, error: Tensor) -> Tensor:

@@ -52,7 +52,6 @@ class Mixing(nn.Module):
         return self(x), (n_positions * self.log_scale.sum()).expand(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
-        """W^-1 z by two triangular systems."""
         lower, upper = self._factors()
         x = z.reshape(*z.shape[:2], -1)[:, self.rows.argsort()]  # (B, C, n_positions)
         x = torch.linalg.solve_triangular(lower, x, upper=False, unitriangular=True)

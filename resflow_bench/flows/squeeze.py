@@ -35,11 +35,9 @@ class Squeeze(nn.Module):
         return self(x), x.new_zeros(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
-        """Depth to space."""
         return functional.pixel_shuffle(z, self.factor)
 
     def inverse_error(self, z: Tensor, x: Tensor, error: Tensor) -> Tensor:
-        """The error in z: distances are kept."""
         return error
 
     def extra_repr(self) -> str:
@@ -68,7 +66,6 @@ class Flatten(nn.Module):
         return z.unflatten(1, self.event)
 
     def inverse_error(self, z: Tensor, x: Tensor, error: Tensor) -> Tensor:
-        """The error in z: distances are kept."""
         return error
 
     def extra_repr(self) -> str:

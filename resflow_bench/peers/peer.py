@@ -19,12 +19,11 @@ from resflow_bench.layers.norms.spectral import SpectralNorm
 from resflow_bench.logdet import Fixed, Geometric, Roulette
 
 MODES = ("roulette", "series", "memory-saving", "evaluation")
-"""Which log-determinant estimate is requested.
+"""Which log-determinant estimate is requested: one of the three for training, or the one after it.
 
-roulette: the one used in training, with a random number of terms.
-series: the one used in training, with a fixed number of terms.
-memory-saving: the one used in training whose gradient is the Neumann series, so that the chain of
-    products keeps no graph.
+roulette: with a random number of terms.
+series: with a fixed number of terms.
+memory-saving: its gradient is the Neumann series, so that the chain of products keeps no graph.
 evaluation: the one used after training.
 """
 
@@ -101,7 +100,6 @@ def check_convertible(flow: ResidualFlow, convolutions: bool = False) -> None:
     """Refuse a flow of anything but ActNorm and blocks of LipSwish and Linear with a spectral norm.
 
     Args:
-        flow: the flow whose weights a peer is to hold.
         convolutions: whether Conv2d, and a Flatten at the end, are accepted as well.
 
     Raises:
@@ -123,13 +121,7 @@ def check_convertible(flow: ResidualFlow, convolutions: bool = False) -> None:
 
 def linear_layers(flow: ResidualFlow) -> list[Linear]:
     """The linear layers of all branches, from data to latent."""
-    return [
-        layer
-        for block in flow.blocks
-        if isinstance(block.branch, Branch)
-        for layer in block.branch.layers
-        if isinstance(layer, Linear)
-    ]
+    return [layer for layer in flow.modules() if isinstance(layer, Linear)]
 
 
 def roulette_after(n_exact: int) -> Roulette:

@@ -86,30 +86,24 @@ class TrainingPlan:
         """The plan of a preset for these data, with the given options in place of its settings.
 
         Args:
-            data: the training and test examples.
             options: as in the property `options`; a missing option, or None, is the preset's.
 
         Raises:
             ValueError: a setting is outside its range, or the architecture does not accept such
                 examples.
         """
-        kind = "images" if len(data.event) > 1 else "vectors"
-        defaults = {
-            "preset": "quick",
-            "architecture": "multiscale" if kind == "images" else "mlp",
-            "lipschitz": 0.9,
-            "device": "cpu",
-        }
         given = {name: value for name, value in options.items() if value is not None}
-        chosen = defaults | given
+        chosen: dict[str, Any] = {"preset": "quick", "lipschitz": 0.9, "device": "cpu"} | given
         for name in ("lipschitz", "device"):
             axis_named(name).parse(str(chosen[name]))
         preset, lipschitz = chosen["preset"], chosen["lipschitz"]
+        kind, architecture = ("images", "multiscale") if len(data.event) > 1 else ("vectors", "mlp")
+        architecture = given.get("architecture", architecture)
         changes = {field: given[option] for option, field in _SETTINGS.items() if option in given}
         settings = replace(PRESETS[preset][kind], **changes)
         settings = replace(settings, warm_up=min(settings.warm_up, settings.n_steps // 10))
         objective = finite_moments_estimator(lipschitz, per="batch")
-        recipe = Recipe(chosen["architecture"], data.name, lipschitz, settings, objective)
+        recipe = Recipe(architecture, data.name, lipschitz, settings, objective)
         plan = cls(recipe, data.event, data.digest, preset, N_TEST[preset], chosen["device"])
         plan.flow()  # so that a flow that cannot be built is refused before the run begins
         return plan

@@ -71,8 +71,6 @@ def train(plan: TrainingPlan, data: Dataset, run: Run, listen: Listener = ignore
     one, except for `examples_per_s`.
 
     Args:
-        plan: the training's settings.
-        data: the plan's dataset.
         run: receives the rows; the weights are saved in `TrainingFiles(run)`.
         listen: is called after every step, and before the held-out points are evaluated.
 
@@ -206,7 +204,6 @@ class _Session:
         self.listen(Progress(self.n_done, n_steps, left, message))
 
     def _row(self, excess: float) -> Result:
-        """The measurements of the last step."""
         cell, trainer = self.plan.cell(self.n_done), self.trainer
         settings = self.plan.recipe.training
         self.certified = max(block.branch.lipschitz_certified() for block in trainer.flow.blocks)

@@ -63,13 +63,9 @@ class Diverged(ArithmeticError):
 class Trainer:
     """min_theta -E[log p(x)] by stochastic gradients of an estimated log-likelihood.
 
-    `step()` is one optimiser step; `state_dict()` and `load_state_dict()` hold all that the next
-    step depends on, so that a resumed training gives the same numbers.
-
     Args:
         flow: trained in place; its ActNorms are set from the first batch.
         data: the training data, on the flow's device; `prepare` draws fresh noise for each batch.
-        settings: see `Training`.
     """
 
     def __init__(self, flow: ResidualFlow, data: Dataset, settings: Training) -> None:
@@ -173,7 +169,7 @@ class Trainer:
         return max(block.branch.lipschitz_certified() / block.lipschitz for block in flow.blocks)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on: a copy, which later steps do not change."""
+        """A copy of all that the next step depends on, to resume to the same numbers."""
         state = {
             "flow": self.flow.state_dict(),
             "optimiser": self.optimiser.state_dict(),

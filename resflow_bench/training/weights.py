@@ -25,7 +25,6 @@ def trained(
     """The recipe's flow after `step` optimiser steps, on the CPU, with the norms of its last step.
 
     Args:
-        recipe: the flow, its data and its training.
         results: the folder whose `models/` caches the weights. A training continues, to the same
             numbers, from a checkpoint or from the weights after fewer steps.
         say: receives a progress message every few seconds.
