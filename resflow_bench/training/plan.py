@@ -181,7 +181,6 @@ class TrainingPlan:
         return flow.with_estimator(self.recipe.objective)
 
     def cell(self, step: int) -> Cell:
-        """The cell of a step's row."""
         settings = self.options | {"step": step, "dtype": "float32"}
         return Cell(TRAINING.name, {axis: settings[axis] for axis in TRAINING.axes})
 

@@ -11,7 +11,6 @@ from statistics import fmean
 from time import monotonic
 
 import torch
-from torch import Tensor
 
 from resflow_bench.data import Dataset
 from resflow_bench.flows import ResidualFlow
@@ -236,9 +235,8 @@ class _Session:
         """
         generator = torch.Generator(self.plan.device)
         generator.manual_seed(self.context.generator_seed(cell, "test"))
-        flow = self.trainer.averaged().with_estimator(
-            finite_moments_estimator(self.plan.recipe.lipschitz)
-        )
+        estimator = finite_moments_estimator(self.plan.recipe.lipschitz)
+        flow = self.trainer.averaged().with_estimator(estimator)
         log_prob = _log_prob(flow, self.data, generator)
         n, n_lost = len(log_prob), sum(not math.isfinite(value) for value in log_prob)
         if n_lost:
@@ -263,8 +261,7 @@ class _Session:
         before = monotonic()
         self.run.flush()
         due = {"losses": self.losses, "step_s": self.step_s, "excess": self.excess}
-        state = {"trainer": self.trainer.state_dict()} | due
-        self._save(state, self.files.checkpoint)
+        self._save({"trainer": self.trainer.state_dict()} | due, self.files.checkpoint)
         self.n_saved, self.saved_at = self.n_done, monotonic()
         self.save_s = self.saved_at - before
 
@@ -301,7 +298,5 @@ class _Session:
 @torch.no_grad()
 def _log_prob(flow: ResidualFlow, data: Dataset, generator: torch.Generator) -> list[float]:
     """log p of each test point by the flow's unbiased estimator, in batches; nats."""
-    log_prob: list[Tensor] = [
-        flow.log_prob(data.prepare(batch, generator), generator) for batch in data.test.split(256)
-    ]
-    return torch.cat(log_prob).double().tolist()
+    parts = [flow.log_prob(data.prepare(x, generator), generator) for x in data.test.split(256)]
+    return torch.cat(parts).double().tolist()

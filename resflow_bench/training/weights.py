@@ -66,11 +66,10 @@ class _WeightsCache:
     def nearest(self, step: int) -> dict[str, Any] | None:
         """The saved state with the most steps, at most `step`; None if there is none."""
         snapshots = self.folder.glob(f"{self.stem}-step*.pt")
-        saved = [int(file.stem.rpartition("-step")[2]) for file in snapshots]
-        best = max([s for s in saved if s <= step], default=None)
-        if (best or 0) < self.checkpoint_step() <= step:
-            return dict(torch.load(self.checkpoint, weights_only=True))
-        return None if best is None else dict(torch.load(self.snapshot(best), weights_only=True))
+        saved = {int(file.stem.rpartition("-step")[2]): file for file in snapshots}
+        saved.setdefault(self.checkpoint_step(), self.checkpoint)
+        best = max((s for s in saved if s <= step), default=0)
+        return dict(torch.load(saved[best], weights_only=True)) if best else None
 
 
 def _train(
