@@ -66,12 +66,10 @@ TRAINING = Suite(
 class TrainingPlan:
     """A requested training: with the code, all that its numbers depend on.
 
-    recipe: the flow, the data and the optimiser's settings.
     event: the shape of one example.
     digest: of the data; the files behind a dataset's name may change.
     preset: the source of the settings that were not requested.
     n_test: the largest number of held-out points that a row evaluates.
-    device: a torch device.
     """
 
     recipe: Recipe
