@@ -40,7 +40,6 @@ def dataset_named(name: str, folder: Path | None = None) -> Dataset:
     """The dataset that the maker `DATASETS[name]` returns.
 
     Args:
-        name: a key of `DATASETS`.
         folder: the folder of the downloaded files; only mnist, cifar10 and imagenet32 need one.
 
     Raises:

@@ -61,8 +61,8 @@ class Dataset:
             self._check(part, x)
         if self.train.shape[1:] != self.test.shape[1:]:
             raise ValueError(
-                f"{self.name} needs train and test of one event shape; got "
-                f"{tuple(self.train.shape[1:])} and {tuple(self.test.shape[1:])}. Reshape one."
+                f"{self.name} needs train and test of one event shape; got {self.event} and "
+                f"{tuple(self.test.shape[1:])}. Reshape one."
             )
 
     def _check(self, part: str, x: Tensor) -> None:
@@ -126,11 +126,7 @@ class Dataset:
                 "`train` or `test`, and prepare them once only."
             )
         steps = torch.randint(
-            NOISE_STEPS,
-            batch.shape,
-            generator=generator,
-            device=batch.device,
-            dtype=torch.float32,
+            NOISE_STEPS, batch.shape, generator=generator, device=batch.device, dtype=torch.float32
         )
         return (batch + (steps + 0.5) / NOISE_STEPS) / self.n_levels
 

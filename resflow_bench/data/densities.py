@@ -30,11 +30,9 @@ class PlaneDensity(Protocol):
     @property
     def name(self) -> str:
         """The key in `DENSITIES`."""
-        ...
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """n independent points, (n, 2), float64, on the generator's device."""
-        ...
 
     def log_prob(self, x: Tensor) -> Tensor:
         """ln p(x), nats, (n,), computed in x's dtype; x is (n, 2).
@@ -42,7 +40,6 @@ class PlaneDensity(Protocol):
         Raises:
             ValueError: if x has another shape.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -153,9 +150,8 @@ class Rings:
         distance = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         radii = torch.tensor(self.radii, dtype=x.dtype, device=x.device)
         variance = self.std**2
-        log_rings = torch.special.i0e(distance * radii / variance).log() - (
-            distance - radii
-        ).square() / (2 * variance)  # (n, n_rings)
+        exponents = (distance - radii).square() / (2 * variance)  # (n, n_rings)
+        log_rings = torch.special.i0e(distance * radii / variance).log() - exponents
         return log_rings.logsumexp(1) - math.log(len(self.radii) * 2 * math.pi * variance)
 
 
@@ -197,9 +193,7 @@ class Pinwheel:
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         arm = torch.randint(self.n_arms, (n,), generator=generator, device=generator.device)
         along, across = _normal(n, generator).unbind(1)
-        ray = torch.stack(
-            [self.radius + self.radial_std * along, self.tangential_std * across], dim=1
-        )
+        ray = torch.stack([self.radius + self.radial_std * along, self.tangential_std * across], 1)
         turn = 2 * math.pi * arm.double() / self.n_arms + self.twist * ray.square().sum(1)
         return _rotate(ray, turn)
 

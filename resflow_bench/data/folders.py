@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from resflow_bench.data.dataset import Dataset
 from resflow_bench.data.formats import read_idx, read_npz, read_pickled_bytes
@@ -14,15 +13,11 @@ from resflow_bench.data.formats import read_idx, read_npz, read_pickled_bytes
 RGB_32 = (3, 32, 32)
 RGB_32_BYTES = 3 * 32 * 32
 
-MNIST_TRAIN = "train-images-idx3-ubyte"
-MNIST_TEST = "t10k-images-idx3-ubyte"
-
+# Of each dataset's files the last is for testing.
+MNIST = ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte")
 CIFAR10_FOLDER = "cifar-10-batches-py"
-CIFAR10_TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
-CIFAR10_TEST = "test_batch"
-
-IMAGENET32_TRAIN = tuple(f"train_data_batch_{i}.npz" for i in range(1, 11))
-IMAGENET32_TEST = "val_data.npz"
+CIFAR10 = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+IMAGENET32 = (*(f"train_data_batch_{i}.npz" for i in range(1, 11)), "val_data.npz")
 IMAGENET32_PLAIN = "imagenet32.npz"
 
 
@@ -39,14 +34,10 @@ def mnist(folder: Path | None) -> Dataset:
     Source: LeCun, Bottou, Bengio and Haffner (1998), "Gradient-based learning applied to document
     recognition".
     """
-    wanted = f"{MNIST_TRAIN} and {MNIST_TEST}, each as it is or as .gz"
+    wanted = f"{' and '.join(MNIST)}, each as it is or as .gz"
     home = _home("mnist", folder, wanted)
-    files = [
-        plain
-        if (plain := home / name).is_file()
-        else _existing("mnist", home / f"{name}.gz", wanted)
-        for name in (MNIST_TRAIN, MNIST_TEST)
-    ]
+    files = [home / name for name in MNIST]
+    files = [f if f.is_file() else _existing("mnist", Path(f"{f}.gz"), wanted) for f in files]
     train, test = (torch.from_numpy(read_idx(file, ndim=3).copy())[:, None] for file in files)
     return Dataset("mnist", train, test, n_levels=256)
 
@@ -68,11 +59,8 @@ def cifar10(folder: Path | None) -> Dataset:
     home = _home("cifar10", folder, wanted)
     if (home / CIFAR10_FOLDER).is_dir():
         home = home / CIFAR10_FOLDER
-    arrays = [
-        read_pickled_bytes(_existing("cifar10", home / name, wanted), "data", RGB_32_BYTES)
-        for name in (*CIFAR10_TRAIN, CIFAR10_TEST)
-    ]
-    return _rgb_32("cifar10", arrays[:-1], arrays[-1])
+    files = (_existing("cifar10", home / name, wanted) for name in CIFAR10)
+    return _rgb_32("cifar10", [read_pickled_bytes(file, "data", RGB_32_BYTES) for file in files])
 
 
 def imagenet32(folder: Path | None) -> Dataset:
@@ -96,32 +84,28 @@ def imagenet32(folder: Path | None) -> Dataset:
     alternative to the CIFAR datasets".
     """
     wanted = (
-        f"train_data_batch_1.npz to train_data_batch_10.npz and {IMAGENET32_TEST}, "
+        "train_data_batch_1.npz to train_data_batch_10.npz and val_data.npz, "
         f"or {IMAGENET32_PLAIN} with the arrays train and test"
     )
     home = _home("imagenet32", folder, wanted)
     plain = home / IMAGENET32_PLAIN
     if plain.is_file():
-        return _rgb_32("imagenet32", [read_npz(plain, "train")], read_npz(plain, "test"))
-    arrays = [
-        read_npz(_existing("imagenet32", home / name, wanted), "data")
-        for name in (*IMAGENET32_TRAIN, IMAGENET32_TEST)
-    ]
-    return _rgb_32("imagenet32", arrays[:-1], arrays[-1])
+        return _rgb_32("imagenet32", [read_npz(plain, key) for key in ("train", "test")])
+    files = (_existing("imagenet32", home / name, wanted) for name in IMAGENET32)
+    return _rgb_32("imagenet32", [read_npz(file, "data") for file in files])
 
 
-def _rgb_32(name: str, train: list[np.ndarray], test: np.ndarray) -> Dataset:
-    for array in (*train, test):
+def _rgb_32(name: str, arrays: list[np.ndarray]) -> Dataset:
+    """The dataset of 32 x 32 images whose last array is for testing."""
+    for array in arrays:
         if array.dtype != np.uint8 or array.shape[1:] not in (RGB_32, (RGB_32_BYTES,)):
             raise ValueError(
                 f"{name} needs uint8 arrays (n, {RGB_32_BYTES}) or (n, 3, 32, 32); got "
                 f"{array.dtype}, {array.shape}. Download the 32 x 32 version."
             )
-    return Dataset(name, _images(train), _images([test]), n_levels=256)
-
-
-def _images(arrays: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.concatenate([array.reshape(-1, *RGB_32) for array in arrays]))
+    images = [array.reshape(-1, *RGB_32) for array in arrays]
+    train, test = (torch.from_numpy(np.concatenate(p)) for p in (images[:-1], images[-1:]))
+    return Dataset(name, train, test, n_levels=256)
 
 
 def _home(name: str, folder: Path | None, wanted: str) -> Path:

@@ -13,9 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-IDX_UINT8 = 0x08
-"""The third byte of an IDX file whose entries are unsigned bytes."""
-
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:
     """The uint8 array of an IDX file, gzipped if its name ends in ``.gz``.
@@ -33,22 +30,16 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
         try:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(_damaged(path, f"not a whole gzip file ({error})")) from error
+            raise _damaged(path, f"not a whole gzip file ({error})") from error
     start = 4 + 4 * ndim
-    if len(content) < start or content[:4] != bytes([0, 0, IDX_UINT8, ndim]):
-        raise ValueError(
-            _damaged(
-                path, f"not an IDX file of unsigned bytes with {ndim} axes, by its first bytes"
-            )
-        )
+    if len(content) < start or content[:4] != bytes([0, 0, 8, ndim]):
+        reason = f"not an IDX file of unsigned bytes with {ndim} axes, by its first bytes"
+        raise _damaged(path, reason)
     shape = struct.unpack_from(f">{ndim}I", content, offset=4)
-    if len(content) - start != math.prod(shape):
-        raise ValueError(
-            _damaged(
-                path,
-                f"its header promises {math.prod(shape)} entries, {shape}, and "
-                f"{len(content) - start} follow",
-            )
+    promised, follow = math.prod(shape), len(content) - start
+    if follow != promised:
+        raise _damaged(
+            path, f"its header promises {promised} entries, {shape}, and {follow} follow"
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
@@ -63,9 +54,9 @@ def read_npz(path: Path, key: str) -> np.ndarray:
         with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
             return np.lib.format.read_array(member, allow_pickle=False)
     except KeyError as error:
-        raise ValueError(_damaged(path, f"it holds no array {key!r}")) from error
+        raise _damaged(path, f"it holds no array {key!r}") from error
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(_damaged(path, f"not a whole npz file ({error})")) from error
+        raise _damaged(path, f"not a whole npz file ({error})") from error
 
 
 def read_pickled_bytes(path: Path, key: str, width: int) -> np.ndarray:
@@ -81,7 +72,7 @@ def read_pickled_bytes(path: Path, key: str, width: int) -> np.ndarray:
     try:
         batch = _InertUnpickler(BytesIO(path.read_bytes()), encoding="bytes").load()
     except _DAMAGE as error:
-        raise ValueError(_damaged(path, f"not a pickle to be read safely: {error}")) from error
+        raise _damaged(path, f"not a pickle to be read safely: {error}") from error
     found = batch.get(key.encode(), batch.get(key)) if isinstance(batch, dict) else None
     match found:
         case _StandIn(
@@ -90,7 +81,7 @@ def read_pickled_bytes(path: Path, key: str, width: int) -> np.ndarray:
             if columns == width and code in (b"u1", "u1") and len(raw) == n * width:
                 flat = np.frombuffer(raw, np.uint8)
                 return flat.reshape((n, width), order="F" if by_column else "C")
-    raise ValueError(_damaged(path, f"it holds no uint8 array (n, {width}) at {key!r}"))
+    raise _damaged(path, f"it holds no uint8 array (n, {width}) at {key!r}")
 
 
 class _StandIn:
@@ -137,6 +128,7 @@ class _InertUnpickler(pickle.Unpickler):
         return _StandIn
 
 
-def _damaged(path: Path, why: str) -> str:
+def _damaged(path: Path, why: str) -> ValueError:
     # Python's own reasons may run over two lines and end in a full stop.
-    return f"{path} cannot be read: {' '.join(why.split()).rstrip('.')}. Download it again."
+    reason = " ".join(why.split()).rstrip(".")
+    return ValueError(f"{path} cannot be read: {reason}. Download it again.")

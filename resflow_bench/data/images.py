@@ -19,10 +19,6 @@ LOGIT_MARGIN = 0.05
 
 PATCH_SIZE = 16
 
-TRAIN_COLUMNS = slice(0, 464)
-TEST_COLUMNS = slice(480, 640)
-"""Of 640 columns the left 464 are for training, the right 160 for testing, 16 between unused."""
-
 
 def digits(seed: int = 0) -> Dataset:
     """scikit-learn's 1,797 handwritten digits, d = 64, dequantised and in logit space.
@@ -91,8 +87,8 @@ def patches(n_train: int = 20_000, n_test: int = 2_000, seed: int = 0) -> Datase
     generator = torch.Generator().manual_seed(seed)
     return Dataset(
         "patches",
-        _cut(photographs[:, :, TRAIN_COLUMNS], n_train, "n_train", generator),
-        _cut(photographs[:, :, TEST_COLUMNS], n_test, "n_test", generator),
+        _cut(photographs[:, :, :464], n_train, "n_train", generator),
+        _cut(photographs[:, :, 480:], n_test, "n_test", generator),
         n_levels=256,
     )
 

@@ -76,7 +76,6 @@ def minimal_residuals(
     makes the two (I + J) p orthogonal.
 
     Args:
-        product: v -> J v.
         right: (B, *event).
         tolerance: (B,).
         precondition: M^-1, approximately (I + J)^-1; d = M^-1 y with (I + J) M^-1 y = right.

@@ -43,16 +43,14 @@ _CAUSES = {
 class Solution:
     """The iterates of a batch, and the accuracy of each example.
 
-    Attributes:
-        value: (B, *event), the last iterate where converged, otherwise the best one (x0 where
-            nothing was finite).
-        residual: (B,), ||f(x) - x||_2 at `value`, as computed in its dtype; inf where nothing was
-            finite.
-        n_steps: (B,) int64, steps taken until the example ended; f was evaluated once more.
-        outcome: (B,) int8, an `Outcome` each.
-        error_bound: (B,) bound on ||value - x*||_2, or None where no Lipschitz constant certifies
-            one.
-        error: the error that was demanded of the bound, or None.
+    value: (B, *event), the last iterate where converged, otherwise the best one (x0 where nothing
+        was finite).
+    residual: (B,), ||f(x) - x||_2 at `value`, as computed in its dtype; inf where nothing was
+        finite.
+    n_steps: (B,) int64, steps taken until the example ended; f was evaluated once more.
+    outcome: (B,) int8, an `Outcome` each.
+    error_bound: (B,) bound on ||value - x*||_2, or None where no Lipschitz constant certifies one.
+    error: the error that was demanded of the bound, or None.
     """
 
     value: Tensor

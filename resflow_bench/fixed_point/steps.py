@@ -138,15 +138,8 @@ class Anderson:
         return old_dx, old_dr
 
 
-class SecantState(NamedTuple):
-    """The last iterate and its r = f(x) - x, (B, d), and ||r||^2, (B,)."""
-
-    x: Tensor
-    residual: Tensor
-    square: Tensor
-
-    def select(self, examples: Tensor) -> SecantState:
-        return SecantState(*(t[examples] for t in self))
+SecantState = tuple[Tensor, Tensor, Tensor]
+"""The last iterate and its r = f(x) - x, (B, d), and ||r||^2, (B,)."""
 
 
 @dataclass(frozen=True)
@@ -168,15 +161,16 @@ class Secant:
         flat, image = _vectors(x), _vectors(fx)
         residual = image - flat
         square = torch.linalg.vecdot(residual, residual)
-        now = SecantState(flat, residual, square)
+        now = (flat, residual, square)
         if state is None:
             return fx, now
-        dr = residual - state.residual
+        last, last_residual, last_square = state
+        dr = residual - last_residual
         size = torch.linalg.vecdot(dr, dr)
         share = torch.linalg.vecdot(dr, residual) / size
         # 0 / 0 where nothing changed.
-        share = torch.where((square <= state.square) & (size > 0), share, 0.0)
-        jump = flat - state.x + dr
+        share = torch.where((square <= last_square) & (size > 0), share, 0.0)
+        jump = flat - last + dr
         return torch.addcmul(image, share[:, None], jump, value=-1).view_as(x), now
 
 

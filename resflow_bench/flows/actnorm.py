@@ -66,7 +66,6 @@ class ActNorm(nn.Module):
         return self(x), (n_positions * self.log_scale.sum()).expand(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
-        """exp(-log_scale) z - shift."""
         self._check(z, "z")
         return self._scaled(z) - _along(self.shift, z)
 

@@ -1,8 +1,4 @@
-"""The two kinds of bijection in a flow: closed forms, and all others.
-
-A closed form has formulas for its log-det and its inverse. Any other bijection is given an
-estimator for the one and an inversion for the other. `as_bijection` gives both one interface.
-"""
+"""The two kinds of bijection in a flow, closed forms and all others, behind one interface."""
 
 from __future__ import annotations
 

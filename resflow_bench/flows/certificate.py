@@ -131,7 +131,7 @@ def _apart_by_averages(branch: Branch) -> float:
         total, product, passed = 0.0, matrices[j], 1.0
         for i in range(j, -1, -1):
             whole = i == 0 and j == len(matrices) - 1
-            size = -_lowest(product) if whole else _norm(product)
+            size = -_lowest(product) if whole else float(torch.linalg.matrix_norm(product.cpu(), 2))
             total += sums[i] * widths[i] * passed * size
             if i:
                 product, passed = product @ matrices[i - 1], passed * middles[i - 1]
@@ -161,7 +161,3 @@ def _lowest(matrix: Tensor) -> float:
     """lambda_min of the symmetric part."""
     matrix = matrix.detach().cpu().double()
     return float(torch.linalg.eigvalsh((matrix + matrix.mT) / 2)[0])
-
-
-def _norm(matrix: Tensor) -> float:
-    return float(torch.linalg.matrix_norm(matrix.cpu(), ord=2))

@@ -46,7 +46,6 @@ class Chain(nn.Sequential):
     def forward_and_log_det(
         self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(z, the sum of the layers' log-dets): (B, *event), (B,) nats."""
         check_batch("Chain", x, (...,))
         log_det = x.new_zeros(len(x))
         for layer in self._parts:
@@ -124,7 +123,6 @@ class FactorOut(nn.Module):
     def forward_and_log_det(
         self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(z, the inner chain's log-det)."""
         check_batch("FactorOut", x, self.event)
         inner = self.inner.forward_and_log_det(x[:, self.n_kept :], estimator, generator)
         return self._join(x, inner[0]), inner[1]
@@ -147,7 +145,6 @@ class FactorOut(nn.Module):
         return replace(inner, value=torch.cat([passed, inner.value], dim=1), error_bound=bound)
 
     def inputs(self, x: Tensor) -> Inputs:
-        """(bijection, its input) of the inner chain."""
         z = yield from self.inner.inputs(x[:, self.n_kept :])
         return self._join(x, z)
 

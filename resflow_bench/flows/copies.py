@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -18,8 +19,8 @@ def recast(part: Module, dtype: torch.dtype) -> Module:
     """The map in `dtype`: `part` itself if it has that dtype, else a cached copy."""
     if all(t.dtype == dtype for t in _state(part) if t.is_floating_point()):
         return part
-    made: Module = memoised(part, _COPIES[dtype])
-    return made
+    copied: Module = memoised(part, _copy_to(dtype))
+    return copied
 
 
 def in_float64(part: Module) -> Module:
@@ -61,15 +62,7 @@ def _state(part: nn.Module) -> list[Tensor]:
     return [t.detach() for t in (*part.parameters(), *part.buffers())]
 
 
-def _double(part: Module) -> Module:
-    return copy.deepcopy(part).double()
-
-
-def _single(part: Module) -> Module:
-    return copy.deepcopy(part).float()
-
-
-_COPIES: dict[torch.dtype, Callable[[Any], Any]] = {
-    torch.float64: _double,
-    torch.float32: _single,
-}
+@cache
+def _copy_to(dtype: torch.dtype) -> Callable[[Any], Any]:
+    """One function for each dtype, since `memoised` tells its results apart by the function."""
+    return lambda part: copy.deepcopy(part).to(dtype)

@@ -77,13 +77,10 @@ class ResidualFlow(nn.Module):
         """`n_blocks` times ActNorm and a block whose g is W phi W ... phi W.
 
         Args:
-            dim: d.
             hidden: the widths between the linear layers.
-            n_blocks: residual blocks.
             lipschitz: the bound on each block's g, the product over its layers and activations;
                 in (0, 1).
             activation: phi.
-            estimator: for the log-dets.
             generator: draws the initial weights; None is a fresh one with seed 0. The flow is made
                 on its device.
 
@@ -91,12 +88,8 @@ class ResidualFlow(nn.Module):
             ValueError: if `lipschitz` is outside (0, 1) or `n_blocks` is below 1.
         """
         check_count("A flow", "n_blocks", n_blocks)
-        if generator is None:
-            generator = torch.Generator().manual_seed(0)
-        layers: list[nn.Module] = []
-        for _ in range(n_blocks):
-            branch = mlp_branch(dim, hidden, lipschitz, activation, generator=generator)
-            layers += [ActNorm(dim), ResidualBlock(branch)]
+        generator = generator or torch.Generator().manual_seed(0)
+        layers = mlp_layers(dim, hidden, n_blocks, lipschitz, activation, generator)
         return cls(layers, dim, estimator).to(generator.device)
 
     @property
@@ -168,12 +161,8 @@ class ResidualFlow(nn.Module):
         1. The first term is computed.
         2. For the second, go from latent to data. Let e be a bound on the error in the z of a
            layer; at first e = 0. A block whose float64 residual is r leaves at most (r + e) / m,
-           since x' solves x + g(x) = z + r exactly, z is off by e, and ||f(x) - f(y)|| is at least
-           m ||x - y||, m >= 1 - K. Any other layer leaves its rounding and e times the Lipschitz
-           constant of its inverse.
-        3. With `ToError`, a block whose bound comes near the error replaces the m that holds
-           everywhere by that of the ball in which x' must be, if g is smooth and d not large: from
-           J at x.
+           m >= 1 - K, see `ResidualBlock.inverse`. Any other layer leaves its rounding and e times
+           the Lipschitz constant of its inverse.
 
         Only float64's residuals, some 1e-14 ||x||, are amplified by the product of all 1 / m.
 
@@ -186,13 +175,9 @@ class ResidualFlow(nn.Module):
                 not change the value.
 
         Returns:
-            `value` (B, *event); `residual`, the largest over the blocks; `n_steps`, the sum over
-            the blocks; `outcome`, the worst over the blocks, or UNCERTIFIED where all converged
-            but the bound is above the error of `ToError`; `error_bound` (B,), None unless
-            `certify`.
-
-        Nothing is raised for an example that failed: call `raise_if_failed()` on the solution, or
-        read its `outcome`.
+            `value` (B, *event); over the blocks the largest `residual`, the sum of `n_steps` and
+            the worst `outcome`, or UNCERTIFIED where all converged but the bound is above the error
+            of `ToError`. No failed example raises an exception: see `Solution.raise_if_failed`.
 
         Warns:
             UserWarning: a branch does not keep its promise, see `update`.
@@ -220,8 +205,7 @@ class ResidualFlow(nn.Module):
             solution = replace(exact, value=value, residual=residual)
         else:
             solution = self.layers.inverse(z, inversion, certify=False)
-        bound = (solution.value.double() - exact.value).flatten(1).norm(dim=1)
-        bound = bound + exact.error_bound
+        bound = (solution.value.double() - exact.value).flatten(1).norm(dim=1) + exact.error_bound
         bound = torch.where(bound < torch.inf, bound, torch.inf)  # also if it is not a number
         solution = replace(solution, error_bound=bound)
         return solution.demand(inversion.error) if isinstance(inversion, ToError) else solution
@@ -292,3 +276,19 @@ class ResidualFlow(nn.Module):
     def _dtype(self) -> torch.dtype | None:
         """That of the parameters; None if there is none."""
         return next((p.dtype for p in self.parameters()), None)
+
+
+def mlp_layers(
+    dim: int,
+    hidden: Sequence[int],
+    n_blocks: int,
+    lipschitz: float,
+    activation: Callable[[], Activation],
+    generator: torch.Generator,
+) -> list[nn.Module]:
+    """The layers of `ResidualFlow.mlp`: `n_blocks` times ActNorm and a residual block."""
+    layers: list[nn.Module] = []
+    for _ in range(n_blocks):
+        branch = mlp_branch(dim, hidden, lipschitz, activation, generator=generator)
+        layers += [ActNorm(dim), ResidualBlock(branch)]
+    return layers

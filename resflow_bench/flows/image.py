@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,12 +12,12 @@ from torch import Tensor, nn
 from resflow_bench.arguments import check_count
 from resflow_bench.flows.actnorm import ActNorm
 from resflow_bench.flows.composition import FactorOut
-from resflow_bench.flows.flow import DEFAULT_ESTIMATOR, ResidualFlow
+from resflow_bench.flows.flow import DEFAULT_ESTIMATOR, ResidualFlow, mlp_layers
 from resflow_bench.flows.logit import Logit
 from resflow_bench.flows.mixing import Mixing
 from resflow_bench.flows.residual import ResidualBlock
 from resflow_bench.flows.squeeze import Flatten, Squeeze
-from resflow_bench.layers import Activation, LipSwish, conv_branch, mlp_branch
+from resflow_bench.layers import Activation, LipSwish, conv_branch
 from resflow_bench.logdet.estimator import Estimator
 
 
@@ -53,9 +54,8 @@ class MultiScale:
     margin: float | None = 0.05
 
     def __post_init__(self) -> None:
-        check_count("MultiScale", "n_scales", self.n_scales)
-        check_count("MultiScale", "n_blocks", self.n_blocks)
-        check_count("MultiScale", "n_tail", self.n_tail, 0)
+        for name, least in (("n_scales", 1), ("n_blocks", 1), ("n_tail", 0)):
+            check_count("MultiScale", name, getattr(self, name), least)
         if len(self.kernel_sizes) != len(self.hidden) + 1:
             raise ValueError(
                 "MultiScale needs one kernel size more than hidden channels; got "
@@ -76,8 +76,6 @@ def image_flow(
 
     Args:
         event: (C, H, W) of the images; H and W have to be multiples of 2^(n_scales - 1).
-        architecture: see `MultiScale`.
-        estimator: for the log-dets.
         generator: draws the initial weights; None is a fresh one with seed 0. The flow is made on
             its device.
 
@@ -94,13 +92,11 @@ def image_flow(
             "image_flow needs an event (C, H, W) with H and W multiples of 2^(n_scales - 1) = "
             f"{coarsest}; got {tuple(event)}. Lower `n_scales` or pad the images."
         )
-    if generator is None:
-        generator = torch.Generator().manual_seed(0)
+    generator = generator or torch.Generator().manual_seed(0)
     layers: list[nn.Module] = []
     if architecture.margin is not None:
         layers.append(Logit(architecture.margin))
-    channels, height, width = event
-    layers += _scale((channels, height, width), 0, architecture, generator)
+    layers += _scale(tuple(event), 0, architecture, generator)
     return ResidualFlow(layers, event, estimator).to(generator.device)
 
 
@@ -125,7 +121,7 @@ def tiled(images: Tensor, n_columns: int) -> Tensor:
 
 
 def _scale(
-    event: tuple[int, int, int], scale: int, architecture: MultiScale, generator: torch.Generator
+    event: tuple[int, ...], scale: int, architecture: MultiScale, generator: torch.Generator
 ) -> list[nn.Module]:
     """The layers from the scale's input, of shape `event`, to the latents; 0 is the finest."""
     channels, height, width = event
@@ -146,25 +142,16 @@ def _scale(
         )
         layers.append(ResidualBlock(branch))
     if scale == architecture.n_scales - 1:
-        return layers + _tail(event, architecture, generator)
+        tail = mlp_layers(
+            math.prod(event),
+            architecture.tail_hidden,
+            architecture.n_tail,
+            architecture.lipschitz,
+            architecture.activation,
+            generator,
+        )
+        return [*layers, Flatten(event), *tail]
     squeezed = (4 * channels, height // 2, width // 2)
     rest = (2 * channels, height // 2, width // 2)
     inner = _scale(rest, scale + 1, architecture, generator)
     return [*layers, Squeeze(), FactorOut(*inner, event=squeezed)]
-
-
-def _tail(
-    event: tuple[int, int, int], architecture: MultiScale, generator: torch.Generator
-) -> list[nn.Module]:
-    dim = event[0] * event[1] * event[2]
-    layers: list[nn.Module] = [Flatten(event)]
-    for _ in range(architecture.n_tail):
-        branch = mlp_branch(
-            dim,
-            architecture.tail_hidden,
-            architecture.lipschitz,
-            architecture.activation,
-            generator=generator,
-        )
-        layers += [ActNorm(dim), ResidualBlock(branch)]
-    return layers

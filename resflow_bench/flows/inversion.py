@@ -1,7 +1,4 @@
-"""Inversions of a residual block, z = x + g(x): to a tolerance, to rounding, to a certified error.
-
-Each is a setting that solves x + g(x) = z for one branch g. A flow passes it to its blocks.
-"""
+"""Inversions of a residual block z = x + g(x): to a tolerance, to rounding, to an error."""
 
 from __future__ import annotations
 

@@ -52,7 +52,6 @@ class Logit(nn.Module):
         return z, torch.where(is_outside, -math.inf, slopes).flatten(1).sum(1)
 
     def inverse(self, z: Tensor) -> Tensor:
-        """(sigmoid(z) - margin) / (1 - 2 margin)."""
         check_batch("Logit", z, (...,), name="z")
         return (torch.sigmoid(z) - self.margin) / (1 - 2 * self.margin)
 

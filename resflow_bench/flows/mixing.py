@@ -27,11 +27,9 @@ class Mixing(nn.Module):
 
     def __init__(self, n_channels: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        if generator is None:
-            generator = torch.Generator().manual_seed(0)
-        normal = torch.randn(
-            n_channels, n_channels, generator=generator, device=generator.device
-        ).double()
+        generator = generator or torch.Generator().manual_seed(0)
+        shape = (n_channels, n_channels)
+        normal = torch.randn(shape, generator=generator, device=generator.device).double()
         permutation, lower, upper = torch.linalg.lu(torch.linalg.qr(normal).Q)
         scale = upper.diagonal()
         dtype = torch.get_default_dtype()
@@ -57,7 +55,6 @@ class Mixing(nn.Module):
         return self(x), (n_positions * self.log_scale.sum()).expand(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
-        """W^-1 z by two triangular systems."""
         self._check(z, "z")
         lower, upper = self._factors()
         x = _positions(z)[:, self.rows.argsort()]

@@ -58,7 +58,6 @@ class ResidualBlock(nn.Module):
     def forward_and_log_det(
         self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(x + g(x), the estimator's value of ln|det(I + J_g(x))|), (B, *event) and (B,) nats."""
         g, log_det, _ = estimator(self.branch, x, generator)
         return x + g, log_det
 
@@ -68,21 +67,21 @@ class ResidualBlock(nn.Module):
     ) -> Solution:
         """x with x + g(x) = z, and ||x - x*|| <= (||z - x - g(x)|| + error) / m.
 
-        1. m is that of `branch_bounds`: ||f(x) - f(y)|| >= m ||x - y|| everywhere; at least 1 - K.
+        1. x is the exact inverse of a z that is off by the residual, and m that of `branch_bounds`:
+           ||f(x) - f(y)|| >= m ||x - y|| everywhere; at least 1 - K.
         2. With `ToError`, where that leaves a bound near its error or above, x* is within the bound
            of x, and m of that ball (`apart_near`) is the better one.
 
         Args:
             z: (B, *event).
-            inversion: how x is computed; 2 applies to a `ToError` alone.
+            inversion: how x is computed.
             error: (B,), a bound on the distance of z from the intended latent.
             certify: whether to compute `error_bound`: m is then of the weights as they are, not as
                 promised, and the residual is evaluated in float64, so that the bound also covers
                 what float32 does not resolve.
 
-        Properties: no graph is recorded. Where g is a contraction in a p-norm with p other than 2,
-            the inequality holds in that norm; `error` and the bound are converted from and to
-            the 2-norm.
+        Properties: where g is a contraction in a p-norm with p other than 2, the inequality holds
+            in that norm; `error` and the bound are converted from and to the 2-norm.
         """
         check_batch("ResidualBlock", z, (...,), name="z")
         self._warn_of_a_broken_promise()

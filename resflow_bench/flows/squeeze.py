@@ -41,7 +41,6 @@ class Squeeze(nn.Module):
         return self(x), x.new_zeros(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
-        """Depth to space."""
         check_batch("Squeeze", z, (None, None, None), name="z")
         if z.shape[1] % self.factor**2:
             raise ValueError(
@@ -51,7 +50,6 @@ class Squeeze(nn.Module):
         return functional.pixel_shuffle(z, self.factor)
 
     def inverse_error(self, z: Tensor, x: Tensor, error: Tensor) -> Tensor:
-        """The error in z: distances are kept."""
         return error
 
     def extra_repr(self) -> str:
@@ -82,7 +80,6 @@ class Flatten(nn.Module):
         return z.unflatten(1, self.event)
 
     def inverse_error(self, z: Tensor, x: Tensor, error: Tensor) -> Tensor:
-        """The error in z: distances are kept."""
         return error
 
     def extra_repr(self) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -30,6 +29,7 @@ import pyarrow.parquet as pq
 
 from resflow_bench import __version__
 from resflow_bench.lab.axes import axis_named
+from resflow_bench.lab.files import written_whole
 from resflow_bench.lab.observe import Result
 from resflow_bench.lab.suite import Suite
 
@@ -89,26 +89,13 @@ def _rows(result: Result) -> Iterator[dict[str, Any]]:
         yield common | vars(observation)
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write the file whole or not at all, also if the power fails."""
-    temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def _write_part(folder: Path, table: pa.Table) -> None:
     stream = io.BytesIO()
     pq.write_table(table, stream)
     content = stream.getvalue()
-    _write_whole(folder / f"part-{time.time_ns():020d}-{_digest(content)}.parquet", content)
+    name = f"part-{time.time_ns():020d}-{_digest(content)}.parquet"
+    with written_whole(folder / name) as file:
+        file.write(content)
 
 
 def _read_part(path: Path) -> pa.Table:
@@ -161,7 +148,8 @@ class Run:
 
     def write_about(self, about: dict[str, Any]) -> None:
         """Replace `run.json`."""
-        _write_whole(self.path / "run.json", json.dumps(about, indent=2).encode() + b"\n")
+        with written_whole(self.path / "run.json") as file:
+            file.write(json.dumps(about, indent=2).encode() + b"\n")
 
     def append(self, suite: Suite, result: Result) -> None:
         """Add a cell's rows; all of them reach the disk in one part."""

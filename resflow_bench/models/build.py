@@ -8,18 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from resflow_bench import logdet
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab import Cell, Context, Skip, silent
-from resflow_bench.logdet import (
-    EXPANSIONS,
-    PROBES,
-    Expansion,
-    Fixed,
-    LogDetEstimator,
-    Roulette,
-    Truncation,
-    law_named,
-)
 from resflow_bench.models.catalogue import MODELS
 
 
@@ -47,25 +38,24 @@ def build_points(cell: Cell, n: int) -> Tensor:
     return points.to(cell["device"], getattr(torch, cell["dtype"]))
 
 
-def build_truncation(cell: Cell) -> Truncation:
-    """`Fixed(n_terms)` or `Roulette(law, n_exact, per)`."""
-    if cell["truncation"] == "fixed":
-        return Fixed(cell["n_terms"])
-    return Roulette(law_named(cell["roulette"]), cell["n_exact"], cell.get("per", "example"))
-
-
-def build_estimator(cell: Cell) -> LogDetEstimator:
+def build_estimator(cell: Cell) -> logdet.LogDetEstimator:
     """The cell's probe, truncation, number of probes and of exact traces, and expansion."""
-    return LogDetEstimator(
-        PROBES[cell["probe"]],
-        build_truncation(cell),
+    truncation: logdet.Truncation
+    if cell["truncation"] == "fixed":
+        truncation = logdet.Fixed(cell["n_terms"])
+    else:
+        law = logdet.law_named(cell["roulette"])
+        truncation = logdet.Roulette(law, cell["n_exact"], cell.get("per", "example"))
+    return logdet.LogDetEstimator(
+        logdet.PROBES[cell["probe"]],
+        truncation,
         cell["n_probes"],
         n_traced=cell.get("n_traced", 0),
         expansion=build_expansion(cell),
     )
 
 
-def build_expansion(cell: Cell) -> Expansion:
+def build_expansion(cell: Cell) -> logdet.Expansion:
     """The cell's series, `taylor` if it names none.
 
     Raises:
@@ -74,7 +64,7 @@ def build_expansion(cell: Cell) -> Expansion:
     name = cell.get("expansion", "taylor")
     if "tf32" in name and torch.device(cell["device"]).type != "cuda":
         raise Skip(f"{name} needs a CUDA device; got {cell['device']}")
-    return EXPANSIONS[name](cell["lipschitz"])
+    return logdet.EXPANSIONS[name](cell["lipschitz"])
 
 
 def prepare_models(cells: list[Cell], context: Context) -> None:

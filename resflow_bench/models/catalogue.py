@@ -27,12 +27,10 @@ class Model(Protocol):
     @property
     def name(self) -> str:
         """The value of the axis."""
-        ...
 
     @property
     def n_distinct_points(self) -> int | None:
         """The number of points with different Jacobians; None if all differ."""
-        ...
 
     def flow(self, dim: int, lipschitz: float, results: Path, say: Say) -> ResidualFlow:
         """The flow, on the CPU. Trained weights are cached under `results`, and made if missing.
@@ -40,11 +38,9 @@ class Model(Protocol):
         Raises:
             Skip: where the model does not exist at this dim.
         """
-        ...
 
     def points(self, n: int, dim: int) -> Tensor:
         """n inputs, (n, *event)."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from resflow_bench.flows import ActNorm, Flatten, ResidualBlock
+from resflow_bench.flows import ActNorm, Flatten, ResidualBlock, ResidualFlow
 from resflow_bench.layers import Conv2d, Linear, LipSwish
 from resflow_bench.layers.norms.spectral import SpectralNorm
 from resflow_bench.logdet import Fixed
@@ -22,11 +23,6 @@ from resflow_bench.peers.peer import (
     roulette_after,
     torch_seeded,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from resflow_bench.flows import ResidualFlow
 
 N_POWER_STEPS = 5
 """Power iterations of each layer after an optimiser step, as in the Residual Flows scripts."""
@@ -68,11 +64,8 @@ def make(flow: ResidualFlow, request: Request) -> Peer:
             total = total + change
         return total
 
-    truncation = (
-        Fixed(request.n_terms)
-        if request.mode == "series"
-        else roulette_after(21 if request.mode == "evaluation" else 3)
-    )
+    n_exact = 21 if request.mode == "evaluation" else 3
+    truncation = Fixed(request.n_terms) if request.mode == "series" else roulette_after(n_exact)
     return Peer(
         version=version,
         map=map_,
@@ -127,17 +120,13 @@ def normflows_flow(
     from normflows.distributions import DiagGaussian
     from normflows.flows import Residual
 
-    settings = {
-        "reduce_memory": reduce_memory,
-        "n_power_series": n_power_series,
-        "n_samples": n_samples,
-    }
+    settings = {"n_power_series": n_power_series, "n_samples": n_samples}
     layers: list[Any] = []
     for layer in flow.bijections:
         if isinstance(layer, ActNorm):
             layers.append(_actnorm(layer, (1,) * (len(flow.event) - 1)))
         elif isinstance(layer, ResidualBlock):
-            layers.append(Residual(_net(layer.branch), **settings))
+            layers.append(Residual(_net(layer.branch), reduce_memory=reduce_memory, **settings))
         elif not isinstance(layer, Flatten):  # their base density takes any shape
             raise _without_counterpart(layer)
     # Their layers are ordered from latent to data.
@@ -186,11 +175,8 @@ def _stage(stage: nn.Module) -> Any:
         return peer
     if not isinstance(stage, Linear | Conv2d) or not isinstance(stage.norm, SpectralNorm):
         raise _without_counterpart(stage)
-    settings = {
-        "coeff": stage.coefficient,
-        "n_iterations": N_POWER_STEPS,
-        "bias": stage.bias is not None,
-    }
+    has_bias = stage.bias is not None
+    settings = {"coeff": stage.coefficient, "n_iterations": N_POWER_STEPS, "bias": has_bias}
     if isinstance(stage, Linear):
         peer = InducedNormLinear(stage.n_in, stage.n_out, **settings)
     else:

@@ -25,7 +25,10 @@ def make(flow: ResidualFlow, request: Request) -> Peer:
         Skip: the other peers cannot hold the flow, and our row would have none to compare with.
     """
     check_convertible(flow)
-    flow = copy.deepcopy(flow).requires_grad_(True).with_estimator(estimator(request))
+    terms = truncation(request)
+    gradient = Neumann() if request.mode == "memory-saving" else Series()
+    estimator = LogDetEstimator(Gaussian(), terms, request.n_probes, gradient=gradient)
+    flow = copy.deepcopy(flow).requires_grad_(True).with_estimator(estimator)
     generator = torch.Generator(next(flow.parameters()).device)
 
     @contextmanager
@@ -46,16 +49,10 @@ def make(flow: ResidualFlow, request: Request) -> Peer:
         tolerance=TOLERANCE,
         branches=[block.branch for block in flow.blocks],
         weights=lambda: [(w.weight_normalised(), w.coefficient) for w in linear_layers(flow)],
-        bias=truncation(request).bias,
-        truncation=truncation(request),
+        bias=terms.bias,
+        truncation=terms,
         seeded=seeded,
     )
-
-
-def estimator(request: Request) -> LogDetEstimator:
-    """Gaussian probes, with the weights of the terms and the gradient that normflows uses."""
-    gradient = Neumann() if request.mode == "memory-saving" else Series()
-    return LogDetEstimator(Gaussian(), truncation(request), request.n_probes, gradient=gradient)
 
 
 def truncation(request: Request) -> Fixed | Roulette:

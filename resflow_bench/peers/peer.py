@@ -7,29 +7,23 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
-from resflow_bench.flows import ActNorm, Flatten, ResidualBlock
+from resflow_bench.flows import ActNorm, Flatten, ResidualBlock, ResidualFlow
 from resflow_bench.lab import Skip
 from resflow_bench.layers import Branch, Conv2d, Linear, LipSwish
 from resflow_bench.layers.norms.spectral import SpectralNorm
 from resflow_bench.logdet import Fixed, Geometric, Roulette
 
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor, nn
-
-    from resflow_bench.flows import ResidualFlow
-
 MODES = ("roulette", "series", "memory-saving", "evaluation")
-"""Which log-determinant estimate is requested.
+"""Which log-determinant estimate is requested: one of the three for training, or the one after it.
 
-roulette: the one used in training, with a random number of terms.
-series: the one used in training, with a fixed number of terms.
-memory-saving: the one used in training whose gradient is the Neumann series, so that the chain of
-    products keeps no graph.
+roulette: with a random number of terms.
+series: with a fixed number of terms.
+memory-saving: its gradient is the Neumann series, so that the chain of products keeps no graph.
 evaluation: the one used after training.
 """
 
@@ -106,7 +100,6 @@ def check_convertible(flow: ResidualFlow, convolutions: bool = False) -> None:
     """Refuse a flow of anything but ActNorm and blocks of LipSwish and Linear with a spectral norm.
 
     Args:
-        flow: the flow whose weights a peer is to hold.
         convolutions: whether Conv2d, and a Flatten at the end, are accepted as well.
 
     Raises:
@@ -116,16 +109,10 @@ def check_convertible(flow: ResidualFlow, convolutions: bool = False) -> None:
     for layer in flow.bijections:
         if isinstance(layer, ActNorm) or (convolutions and isinstance(layer, Flatten)):
             continue
-        stages = (
-            list(layer.branch.stages)
-            if isinstance(layer, ResidualBlock) and isinstance(layer.branch, Branch)
-            else [layer]
-        )
-        for stage in stages:
-            is_spectral = not isinstance(stage, Linear | Conv2d) or isinstance(
-                stage.norm, SpectralNorm
-            )
-            if not isinstance(stage, held) or not is_spectral:
+        branch = layer.branch if isinstance(layer, ResidualBlock) else None
+        for stage in branch.stages if isinstance(branch, Branch) else [layer]:
+            norm = stage.norm if isinstance(stage, Linear | Conv2d) else None
+            if not isinstance(stage, held) or not isinstance(norm, SpectralNorm | None):
                 raise Skip(
                     f"this peer holds flows of ActNorm, {', '.join(h.__name__ for h in held)}; "
                     f"got {type(stage).__name__}. Take model=trained or model=init"
@@ -134,13 +121,7 @@ def check_convertible(flow: ResidualFlow, convolutions: bool = False) -> None:
 
 def linear_layers(flow: ResidualFlow) -> list[Linear]:
     """The linear layers of all branches, from data to latent."""
-    return [
-        layer
-        for block in flow.blocks
-        if isinstance(block.branch, Branch)
-        for layer in block.branch.layers
-        if isinstance(layer, Linear)
-    ]
+    return [layer for layer in flow.modules() if isinstance(layer, Linear)]
 
 
 def roulette_after(n_exact: int) -> Roulette:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import copy
 import math
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import numpy as np
 import torch
 from scipy import linalg
-from torch import nn
+from torch import Tensor, nn
 
-from resflow_bench.flows import ActNorm, ResidualBlock
+from resflow_bench.flows import ActNorm, ResidualBlock, ResidualFlow
 from resflow_bench.lab import Skip
+from resflow_bench.layers import Linear
 from resflow_bench.logdet import Fixed
 from resflow_bench.peers.peer import (
     Peer,
@@ -28,12 +29,6 @@ from resflow_bench.peers.peer import (
     roulette_after,
     torch_seeded,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from resflow_bench.flows import ResidualFlow
-    from resflow_bench.layers import Linear
 
 
 def make(flow: ResidualFlow, request: Request) -> Peer:
@@ -53,10 +48,6 @@ def make(flow: ResidualFlow, request: Request) -> Peer:
         raise Skip(f"{version} takes two terms or more")
     if request.mode != "series" and request.n_probes > 1:
         raise Skip(f"the roulette of {version} takes one probe")
-    return _make(flow, request, version)
-
-
-def _make(flow: ResidualFlow, request: Request, version: str) -> Peer:
     with torch.random.fork_rng(devices=[]):  # their layers draw initial weights
         bijection = _bijection(flow, request)
         own = [_own_layer(layer) for layer in linear_layers(flow)]
@@ -126,7 +117,11 @@ class _OurAffine(nn.Module):
 def _bijection(flow: ResidualFlow, request: Request) -> Any:
     base = import_module("torchflows.bijections.base")
     blocks = import_module("torchflows.bijections.finite.residual.iterative")
-
+    block, settings = blocks.ResFlowBlock, {}
+    if request.mode == "series":
+        block = blocks.InvertibleResNetBlock
+        settings["n_power_series_iterations"] = request.n_terms
+        settings["n_hutchinson_samples"] = request.n_probes
     layers: list[nn.Module] = []
     for layer in flow.bijections:
         if isinstance(layer, ActNorm):
@@ -134,16 +129,7 @@ def _bijection(flow: ResidualFlow, request: Request) -> Any:
             continue
         assert isinstance(layer, ResidualBlock)  # by `check_convertible`
         g = copy.deepcopy(layer.branch).requires_grad_(True)
-        if request.mode == "series":
-            block = blocks.InvertibleResNetBlock(
-                flow.event,
-                g=g,
-                n_power_series_iterations=request.n_terms,
-                n_hutchinson_samples=request.n_probes,
-            )
-            layers.append(block)
-        else:
-            layers.append(blocks.ResFlowBlock(flow.event, g=g))
+        layers.append(block(flow.event, g=g, **settings))
     return base.BijectiveComposition(layers)
 
 

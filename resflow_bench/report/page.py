@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ from resflow_bench.analysis.findings import findings
 from resflow_bench.analysis.tables import axes, label, plain, units, varying, wide
 from resflow_bench.analysis.words import number, with_interval
 from resflow_bench.lab import Statement, Suite
+from resflow_bench.lab.files import written_whole
 from resflow_bench.lab.store import BESIDE
 from resflow_bench.report import style
 from resflow_bench.report.picture import Picture
@@ -154,9 +154,8 @@ def maths(text: str) -> Markup:
 def write(path: Path, text: str) -> None:
     """Write the file whole or not at all, so that no reader gets half a page."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)
+    with written_whole(path) as file:
+        file.write(text.encode())
 
 
 def _section(name: str, suite: Suite | None, frame: pd.DataFrame, out: Path) -> dict[str, Any]:

@@ -41,13 +41,7 @@ PRESETS = {
 """Settings for vectors and for images. A training takes seconds at `smoke`, about a minute on one
 core at `quick`, and has a paper's scale at `full`."""
 
-_SETTINGS = {
-    "steps": "n_steps",
-    "batch_size": "batch_size",
-    "learning_rate": "learning_rate",
-    "ema": "ema",
-    "seed": "seed",
-}
+_SETTINGS = {"steps": "n_steps"} | {n: n for n in ("batch_size", "learning_rate", "ema", "seed")}
 """Option of the command `train` -> field of `Training`."""
 
 N_TEST = {"smoke": 200, "quick": 1000, "full": 10_000}
@@ -55,7 +49,6 @@ N_TEST = {"smoke": 200, "quick": 1000, "full": 10_000}
 
 
 def _no_measure(*_: object) -> Iterable[Observation]:
-    """A training's rows come one after the other, not each alone."""
     raise Skip("rows of `training` come from `resflow-bench train`")
 
 
@@ -73,12 +66,10 @@ TRAINING = Suite(
 class TrainingPlan:
     """A requested training: with the code, all that its numbers depend on.
 
-    recipe: the flow, the data and the optimiser's settings.
     event: the shape of one example.
     digest: of the data; the files behind a dataset's name may change.
     preset: the source of the settings that were not requested.
     n_test: the largest number of held-out points that a row evaluates.
-    device: a torch device.
     """
 
     recipe: Recipe
@@ -93,30 +84,24 @@ class TrainingPlan:
         """The plan of a preset for these data, with the given options in place of its settings.
 
         Args:
-            data: the training and test examples.
             options: as in the property `options`; a missing option, or None, is the preset's.
 
         Raises:
             ValueError: a setting is outside its range, or the architecture does not accept such
                 examples.
         """
-        kind = "images" if len(data.event) > 1 else "vectors"
-        defaults = {
-            "preset": "quick",
-            "architecture": "multiscale" if kind == "images" else "mlp",
-            "lipschitz": 0.9,
-            "device": "cpu",
-        }
         given = {name: value for name, value in options.items() if value is not None}
-        chosen = defaults | given
+        chosen: dict[str, Any] = {"preset": "quick", "lipschitz": 0.9, "device": "cpu"} | given
         for name in ("lipschitz", "device"):
             axis_named(name).parse(str(chosen[name]))
         preset, lipschitz = chosen["preset"], chosen["lipschitz"]
+        kind, architecture = ("images", "multiscale") if len(data.event) > 1 else ("vectors", "mlp")
+        architecture = given.get("architecture", architecture)
         changes = {field: given[option] for option, field in _SETTINGS.items() if option in given}
         settings = replace(PRESETS[preset][kind], **changes)
         settings = replace(settings, warm_up=min(settings.warm_up, settings.n_steps // 10))
         objective = finite_moments_estimator(lipschitz, per="batch")
-        recipe = Recipe(chosen["architecture"], data.name, lipschitz, settings, objective)
+        recipe = Recipe(architecture, data.name, lipschitz, settings, objective)
         plan = cls(recipe, data.event, data.digest, preset, N_TEST[preset], chosen["device"])
         plan.flow()  # so that a flow that cannot be built is refused before the run begins
         return plan
@@ -194,17 +179,8 @@ class TrainingPlan:
         return flow.with_estimator(self.recipe.objective)
 
     def cell(self, step: int) -> Cell:
-        """The cell of a step's row."""
-        axes: dict[str, Any] = {
-            "dataset": self.recipe.dataset,
-            "architecture": self.recipe.architecture,
-            "lipschitz": self.recipe.lipschitz,
-            "batch_size": self.recipe.training.batch_size,
-            "step": step,
-            "dtype": "float32",
-            "device": self.device,
-        }
-        return Cell(TRAINING.name, axes)
+        settings = self.options | {"step": step, "dtype": "float32"}
+        return Cell(TRAINING.name, {axis: settings[axis] for axis in TRAINING.axes})
 
     def is_logged(self, step: int) -> bool:
         """True at the last step and at every multiple of a spacing of 1, 2 or 5 times 10^k."""

@@ -37,9 +37,6 @@ class Recipe:
     lipschitz: promised for each branch.
     training: the optimiser's settings.
     objective: the estimator whose log-likelihood is maximised.
-
-    The fingerprint includes every byte of the data: other files under the same name give other
-    weights.
     """
 
     architecture: str
@@ -55,7 +52,7 @@ class Recipe:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of the SHA-256 of the settings, the data, `SOURCES` and torch's version."""
+        """16 hex digits of a SHA-256: of settings, bytes of data, `SOURCES` and torch's version."""
         estimator = self.objective
         ingredients = {
             "architecture": self.architecture,

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from time import monotonic
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,9 +26,6 @@ from resflow_bench.training.plan import TRAINING, TrainingPlan
 from resflow_bench.training.recipe import finite_moments_estimator
 from resflow_bench.training.trainer import Diverged, Trainer
 from resflow_bench.training.weights import SECONDS_BETWEEN_CHECKPOINTS, save_whole
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 CHECKPOINT_SHARE = 0.05
 """Largest share of the wall time that writing checkpoints may take."""
@@ -74,8 +70,6 @@ def train(plan: TrainingPlan, data: Dataset, run: Run, listen: Listener = ignore
     one, except for `examples_per_s`.
 
     Args:
-        plan: the training's settings.
-        data: the plan's dataset.
         run: receives the rows; the weights are saved in `TrainingFiles(run)`.
         listen: is called after every step, and before the held-out points are evaluated.
 
@@ -142,7 +136,6 @@ class _Session:
 
     @property
     def n_done(self) -> int:
-        """Number of steps done."""
         return self.trainer.n_steps_done
 
     def train(self, interrupts: Interrupts) -> None:
@@ -210,7 +203,6 @@ class _Session:
         self.listen(Progress(self.n_done, n_steps, left, message))
 
     def _row(self, excess: float) -> Result:
-        """The measurements of the last step."""
         cell, trainer = self.plan.cell(self.n_done), self.trainer
         settings = self.plan.recipe.training
         self.certified = max(block.branch.lipschitz_certified() for block in trainer.flow.blocks)
@@ -243,9 +235,8 @@ class _Session:
         """
         generator = torch.Generator(self.plan.device)
         generator.manual_seed(self.context.generator_seed(cell, "test"))
-        flow = self.trainer.averaged().with_estimator(
-            finite_moments_estimator(self.plan.recipe.lipschitz)
-        )
+        estimator = finite_moments_estimator(self.plan.recipe.lipschitz)
+        flow = self.trainer.averaged().with_estimator(estimator)
         log_prob = _log_prob(flow, self.data, generator)
         n, n_lost = len(log_prob), sum(not math.isfinite(value) for value in log_prob)
         if n_lost:
@@ -270,8 +261,7 @@ class _Session:
         before = monotonic()
         self.run.flush()
         due = {"losses": self.losses, "step_s": self.step_s, "excess": self.excess}
-        state = {"trainer": self.trainer.state_dict()} | due
-        self._save(state, self.files.checkpoint)
+        self._save({"trainer": self.trainer.state_dict()} | due, self.files.checkpoint)
         self.n_saved, self.saved_at = self.n_done, monotonic()
         self.save_s = self.saved_at - before
 
@@ -308,7 +298,5 @@ class _Session:
 @torch.no_grad()
 def _log_prob(flow: ResidualFlow, data: Dataset, generator: torch.Generator) -> list[float]:
     """log p of each test point by the flow's unbiased estimator, in batches; nats."""
-    log_prob: list[Tensor] = [
-        flow.log_prob(data.prepare(batch, generator), generator) for batch in data.test.split(256)
-    ]
-    return torch.cat(log_prob).double().tolist()
+    parts = [flow.log_prob(data.prepare(x, generator), generator) for x in data.test.split(256)]
+    return torch.cat(parts).double().tolist()

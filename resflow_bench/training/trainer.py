@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from resflow_bench.data import Dataset
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.logdet import LogDetEstimator
 
@@ -55,19 +56,6 @@ class Training:
                 raise ValueError(f"Training needs {name} {rule}; got {value}.")
 
 
-class Data(Protocol):
-    """Training rows, and the preparation of a batch of them as the flow's x."""
-
-    @property
-    def train(self) -> Tensor:
-        """(n, *event), on the flow's device."""
-        ...
-
-    def prepare(self, batch: Tensor, generator: torch.Generator) -> Tensor:
-        """Rows of `train` -> x, (B, *event), with fresh noise for each batch."""
-        ...
-
-
 class Diverged(ArithmeticError):
     """A loss or gradient that is not finite, or a loss `JUMP` nats per dimension above the best."""
 
@@ -75,16 +63,12 @@ class Diverged(ArithmeticError):
 class Trainer:
     """min_theta -E[log p(x)] by stochastic gradients of an estimated log-likelihood.
 
-    `step()` is one optimiser step; `state_dict()` and `load_state_dict()` hold all that the next
-    step depends on, so that a resumed training gives the same numbers.
-
     Args:
         flow: trained in place; its ActNorms are set from the first batch.
-        data: the training data, for example a `Dataset`.
-        settings: see `Training`.
+        data: the training data, on the flow's device; `prepare` draws fresh noise for each batch.
     """
 
-    def __init__(self, flow: ResidualFlow, data: Data, settings: Training) -> None:
+    def __init__(self, flow: ResidualFlow, data: Dataset, settings: Training) -> None:
         self.flow = flow
         self.data = data
         self.settings = settings
@@ -169,8 +153,7 @@ class Trainer:
     def excess(self) -> float:
         """max over blocks of certified / promised constant, after the last step, before its update.
 
-        What a flow whose norms are not updated has become after one step: above 1 it breaks its
-        promise. Computed when asked, on a copy, by `lipschitz_certified` of every block.
+        Above 1, a flow whose norms are not updated breaks its promise.
 
         Raises:
             ValueError: if this trainer has taken no step, or the flow has no residual block.
@@ -186,7 +169,7 @@ class Trainer:
         return max(block.branch.lipschitz_certified() / block.lipschitz for block in flow.blocks)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on: a copy, which later steps do not change."""
+        """A copy of all that the next step depends on, to resume to the same numbers."""
         state = {
             "flow": self.flow.state_dict(),
             "optimiser": self.optimiser.state_dict(),

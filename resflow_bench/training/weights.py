@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from resflow_bench.flows import ResidualFlow
+from resflow_bench.lab.files import written_whole
 from resflow_bench.threads import one_thread
 from resflow_bench.training.recipe import Recipe, dataset
 from resflow_bench.training.trainer import Trainer
@@ -25,16 +25,14 @@ def trained(
     """The recipe's flow after `step` optimiser steps, on the CPU, with the norms of its last step.
 
     Args:
-        recipe: the flow, its data and its training.
         results: the folder whose `models/` caches the weights. A training continues, to the same
             numbers, from a checkpoint or from the weights after fewer steps.
         say: receives a progress message every few seconds.
         step: at most the recipe's `n_steps`, which is the default.
     """
     step = recipe.training.n_steps if step is None else step
-    trainer = Trainer(
-        recipe.flow().with_estimator(recipe.objective), dataset(recipe.dataset), recipe.training
-    )
+    flow = recipe.flow().with_estimator(recipe.objective)
+    trainer = Trainer(flow, dataset(recipe.dataset), recipe.training)
     cache = _WeightsCache(results / "models", f"{recipe}-{recipe.fingerprint}")
     if (state := cache.nearest(step)) is not None:
         trainer.load_state_dict(state)
@@ -68,11 +66,10 @@ class _WeightsCache:
     def nearest(self, step: int) -> dict[str, Any] | None:
         """The saved state with the most steps, at most `step`; None if there is none."""
         snapshots = self.folder.glob(f"{self.stem}-step*.pt")
-        saved = [int(file.stem.rpartition("-step")[2]) for file in snapshots]
-        best = max([s for s in saved if s <= step], default=None)
-        if (best or 0) < self.checkpoint_step() <= step:
-            return dict(torch.load(self.checkpoint, weights_only=True))
-        return None if best is None else dict(torch.load(self.snapshot(best), weights_only=True))
+        saved = {int(file.stem.rpartition("-step")[2]): file for file in snapshots}
+        saved.setdefault(self.checkpoint_step(), self.checkpoint)
+        best = max((s for s in saved if s <= step), default=0)
+        return dict(torch.load(saved[best], weights_only=True)) if best else None
 
 
 def _train(
@@ -101,10 +98,6 @@ def _train(
 
 
 def save_whole(state: object, file: Path) -> None:
-    """Write the file whole or not at all; two processes may write the same file at once."""
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
+    """`torch.save`, whole or not at all."""
+    with written_whole(file) as stream:
         torch.save(state, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
