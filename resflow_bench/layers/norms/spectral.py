@@ -55,14 +55,11 @@ class Spectral:
 
 
 class SingularPair(NamedTuple):
-    """Unit vectors u, v with u^T A v close to ||A||, and a bound on ||A|| from above.
+    """Unit vectors u, v with u^T A v close to ||A||, and a bound on ||A|| from above."""
 
-    u: (n_out,). v: (n_in,). bound: (), at least ||A|| up to rounding in float64.
-    """
-
-    u: Tensor
-    v: Tensor
-    bound: Tensor
+    u: Tensor  # (n_out,)
+    v: Tensor  # (n_in,)
+    bound: Tensor  # (), at least ||A|| up to rounding in float64
 
 
 class SpectralNorm(nn.Module):
@@ -79,29 +76,19 @@ class SpectralNorm(nn.Module):
     iteration and the bound is `symbol_norm`, which gives away some per cent on small grids. `align`
     and `certificate` change over at `SIDE_AT_ALL`.
 
-    c' = c (1 - cushion) leaves room for rounding. The scalars are rounded a few times: 1e-6 in
-    float32, more in coarser types. Rounding the entries of W_c adds a matrix E with
-    ||E|| <= (eps / 2) sqrt(n) ||A||. For a matrix n is its smaller side, as ||A||_F is at most
-    sqrt(n) ||A||. For a convolution n = min(C_in, C_out) kh kw: ||E|| <= sqrt(kh kw) ||K_E||_F, K_E
-    its kernel, and a pixel that all taps reach has a column, or row, of A for each channel, of norm
-    ||A|| at most. (On a grid smaller than the kernel it takes four pixels to reach all taps: 4 n.)
+    c is the coefficient, and c' = c (1 - `cushion`) leaves room for rounding. Rounding the entries
+    of W_c adds a matrix E with ||E|| <= (eps / 2) sqrt(n) ||A||. For a matrix n is its smaller
+    side, as ||A||_F <= sqrt(n) ||A||. For a convolution n = min(C_in, C_out) kh kw: ||E|| is at
+    most sqrt(kh kw) ||K_E||_F, K_E its kernel, and a pixel that all taps reach has a column, or
+    row, of A for each channel, of norm ||A|| at most. (On a grid smaller than the kernel it takes
+    four pixels to reach all taps: 4 n.)
 
     Between an optimiser step and the next update the promise is off by the size of the step. In
     1,000 steps of Adam at 1e-2 against random targets, ||A|| was at most c after every update and
     1.02 c before it; with five power steps for an update 1.05 to 1.09 c after it; without any it
     grew to 2.3 to 5.5 c within 300 steps.
 
-    Only `update` and `align` change u, v and inflation. They replace the buffers rather than write
-    into them, so a graph recorded before still has the vectors it was recorded with. Norms are
-    computed outside autocast, in W's dtype or float32 where that is finer; bounds in float64.
-
-    Args:
-        operator: A(W); the device and dtype of W are the buffers'.
-        coefficient: c, the promised bound on ||A||, above 0.
-
-    Raises:
-        ValueError: a coefficient that is not positive and finite, or a type so coarse that rounding
-            takes half of it.
+    The arguments are those of `Norm.normaliser`.
     """
 
     def __init__(self, operator: Operator, coefficient: float) -> None:
@@ -159,7 +146,7 @@ class SpectralNorm(nn.Module):
         """svd: ||A|| to rounding in float64, from the Gram matrix. fft: the bound `symbol_norm`."""
         small = operator.collapsed().to(torch.float64)
         with full_precision(small.weight):
-            if isinstance(small, Matrix) or _side(small) <= SIDE_AT_ALL:
+            if isinstance(small, Matrix) or min(small.n_in, small.n_out) <= SIDE_AT_ALL:
                 return Certificate(float(leading(small.gram())[1]), "svd")
             return Certificate(float(symbol_norm(finite(small.weight), small.grid)), "fft")
 
@@ -194,9 +181,9 @@ def leading_pair(operator: Operator, side: int, u: Tensor | None = None) -> Sing
     """The leading singular pair of an operator in float64, and a bound on its norm.
 
     Args:
-        operator: A, whose pair is exact if A is a matrix, or a convolution small enough.
-        side: the smaller side of a convolution up to which it is small enough. Beyond, the pair
-            comes from power iteration, and the bound from `symbol_norm`.
+        operator: A, a matrix or a convolution.
+        side: the smaller side of a convolution up to which the pair is exact, as it is for every
+            matrix. Beyond, it comes from power iteration, and the bound from `symbol_norm`.
         u: (n_out,), where the power iteration starts; None is a random vector.
 
     Raises:
@@ -208,7 +195,7 @@ def leading_pair(operator: Operator, side: int, u: Tensor | None = None) -> Sing
         if operator.n_out <= operator.n_in:
             return SingularPair(x, operator.adjoint(x) / size, norm)
         return SingularPair(operator.apply(x) / size, x, norm)
-    if _side(operator) <= side:
+    if min(operator.n_in, operator.n_out) <= side:
         x, norm = leading(operator.gram())
         if operator.n_in <= operator.n_out:
             return SingularPair(_unit(operator.apply(x)), x, norm)
@@ -219,9 +206,8 @@ def leading_pair(operator: Operator, side: int, u: Tensor | None = None) -> Sing
             return SingularPair(u, v, symbol_norm(operator.weight, operator.grid))
     # No u is known, or A^T maps it to 0, or the weights are zero or not finite.
     weight = finite(operator.weight)
-    start = torch.randn(
-        operator.n_out, generator=torch.Generator().manual_seed(0), dtype=weight.dtype
-    )
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(operator.n_out, generator=generator, dtype=weight.dtype)
     u, v = _power(operator, start.to(weight.device), STEPS_FROM_SCRATCH)
     return SingularPair(u, v, symbol_norm(weight, operator.grid))
 
@@ -229,11 +215,7 @@ def leading_pair(operator: Operator, side: int, u: Tensor | None = None) -> Sing
 def leading(gram: Tensor) -> tuple[Tensor, Tensor]:
     """The eigenvector x of the largest eigenvalue of G = A^T A, and ||A|| = sqrt(lambda_1).
 
-    Args:
-        gram: (n, n), symmetric, float64.
-
-    Returns:
-        x (n,), unit, and the norm (), both to rounding.
+    G (n, n) is symmetric, in float64; x (n,) is a unit vector; both results hold to rounding.
 
     Properties: O(n^3), about half of the cost of all eigenvalues and vectors; computed by LAPACK on
         the host on one thread, so the host waits once for an accelerator.
@@ -257,13 +239,7 @@ def leading(gram: Tensor) -> tuple[Tensor, Tensor]:
     return x, gram.new_tensor(math.sqrt(max(value[0], 0.0)))
 
 
-def _side(operator: Convolution) -> int:
-    """The size of the smaller Gram matrix."""
-    return min(operator.n_in, operator.n_out)
-
-
 def _power(operator: Convolution, u: Tensor, n_steps: int) -> tuple[Tensor, Tensor]:
-    """u and v after some power steps."""
     for _ in range(n_steps):
         v = _unit(operator.adjoint(u))
         u = _unit(operator.apply(v))
