@@ -14,8 +14,8 @@ _RAW_LIMIT = 12.0
 class LearnableOrder(nn.Module):
     """p = 1 + e^(-raw), so 1/p = sigmoid(raw): smooth in raw, and anywhere in (1, inf).
 
-    The reciprocals of p and of its dual, 1/p = sigmoid(raw) and 1/p* = sigmoid(-raw), are treated
-    alike: raw -> -raw swaps the two. raw is held to +-12, beyond which its gradient is zero.
+    raw -> -raw swaps p and its dual, as 1/p* = sigmoid(-raw). raw is held to +-12, beyond which its
+    gradient is zero.
 
     Two layers share an order by holding the same object.
 
@@ -60,8 +60,6 @@ def value(order: Order) -> float | Tensor:
 
 def same_order(a: Order, b: Order) -> bool:
     """True if a and b remain equal in training: the same object, or equal fixed numbers.
-
-    Two learnable orders with equal values now are not the same.
 
     >>> shared = LearnableOrder()
     >>> same_order(2.0, 2), same_order(shared, shared), same_order(shared, LearnableOrder())
