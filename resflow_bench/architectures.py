@@ -134,9 +134,8 @@ def shallow_architecture(event: Event, lipschitz: float) -> ResidualFlow:
 def dense_architecture(event: Event, lipschitz: float) -> ResidualFlow:
     """Eight blocks of three dense layers, each adding max(d, 32) CLipSwish units."""
     growth = max(math.prod(event) // 2, 16)
-    return _fully_connected(
-        event, partial(dense_branch, growth=growth, depth=3, lipschitz=lipschitz)
-    )
+    make_branch = partial(dense_branch, growth=growth, depth=3, lipschitz=lipschitz)
+    return _fully_connected(event, make_branch)
 
 
 def conv_architecture(event: Event, lipschitz: float) -> ResidualFlow:
@@ -157,9 +156,8 @@ def multiscale_architecture(event: Event, lipschitz: float) -> ResidualFlow:
     """
     _require_images(event, "multiscale")
     n_scales = 3 if min(event[-2:]) >= 16 else 2
-    return image_flow(
-        event, MultiScale(n_scales, 2, (16, 16), n_tail=2, lipschitz=lipschitz, mixing=True)
-    )
+    scales = MultiScale(n_scales, 2, (16, 16), n_tail=2, lipschitz=lipschitz, mixing=True)
+    return image_flow(event, scales)
 
 
 ARCHITECTURES: dict[str, Architecture] = {

@@ -129,10 +129,8 @@ class ConcatenationStage(Stage):
         return torch.cat([self.a * v, self.b * self.computed.push(v)], dim=1 - self.rank)
 
     def mapped(self, common: TensorMap, each: TensorMap) -> ConcatenationStage:
-        computed = self.computed.mapped(common, each)
-        return ConcatenationStage(
-            common(self.a), common(self.b), self.n_copied, self.rank, computed
-        )
+        a, b, computed = common(self.a), common(self.b), self.computed.mapped(common, each)
+        return ConcatenationStage(a, b, self.n_copied, self.rank, computed)
 
 
 def padding(weight: Tensor) -> tuple[int, int]:

@@ -38,10 +38,8 @@ def factors_of(stages: Sequence[Stage]) -> Factors:
     none = Factors([], [], 0)
     if len(stages) not in (1, 3, 5) or len(slopes) < len(stages) // 2:
         return none
-    matrices = [
-        stage.weight[:, :, None, None] for stage in linear if isinstance(stage, MatrixStage)
-    ]
-    kernels = [stage.weight for stage in linear if isinstance(stage, KernelStage)]
+    matrices = [s.weight[:, :, None, None] for s in linear if isinstance(s, MatrixStage)]
+    kernels = [s.weight for s in linear if isinstance(s, KernelStage)]
     weights = matrices or kernels
     if len(weights) < len(linear) or len(kernels) == 1:
         return none

@@ -205,11 +205,7 @@ class LinearBranch(nn.Module):
 
 
 def contractive(lipschitz: float, owner: str) -> float:
-    """`lipschitz`, which guarantees that x + g(x) is invertible.
-
-    Raises:
-        ValueError: it is outside (0, 1).
-    """
+    """`lipschitz` as a float; a ValueError outside (0, 1), as x + g(x) might have no inverse."""
     if not 0 < lipschitz < 1:
         raise ValueError(
             f"{owner} needs 0 < lipschitz < 1 for x + g(x) to be invertible; got {lipschitz}. "

@@ -71,11 +71,7 @@ def same_order(a: Order, b: Order) -> bool:
 
 
 def check_order(order: Order, name: str) -> None:
-    """Refuse an order without a norm.
-
-    Raises:
-        ValueError: a number below 1, or NaN.
-    """
+    """Refuse a number below 1, or NaN, with a ValueError."""
     if not isinstance(order, LearnableOrder) and not order >= 1:
         raise ValueError(
             f"An order of a p-norm needs to be at least 1; got {name}={order}. "

@@ -91,12 +91,6 @@ class InducedNorm(nn.Module):
         self.register_buffer("inflation", weight.new_ones(()))
         self.align(operator)
 
-    @property
-    def is_easy(self) -> bool:
-        """True if the norm is a largest column or row norm, whatever a learnable order's value."""
-        domain, codomain = self._orders
-        return domain == 1 or codomain == math.inf
-
     def divisor(self, operator: Operator) -> Tensor:
         """max(1, sigma_hat inflation / c'), (), differentiable in W and in learnable orders."""
         dtype = operator.weight.dtype
@@ -163,7 +157,8 @@ class InducedNorm(nn.Module):
     ) -> None:
         """Power iteration in rounds of (steps, vectors kept); then the bound, and the inflation."""
         finite(operator.weight)
-        if self.is_easy:
+        domain, codomain = self._orders
+        if domain == 1 or codomain == math.inf:  # easy, whatever a learnable order's value
             return
         with full_precision(self.v):
             exactly, p, q = self._exactly(operator)

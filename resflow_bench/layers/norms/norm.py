@@ -70,11 +70,7 @@ class Norm(Protocol):
 
 
 def checked_coefficient(coefficient: float) -> float:
-    """The coefficient as a float.
-
-    Raises:
-        ValueError: it is not positive and finite.
-    """
+    """The coefficient as a float; a ValueError if it is not positive and finite."""
     if not 0 < coefficient < math.inf:
         raise ValueError(
             "A layer needs a bound on its norm that is a positive, finite `coefficient`; "
@@ -108,11 +104,7 @@ def cushion(dtype: torch.dtype, n: int) -> float:
 
 
 def finite(x: Tensor) -> Tensor:
-    """x itself.
-
-    Raises:
-        torch.linalg.LinAlgError: an entry is not finite.
-    """
+    """x itself; a `torch.linalg.LinAlgError` if an entry is not finite."""
     if not torch.isfinite(x).all():
         raise not_finite()
     return x

@@ -154,11 +154,10 @@ class Convolution:
         that axis counts one point; with one tap along both it is a matrix.
         """
         weight = self._trimmed()
-        height, width = (
-            n if k > 1 else 1 for n, k in zip(self.grid, weight.shape[2:], strict=True)
-        )
-        if weight.shape[2:] == (1, 1):
+        taps = weight.shape[2:]
+        if taps == (1, 1):
             return Matrix(weight[:, :, 0, 0])
+        height, width = (n if k > 1 else 1 for n, k in zip(self.grid, taps, strict=True))
         return Convolution(weight, (height, width))
 
     def absolute(self) -> Convolution:

@@ -117,9 +117,6 @@ class SpectralNorm(nn.Module):
         """u, v and share = inflation / c', by which the divisor is max(1, share u^T A v)."""
         return self.u, self.v, self.inflation / self._target(operator.collapsed())
 
-    # Buffers made in inference mode could not take part in a gradient later.
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def update(self, operator: Operator) -> None:
         """Follow W after an optimiser step; afterwards ||A|| <= c.
 
@@ -128,18 +125,11 @@ class SpectralNorm(nn.Module):
         followed by an exact bound they left the training loss of a flow of 24 such layers 15 nat
         higher after 300 steps: the vectors lag behind, and sigma_hat has the wrong gradient.
         """
-        small = operator.collapsed()
-        with full_precision(small.weight):
-            u = self.u.double().flatten()
-            self._adopt(small, leading_pair(small.to(torch.float64), SIDE_IN_UPDATE, u))
+        self._follow(operator, SIDE_IN_UPDATE, self.u)
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def align(self, operator: Operator) -> None:
         """The exact pair where it is affordable; afterwards ||A|| <= c, and close to it."""
-        small = operator.collapsed()
-        with full_precision(small.weight):
-            self._adopt(small, leading_pair(small.to(torch.float64), SIDE_AT_ALL))
+        self._follow(operator, SIDE_AT_ALL)
 
     @torch.no_grad()
     def certificate(self, operator: Operator) -> Certificate:
@@ -156,14 +146,21 @@ class SpectralNorm(nn.Module):
             image = small.to(dtype).apply(self.v.to(dtype).flatten())
             return torch.dot(self.u.to(dtype).flatten(), image)
 
-    def _adopt(self, small: Operator, pair: SingularPair) -> None:
-        u, v = pair.u.to(self.u).view_as(self.u), pair.v.to(self.v).view_as(self.v)
-        # As `self.u = ...` would, at a tenth of the time.
-        self._buffers.update(u=u, v=v)
-        # With sigma_hat as `forward` computes it: its rounding and that of u and v included.
-        ratio = pair.bound / self._sigma_hat(small).double()
-        ratio = ratio.nan_to_num(1.0, 1.0).clamp(min=1.0)  # where sigma_hat is 0, W stays W
-        self._buffers["inflation"] = ratio.to(self.inflation)
+    # Buffers made in inference mode could not take part in a gradient later.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _follow(self, operator: Operator, side: int, start: Tensor | None = None) -> None:
+        """Set the buffers; `side` and `start` are those of `leading_pair`."""
+        small = operator.collapsed()
+        with full_precision(small.weight):
+            pair = leading_pair(small.to(torch.float64), side, start)
+            u, v = pair.u.to(self.u).view_as(self.u), pair.v.to(self.v).view_as(self.v)
+            # As `self.u = ...` would, at a tenth of the time.
+            self._buffers.update(u=u, v=v)
+            # With sigma_hat as `forward` computes it: its rounding and that of u and v included.
+            ratio = pair.bound / self._sigma_hat(small).double()
+            ratio = ratio.nan_to_num(1.0, 1.0).clamp(min=1.0)  # where sigma_hat is 0, W stays W
+            self._buffers["inflation"] = ratio.to(self.inflation)
 
     def _target(self, small: Operator) -> float:
         """c' for an operator that has been collapsed."""
@@ -177,14 +174,14 @@ class SpectralNorm(nn.Module):
         return f"coefficient={self.coefficient:.6g}"
 
 
-def leading_pair(operator: Operator, side: int, u: Tensor | None = None) -> SingularPair:
+def leading_pair(operator: Operator, side: int, start: Tensor | None = None) -> SingularPair:
     """The leading singular pair of an operator in float64, and a bound on its norm.
 
     Args:
         operator: A, a matrix or a convolution.
         side: the smaller side of a convolution up to which the pair is exact, as it is for every
             matrix. Beyond, it comes from power iteration, and the bound from `symbol_norm`.
-        u: (n_out,), where the power iteration starts; None is a random vector.
+        start: the first u of the power iteration, of n_out numbers; None is a random one.
 
     Raises:
         torch.linalg.LinAlgError: the weight is not finite.
@@ -200,11 +197,11 @@ def leading_pair(operator: Operator, side: int, u: Tensor | None = None) -> Sing
         if operator.n_in <= operator.n_out:
             return SingularPair(_unit(operator.apply(x)), x, norm)
         return SingularPair(x, _unit(operator.adjoint(x)), norm)
-    if u is not None:
-        u, v = _power(operator, u, STEPS_IN_UPDATE)
+    if start is not None:
+        u, v = _power(operator, start.to(operator.weight).flatten(), STEPS_IN_UPDATE)
         if torch.linalg.vector_norm(u) > 0:
             return SingularPair(u, v, symbol_norm(operator.weight, operator.grid))
-    # No u is known, or A^T maps it to 0, or the weights are zero or not finite.
+    # No start is known, or A^T maps it to 0, or the weights are zero or not finite.
     weight = finite(operator.weight)
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(operator.n_out, generator=generator, dtype=weight.dtype)
