@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -93,13 +94,8 @@ def mlp_flow(dim: int, lipschitz: float, seed: int = 0) -> ResidualFlow:
 
     At d = 64 this is the architecture of the trained flow.
     """
-    return ResidualFlow.mlp(
-        dim=dim,
-        hidden=(2 * dim, 2 * dim),
-        n_blocks=MLP_BLOCKS,
-        lipschitz=lipschitz,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    generator = torch.Generator().manual_seed(seed)
+    return ResidualFlow.mlp(dim, (2 * dim, 2 * dim), MLP_BLOCKS, lipschitz, generator=generator)
 
 
 def steep_flow(dim: int, lipschitz: float, seed: int = 0) -> ResidualFlow:
@@ -108,16 +104,10 @@ def steep_flow(dim: int, lipschitz: float, seed: int = 0) -> ResidualFlow:
     Every singular value of every layer is at its limit, and the biases shift the activations to
     their steepest point: the norms and spectral radii of a trained flow, at every d.
     """
-    flow = ResidualFlow.mlp(
-        dim=dim,
-        hidden=(2 * dim,),
-        n_blocks=MLP_BLOCKS,
-        lipschitz=lipschitz,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    layers = [m for m in flow.modules() if isinstance(m, Linear)]
+    generator = torch.Generator().manual_seed(seed)
+    flow = ResidualFlow.mlp(dim, (2 * dim,), MLP_BLOCKS, lipschitz, generator=generator)
     with torch.no_grad():
-        for layer in layers:
+        for layer in (m for m in flow.modules() if isinstance(m, Linear)):
             left, _, right = torch.linalg.svd(layer.weight, full_matrices=False)
             layer.weight.copy_(2.0 * left @ right)  # above the coefficient of any layer
             if layer.bias is not None:
@@ -133,30 +123,19 @@ Architecture = Callable[[Event, float], ResidualFlow]
 
 def mlp_architecture(event: Event, lipschitz: float) -> ResidualFlow:
     """Eight blocks of two hidden layers of max(2d, 64) LipSwish units."""
-    width = max(2 * math.prod(event), MIN_WIDTH)
-    generator = torch.Generator().manual_seed(0)
-    return _fully_connected(
-        event,
-        lambda dim: mlp_branch(dim, (width, width), lipschitz, generator=generator),
-    )
+    return _mlp_blocks(event, lipschitz, n_hidden=2)
 
 
 def shallow_architecture(event: Event, lipschitz: float) -> ResidualFlow:
     """Eight blocks of one hidden layer of max(2d, 64) LipSwish units: two exact leading traces."""
-    width = max(2 * math.prod(event), MIN_WIDTH)
-    generator = torch.Generator().manual_seed(0)
-    return _fully_connected(
-        event, lambda dim: mlp_branch(dim, (width,), lipschitz, generator=generator)
-    )
+    return _mlp_blocks(event, lipschitz, n_hidden=1)
 
 
 def dense_architecture(event: Event, lipschitz: float) -> ResidualFlow:
     """Eight blocks of three dense layers, each adding max(d, 32) CLipSwish units."""
     growth = max(math.prod(event) // 2, 16)
-    generator = torch.Generator().manual_seed(0)
-    return _fully_connected(
-        event, lambda dim: dense_branch(dim, growth, 3, lipschitz, generator=generator)
-    )
+    make_branch = partial(dense_branch, growth=growth, depth=3, lipschitz=lipschitz)
+    return _fully_connected(event, make_branch)
 
 
 def conv_architecture(event: Event, lipschitz: float) -> ResidualFlow:
@@ -177,9 +156,8 @@ def multiscale_architecture(event: Event, lipschitz: float) -> ResidualFlow:
     """
     _require_images(event, "multiscale")
     n_scales = 3 if min(event[-2:]) >= 16 else 2
-    return image_flow(
-        event, MultiScale(n_scales, 2, (16, 16), n_tail=2, lipschitz=lipschitz, mixing=True)
-    )
+    scales = MultiScale(n_scales, 2, (16, 16), n_tail=2, lipschitz=lipschitz, mixing=True)
+    return image_flow(event, scales)
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -211,12 +189,18 @@ def _require_images(event: Event, name: str) -> None:
         )
 
 
-def _fully_connected(event: Event, branch: Callable[[int], Branch]) -> ResidualFlow:
+def _mlp_blocks(event: Event, lipschitz: float, n_hidden: int) -> ResidualFlow:
+    hidden = (max(2 * math.prod(event), MIN_WIDTH),) * n_hidden
+    return _fully_connected(event, partial(mlp_branch, hidden=hidden, lipschitz=lipschitz))
+
+
+def _fully_connected(event: Event, make_branch: Callable[..., Branch]) -> ResidualFlow:
     """Eight times ActNorm and a block; images go through the logit and are flattened first."""
     dim = math.prod(event)
+    generator = torch.Generator().manual_seed(0)
     layers: list[nn.Module] = [Logit(), Flatten(event)] if len(event) > 1 else []
     for _ in range(MLP_BLOCKS):
-        layers += [ActNorm(dim), ResidualBlock(branch(dim))]
+        layers += [ActNorm(dim), ResidualBlock(make_branch(dim, generator=generator))]
     return ResidualFlow(layers, event)
 
 

@@ -16,7 +16,6 @@ class Linearisable(Protocol):
 
     def linearise(self, x: Tensor) -> tuple[Tensor, Jacobian]:
         """g(x), (B, *event), and J_g(x)."""
-        ...
 
 
 def linearise(g: Map, x: Tensor) -> Linearisation:

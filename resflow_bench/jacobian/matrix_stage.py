@@ -42,12 +42,8 @@ class MatrixStage(Stage):
     def packed(self, n_rows: int) -> Stage:
         """A `PackedMatrixStage` where torch supports it and the matrix is large enough."""
         weight = self.weight
-        if (
-            _pack is None
-            or not weight.is_cpu
-            or weight.dtype != torch.float32
-            or weight.numel() < PACKED_FROM
-        ):
+        pays = weight.is_cpu and weight.dtype == torch.float32 and weight.numel() >= PACKED_FROM
+        if _pack is None or not pays:
             return self
         transposed = weight.mT.contiguous()
         return PackedMatrixStage(transposed, _pack(transposed, n_rows), n_rows)

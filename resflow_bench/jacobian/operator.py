@@ -42,7 +42,6 @@ class Jacobian(Protocol):
         the call. If they are disabled, a stage of slopes may overwrite its argument; all other
         operators return a new tensor. May be called any number of times.
         """
-        ...
 
     @property
     def shrinks(self) -> bool:
@@ -57,17 +56,11 @@ class Jacobian(Protocol):
         return self.vjp(v.expand(-1, batch_size, *v.shape[2:]).contiguous())
 
     def cycle(self) -> tuple[Jacobian, Jacobian, VectorMap]:
-        """(enter, loop, leave) with v^T J^k = leave(v^T enter loop^(k-1)): the cheapest known form.
-
-        By default J, J and the identity.
-        """
-        return self, self, _unchanged
+        """(enter, loop, leave) with v^T J^k = leave(v^T enter loop^(k-1)): the cheapest form."""
+        return self, self, unchanged
 
     def packed(self, n_rows: int) -> Jacobian:
-        """The same operator, prepared for many products of `n_rows` vectors each, without a graph.
-
-        By default the operator itself.
-        """
+        """The operator, prepared for many products of `n_rows` vectors each, without a graph."""
         return self
 
     def bilinear_gradient(self, s: Tensor, v: Tensor) -> Tensor:
@@ -152,5 +145,6 @@ def recomputed(function: Callable[P, R], *arguments: P.args, **_: P.kwargs) -> R
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
-def _unchanged(v: Tensor) -> Tensor:
-    return v
+def unchanged(t: Tensor) -> Tensor:
+    """The identity."""
+    return t

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import NamedTuple
 
 import torch
@@ -38,12 +38,10 @@ def factors_of(stages: Sequence[Stage]) -> Factors:
     none = Factors([], [], 0)
     if len(stages) not in (1, 3, 5) or len(slopes) < len(stages) // 2:
         return none
-    matrices = [
-        stage.weight[:, :, None, None] for stage in linear if isinstance(stage, MatrixStage)
-    ]
-    kernels = [stage.weight for stage in linear if isinstance(stage, KernelStage)]
+    matrices = [s.weight[:, :, None, None] for s in linear if isinstance(s, MatrixStage)]
+    kernels = [s.weight for s in linear if isinstance(s, KernelStage)]
     weights = matrices or kernels
-    if len(weights) < len(linear) or (kernels and len(kernels) == 1):
+    if len(weights) < len(linear) or len(kernels) == 1:
         return none
     if len(weights) == 3 and weights[1].shape[2:] != (1, 1):
         return none
@@ -56,7 +54,7 @@ def factors_of(stages: Sequence[Stage]) -> Factors:
 
 
 def exact_traces(factors: Factors, n: int) -> list[Tensor]:
-    """tr J, ..., tr J^n at each example, where J = S_L ... S_1 supports them.
+    """tr J, ..., tr J^n at each example; n is from 1 to `factors.n_most`.
 
     * J = W, a matrix: any n, by the powers of W.
     * J = W_2 D W_1, D = diag(slopes), matrices: tr J = sum_j D_j A_jj and
@@ -65,10 +63,6 @@ def exact_traces(factors: Factors, n: int) -> list[Tensor]:
     * The last two with convolutions of odd kernels on one grid, the middle one 1 x 1: the same at
       each position q, with W_1 W_3 replaced by sum_t W_1(t) W_3(-t) over the taps t that lead from
       q to a point of the grid, which at the border are fewer: n = 1.
-
-    Args:
-        factors: of J.
-        n: from 1 to `factors.n_most`.
 
     Returns:
         n tensors of shape (B,), or () where no slope depends on the example; differentiable in
@@ -82,7 +76,8 @@ def exact_traces(factors: Factors, n: int) -> list[Tensor]:
     """
     first, last = factors.kernels[0], factors.kernels[-1]
     if not factors.slopes:
-        return _of_powers(first[:, :, 0, 0], n)
+        powers = accumulate([first[:, :, 0, 0]] * n, torch.matmul)
+        return [power.trace() for power in powers]
     if len(factors.slopes) == 2:
         return [_three(factors.kernels, factors.slopes)]
     (slope,) = factors.slopes
@@ -91,14 +86,6 @@ def exact_traces(factors: Factors, n: int) -> list[Tensor]:
     a = first[:, :, 0, 0] @ last[:, :, 0, 0]  # (h, h)
     d = slope[:, :, 0, 0]  # (B, h)
     return [d @ a.diagonal(), ((d @ (a * a.mT)) * d).sum(1)]
-
-
-def _of_powers(weight: Tensor, n: int) -> list[Tensor]:
-    power, found = weight, [weight.trace()]
-    for _ in range(n - 1):
-        power = power @ weight
-        found.append(power.trace())
-    return found
 
 
 def _two(first: Tensor, slope: Tensor, last: Tensor) -> Tensor:
@@ -116,13 +103,12 @@ def _three(kernels: list[Tensor], slopes: list[Tensor]) -> Tensor:
     middle = kernels[1][:, :, 0, 0]  # (h_2, h_1)
     one, two = (slope.permute(0, 2, 3, 1) for slope in slopes)  # (B, H, W, h)
     taps = torch.einsum("jctu,citu->tuij", first, last)  # (kh, kw, h_2, h_1)
-    total: Tensor | float = 0.0
+    total = one.new_zeros(len(one))
     for rows, of_rows in _windows(one.shape[1], taps.shape[0]):
         for columns, of_columns in _windows(one.shape[2], taps.shape[1]):
             weight = middle * taps[of_rows, of_columns].sum((0, 1))
             products = (one[:, rows, columns] @ weight.mT) * two[:, rows, columns]
             total = total + products.flatten(1).sum(1)
-    assert isinstance(total, Tensor)  # a grid has at least one window
     return total
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
@@ -61,26 +61,26 @@ class Branch(nn.Module):
     def __init__(self, *stages: Layer | Activation, lipschitz: float) -> None:
         super().__init__()
         self.lipschitz = contractive(lipschitz, "Branch")
-        modules: list[nn.Module] = []
+        self.stages = nn.ModuleList()
         for stage in stages:
             if not isinstance(stage, nn.Module) or not isinstance(stage, Layer | Activation):
                 raise TypeError(
                     "Branch is made of modules that are layers or activations; "
                     f"{type(stage).__name__} has the members of neither."
                 )
-            modules.append(stage)
+            self.stages.append(stage)
         if not stages or not isinstance(stages[-1], Layer):
             names = ", ".join(type(stage).__name__ for stage in stages) or "nothing"
             raise ValueError(f"Branch needs a layer as its last stage; got {names}.")
-        _check_sizes(stages)
-        _check_norms([s for s in stages if isinstance(s, Layer)], stages)
+        layers = [stage for stage in stages if isinstance(stage, Layer)]
+        _check_sizes(stages, layers[-1].n_out)
+        _check_norms(stages, layers)
         bound = math.prod(_promised(stage) for stage in stages)
         if bound > lipschitz * (1 + _SLACK):
             raise ValueError(
                 "Branch needs coefficients and activation constants whose product keeps the "
                 f"promised lipschitz={lipschitz}; got {bound:.6g}. Lower `coefficient`."
             )
-        self.stages = nn.ModuleList(modules)
         # Once, since a search for a Protocol's members takes as long as a small product.
         self._is_layer = [isinstance(stage, Layer) for stage in stages]
         self._fusable = fused.fusable(stages)
@@ -109,15 +109,10 @@ class Branch(nn.Module):
         return Composition(stages)
 
     def linearise(self, x: Tensor) -> tuple[Tensor, JacobianChain]:
-        """g(x) and v -> v^T J_g(x), with the weights normalised and the slopes computed once.
+        """g(x), (B, *event), and J_g(x), with weights normalised and slopes computed once.
 
-        Args:
-            x: (B, *event).
-
-        Returns:
-            y (B, *event), and J, whose `vjp` maps (..., B, *event) to the same, usually with m
-            probes in front. Its `push` multiplies from the other side; its `traces` are exact where
-            the branch supports them.
+        J's `vjp` maps (..., B, *event) to the same, usually with m probes in front. Its `push`
+        multiplies from the other side; its `traces` are exact where the branch supports them.
 
         Properties: one vjp costs L linear maps and elementwise products, no autograd. It records a
         graph if and only if gradients are enabled when *it* is called; the weights and slopes it
@@ -237,11 +232,7 @@ class LinearBranch(nn.Module):
 
 
 def contractive(lipschitz: float, owner: str) -> float:
-    """`lipschitz`, which guarantees that x + g(x) is invertible.
-
-    Raises:
-        ValueError: it is outside (0, 1).
-    """
+    """`lipschitz` as a float; a ValueError outside (0, 1), as x + g(x) might have no inverse."""
     if not 0 < lipschitz < 1:
         raise ValueError(
             f"{owner} needs 0 < lipschitz < 1 for x + g(x) to be invertible; got {lipschitz}. "
@@ -254,11 +245,8 @@ def _promised(stage: Any) -> float:
     return stage.coefficient if isinstance(stage, Layer) else stage.lipschitz
 
 
-def _check_sizes(stages: tuple[Layer | Activation, ...]) -> None:
-    """Refuse stages whose features do not match those of the stage before, in a circle."""
-    last = stages[-1]
-    assert isinstance(last, Layer)  # checked by the caller
-    size = last.n_out
+def _check_sizes(stages: Sequence[Layer | Activation], size: int) -> None:
+    """Refuse stages whose features do not match those of the stage before; the first has `size`."""
     for stage in stages:
         if isinstance(stage, Layer):
             if stage.n_in != size:
@@ -272,7 +260,7 @@ def _check_sizes(stages: tuple[Layer | Activation, ...]) -> None:
             size *= stage.expansion
 
 
-def _check_norms(layers: list[Layer], stages: tuple[Layer | Activation, ...]) -> None:
+def _check_norms(stages: Sequence[Layer | Activation], layers: Sequence[Layer]) -> None:
     """Refuse a codomain whose order is not that of the next domain, in a circle."""
     for before, after in pairwise([*layers, layers[0]]):
         if not same_order(before.codomain, after.domain):
@@ -283,12 +271,10 @@ def _check_norms(layers: list[Layer], stages: tuple[Layer | Activation, ...]) ->
                 f"{before.codomain} into a domain of order {after.domain}. Give both the same "
                 "order, the same object if it is learnable."
             )
+    if same_order(layers[0].domain, 2.0):
+        return
     for phi in stages:
-        if (
-            not isinstance(phi, Layer)
-            and phi.expansion != 1
-            and not same_order(layers[0].domain, 2.0)
-        ):
+        if not isinstance(phi, Layer) and phi.expansion != 1:
             raise ValueError(
                 f"{type(phi).__name__} has its constant in the Euclidean norm alone; got a branch "
                 f"of order {layers[0].domain}. Take an activation with one output for each input."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -43,8 +44,8 @@ def mlp_branch(
     >>> jacobian.vjp(torch.ones(3, 5, 64)).shape, g.lipschitz_certified() <= g.lipschitz == 0.9
     (torch.Size([3, 5, 64]), True)
     """
-    makers = [_linear(_or_fresh(generator))] * (len(hidden) + 1)
-    return _alternating(makers, [dim, *hidden, dim], lipschitz, activation)
+    make = partial(Linear, generator=_or_fresh(generator))
+    return _alternating([make] * (len(hidden) + 1), [dim, *hidden, dim], lipschitz, activation)
 
 
 def conv_branch(
@@ -64,9 +65,7 @@ def conv_branch(
         grid: (H, W), on which the operators' norms are taken.
         kernel_sizes: one odd size for each convolution.
         hidden: channels between the convolutions, one fewer than these.
-        lipschitz: K, the constant promised for the branch, in (0, 1).
-        activation: makes one phi.
-        generator: draws the weights; None is a fresh one with seed 0.
+        lipschitz, activation, generator: as in `mlp_branch`.
         leading_activation: whether an activation comes before the first convolution too.
 
     Raises:
@@ -104,9 +103,7 @@ def dense_branch(
         dim: d, the features of x and of g(x).
         growth: outputs of the linear map in each dense layer (an activation may double them).
         depth: number of dense layers.
-        lipschitz: K, in (0, 1).
-        activation: makes one phi.
-        generator: draws the weights; None is a fresh one with seed 0.
+        lipschitz, activation, generator: as in `mlp_branch`.
 
     Raises:
         ValueError: K outside (0, 1), or a size below 1.
@@ -117,7 +114,7 @@ def dense_branch(
     >>> [layer.n_in for layer in g.layers], g(torch.zeros(2, 4)).shape
     ([4, 20, 36], torch.Size([2, 4]))
     """
-    make = _linear(_or_fresh(generator))
+    make = partial(Linear, generator=_or_fresh(generator))
     return _densely_connected(make, make, (dim, growth, depth), lipschitz, activation)
 
 
@@ -145,10 +142,6 @@ def dense_conv_branch(
 
 def _or_fresh(generator: torch.Generator | None) -> torch.Generator:
     return torch.Generator().manual_seed(0) if generator is None else generator
-
-
-def _linear(generator: torch.Generator) -> MakeLayer:
-    return lambda n_in, n_out, coefficient: Linear(n_in, n_out, coefficient, generator=generator)
 
 
 def _conv(kernel_size: int, grid: tuple[int, int], generator: torch.Generator) -> MakeLayer:

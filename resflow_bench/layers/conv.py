@@ -33,10 +33,8 @@ class Conv2d(nn.Module):
         kernel_size: odd, one number or (kh, kw).
         grid: (H, W) of x; other sizes are refused, as the norm is of this grid's operator.
         coefficient: the promised bound, above 0.
-        norm: the norm: `Spectral()`, or `Induced(p, q)` from ||.||_p to ||.||_q.
-        bias: whether b is added.
-        generator: draws W and b, both uniform in +-1/sqrt(C_in kh kw). None stands for a fresh
-            generator with seed 0, never for the global one.
+        norm, bias: as in `Linear`.
+        generator: draws W and b, both uniform in +-1/sqrt(C_in kh kw); None as in `Linear`.
 
     Raises:
         ValueError: an even kernel, a size below 1, or a coefficient that is not positive and
@@ -110,16 +108,11 @@ class Conv2d(nn.Module):
         return self.norm.certificate(Convolution(self.weight_normalised(), self.grid))
 
     def extra_repr(self) -> str:
-        kernel = tuple(self.weight.shape[2:])
-        return (
-            f"{self.n_in}, {self.n_out}, kernel_size={kernel}, grid={self.grid}, "
-            f"bias={self.bias is not None}"
-        )
+        kernel, bias = tuple(self.weight.shape[2:]), self.bias is not None
+        return f"{self.n_in}, {self.n_out}, kernel_size={kernel}, grid={self.grid}, bias={bias}"
 
 
-def SpectralConv2d(*sizes: Any, **options: Any) -> Conv2d:  # noqa: N802 -- an older name
-    """`Conv2d` with the norm `Spectral()`."""
-    return Conv2d(*sizes, **options)
+SpectralConv2d = Conv2d  # an older name
 
 
 def InducedConv2d(  # noqa: N802 -- an older name

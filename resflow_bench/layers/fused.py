@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,25 +63,18 @@ def linearise(stages: Stages, x: Tensor) -> tuple[Tensor, list[Stage]]:
             tensors += [stage.weight, stage.bias, *constants]
     kinds = tuple(isinstance(stage, LipSwish) for stage in stages)
     y, *numbers = _Linearised.apply(x, kinds, *tensors)
-    jacobians: list[Stage] = [
+    return y, [
         SlopeStage(number) if is_swish else MatrixStage(number)
         for number, is_swish in zip(numbers, kinds, strict=True)
     ]
-    return y, jacobians
 
 
-class _Forward(NamedTuple):
-    """y, (B, d); W_c or phi'(z) of each stage; the input of each; a ratio for each matrix."""
+def _forward(
+    x: Tensor, kinds: tuple[bool, ...], tensors: Sequence[Any]
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    """y, (B, d); W_c or phi'(z) of each stage; the input of each; a ratio for each matrix.
 
-    y: Tensor
-    numbers: list[Tensor]
-    inputs: list[Tensor]
-    ratios: list[Tensor]
-
-
-def _forward(x: Tensor, kinds: tuple[bool, ...], tensors: Sequence[Any]) -> _Forward:
-    """The stages on x. `tensors` has a LipSwish's raw beta, and a layer's W, b, u, v, share.
-
+    `tensors` has a LipSwish's raw beta, and a layer's W, b, u, v, share.
     W_c = W / max(1, ratio) with ratio = share u^T W v, share = inflation / c', see `SpectralNorm`.
     """
     numbers, inputs, ratios = [], [], []
@@ -97,7 +90,7 @@ def _forward(x: Tensor, kinds: tuple[bool, ...], tensors: Sequence[Any]) -> _For
             x = functional.linear(x, number, bias)
             ratios.append(ratio)
         numbers.append(number)
-    return _Forward(x, numbers, inputs, ratios)
+    return x, numbers, inputs, ratios
 
 
 class _Linearised(torch.autograd.Function):
@@ -105,10 +98,10 @@ class _Linearised(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kinds: tuple[bool, ...], *tensors: Tensor) -> Any:
-        run = _forward(x, kinds, tensors)
+        y, numbers, inputs, ratios = _forward(x, kinds, tensors)
         ctx.kinds = kinds
-        ctx.save_for_backward(*tensors, *run.inputs, *run.numbers, *run.ratios)
-        return run.y, *run.numbers
+        ctx.save_for_backward(*tensors, *inputs, *numbers, *ratios)
+        return y, *numbers
 
     @staticmethod
     def backward(ctx: Any, d_y: Tensor, *d_numbers: Tensor) -> Any:
@@ -147,10 +140,10 @@ def _differentiable(
 ) -> tuple[Tensor | None, ...]:
     """The gradient by autograd, with a graph."""
     x, fresh = x.view_as(x), [t if t is None else t.view_as(t) for t in tensors]
-    run = _forward(x, ctx.kinds, fresh)
+    y, numbers, _, _ = _forward(x, ctx.kinds, fresh)
     wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[2:]]
     inputs = [t for t, want in zip([x, *fresh], wanted, strict=True) if want and t is not None]
-    gradients = torch.autograd.grad((run.y, *run.numbers), inputs, upstream, create_graph=True)
+    gradients = torch.autograd.grad((y, *numbers), inputs, upstream, create_graph=True)
     rest = iter(gradients)
     d_x, *d_tensors = (next(rest) if want else None for want in wanted)
     return d_x, None, *d_tensors

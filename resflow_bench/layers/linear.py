@@ -90,9 +90,7 @@ class Linear(nn.Module):
         return f"{self.n_in}, {self.n_out}, bias={self.bias is not None}"
 
 
-def SpectralLinear(*sizes: Any, **options: Any) -> Linear:  # noqa: N802 -- an older name
-    """`Linear` with the norm `Spectral()`."""
-    return Linear(*sizes, **options)
+SpectralLinear = Linear  # an older name
 
 
 def InducedLinear(  # noqa: N802 -- an older name

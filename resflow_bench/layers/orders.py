@@ -14,8 +14,8 @@ _RAW_LIMIT = 12.0
 class LearnableOrder(nn.Module):
     """p = 1 + e^(-raw), so 1/p = sigmoid(raw): smooth in raw, and anywhere in (1, inf).
 
-    The reciprocals of p and of its dual, 1/p = sigmoid(raw) and 1/p* = sigmoid(-raw), are treated
-    alike: raw -> -raw swaps the two. raw is held to +-12, beyond which its gradient is zero.
+    raw -> -raw swaps p and its dual, as 1/p* = sigmoid(-raw). raw is held to +-12, beyond which its
+    gradient is zero.
 
     Two layers share an order by holding the same object.
 
@@ -61,8 +61,6 @@ def value(order: Order) -> float | Tensor:
 def same_order(a: Order, b: Order) -> bool:
     """True if a and b remain equal in training: the same object, or equal fixed numbers.
 
-    Two learnable orders with equal values now are not the same.
-
     >>> shared = LearnableOrder()
     >>> same_order(2.0, 2), same_order(shared, shared), same_order(shared, LearnableOrder())
     (True, True, False)
@@ -73,11 +71,7 @@ def same_order(a: Order, b: Order) -> bool:
 
 
 def check_order(order: Order, name: str) -> None:
-    """Refuse an order without a norm.
-
-    Raises:
-        ValueError: a number below 1, or NaN.
-    """
+    """Refuse a number below 1, or NaN, with a ValueError."""
     if not isinstance(order, LearnableOrder) and not order >= 1:
         raise ValueError(
             f"An order of a p-norm needs to be at least 1; got {name}={order}. "

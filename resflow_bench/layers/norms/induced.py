@@ -8,15 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.layers.norms.mixed import (
-    balance_at,
-    balanced,
-    climb,
-    dual,
-    ratio,
-    simple_starts,
-    upper_bounds,
-)
+from resflow_bench.layers.norms import mixed
 from resflow_bench.layers.norms.norm import (
     Certificate,
     checked_coefficient,
@@ -76,19 +68,8 @@ class InducedNorm(nn.Module):
     Adam steps at learning rate 1e-2 of 5 x 4 matrices the certified norm rose up to 3 % above the
     coefficient at fixed orders, and up to 15 % with orders learnt and shared.
 
-    c' = c (1 - cushion) leaves room for rounding: 1e-6 for the scalars in float32, more in coarser
-    types, and (eps / 2) sqrt(n), n the smaller side of A, for the entries of W_c.
-
-    Only `update` and `align` change the buffers, and they replace them. Norms are computed outside
-    autocast, in W's dtype or float32 where that is finer; bounds in float64.
-
-    Args:
-        operator: A(W); the device and dtype of W are the buffers'.
-        coefficient: c, the promised bound, above 0.
-        orders: p and q.
-
-    Raises:
-        ValueError: a coefficient that is not positive and finite.
+    c is the coefficient, and c' = c (1 - `cushion`) leaves room for rounding, with n the smaller
+    side of A. The arguments are those of `Norm.normaliser`, and the orders p and q.
 
     Source: Chen, Behrmann, Duvenaud and Jacobsen (2019), Residual Flows, on induced mixed norms.
         They take the lower bound of power iteration for the norm.
@@ -110,12 +91,6 @@ class InducedNorm(nn.Module):
         self.register_buffer("inflation", weight.new_ones(()))
         self.align(operator)
 
-    @property
-    def is_easy(self) -> bool:
-        """True if the norm is a largest column or row norm, whatever a learnable order's value."""
-        domain, codomain = self._orders
-        return domain == 1 or codomain == math.inf
-
     def divisor(self, operator: Operator) -> Tensor:
         """max(1, sigma_hat inflation / c'), (), differentiable in W and in learnable orders."""
         dtype = operator.weight.dtype
@@ -132,12 +107,9 @@ class InducedNorm(nn.Module):
             if self._orders[0] == 1:
                 return operator.column_norms(q).amax()
             if self._orders[1] == math.inf:
-                return operator.row_norms(dual(p)).amax()
-            return ratio(operator, self.v.to(dtype), p, q)
+                return operator.row_norms(mixed.dual(p)).amax()
+            return mixed.ratio(operator, self.v.to(dtype), p, q)
 
-    # Buffers made in inference mode could not take part in a gradient later.
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def update(self, operator: Operator) -> None:
         """A few power iterations, and the bound at the present weights and orders.
 
@@ -145,31 +117,12 @@ class InducedNorm(nn.Module):
         p >= 2 >= q and p > q), for a convolution beyond `DENSE` features one Gram matrix a
         frequency; nothing where the norm is easy. The host waits for the device.
         """
-        finite(operator.weight)
-        if self.is_easy:
-            return
-        with full_precision(self.v):
-            exactly, p, q = self._exactly(operator)
-            starts = torch.cat([self.v[None].double(), simple_starts(exactly, p, q, 1)])
-            v = climb(exactly, starts, p, q, UPDATE_STEPS)[0]
-            self._adopt(v, operator, exactly)
+        self._follow(operator, 0, 1, [(UPDATE_STEPS, 1)])
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def align(self, operator: Operator) -> None:
         """Many power iterations from the last vector, large columns and rows, Gaussian vectors."""
-        finite(operator.weight)
-        if self.is_easy:
-            return
-        with full_precision(self.v):
-            exactly, p, q = self._exactly(operator)
-            generator = torch.Generator().manual_seed(0)
-            drawn = torch.randn(ALIGN_STARTS, operator.n_in, generator=generator)
-            starts = torch.cat([self.v[None], drawn.to(self.v)]).double()
-            starts = torch.cat([starts, simple_starts(exactly, p, q, ALIGN_STARTS)])
-            best = climb(exactly, starts, p, q, ALIGN_STEPS, ALIGN_KEEPS)
-            v = climb(exactly, best, p, q, ALIGN_STEPS_MORE)[0]
-            self._adopt(v, operator, exactly)
+        rounds = [(ALIGN_STEPS, ALIGN_KEEPS), (ALIGN_STEPS_MORE, 1)]
+        self._follow(operator, ALIGN_STARTS, ALIGN_STARTS, rounds)
 
     @torch.no_grad()
     def certificate(self, operator: Operator) -> Certificate:
@@ -194,28 +147,44 @@ class InducedNorm(nn.Module):
         return operator, p, q
 
     def _upper_bounds(self, exactly: Operator, p: float, q: float) -> dict[str, Tensor]:
-        return upper_bounds(exactly, p, q, (self.d_in.double(), self.d_out.double()))
+        return mixed.upper_bounds(exactly, p, q, (self.d_in.double(), self.d_out.double()))
 
-    def _adopt(self, v: Tensor, operator: Operator, exactly: Operator) -> None:
-        """Store v, and set the inflation by the least upper bound."""
-        p, q = (float(value(order)) for order in self._orders)
-        self.v = v.to(self.v)
-        if isinstance(exactly, Matrix) and p >= 2 >= q and p > q:
-            self._rebalance(exactly, v, p, q)
-        upper = torch.stack([*self._upper_bounds(exactly, p, q).values()]).amin()
-        # With sigma_hat as `forward` computes it: its rounding and that of v included.
-        sigma = self.sigma_hat(operator).double()
-        inflation = torch.where(sigma > 0, upper / sigma, 1.0)
-        self.inflation = inflation.clamp(min=1.0).to(self.inflation)
+    # Buffers made in inference mode could not take part in a gradient later.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _follow(
+        self, operator: Operator, n_drawn: int, n_simple: int, rounds: list[tuple[int, int]]
+    ) -> None:
+        """Power iteration in rounds of (steps, vectors kept); then the bound, and the inflation."""
+        finite(operator.weight)
+        domain, codomain = self._orders
+        if domain == 1 or codomain == math.inf:  # easy, whatever a learnable order's value
+            return
+        with full_precision(self.v):
+            exactly, p, q = self._exactly(operator)
+            generator = torch.Generator().manual_seed(0)
+            drawn = torch.randn(n_drawn, operator.n_in, generator=generator)
+            starts = torch.cat([self.v[None], drawn.to(self.v)]).double()
+            best = torch.cat([starts, mixed.simple_starts(exactly, p, q, n_simple)])
+            for n_steps, n_kept in rounds:
+                best = mixed.climb(exactly, best, p, q, n_steps, n_kept)
+            self.v = best[0].to(self.v)
+            if isinstance(exactly, Matrix) and p >= 2 >= q and p > q:
+                self._rebalance(exactly, best[0], p, q)
+            upper = torch.stack([*self._upper_bounds(exactly, p, q).values()]).amin()
+            # With sigma_hat as `forward` computes it: its rounding and that of v included.
+            sigma = self.sigma_hat(operator).double()
+            inflation = torch.where(sigma > 0, upper / sigma, 1.0)
+            self.inflation = inflation.clamp(min=1.0).to(self.inflation)
 
     def _rebalance(self, matrix: Matrix, v: Tensor, p: float, q: float) -> None:
         """Replace the diagonals by those made from v where they give a lower bound."""
         pairs = [(self.d_in, self.d_out)]
         for strength in STRENGTHS:
-            d_in, d_out = balance_at(matrix, v, p, q, strength)
+            d_in, d_out = mixed.balance_at(matrix, v, p, q, strength)
             # Rounded to the buffers' type first: the bound has to hold for the rounded numbers.
             pairs.append((d_in.to(self.d_in), d_out.to(self.d_out)))
-        bounds = [balanced(matrix, p, q, (a.double(), b.double())) for a, b in pairs]
+        bounds = [mixed.balanced(matrix, p, q, (a.double(), b.double())) for a, b in pairs]
         best = torch.stack(bounds).argmin()[None]
         self.d_in, self.d_out = (
             torch.stack(diagonals).index_select(0, best)[0]

@@ -78,9 +78,8 @@ def simple_starts(operator: Operator, p: float, q: float, n_each: int) -> Tensor
     the largest row; so for A != 0 neither is in the kernel.
     """
     columns, rows = operator.column_norms(q), operator.row_norms(dual(p))
-    units = _units(columns, n_each)
     towards = signed_power(operator.adjoint(_units(rows, n_each)), 1 / (p - 1))
-    return torch.cat([units, towards])
+    return torch.cat([_units(columns, n_each), towards])
 
 
 def _units(norms: Tensor, n: int) -> Tensor:
@@ -194,7 +193,7 @@ def schur(operator: Operator, p: float, q: float) -> Tensor:
     bound is as good as |A|: exact for matrices without negative entries.
     """
     absolute = operator.absolute()
-    x = operator.column_norms(1.0).new_ones(operator.n_in)
+    x = operator.weight.new_ones(operator.n_in)
     for _ in range(_PERRON_STEPS):
         x = signed_power(absolute.adjoint(signed_power(absolute.apply(x), q - 1)), 1 / (p - 1))
         x = x.clamp(min=1e-6)
@@ -251,8 +250,6 @@ def _reciprocal(x: float) -> float:
 
 def dual(p: float | Tensor) -> float | Tensor:
     """p* with 1/p + 1/p* = 1."""
-    if isinstance(p, Tensor):
+    if isinstance(p, Tensor) or 1 < p < math.inf:
         return p / (p - 1)
-    if p == 1:
-        return math.inf
-    return 1.0 if p == math.inf else p / (p - 1)
+    return math.inf if p == 1 else 1.0

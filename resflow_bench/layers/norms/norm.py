@@ -28,7 +28,12 @@ class Certificate(NamedTuple):
 class Normaliser(Protocol):
     """A module that computes the divisor of W for which ||A(W)|| <= `coefficient`.
 
-    The promise holds right after `update` or `align`; only these two change the buffers.
+    The promise holds right after `update` or `align`, which raise a `torch.linalg.LinAlgError` for
+    weights that are not finite. Only these two change the buffers. They replace them rather than
+    write into them, so a graph recorded before still has the vectors it was recorded with.
+
+    Norms are computed outside autocast, in W's dtype or float32 where that is finer; bounds in
+    float64.
     """
 
     coefficient: float
@@ -37,18 +42,10 @@ class Normaliser(Protocol):
         """max(1, norm / coefficient), shape (), differentiable in the operator's weight."""
 
     def update(self, operator: Operator) -> None:
-        """Follow the weight after an optimiser step, at a cost that every step can afford.
-
-        Raises:
-            torch.linalg.LinAlgError: the weight is not finite.
-        """
+        """Follow the weight after an optimiser step, at a cost that every step can afford."""
 
     def align(self, operator: Operator) -> None:
-        """Follow the weight as closely as possible, whatever the cost.
-
-        Raises:
-            torch.linalg.LinAlgError: the weight is not finite.
-        """
+        """Follow the weight as closely as possible, whatever the cost."""
 
     def certificate(self, operator: Operator) -> Certificate:
         """The tightest affordable upper bound on ||A||, for whatever weight A holds."""
@@ -67,16 +64,13 @@ class Norm(Protocol):
         """An `nn.Module`, aligned with the operator, whose buffers follow its device and dtype.
 
         Raises:
-            ValueError: a coefficient that is not positive and finite.
+            ValueError: a coefficient that is not positive and finite, or a type so coarse that
+                rounding takes half of it.
         """
 
 
 def checked_coefficient(coefficient: float) -> float:
-    """The coefficient as a float.
-
-    Raises:
-        ValueError: it is not positive and finite.
-    """
+    """The coefficient as a float; a ValueError if it is not positive and finite."""
     if not 0 < coefficient < math.inf:
         raise ValueError(
             "A layer needs a bound on its norm that is a positive, finite `coefficient`; "
@@ -110,11 +104,7 @@ def cushion(dtype: torch.dtype, n: int) -> float:
 
 
 def finite(x: Tensor) -> Tensor:
-    """x itself.
-
-    Raises:
-        torch.linalg.LinAlgError: an entry is not finite.
-    """
+    """x itself; a `torch.linalg.LinAlgError` if an entry is not finite."""
     if not torch.isfinite(x).all():
         raise not_finite()
     return x

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from resflow_bench.jacobian.stages import padding
 from resflow_bench.layers.orders import norm
 
 # Complex entries of the symbol held at once; 2^24 are 256 MiB.
@@ -67,7 +68,6 @@ class Matrix:
         return torch.linalg.eigvalsh(self.gram())[-1].clamp(min=0).sqrt()
 
     def collapsed(self) -> Matrix:
-        """A itself, see `Convolution.collapsed`."""
         return self
 
     def absolute(self) -> Matrix:
@@ -75,7 +75,6 @@ class Matrix:
         return Matrix(self.weight.abs())
 
     def to(self, dtype: torch.dtype) -> Matrix:
-        """A in another type."""
         return Matrix(self.weight.to(dtype))
 
 
@@ -108,18 +107,14 @@ class Convolution:
     def shape_out(self) -> tuple[int, ...]:
         return (self.weight.shape[0], *self.grid)
 
-    @property
-    def padding(self) -> tuple[int, int]:
-        return self.weight.shape[2] // 2, self.weight.shape[3] // 2
-
     def apply(self, x: Tensor) -> Tensor:
         images = x.reshape(-1, *self.shape_in)
-        y = functional.conv2d(images, self.weight, padding=self.padding)
+        y = functional.conv2d(images, self.weight, padding=padding(self.weight))
         return y.reshape(*x.shape[:-1], -1)
 
     def adjoint(self, y: Tensor) -> Tensor:
         images = y.reshape(-1, *self.shape_out)
-        x = functional.conv_transpose2d(images, self.weight, padding=self.padding)
+        x = functional.conv_transpose2d(images, self.weight, padding=padding(self.weight))
         return x.reshape(*y.shape[:-1], -1)
 
     def column_norms(self, q: float | Tensor) -> Tensor:
@@ -134,10 +129,7 @@ class Convolution:
         A = sum_t W_t (x) S_t (x) S'_t over the taps, with S_t the shift of an axis that drops what
         leaves it. So A^T A = sum_{s,t} W_s^T W_t (x) S_s^T S_t (x) S'_s^T S'_t: the wide channels
         are summed once, and the two axes come in one after the other. A^T has the taps transposed
-        and in reverse.
-
-        Returns:
-            n = min(C_in, C_out) H W, rows and columns as (channel, y, x).
+        and in reverse. n = min(C_in, C_out) H W, rows and columns as (channel, y, x).
 
         Properties: O(n^2 (kh^2 + kw^2)) products besides those of the taps.
         """
@@ -164,11 +156,10 @@ class Convolution:
         that axis counts one point; with one tap along both it is a matrix.
         """
         weight = self._trimmed()
-        height, width = (
-            n if k > 1 else 1 for n, k in zip(self.grid, weight.shape[2:], strict=True)
-        )
-        if weight.shape[2:] == (1, 1):
+        taps = weight.shape[2:]
+        if taps == (1, 1):
             return Matrix(weight[:, :, 0, 0])
+        height, width = (n if k > 1 else 1 for n, k in zip(self.grid, taps, strict=True))
         return Convolution(weight, (height, width))
 
     def absolute(self) -> Convolution:
@@ -184,7 +175,7 @@ class Convolution:
     def _trimmed(self) -> Tensor:
         """The weight without the taps that leave the grid from every point of it."""
         weight = self.weight
-        for axis, half, n in zip((2, 3), self.padding, self.grid, strict=True):
+        for axis, half, n in zip((2, 3), padding(weight), self.grid, strict=True):
             reach = min(half, n - 1)
             weight = weight.narrow(axis, half - reach, 2 * reach + 1)
         return weight
@@ -194,7 +185,7 @@ Operator = Matrix | Convolution
 
 
 def symbol_norm(weight: Tensor, grid: tuple[int, int]) -> Tensor:
-    """max over frequencies w of sigma_1(sum_t W_t e^(i w t)): a bound on ||A|| from above.
+    """max over frequencies w of sigma_1(sum_t W_t e^(i w t)), (): a bound on ||A|| from above.
 
     1. On a torus of (H + kh // 2, W + kw // 2) points the convolution is block diagonal in the
        Fourier basis, one C_out x C_in block per frequency; its norm is the largest of the blocks'.
@@ -210,9 +201,6 @@ def symbol_norm(weight: Tensor, grid: tuple[int, int]) -> Tensor:
     Args:
         weight: (C_out, C_in, kh, kw), kh // 2 < H and kw // 2 < W.
         grid: (H, W).
-
-    Returns:
-        The bound, shape (), in the weight's dtype.
 
     Source: Sedghi, Gupta and Long (2019), The Singular Values of Convolutional Layers, for 1.
     """
@@ -246,7 +234,7 @@ def _row_norms(weight: Tensor, grid: tuple[int, int], q: float | Tensor) -> Tens
     """The q-norms of the rows of a convolution, (C_out H W,): at the borders taps fall off."""
     n_out, n_in, *size = weight.shape
     ones = weight.new_ones(1, 1, *grid)
-    inside = functional.unfold(ones, tuple(size), padding=(size[0] // 2, size[1] // 2))[0]
+    inside = functional.unfold(ones, tuple(size), padding=padding(weight))[0]
     taps = weight.reshape(n_out, n_in, -1).transpose(1, 2)  # (C_out, kh kw, C_in)
     per_tap = norm(taps, q)  # (C_out, kh kw)
     return norm(per_tap[:, None, :] * inside.mT, q).flatten()  # (C_out, H W, kh kw) -> (C_out H W,)

@@ -55,14 +55,11 @@ class Spectral:
 
 
 class SingularPair(NamedTuple):
-    """Unit vectors u, v with u^T A v close to ||A||, and a bound on ||A|| from above.
+    """Unit vectors u, v with u^T A v close to ||A||, and a bound on ||A|| from above."""
 
-    u: (n_out,). v: (n_in,). bound: (), at least ||A|| up to rounding in float64.
-    """
-
-    u: Tensor
-    v: Tensor
-    bound: Tensor
+    u: Tensor  # (n_out,)
+    v: Tensor  # (n_in,)
+    bound: Tensor  # (), at least ||A|| up to rounding in float64
 
 
 class SpectralNorm(nn.Module):
@@ -79,29 +76,19 @@ class SpectralNorm(nn.Module):
     iteration and the bound is `symbol_norm`, which gives away some per cent on small grids. `align`
     and `certificate` change over at `SIDE_AT_ALL`.
 
-    c' = c (1 - cushion) leaves room for rounding. The scalars are rounded a few times: 1e-6 in
-    float32, more in coarser types. Rounding the entries of W_c adds a matrix E with
-    ||E|| <= (eps / 2) sqrt(n) ||A||. For a matrix n is its smaller side, as ||A||_F is at most
-    sqrt(n) ||A||. For a convolution n = min(C_in, C_out) kh kw: ||E|| <= sqrt(kh kw) ||K_E||_F, K_E
-    its kernel, and a pixel that all taps reach has a column, or row, of A for each channel, of norm
-    ||A|| at most. (On a grid smaller than the kernel it takes four pixels to reach all taps: 4 n.)
+    c is the coefficient, and c' = c (1 - `cushion`) leaves room for rounding. Rounding the entries
+    of W_c adds a matrix E with ||E|| <= (eps / 2) sqrt(n) ||A||. For a matrix n is its smaller
+    side, as ||A||_F <= sqrt(n) ||A||. For a convolution n = min(C_in, C_out) kh kw: ||E|| is at
+    most sqrt(kh kw) ||K_E||_F, K_E its kernel, and a pixel that all taps reach has a column, or
+    row, of A for each channel, of norm ||A|| at most. (On a grid smaller than the kernel it takes
+    four pixels to reach all taps: 4 n.)
 
     Between an optimiser step and the next update the promise is off by the size of the step. In
     1,000 steps of Adam at 1e-2 against random targets, ||A|| was at most c after every update and
     1.02 c before it; with five power steps for an update 1.05 to 1.09 c after it; without any it
     grew to 2.3 to 5.5 c within 300 steps.
 
-    Only `update` and `align` change u, v and inflation. They replace the buffers rather than write
-    into them, so a graph recorded before still has the vectors it was recorded with. Norms are
-    computed outside autocast, in W's dtype or float32 where that is finer; bounds in float64.
-
-    Args:
-        operator: A(W); the device and dtype of W are the buffers'.
-        coefficient: c, the promised bound on ||A||, above 0.
-
-    Raises:
-        ValueError: a coefficient that is not positive and finite, or a type so coarse that rounding
-            takes half of it.
+    The arguments are those of `Norm.normaliser`.
     """
 
     def __init__(self, operator: Operator, coefficient: float) -> None:
@@ -130,9 +117,6 @@ class SpectralNorm(nn.Module):
         """u, v and share = inflation / c', by which the divisor is max(1, share u^T A v)."""
         return self.u, self.v, self.inflation / self._target(operator.collapsed())
 
-    # Buffers made in inference mode could not take part in a gradient later.
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def update(self, operator: Operator) -> None:
         """Follow W after an optimiser step; afterwards ||A|| <= c.
 
@@ -141,25 +125,18 @@ class SpectralNorm(nn.Module):
         followed by an exact bound they left the training loss of a flow of 24 such layers 15 nat
         higher after 300 steps: the vectors lag behind, and sigma_hat has the wrong gradient.
         """
-        small = operator.collapsed()
-        with full_precision(small.weight):
-            u = self.u.double().flatten()
-            self._adopt(small, leading_pair(small.to(torch.float64), SIDE_IN_UPDATE, u))
+        self._follow(operator, SIDE_IN_UPDATE, self.u)
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def align(self, operator: Operator) -> None:
         """The exact pair where it is affordable; afterwards ||A|| <= c, and close to it."""
-        small = operator.collapsed()
-        with full_precision(small.weight):
-            self._adopt(small, leading_pair(small.to(torch.float64), SIDE_AT_ALL))
+        self._follow(operator, SIDE_AT_ALL)
 
     @torch.no_grad()
     def certificate(self, operator: Operator) -> Certificate:
         """svd: ||A|| to rounding in float64, from the Gram matrix. fft: the bound `symbol_norm`."""
         small = operator.collapsed().to(torch.float64)
         with full_precision(small.weight):
-            if isinstance(small, Matrix) or _side(small) <= SIDE_AT_ALL:
+            if isinstance(small, Matrix) or min(small.n_in, small.n_out) <= SIDE_AT_ALL:
                 return Certificate(float(leading(small.gram())[1]), "svd")
             return Certificate(float(symbol_norm(finite(small.weight), small.grid)), "fft")
 
@@ -169,14 +146,21 @@ class SpectralNorm(nn.Module):
             image = small.to(dtype).apply(self.v.to(dtype).flatten())
             return torch.dot(self.u.to(dtype).flatten(), image)
 
-    def _adopt(self, small: Operator, pair: SingularPair) -> None:
-        u, v = pair.u.to(self.u).view_as(self.u), pair.v.to(self.v).view_as(self.v)
-        # As `self.u = ...` would, at a tenth of the time.
-        self._buffers.update(u=u, v=v)
-        # With sigma_hat as `forward` computes it: its rounding and that of u and v included.
-        ratio = pair.bound / self._sigma_hat(small).double()
-        ratio = ratio.nan_to_num(1.0, 1.0).clamp(min=1.0)  # where sigma_hat is 0, W stays W
-        self._buffers["inflation"] = ratio.to(self.inflation)
+    # Buffers made in inference mode could not take part in a gradient later.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _follow(self, operator: Operator, side: int, start: Tensor | None = None) -> None:
+        """Set the buffers; `side` and `start` are those of `leading_pair`."""
+        small = operator.collapsed()
+        with full_precision(small.weight):
+            pair = leading_pair(small.to(torch.float64), side, start)
+            u, v = pair.u.to(self.u).view_as(self.u), pair.v.to(self.v).view_as(self.v)
+            # As `self.u = ...` would, at a tenth of the time.
+            self._buffers.update(u=u, v=v)
+            # With sigma_hat as `forward` computes it: its rounding and that of u and v included.
+            ratio = pair.bound / self._sigma_hat(small).double()
+            ratio = ratio.nan_to_num(1.0, 1.0).clamp(min=1.0)  # where sigma_hat is 0, W stays W
+            self._buffers["inflation"] = ratio.to(self.inflation)
 
     def _target(self, small: Operator) -> float:
         """c' for an operator that has been collapsed."""
@@ -190,14 +174,14 @@ class SpectralNorm(nn.Module):
         return f"coefficient={self.coefficient:.6g}"
 
 
-def leading_pair(operator: Operator, side: int, u: Tensor | None = None) -> SingularPair:
+def leading_pair(operator: Operator, side: int, start: Tensor | None = None) -> SingularPair:
     """The leading singular pair of an operator in float64, and a bound on its norm.
 
     Args:
-        operator: A, whose pair is exact if A is a matrix, or a convolution small enough.
-        side: the smaller side of a convolution up to which it is small enough. Beyond, the pair
-            comes from power iteration, and the bound from `symbol_norm`.
-        u: (n_out,), where the power iteration starts; None is a random vector.
+        operator: A, a matrix or a convolution.
+        side: the smaller side of a convolution up to which the pair is exact, as it is for every
+            matrix. Beyond, it comes from power iteration, and the bound from `symbol_norm`.
+        start: the first u of the power iteration, of n_out numbers; None is a random one.
 
     Raises:
         torch.linalg.LinAlgError: the weight is not finite.
@@ -208,20 +192,19 @@ def leading_pair(operator: Operator, side: int, u: Tensor | None = None) -> Sing
         if operator.n_out <= operator.n_in:
             return SingularPair(x, operator.adjoint(x) / size, norm)
         return SingularPair(operator.apply(x) / size, x, norm)
-    if _side(operator) <= side:
+    if min(operator.n_in, operator.n_out) <= side:
         x, norm = leading(operator.gram())
         if operator.n_in <= operator.n_out:
             return SingularPair(_unit(operator.apply(x)), x, norm)
         return SingularPair(x, _unit(operator.adjoint(x)), norm)
-    if u is not None:
-        u, v = _power(operator, u, STEPS_IN_UPDATE)
+    if start is not None:
+        u, v = _power(operator, start.to(operator.weight).flatten(), STEPS_IN_UPDATE)
         if torch.linalg.vector_norm(u) > 0:
             return SingularPair(u, v, symbol_norm(operator.weight, operator.grid))
-    # No u is known, or A^T maps it to 0, or the weights are zero or not finite.
+    # No start is known, or A^T maps it to 0, or the weights are zero or not finite.
     weight = finite(operator.weight)
-    start = torch.randn(
-        operator.n_out, generator=torch.Generator().manual_seed(0), dtype=weight.dtype
-    )
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(operator.n_out, generator=generator, dtype=weight.dtype)
     u, v = _power(operator, start.to(weight.device), STEPS_FROM_SCRATCH)
     return SingularPair(u, v, symbol_norm(weight, operator.grid))
 
@@ -229,11 +212,7 @@ def leading_pair(operator: Operator, side: int, u: Tensor | None = None) -> Sing
 def leading(gram: Tensor) -> tuple[Tensor, Tensor]:
     """The eigenvector x of the largest eigenvalue of G = A^T A, and ||A|| = sqrt(lambda_1).
 
-    Args:
-        gram: (n, n), symmetric, float64.
-
-    Returns:
-        x (n,), unit, and the norm (), both to rounding.
+    G (n, n) is symmetric, in float64; x (n,) is a unit vector; both results hold to rounding.
 
     Properties: O(n^3), about half of the cost of all eigenvalues and vectors; computed by LAPACK on
         the host on one thread, so the host waits once for an accelerator.
@@ -257,13 +236,7 @@ def leading(gram: Tensor) -> tuple[Tensor, Tensor]:
     return x, gram.new_tensor(math.sqrt(max(value[0], 0.0)))
 
 
-def _side(operator: Convolution) -> int:
-    """The size of the smaller Gram matrix."""
-    return min(operator.n_in, operator.n_out)
-
-
 def _power(operator: Convolution, u: Tensor, n_steps: int) -> tuple[Tensor, Tensor]:
-    """u and v after some power steps."""
     for _ in range(n_steps):
         v = _unit(operator.adjoint(u))
         u = _unit(operator.apply(v))
