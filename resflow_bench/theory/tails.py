@@ -41,13 +41,12 @@ def tail_moments(jacobian: ArrayLike, n_tails: int) -> Moments:
             f"{rho.max():.6g}. Leave those jacobians out, or take a partial sum with `series`."
         )
     flat = j.reshape(-1, *j.shape[-2:])
-    each = [scaled_tails(a, r, n_tails) for a, r in zip(flat, rho.ravel(), strict=True)]
-    shape = (n_tails, *j.shape[:-2])
     columns = np.empty((4, n_tails, len(flat)))
-    for i, (scaled, log_scale) in enumerate(each):
+    for i, (a, r) in enumerate(zip(flat, rho.ravel(), strict=True)):
+        scaled, log_scale = scaled_tails(a, r, n_tails)
         columns[0, :, i] = scaled.trace * np.exp(log_scale)
         columns[1:, :, i] = np.stack(scaled[2:]) * np.exp(2.0 * log_scale)
-    return Moments(j.shape[-1], *(c.reshape(shape) for c in columns))
+    return Moments(j.shape[-1], *columns.reshape(4, n_tails, *j.shape[:-2]))
 
 
 def scaled_tails(j: np.ndarray, rho: float, n_tails: int) -> tuple[Moments, Floats]:
