@@ -152,14 +152,10 @@ def law_named(text: str) -> Law:
     Poisson(rate=2.0)
     """
     name, _, number = text.removesuffix(")").partition("(")
-    if name not in LAWS or not _is_number(number):
-        raise ValueError(f"a law is one of {', '.join(LAWS)} with a number in parentheses.")
-    return LAWS[name](float(number))
-
-
-def _is_number(text: str) -> bool:
     try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+        law, value = LAWS[name], float(number)
+    except (KeyError, ValueError):
+        raise ValueError(
+            f"a law is one of {', '.join(LAWS)} with a number in parentheses."
+        ) from None
+    return law(value)

@@ -124,9 +124,8 @@ def share(probe: Probe, dim: int, n_probes: int) -> float:
     >>> share(Rademacher(), 64, 16), share(Hadamard(), 64, 64)
     (0.0625, 0.0)
     """
-    nothing, one = np.zeros(()), np.ones(())
-    a = theory.Moments(dim, trace=nothing, frobenius_sq=one, diagonal_sq=nothing,
-                       off_diagonal_sq=one)  # fmt: skip
+    zero, one = np.zeros(()), np.ones(())
+    a = theory.Moments(dim, trace=zero, frobenius_sq=one, diagonal_sq=zero, off_diagonal_sq=one)
     whole = float(probe.variance(a, 1))
     return float(probe.variance(a, n_probes)) / whole if whole > 0.0 else 0.0
 

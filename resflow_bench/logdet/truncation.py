@@ -13,6 +13,7 @@ from torch import Tensor
 from resflow_bench import theory
 from resflow_bench.logdet.probes import Probe
 from resflow_bench.theory import Law
+from resflow_bench.theory.checks import check_at_least
 
 
 class Terms(NamedTuple):
@@ -79,10 +80,7 @@ class Fixed:
     n_terms: int
 
     def __post_init__(self) -> None:
-        if self.n_terms < 1:
-            raise ValueError(
-                f"Fixed needs n_terms of at least 1; got {self.n_terms}. Raise `n_terms`."
-            )
+        check_at_least("Fixed", "n_terms", self.n_terms, 1)
 
     def __str__(self) -> str:
         return f"fixed({self.n_terms})"
@@ -90,8 +88,7 @@ class Fixed:
     def draw(self, batch_size: int, like: Tensor, generator: torch.Generator | None) -> Terms:
         """Ones, (n_terms, B); draws no random number."""
         one = torch.ones(1, 1, dtype=like.dtype, device=like.device)
-        n_terms = np.full(batch_size, self.n_terms)
-        return Terms(one.expand(self.n_terms, batch_size), n_terms)
+        return Terms(one.expand(self.n_terms, batch_size), np.full(batch_size, self.n_terms))
 
     def bias(self, jacobian: np.ndarray) -> np.ndarray:
         """tr S_N - ln|det(I + J)|."""
@@ -167,35 +164,29 @@ class Roulette:
     spectral_radius: float | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.n_exact < 0:
-            raise ValueError(
-                f"Roulette needs n_exact of at least 0; got {self.n_exact}. Raise `n_exact`."
-            )
+        check_at_least("Roulette", "n_exact", self.n_exact, 0)
         if self.per not in ("example", "batch", "stratified"):
             raise ValueError(
                 "Roulette draws N per 'example', per 'batch' or 'stratified'; "
                 f"got {self.per!r}. Use one of them."
             )
-        if self.spectral_radius is not None:
-            self._check_variance(self.spectral_radius)
-
-    def __str__(self) -> str:
-        shared = {"example": "", "batch": ", per batch", "stratified": ", stratified"}[self.per]
-        return f"{self.law}, n_exact={self.n_exact}{shared}"
-
-    def _check_variance(self, rho: float) -> None:
-        if not 0.0 <= rho < 1.0:
+        rho = self.spectral_radius
+        if rho is not None and not 0.0 <= rho < 1.0:
             raise ValueError(
                 f"Roulette needs 0 <= spectral_radius < 1; got {rho}. The series diverges at 1 and "
                 "beyond: lower the Lipschitz constant of g."
             )
-        if not self.moment_is_finite(rho, 2):
+        if rho is not None and not self.moment_is_finite(rho, 2):
             raise ValueError(
                 f"Roulette has infinite variance unless spectral_radius^2 < decay; got {self.law}, "
                 f"which decays by {self.law.decay:g}, and {rho:g}^2 = {rho**2:.3g}. Take "
                 f"Geometric(stop) with stop < {1 - rho**2:.3g} (about {1 - rho:.2g} is best), or "
                 "leave out `spectral_radius` to accept the infinite variance."
             )
+
+    def __str__(self) -> str:
+        shared = {"example": "", "batch": ", per batch", "stratified": ", stratified"}[self.per]
+        return f"{self.law}, n_exact={self.n_exact}{shared}"
 
     def survival(self, k: np.ndarray) -> np.ndarray:
         """P(N >= k)."""

@@ -15,6 +15,7 @@ from resflow_bench.jacobian import Jacobian
 from resflow_bench.logdet.expansions.compaction import State, Work, longest_first
 from resflow_bench.logdet.expansions.expansion import Expanded
 from resflow_bench.logdet.truncation import Fixed, Terms
+from resflow_bench.theory.checks import check_at_least
 
 BREAKDOWN = 10.0
 """The Krylov space is taken as invariant, and ends, where the remainder of a vector is below this
@@ -71,10 +72,7 @@ class Arnoldi:
     n_nodes: int = 16
 
     def __post_init__(self) -> None:
-        if self.n_nodes < 1:
-            raise ValueError(
-                f"Arnoldi needs n_nodes of at least 1; got {self.n_nodes}. Raise `n_nodes`."
-            )
+        check_at_least("Arnoldi", "n_nodes", self.n_nodes, 1)
 
     def __str__(self) -> str:
         return "arnoldi"
@@ -100,8 +98,7 @@ class Arnoldi:
         The size of the last one estimates, and does not bound, the rest after N terms: where they
         fall by a factor r a term, the rest is about r/(1 - r) of it. They end at N = d.
         """
-        space = krylov(jacobian, v, Fixed(n_terms).draw(v.shape[1], v, None))
-        h, size = space.hessenberg, space.size
+        _, _, h, size = krylov(jacobian, v, Fixed(n_terms).draw(v.shape[1], v, None))
         return size.square() * _increments(h, n_traced, *_nodes(self.n_nodes))
 
 

@@ -48,10 +48,7 @@ class Work(NamedTuple):
     order: Tensor | None
 
     def recur(
-        self,
-        state: State,
-        step: Callable[[int, State], State],
-        terms: Iterable[int] | None = None,
+        self, state: State, step: Callable[[int, State], State], terms: Iterable[int] | None = None
     ) -> None:
         """state <- step(k, state) for k = 1..N, or for the given ones of them.
 

@@ -15,6 +15,7 @@ from resflow_bench.jacobian.operator import inner
 from resflow_bench.logdet.expansions.expansion import Expanded, Expansion, series_sign
 from resflow_bench.logdet.expansions.taylor import Taylor
 from resflow_bench.logdet.truncation import Terms
+from resflow_bench.theory.checks import check_at_least
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,7 @@ class Controlled:
     degree: int = 8
 
     def __post_init__(self) -> None:
-        if self.degree < 1:
-            raise ValueError(
-                f"Controlled needs degree of at least 1; got {self.degree}. Raise `degree`."
-            )
+        check_at_least("Controlled", "degree", self.degree, 1)
 
     def __str__(self) -> str:
         return f"controlled({self.expansion}, {self.degree})"
