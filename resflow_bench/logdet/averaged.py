@@ -9,6 +9,7 @@ from torch import Tensor
 
 from resflow_bench.jacobian import Map
 from resflow_bench.logdet.estimator import Estimate, Estimator
+from resflow_bench.theory.checks import check_at_least
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,7 @@ class Averaged:
     n_draws: int
 
     def __post_init__(self) -> None:
-        if self.n_draws < 1:
-            raise ValueError(
-                f"Averaged needs n_draws of at least 1; got {self.n_draws}. Raise `n_draws`."
-            )
+        check_at_least("Averaged", "n_draws", self.n_draws, 1)
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
         """g(x), the mean of the values, and the sum of the products."""

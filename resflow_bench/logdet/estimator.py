@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from resflow_bench.jacobian import Jacobian, Map, Products, linearise
-from resflow_bench.logdet.expansions.expansion import Expansion
+from resflow_bench.logdet.expansions.expansion import Expansion, series_sign
 from resflow_bench.logdet.expansions.taylor import Taylor
-from resflow_bench.logdet.gradients import Gradient, Neumann, constant
+from resflow_bench.logdet.gradients import Gradient, Neumann
 from resflow_bench.logdet.probes import Probe
 from resflow_bench.logdet.truncation import Fixed, Truncation
+from resflow_bench.theory.checks import check_at_least
 
 
 class Estimate(NamedTuple):
@@ -89,11 +90,7 @@ class LogDetEstimator:
     expansion: Expansion = field(default_factory=Taylor)
 
     def __post_init__(self) -> None:
-        if self.n_probes < 1:
-            raise ValueError(
-                f"LogDetEstimator needs n_probes of at least 1; got {self.n_probes}. "
-                "Raise `n_probes`."
-            )
+        check_at_least("LogDetEstimator", "n_probes", self.n_probes, 1)
         most = self.truncation.n_terms if isinstance(self.truncation, Fixed) else math.inf
         if not 0 <= self.n_traced <= most:
             raise ValueError(
@@ -117,9 +114,11 @@ class LogDetEstimator:
             with torch.no_grad():
                 v = self.probe.sample(self.n_probes, x, generator)  # (m, B, *event)
                 terms = self.truncation.draw(x.shape[0], x, generator)
-            differentiate = torch.is_grad_enabled() and (value.requires_grad or x.requires_grad)
-            estimate = self.gradient.estimate if differentiate else constant
-            log_det, n_products = estimate(self.expansion, jacobian, v, terms, self.n_traced)
+            given = jacobian, v, terms, self.n_traced
+            if torch.is_grad_enabled() and (value.requires_grad or x.requires_grad):
+                log_det, n_products = self.gradient.estimate(self.expansion, *given)
+            else:
+                log_det, _, n_products = self.expansion.expand(*given, adjoint=False)
         return Estimate(value, log_det + traced, self.n_probes * n_products)
 
 
@@ -127,10 +126,8 @@ def _traced(jacobian: Jacobian, n_traced: int) -> Tensor | float:
     """sum_{k<=L} (-1)^(k+1) tr J^k/k, (B,)."""
     if n_traced == 0:
         return 0.0
-    total: Tensor | float = 0.0
-    for k, trace in enumerate(jacobian.traces(n_traced), start=1):
-        total = total + (trace if k % 2 else -trace) / k
-    return total
+    traces = enumerate(jacobian.traces(n_traced), start=1)
+    return sum(series_sign(k) * trace / k for k, trace in traces)
 
 
 def _promoted(x: Tensor, g: Map) -> Tensor:

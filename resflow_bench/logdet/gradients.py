@@ -149,11 +149,3 @@ class Series:
         surrogate = recomputed(chain, torch.zeros_like(v))
         n_products += 4 * n_terms - len(starts)
         return Attached(value + (surrogate - surrogate.detach()), n_products)
-
-
-def constant(
-    expansion: Expansion, jacobian: Jacobian, v: Tensor, terms: Terms, n_traced: int
-) -> Attached:
-    """The expansion's value as a constant, where no gradient is requested."""
-    value, _, n_products = expansion.expand(jacobian, v, terms, n_traced, adjoint=False)
-    return Attached(value, n_products)
