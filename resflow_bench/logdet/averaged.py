@@ -39,7 +39,6 @@ class Averaged:
         check_at_least("Averaged", "n_draws", self.n_draws, 1)
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
-        """g(x), the mean of the values, and the sum of the products."""
         draws = [self.estimator(g, x, generator) for _ in range(self.n_draws)]
         value = torch.stack([draw.value for draw in draws]).mean(0)
         return Estimate(draws[0].g, value, sum(draw.n_products for draw in draws))

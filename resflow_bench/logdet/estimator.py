@@ -37,26 +37,22 @@ class Estimator(Protocol):
     """A function (g, x, generator) -> `Estimate`."""
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
-        """Estimate ln|det(I + J_g(x))|."""
+        """Estimate ln|det(I + J_g(x))| at x, (B, *event)."""
 
 
 @dataclass(frozen=True)
 class LogDetEstimator:
     """(1/m) sum_j sum_k w_k (-1)^(k+1)/k v_j^T J^k v_j,  with w and N from the truncation.
 
-    The first `n_traced` traces are computed exactly instead, where J supports it.
-
     Value and gradient come from the same draws; each is unbiased if the truncation is, and each
     carries its truncation's bias if it is not.
 
     Args:
-        probe: the law of v.
         truncation: the law of the number of terms, with their weights.
         n_probes: m, at least 1, in one batched pass.
         products: the function that forms J; by default the fastest that g supports.
-        gradient: the derivative that the backward pass returns; by default the Neumann series,
-            whose graph holds one product. The value does not depend on it.
-        n_traced: L, the number of exact leading traces.
+        gradient: the derivative that the backward pass returns. The value does not depend on it.
+        n_traced: L; the first L traces are computed exactly instead, where J supports it.
         expansion: the series in J; by default Taylor's.
 
     Properties: gradients with a weight for each example are correct. Memory does not grow with the
@@ -99,7 +95,6 @@ class LogDetEstimator:
             )
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
-        """Estimate ln|det(I + J_g(x))| at x, (B, *event), with fresh probes and a fresh N."""
         estimate = self._estimate
         if torch.compiler.is_compiling():
             # Not traced: derivatives taken inside a traced function came out wrong or not at all.

@@ -55,7 +55,7 @@ def dense_log_det(matrix: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Exact:
-    """The exact log-det as an estimator, in the place of a `LogDetEstimator`.
+    """`exact_log_det` in x's dtype, in the place of a `LogDetEstimator`.
 
     Properties: no variance, no bias, d products; takes no random numbers.
 
@@ -64,16 +64,12 @@ class Exact:
     """
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
-        """g(x), ln|det(I + J_g(x))| in x's dtype, and d."""
         return Estimate(g(x), exact_log_det(g, x).to(x.dtype), math.prod(x.shape[1:]))
 
 
 @dataclass(frozen=True)
 class Determinant:
     """ln|det(I + J)| by LU of the whole J, in x's dtype: no probe, no series, no random number.
-
-    Args:
-        products: the function that forms J.
 
     Properties: exact to x's rounding (some 1e-6 nat at d = 64 in float32); differentiable. Cost:
         d products, the first linear map of which is free for branches of this package, and
@@ -87,7 +83,6 @@ class Determinant:
     products: Products = linearise
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
-        """g(x), ln|det(I + J_g(x))|, and d."""
         dim = math.prod(x.shape[1:])
         values, log_dets = [], []
         for piece in x.split(max(1, CHUNK_NUMBERS // dim**2)):

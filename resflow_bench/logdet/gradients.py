@@ -34,12 +34,8 @@ class Gradient(Protocol):
     ) -> Attached:
         """The expansion's value, differentiable.
 
-        Args:
-            expansion: of log(I + J).
-            jacobian: J, its graph attached to x and to g's parameters.
-            v: (m, B, *event), constant.
-            terms: w_k and N, constant.
-            n_traced: how many powers of J are left out, because their traces are exact.
+        Args: those of `Expansion.expand`. J's graph is attached to x and to g's parameters; v and
+            the terms are constant.
         """
 
 
@@ -77,7 +73,6 @@ class Neumann:
     def estimate(
         self, expansion: Expansion, jacobian: Jacobian, v: Tensor, terms: Terms, n_traced: int
     ) -> Attached:
-        """The value, and one more product for the gradient."""
         value, adjoint, n_products = expansion.expand(jacobian, v, terms, n_traced, adjoint=True)
         assert adjoint is not None  # as requested
         return Attached(value + jacobian.bilinear_gradient(adjoint, v), n_products + 2)
@@ -115,7 +110,6 @@ class Series:
     def estimate(
         self, expansion: Expansion, jacobian: Jacobian, v: Tensor, terms: Terms, n_traced: int
     ) -> Attached:
-        """The value; the backward pass evaluates the chain again."""
         if not isinstance(expansion, Taylor):
             raise TypeError(
                 f"the gradient `Series` is that of Taylor's series; got {expansion}. Use "

@@ -40,8 +40,6 @@ def optimal_roulette(
 
     Args:
         jacobian: J, (..., d, d), float64: of one branch at several points, say.
-        probe: the law of v.
-        n_probes: m.
         n_traced: L; the first L terms are then always evaluated, for the powers beyond them.
         n_besides: the cost of an estimate besides its terms, in products a probe: 2 with `Neumann`.
 
@@ -49,8 +47,7 @@ def optimal_roulette(
         ValueError: if `jacobian` is not a finite (..., d, d) array, a spectral radius is 1 or more,
             or `n_probes` or `n_traced` is out of range.
 
-    Source: Rhee and Glynn (2015), "Unbiased estimation with square root convergence for SDE
-        models", for the optimum; here the terms are those of log(I + J).
+    Source: Rhee and Glynn (2015), as in `theory.optimal_survival`.
 
     >>> from resflow_bench.logdet import Gaussian
     >>> roulette = optimal_roulette(-0.5 * np.eye(8), Gaussian())
@@ -81,8 +78,6 @@ class Pilot:
     Args:
         mean_squares: (E T_k)^2, (n,), nat^2, mean over the points.
         variances: Var T_k of one probe, (n,), nat^2, mean over the points.
-        probe: the law of the probes.
-        dim: d.
     """
 
     mean_squares: np.ndarray
@@ -149,10 +144,8 @@ def pilot(
 
     Args:
         estimator: its probe, products, expansion and n_traced are used, its n_probes is not.
-        g: the branch.
         x: (B, *event).
         n_draws: R, at least 2.
-        generator: of the probes.
         n_terms: n, products a probe, at least 4 and above 2 n_traced + 1.
 
     Properties: cost n R products a point. Unbiased where Delta_k is a quadratic form in v or the
@@ -202,12 +195,10 @@ def pilot_roulette(
 
     Args:
         estimator: its probe, n_probes, products, expansion and n_traced are used.
-        g: the branch.
         x: (B, *event), the points over which the variance is averaged.
         spectral_radius: a bound on rho(J) at these points and others, below 1: the Lipschitz
             constant of g. It is the ratio P_(k+1)/P_k beyond the table, so that the variance is
             finite whatever the pilot's draws.
-        generator: of the probes.
         n_terms: products a probe, at least 4.
         n_draws: of the m probes at each point, at least 2.
         n_besides: the cost of an estimate besides its terms, in products a probe.

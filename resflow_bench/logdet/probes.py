@@ -100,7 +100,6 @@ class Sphere:
         return "sphere"
 
     def sample(self, n_probes: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Draw (m, B, *event): normal numbers, each vector scaled to the length sqrt(d)."""
         v = _normal((n_probes, *_flat(x)), x, generator)
         v = torch.nn.functional.normalize(v, dim=-1).mul_(math.sqrt(v.shape[-1]))
         return v.to(x.dtype).reshape(n_probes, *x.shape)
@@ -139,7 +138,6 @@ class Orthogonal:
         return _blocks(block, n_probes, dim).to(x.dtype).reshape(n_probes, *x.shape)
 
     def variance(self, moments: theory.Moments, n_probes: int) -> np.ndarray:
-        """2 d (d - m)/(m (d - 1)(d + 2)) (||sym A||_F^2 - tr(A)^2/d) for m <= d."""
         return theory.orthogonal_variance(moments, n_probes)
 
 
@@ -182,7 +180,6 @@ class Hadamard:
         return _blocks(block, n_probes, 2**n_bits).reshape(n_probes, *x.shape)
 
     def variance(self, moments: theory.Moments, n_probes: int) -> np.ndarray:
-        """(2/m) (D - m)/(D - 1) (||sym A||_F^2 - sum_i A_ii^2) for m <= D."""
         return theory.hadamard_variance(moments, n_probes)
 
 

@@ -91,11 +91,9 @@ class Fixed:
         return Terms(one.expand(self.n_terms, batch_size), np.full(batch_size, self.n_terms))
 
     def bias(self, jacobian: np.ndarray) -> np.ndarray:
-        """tr S_N - ln|det(I + J)|."""
         return theory.truncation_bias(jacobian, self.n_terms)
 
     def bias_bound(self, lipschitz: float, dim: int) -> float:
-        """d sum_{k>N} K^k/k."""
         return float(theory.truncation_bias_bound(lipschitz, dim, self.n_terms))
 
     def variance(
@@ -117,7 +115,6 @@ class Fixed:
         return float(theory.series_variance_bound(lipschitz, dim, self.n_terms, n_probes, n_traced))
 
     def moment_is_finite(self, spectral_radius: float, order: int) -> bool:
-        """True: the number of terms is bounded."""
         return True
 
 

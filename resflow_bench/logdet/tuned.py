@@ -52,7 +52,6 @@ class PerBranch:
     estimators: Mapping[Map, LogDetEstimator]
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
-        """Estimate ln|det(I + J)| with the estimator of g."""
         if g not in self.estimators:
             raise ValueError(
                 f"PerBranch has estimators for {len(self.estimators)} branches, and not for this "
@@ -82,7 +81,6 @@ def tuned(
         base: the estimator whose probe, products, gradient, n_traced and expansion all branches
             use; its truncation and n_probes are replaced.
         n_besides: the cost of a branch besides its probes, in products: value, slopes, traces.
-        generator: of the pilot's draws.
         n_draws: of the pilot, with `PROBES_A_DRAW` probes each, at every point.
 
     Properties: costs 64 products for each of the pilot's probes, points and branches, once.

@@ -23,15 +23,16 @@ from resflow_bench.theory.hutchinson import (
     Moments,
     ProbeVariance,
     avron_toledo_bound,
+    hadamard_variance,
     hutchinson_variance,
     iid_variance,
     moments,
+    orthogonal_variance,
     printed_variance_bound,
     series_variance_bound,
 )
 from resflow_bench.theory.inverse import residual_error_bounds
 from resflow_bench.theory.optimal import optimal_survival
-from resflow_bench.theory.probes import hadamard_variance, orthogonal_variance
 from resflow_bench.theory.roulette import (
     Law,
     TermCount,

@@ -105,7 +105,6 @@ def measured_interval(
     of J, whose ends they approach after few products.
 
     Args:
-        jacobian: J at the batch.
         v: (m, B, *event), of a batch of at least one example.
         n_products: vector-Jacobian products a probe.
         margin: added on both sides, as a share of the interval's length.

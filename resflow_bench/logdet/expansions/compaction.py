@@ -25,7 +25,6 @@ class State(NamedTuple):
     vectors: tuple[Tensor, ...]
 
     def first(self, n: int) -> State:
-        """The state of the first n examples."""
         return State(
             tuple(jacobian.select(slice(n)) for jacobian in self.jacobians),
             tuple(vector[:, :n].contiguous() for vector in self.vectors),
@@ -67,7 +66,7 @@ class Work(NamedTuple):
         return Expanded(v.new_zeros(v.shape[1]), torch.zeros_like(v) if adjoint else None, 0.0)
 
     def expanded(self, value: Tensor, adjoint: Tensor | None) -> Expanded:
-        """The results, (B,) and (m, B, *event), in the order of the batch as given."""
+        """The results in the order of the batch as given."""
         if self.order is not None:
             back = torch.argsort(self.order)
             value = value[back]
