@@ -48,12 +48,10 @@ class LogDetEstimator:
     carries its truncation's bias if it is not.
 
     Args:
-        truncation: the law of the number of terms, with their weights.
         n_probes: m, at least 1, in one batched pass.
         products: the function that forms J; by default the fastest that g supports.
         gradient: the derivative that the backward pass returns. The value does not depend on it.
         n_traced: L; the first L traces are computed exactly instead, where J supports it.
-        expansion: the series in J; by default Taylor's.
 
     Properties: gradients with a weight for each example are correct. Memory does not grow with the
         number of terms. Cost: m N products, and those that `gradient` adds when a gradient is
@@ -115,6 +113,38 @@ class LogDetEstimator:
             else:
                 log_det, _, n_products = self.expansion.expand(*given, adjoint=False)
         return Estimate(value, log_det + traced, self.n_probes * n_products)
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """(1/n) sum_i q_i,  q_i independent draws of `estimator`: its bias, 1/n of its variance.
+
+    Args:
+        estimator: with a finite variance, or the error does not fall as 1/sqrt(n).
+        n_draws: n, at least 1.
+
+    Properties: n times the work. More probes of one draw are cheaper, since g is linearised once,
+        but do not reduce the roulette's own variance, as averaging does.
+
+    Raises:
+        ValueError: if `n_draws` is below 1.
+
+    >>> from resflow_bench.logdet import Fixed, Rademacher
+    >>> one = LogDetEstimator(Rademacher(), Fixed(50))
+    >>> Averaged(one, n_draws=3)(lambda x: 0.5 * x, torch.zeros(1, 4)).value.exp()
+    tensor([5.0625])
+    """
+
+    estimator: Estimator
+    n_draws: int
+
+    def __post_init__(self) -> None:
+        check_at_least("Averaged", "n_draws", self.n_draws, 1)
+
+    def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
+        draws = [self.estimator(g, x, generator) for _ in range(self.n_draws)]
+        value = torch.stack([draw.value for draw in draws]).mean(0)
+        return Estimate(draws[0].g, value, sum(draw.n_products for draw in draws))
 
 
 def _traced(jacobian: Jacobian, n_traced: int) -> Tensor | float:

@@ -26,11 +26,7 @@ and a tail that decays more slowly than J^k costs next to nothing."""
 
 
 def optimal_roulette(
-    jacobian: np.ndarray,
-    probe: Probe,
-    n_probes: int = 1,
-    n_traced: int = 0,
-    n_besides: float = 0.0,
+    jacobian: np.ndarray, probe: Probe, n_probes: int = 1, n_traced: int = 0, n_besides: float = 0.0
 ) -> Roulette:
     """P_k = sqrt(b_k/b_1),  b_k = E[T_k^2] - E[T_(k+1)^2]: see `theory.optimal_survival`.
 
@@ -201,7 +197,6 @@ def pilot_roulette(
             finite whatever the pilot's draws.
         n_terms: products a probe, at least 4.
         n_draws: of the m probes at each point, at least 2.
-        n_besides: the cost of an estimate besides its terms, in products a probe.
 
     Properties: cost n_terms n_draws m products for each point, once. Its errors cost variance,
         never bias. For several numbers of probes use one `pilot`.
@@ -225,6 +220,5 @@ def _roulette(
     survival = theory.optimal_survival(squares, mean_square, costs)
     n_exact = int(np.count_nonzero(survival == 1.0))
     table = survival[n_exact - 1 :]
-    return Roulette(
-        Tabulated(tuple(table[table > 0.0].tolist()), decay), n_exact, spectral_radius=rho
-    )
+    law = Tabulated(tuple(table[table > 0.0].tolist()), decay)
+    return Roulette(law, n_exact, spectral_radius=rho)

@@ -100,8 +100,9 @@ class Sphere:
         return "sphere"
 
     def sample(self, n_probes: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        v = _normal((n_probes, *_flat(x)), x, generator)
-        v = torch.nn.functional.normalize(v, dim=-1).mul_(math.sqrt(v.shape[-1]))
+        dim = math.prod(x.shape[1:])
+        v = _normal((n_probes, len(x), dim), x, generator)
+        v = torch.nn.functional.normalize(v, dim=-1).mul_(math.sqrt(dim))
         return v.to(x.dtype).reshape(n_probes, *x.shape)
 
     def variance(self, moments: theory.Moments, n_probes: int) -> np.ndarray:
@@ -127,7 +128,7 @@ class Orthogonal:
         return "orthogonal"
 
     def sample(self, n_probes: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        batch_size, dim = _flat(x)
+        batch_size, dim = len(x), math.prod(x.shape[1:])
 
         def block(n: int) -> Tensor:
             q, r = torch.linalg.qr(_normal((batch_size, dim, n), x, generator))
@@ -162,7 +163,7 @@ class Hadamard:
 
     def sample(self, n_probes: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw (m, B, *event); each example has columns of its own."""
-        batch_size, dim = _flat(x)
+        batch_size, dim = len(x), math.prod(x.shape[1:])
         n_bits = (dim - 1).bit_length()  # D = 2^n_bits
 
         def block(n: int) -> Tensor:
@@ -181,11 +182,6 @@ class Hadamard:
 
     def variance(self, moments: theory.Moments, n_probes: int) -> np.ndarray:
         return theory.hadamard_variance(moments, n_probes)
-
-
-def _flat(x: Tensor) -> tuple[int, int]:
-    """B and d."""
-    return x.shape[0], math.prod(x.shape[1:])
 
 
 def _normal(shape: tuple[int, ...], x: Tensor, generator: torch.Generator | None) -> Tensor:

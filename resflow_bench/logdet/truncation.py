@@ -186,7 +186,6 @@ class Roulette:
         return f"{self.law}, n_exact={self.n_exact}{shared}"
 
     def survival(self, k: np.ndarray) -> np.ndarray:
-        """P(N >= k)."""
         return self.law.survival(np.maximum(np.asarray(k) - self.n_exact, 0))
 
     def draw(self, batch_size: int, like: Tensor, generator: torch.Generator | None) -> Terms:
@@ -222,17 +221,14 @@ class Roulette:
     def variance(
         self, jacobian: np.ndarray, probe: Probe, n_probes: int, n_traced: int = 0
     ) -> np.ndarray:
-        """V_m(M_1) + sum_k [(tr M_k)^2 + V_m(M_k)] (1/P_k - 1/P_(k-1)), M_k the tail from k."""
         return theory.roulette_variance(jacobian, self, probe, n_probes, n_traced=n_traced)
 
     def variance_bound(self, jacobian: np.ndarray, n_probes: int, n_traced: int = 0) -> np.ndarray:
-        """`variance` with (2/m) ||M_k||_F^2 in place of V_m(M_k)."""
         return theory.roulette_variance_bound(jacobian, self, n_probes, n_traced)
 
     def variance_bound_lipschitz(
         self, lipschitz: float, dim: int, n_probes: int, n_traced: int = 0
     ) -> float:
-        """`variance_bound` of J = -K I, which attains it with Gaussian probes."""
         return theory.roulette_variance_bound_lipschitz(lipschitz, dim, self, n_probes, n_traced)
 
     def moment_is_finite(self, spectral_radius: float, order: int) -> bool:

@@ -143,11 +143,7 @@ def avron_toledo_bound(a: ArrayLike, n_probes: int = 1) -> Floats:
 
 
 def series_variance_bound(
-    lipschitz: ArrayLike,
-    dim: int,
-    n_terms: int | None = None,
-    n_probes: int = 1,
-    n_traced: int = 0,
+    lipschitz: ArrayLike, dim: int, n_terms: int | None = None, n_probes: int = 1, n_traced: int = 0
 ) -> Floats:
     """(2d/m) s^2, s = sum_{k=L+1}^N K^k/k >= the variance of m probes of S_N - S_L, ||J||_2 <= K.
 

@@ -109,10 +109,6 @@ def roulette_variance(
     3. Over the probes E[T_k^2] = (tr M_k)^2 + V_m(M_k), and Var(T_1) = V_m(M_1) adds to it.
 
     Args:
-        jacobian: (..., d, d).
-        roulette: P_k, its decay and n_exact.
-        probe: V.
-        n_probes: m.
         min_survival: q. If positive, only terms with P_k >= q are summed: the variance that about
             1/q draws can show, of interest where the variance is infinite.
         n_traced: L.

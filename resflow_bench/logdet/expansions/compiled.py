@@ -95,9 +95,8 @@ class Compiled:
 
         work.recur(State((loop,), (power,)), step, last_of)
         value = inner(leave(series.div_(scale)), v)
-        if not adjoint:
-            return work.expanded(value, None)
-        return work.expanded(value, torch.addcmul(leave(rest.div_(scale)), v, a[0]))
+        s = torch.addcmul(leave(rest.div_(scale)), v, a[0]) if adjoint else None
+        return work.expanded(value, s)
 
     def _run(self, stages: Sequence[Stage], power: Tensor, c: Tensor, a: Tensor | None) -> Sums:
         stages = [stage.mapped(torch.Tensor.detach, _any_batch) for stage in stages]
@@ -139,8 +138,7 @@ def _terms(stages: Sequence[Stage], power: Tensor, c: Tensor, a: Tensor | None) 
 
 @lru_cache
 def _compiled(backend: str, mode: str | None) -> SeveralTerms:
-    run: SeveralTerms = torch.compile(_terms, backend=backend, mode=mode)
-    return run
+    return torch.compile(_terms, backend=backend, mode=mode)
 
 
 def _any_batch(tensor: Tensor) -> Tensor:

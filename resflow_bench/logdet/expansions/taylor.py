@@ -23,8 +23,6 @@ four of them save."""
 class Taylor:
     """Delta_k = (-1)^(k+1)/k v^T J^k v,    s^T = sum_k w_k (-1)^(k-1) v^T J^(k-1).
 
-    The adjoint's mean is that of sum_k w_k (-J)^(k-1) -> (I + J)^-1: the Neumann series.
-
     Args:
         tail: the dtype of the products that form J^2 v and higher powers; None is that of v. Sums
             are in v's dtype. Half the bits make a product several times cheaper on hardware with
