@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.jacobian import Jacobian, Map, Products, linearise
+from resflow_bench.jacobian import Map, Products, linearise
 from resflow_bench.logdet.expansions.expansion import Expansion, series_sign
 from resflow_bench.logdet.expansions.taylor import Taylor
 from resflow_bench.logdet.gradients import Gradient, Neumann
@@ -34,10 +34,9 @@ class Estimate(NamedTuple):
 
 
 class Estimator(Protocol):
-    """A function (g, x, generator) -> `Estimate`."""
+    """A function that estimates ln|det(I + J_g(x))| at x, (B, *event)."""
 
-    def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
-        """Estimate ln|det(I + J_g(x))| at x, (B, *event)."""
+    def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate: ...
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,8 @@ class LogDetEstimator:
         with torch.autocast(x.device.type, enabled=False):
             x = _promoted(x, g)
             value, jacobian = self.products(g, x)
-            traced = _traced(jacobian, self.n_traced)
+            traces = jacobian.traces(self.n_traced) if self.n_traced > 0 else []
+            traced = sum(series_sign(k) * trace / k for k, trace in enumerate(traces, start=1))
             with torch.no_grad():
                 v = self.probe.sample(self.n_probes, x, generator)  # (m, B, *event)
                 terms = self.truncation.draw(x.shape[0], x, generator)
@@ -121,7 +121,6 @@ class Averaged:
 
     Args:
         estimator: with a finite variance, or the error does not fall as 1/sqrt(n).
-        n_draws: n, at least 1.
 
     Properties: n times the work. More probes of one draw are cheaper, since g is linearised once,
         but do not reduce the roulette's own variance, as averaging does.
@@ -145,14 +144,6 @@ class Averaged:
         draws = [self.estimator(g, x, generator) for _ in range(self.n_draws)]
         value = torch.stack([draw.value for draw in draws]).mean(0)
         return Estimate(draws[0].g, value, sum(draw.n_products for draw in draws))
-
-
-def _traced(jacobian: Jacobian, n_traced: int) -> Tensor | float:
-    """sum_{k<=L} (-1)^(k+1) tr J^k/k, (B,)."""
-    if n_traced == 0:
-        return 0.0
-    traces = enumerate(jacobian.traces(n_traced), start=1)
-    return sum(series_sign(k) * trace / k for k, trace in traces)
 
 
 def _promoted(x: Tensor, g: Map) -> Tensor:

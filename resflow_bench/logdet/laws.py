@@ -99,8 +99,7 @@ class Tabulated:
         ValueError: if the table does not begin with 1, rises or is not positive, or `decay` is
             outside (0, 1).
 
-    Source: Rhee and Glynn (2015), for the choice of the law by the terms that it cuts; see
-        `theory.optimal_survival`.
+    Source: Rhee and Glynn (2015), for the choice of the law by the terms that it cuts.
 
     >>> Tabulated((1.0, 0.9, 0.2), 0.5).survival(np.arange(5)).tolist()
     [1.0, 0.9, 0.2, 0.1, 0.05]

@@ -72,8 +72,7 @@ class Pilot:
                                                drawn without replacement: see `share`.
 
     Args:
-        mean_squares: (E T_k)^2, (n,), nat^2, mean over the points.
-        variances: Var T_k of one probe, (n,), nat^2, mean over the points.
+        mean_squares, variances: (E T_k)^2 and Var T_k of one probe, (n,), nat^2, mean over points.
     """
 
     mean_squares: np.ndarray

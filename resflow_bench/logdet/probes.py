@@ -167,9 +167,8 @@ class Hadamard:
         n_bits = (dim - 1).bit_length()  # D = 2^n_bits
 
         def block(n: int) -> Tensor:
-            key = torch.rand(
-                (batch_size, 2**n_bits), generator=generator, dtype=torch.float32, device=x.device
-            )
+            size = (batch_size, 2**n_bits)
+            key = torch.rand(size, generator=generator, dtype=torch.float32, device=x.device)
             column = key.topk(n, dim=1).indices.T  # (n, B), all different in an example
             h = torch.ones(n, batch_size, 1, dtype=x.dtype, device=x.device)
             for bit in range(n_bits):  # h[a + 2^bit] = h[a] (-1)^(that bit of c), a < 2^bit

@@ -105,8 +105,7 @@ class Fixed:
 
     def variance_bound(self, jacobian: np.ndarray, n_probes: int, n_traced: int = 0) -> np.ndarray:
         """(2/m) ||S_N - S_L||_F^2."""
-        probed = theory.series(jacobian, self.n_terms, n_traced)
-        return theory.avron_toledo_bound(probed, n_probes)
+        return theory.avron_toledo_bound(theory.series(jacobian, self.n_terms, n_traced), n_probes)
 
     def variance_bound_lipschitz(
         self, lipschitz: float, dim: int, n_probes: int, n_traced: int = 0
@@ -126,8 +125,6 @@ class Roulette:
     evaluated if M >= k - n_exact and has weight 1 / P(M >= k - n_exact).
 
     Args:
-        law: of M.
-        n_exact: terms that are always evaluated, at least 0.
         per: draw N for each "example" (independent errors, so a batch mean's variance falls as
             1/B), once for the "batch" (as the public implementations do: the roulette part of
             the error is then common to the batch, and its mean does not improve with B), or

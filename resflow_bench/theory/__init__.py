@@ -15,8 +15,6 @@ truncation and the inverse; Chen et al. (2019), "Residual Flows", for the roulet
 results here are derived in their docstrings.
 """
 
-from __future__ import annotations
-
 from resflow_bench.theory.bias import log_tail, series, truncation_bias, truncation_bias_bound
 from resflow_bench.theory.chebyshev import chebyshev_bias, chebyshev_coefficients
 from resflow_bench.theory.hutchinson import (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -94,7 +95,7 @@ def roulette_variance(
 ) -> Floats:
     """V_m(M_1) + sum_{k>=1} [(tr M_k)^2 + V_m(M_k)] (1/P_k - 1/P_(k-1)), P_0 = 1; shape (...).
 
-    The exact variance, with V_m(A) = Var((1/m) sum_j v_j^T A v_j), of
+    The exact variance, with V_m(A) = Var((1/m) sum_j v_j^T A v_j) from `probe`, of
 
         Y = sum_{k<=N} a_k/P_k,  a_k = (-1)^(k+1)/k (1/m) sum_j v_j^T J^k v_j,
 
@@ -134,12 +135,18 @@ def roulette_variance(
             f"roulette_variance needs 0 <= min_survival <= 1; got {min_survival}. It is the "
             "probability below which a term is left out: 1e-9, say."
         )
+
+    def variance(j: np.ndarray, rho: float) -> float:
+        if rho >= 1.0 or not (min_survival > 0.0 or roulette_variance_is_finite(rho, roulette)):
+            return math.inf
+        squares = partial(_squares, j, rho, probe, m, n_traced)
+        decay = roulette.law.decay
+        ratio = 0.0 if rho == 0.0 else rho**2 / decay if decay > 0.0 else math.inf
+        return _weighted_sum(squares, ratio, roulette, min_survival, len(j))
+
     rho = spectral_radius(j)
     flat = j.reshape(-1, *j.shape[-2:])
-    each = [
-        _variance_of_one(a, r, roulette, probe, m, min_survival, n_traced)
-        for a, r in zip(flat, rho.ravel(), strict=True)
-    ]
+    each = [variance(one, r) for one, r in zip(flat, rho.ravel(), strict=True)]
     return np.array(each).reshape(rho.shape)
 
 
@@ -200,31 +207,18 @@ class _AvronToledo:
         return np.asarray(2.0 * moments.frobenius_sq / n_probes)
 
 
-def _variance_of_one(
-    j: np.ndarray,
-    rho: float,
-    roulette: TermCount,
-    probe: ProbeVariance,
-    m: int,
-    min_survival: float,
-    n_traced: int,
-) -> float:
-    if rho >= 1.0 or not (min_survival > 0.0 or roulette_variance_is_finite(rho, roulette)):
-        return math.inf
-
-    def squares(n: int) -> tuple[float, Floats, Floats]:
-        scaled, log_scale = scaled_tails(j, rho, n + n_traced)
-        seen = np.maximum(np.arange(n), n_traced)  # M_(L+1) in the place of M_1 ... M_L
-        scaled, log_scale = Moments(scaled.dim, *(f[seen] for f in scaled[1:])), log_scale[seen]
-        noise = probe.variance(scaled, m)
-        with np.errstate(divide="ignore"):  # M_k = 0
-            log_square = np.log(scaled.trace**2 + noise) + 2.0 * log_scale
-            log_envelope = np.log((len(j) + 2.0 / m) * scaled.frobenius_sq) + 2.0 * log_scale
-        return float(noise[0] * np.exp(2.0 * log_scale[0])), log_square, log_envelope
-
-    decay = roulette.law.decay
-    ratio = 0.0 if rho == 0.0 else rho**2 / decay if decay > 0.0 else math.inf
-    return _weighted_sum(squares, ratio, roulette, min_survival, len(j))
+def _squares(
+    j: np.ndarray, rho: float, probe: ProbeVariance, m: int, n_traced: int, n: int
+) -> tuple[float, Floats, Floats]:
+    """V_m(M_1), and log[(tr M_k)^2 + V_m(M_k)] with its envelope, k = 1..n, of one J (d, d)."""
+    scaled, log_scale = scaled_tails(j, rho, n + n_traced)
+    seen = np.maximum(np.arange(n), n_traced)  # M_(L+1) in the place of M_1 ... M_L
+    scaled, log_scale = Moments(scaled.dim, *(f[seen] for f in scaled[1:])), log_scale[seen]
+    noise = probe.variance(scaled, m)
+    with np.errstate(divide="ignore"):  # M_k = 0
+        log_square = np.log(scaled.trace**2 + noise) + 2.0 * log_scale
+        log_envelope = np.log((len(j) + 2.0 / m) * scaled.frobenius_sq) + 2.0 * log_scale
+    return float(noise[0] * np.exp(2.0 * log_scale[0])), log_square, log_envelope
 
 
 def _weighted_sum(
