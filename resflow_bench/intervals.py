@@ -1,8 +1,4 @@
-"""Intervals at 99 %: for a mean, a median, and the variance of an estimator with heavy tails.
-
-Each function takes samples and returns an `Interval` that holds the true value with probability
-`LEVEL`, exactly, at least, or up to the coverage that its docstring states as measured.
-"""
+"""Intervals at 99 %: for a mean, a median, and the variance of an estimator with heavy tails."""
 
 from __future__ import annotations
 
@@ -122,9 +118,6 @@ def lower_variance_interval(draws: ArrayLike) -> Interval:
 
     As `variance_interval`, one-sided, on min(Z, c) with c the `CLIP` quantile of Z: E min(Z, c) is
     at most E Z, which may be infinite, so the limit stays a lower limit.
-
-    Args:
-        draws: (n, P), or (n,) for one estimate.
 
     Returns:
         value: the sample variance, which need not be near the true one; standard_error: NaN.

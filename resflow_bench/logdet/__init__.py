@@ -5,8 +5,7 @@ from collections.abc import Callable
 import torch
 
 from resflow_bench.jacobian import Linearisation, autograd, cached, dense, linearise
-from resflow_bench.logdet.averaged import Averaged
-from resflow_bench.logdet.estimator import Estimate, Estimator, LogDetEstimator
+from resflow_bench.logdet.estimator import Averaged, Estimate, Estimator, LogDetEstimator
 from resflow_bench.logdet.exact import Determinant, Exact, dense_log_det, exact_log_det, jacobian
 from resflow_bench.logdet.expansions.arnoldi import Arnoldi
 from resflow_bench.logdet.expansions.chebyshev import Chebyshev, SpectralInterval, measured_interval

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from resflow_bench.arguments import check_batch, check_count
-from resflow_bench.jacobian import Jacobian, Map, Products, linearise
-from resflow_bench.logdet.expansions.expansion import Expansion
+from resflow_bench.jacobian import Map, Products, linearise
+from resflow_bench.logdet.expansions.expansion import Expansion, series_sign
 from resflow_bench.logdet.expansions.taylor import Taylor
-from resflow_bench.logdet.gradients import Gradient, Neumann, constant
+from resflow_bench.logdet.gradients import Gradient, Neumann
 from resflow_bench.logdet.probes import Probe
 from resflow_bench.logdet.truncation import Fixed, Truncation
 
@@ -34,30 +34,23 @@ class Estimate(NamedTuple):
 
 
 class Estimator(Protocol):
-    """A function (g, x, generator) -> `Estimate`."""
+    """A function that estimates ln|det(I + J_g(x))| at x, (B, *event)."""
 
-    def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
-        """Estimate ln|det(I + J_g(x))|."""
+    def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate: ...
 
 
 @dataclass(frozen=True)
 class LogDetEstimator:
     """(1/m) sum_j sum_k w_k (-1)^(k+1)/k v_j^T J^k v_j,  with w and N from the truncation.
 
-    The first `n_traced` traces are computed exactly instead, where J supports it.
-
     Value and gradient come from the same draws; each is unbiased if the truncation is, and each
     carries its truncation's bias if it is not.
 
     Args:
-        probe: the law of v.
-        truncation: the law of the number of terms, with their weights.
         n_probes: m, at least 1, in one batched pass.
         products: the function that forms J; by default the fastest that g supports.
-        gradient: the derivative that the backward pass returns; by default the Neumann series,
-            whose graph holds one product. The value does not depend on it.
-        n_traced: L, the number of exact leading traces.
-        expansion: the series in J; by default Taylor's.
+        gradient: the derivative that the backward pass returns. The value does not depend on it.
+        n_traced: L; the first L traces are computed exactly instead, where J supports it.
 
     Properties: gradients with a weight for each example are correct. Memory does not grow with the
         number of terms. Cost: m N products, and those that `gradient` adds when a gradient is
@@ -100,7 +93,6 @@ class LogDetEstimator:
             )
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
-        """Estimate ln|det(I + J_g(x))| at x, (B, *event), with fresh probes and a fresh N."""
         check_input("LogDetEstimator", x)
         estimate = self._estimate
         if torch.compiler.is_compiling():
@@ -112,13 +104,16 @@ class LogDetEstimator:
         with torch.autocast(x.device.type, enabled=False):
             x = _promoted(x, g)
             value, jacobian = self.products(g, x)
-            traced = _traced(jacobian, self.n_traced)
+            traces = jacobian.traces(self.n_traced) if self.n_traced > 0 else []
+            traced = sum(series_sign(k) * trace / k for k, trace in enumerate(traces, start=1))
             with torch.no_grad():
                 v = self.probe.sample(self.n_probes, x, generator)  # (m, B, *event)
                 terms = self.truncation.draw(x.shape[0], x, generator)
-            differentiate = torch.is_grad_enabled() and (value.requires_grad or x.requires_grad)
-            estimate = self.gradient.estimate if differentiate else constant
-            log_det, n_products = estimate(self.expansion, jacobian, v, terms, self.n_traced)
+            given = jacobian, v, terms, self.n_traced
+            if torch.is_grad_enabled() and (value.requires_grad or x.requires_grad):
+                log_det, n_products = self.gradient.estimate(self.expansion, *given)
+            else:
+                log_det, _, n_products = self.expansion.expand(*given, adjoint=False)
         return Estimate(value, log_det + traced, self.n_probes * n_products)
 
 
@@ -140,14 +135,35 @@ def check_input(owner: str, x: Tensor) -> None:
         )
 
 
-def _traced(jacobian: Jacobian, n_traced: int) -> Tensor | float:
-    """sum_{k<=L} (-1)^(k+1) tr J^k/k, (B,)."""
-    if n_traced == 0:
-        return 0.0
-    total: Tensor | float = 0.0
-    for k, trace in enumerate(jacobian.traces(n_traced), start=1):
-        total = total + (trace if k % 2 else -trace) / k
-    return total
+@dataclass(frozen=True)
+class Averaged:
+    """(1/n) sum_i q_i,  q_i independent draws of `estimator`: its bias, 1/n of its variance.
+
+    Args:
+        estimator: with a finite variance, or the error does not fall as 1/sqrt(n).
+
+    Properties: n times the work. More probes of one draw are cheaper, since g is linearised once,
+        but do not reduce the roulette's own variance, as averaging does.
+
+    Raises:
+        ValueError: if `n_draws` is below 1.
+
+    >>> from resflow_bench.logdet import Fixed, Rademacher
+    >>> one = LogDetEstimator(Rademacher(), Fixed(50))
+    >>> Averaged(one, n_draws=3)(lambda x: 0.5 * x, torch.zeros(1, 4)).value.exp()
+    tensor([5.0625])
+    """
+
+    estimator: Estimator
+    n_draws: int
+
+    def __post_init__(self) -> None:
+        check_count("Averaged", "n_draws", self.n_draws)
+
+    def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
+        draws = [self.estimator(g, x, generator) for _ in range(self.n_draws)]
+        value = torch.stack([draw.value for draw in draws]).mean(0)
+        return Estimate(draws[0].g, value, sum(draw.n_products for draw in draws))
 
 
 def _promoted(x: Tensor, g: Map) -> Tensor:

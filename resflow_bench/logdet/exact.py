@@ -58,7 +58,7 @@ def dense_log_det(matrix: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Exact:
-    """The exact log-det as an estimator, in the place of a `LogDetEstimator`.
+    """`exact_log_det` in x's dtype, in the place of a `LogDetEstimator`.
 
     Properties: no variance, no bias, d products; takes no random numbers.
 
@@ -67,7 +67,6 @@ class Exact:
     """
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
-        """g(x), ln|det(I + J_g(x))| in x's dtype, and d."""
         check_input("Exact", x)
         value = same_shape(g(x), x)
         return Estimate(value, exact_log_det(g, x).to(x.dtype), math.prod(x.shape[1:]))
@@ -76,9 +75,6 @@ class Exact:
 @dataclass(frozen=True)
 class Determinant:
     """ln|det(I + J)| by LU of the whole J, in x's dtype: no probe, no series, no random number.
-
-    Args:
-        products: the function that forms J.
 
     Properties: exact to x's rounding (some 1e-6 nat at d = 64 in float32); differentiable. Cost:
         d products, the first linear map of which is free for branches of this package, and
@@ -92,7 +88,6 @@ class Determinant:
     products: Products = linearise
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
-        """g(x), ln|det(I + J_g(x))|, and d."""
         check_input("Determinant", x)
         dim = math.prod(x.shape[1:])
         values, log_dets = [], []

@@ -34,12 +34,8 @@ class Gradient(Protocol):
     ) -> Attached:
         """The expansion's value, differentiable.
 
-        Args:
-            expansion: of log(I + J).
-            jacobian: J, its graph attached to x and to g's parameters.
-            v: (m, B, *event), constant.
-            terms: w_k and N, constant.
-            n_traced: how many powers of J are left out, because their traces are exact.
+        Args: those of `Expansion.expand`. J's graph is attached to x and to g's parameters; v and
+            the terms are constant.
         """
 
 
@@ -77,7 +73,6 @@ class Neumann:
     def estimate(
         self, expansion: Expansion, jacobian: Jacobian, v: Tensor, terms: Terms, n_traced: int
     ) -> Attached:
-        """The value, and one more product for the gradient."""
         value, adjoint, n_products = expansion.expand(jacobian, v, terms, n_traced, adjoint=True)
         assert adjoint is not None  # as requested
         surrogate = jacobian.bilinear_gradient(adjoint, v)
@@ -128,7 +123,6 @@ class Series:
     def estimate(
         self, expansion: Expansion, jacobian: Jacobian, v: Tensor, terms: Terms, n_traced: int
     ) -> Attached:
-        """The value; the backward pass evaluates the chain again."""
         if not isinstance(expansion, Taylor):
             raise TypeError(
                 f"the gradient `Series` is that of Taylor's series; got {expansion}. Use "
@@ -163,11 +157,3 @@ class Series:
         surrogate = recomputed(chain, torch.zeros_like(v))
         n_products += 4 * n_terms - len(starts)
         return Attached(value + (surrogate - surrogate.detach()), n_products)
-
-
-def constant(
-    expansion: Expansion, jacobian: Jacobian, v: Tensor, terms: Terms, n_traced: int
-) -> Attached:
-    """The expansion's value as a constant, where no gradient is requested."""
-    value, _, n_products = expansion.expand(jacobian, v, terms, n_traced, adjoint=False)
-    return Attached(value, n_products)

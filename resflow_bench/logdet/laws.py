@@ -67,6 +67,8 @@ class Poisson:
 
     rate: float
 
+    decay = 0.0  # faster than geometric
+
     def __post_init__(self) -> None:
         if not self.rate > 0.0 or not np.isfinite(self.rate):
             raise ValueError(
@@ -76,11 +78,6 @@ class Poisson:
 
     def __str__(self) -> str:
         return f"poisson({self.rate:g})"
-
-    @property
-    def decay(self) -> float:
-        """0: faster than geometric."""
-        return 0.0
 
     def survival(self, j: np.ndarray) -> np.ndarray:
         """scipy's survival function, without the cancellation of 1 - sum in the far tail."""
@@ -102,8 +99,7 @@ class Tabulated:
         ValueError: if the table does not begin with 1, rises or is not positive, or `decay` is
             outside (0, 1).
 
-    Source: Rhee and Glynn (2015), "Unbiased estimation with square root convergence for SDE
-        models", for the choice of the law by the terms that it cuts.
+    Source: Rhee and Glynn (2015), for the choice of the law by the terms that it cuts.
 
     >>> Tabulated((1.0, 0.9, 0.2), 0.5).survival(np.arange(5)).tolist()
     [1.0, 0.9, 0.2, 0.1, 0.05]
@@ -152,14 +148,10 @@ def law_named(text: str) -> Law:
     Poisson(rate=2.0)
     """
     name, _, number = text.removesuffix(")").partition("(")
-    if name not in LAWS or not _is_number(number):
-        raise ValueError(f"a law is one of {', '.join(LAWS)} with a number in parentheses.")
-    return LAWS[name](float(number))
-
-
-def _is_number(text: str) -> bool:
     try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+        law, value = LAWS[name], float(number)
+    except (KeyError, ValueError):
+        raise ValueError(
+            f"a law is one of {', '.join(LAWS)} with a number in parentheses."
+        ) from None
+    return law(value)

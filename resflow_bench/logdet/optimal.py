@@ -26,11 +26,7 @@ and a tail that decays more slowly than J^k costs next to nothing."""
 
 
 def optimal_roulette(
-    jacobian: np.ndarray,
-    probe: Probe,
-    n_probes: int = 1,
-    n_traced: int = 0,
-    n_besides: float = 0.0,
+    jacobian: np.ndarray, probe: Probe, n_probes: int = 1, n_traced: int = 0, n_besides: float = 0.0
 ) -> Roulette:
     """P_k = sqrt(b_k/b_1),  b_k = E[T_k^2] - E[T_(k+1)^2]: see `theory.optimal_survival`.
 
@@ -40,8 +36,6 @@ def optimal_roulette(
 
     Args:
         jacobian: J, (..., d, d), float64: of one branch at several points, say.
-        probe: the law of v.
-        n_probes: m.
         n_traced: L; the first L terms are then always evaluated, for the powers beyond them.
         n_besides: the cost of an estimate besides its terms, in products a probe: 2 with `Neumann`.
 
@@ -49,8 +43,7 @@ def optimal_roulette(
         ValueError: if `jacobian` is not a finite (..., d, d) array, a spectral radius is 1 or more,
             or `n_probes` or `n_traced` is out of range.
 
-    Source: Rhee and Glynn (2015), "Unbiased estimation with square root convergence for SDE
-        models", for the optimum; here the terms are those of log(I + J).
+    Source: Rhee and Glynn (2015), as in `theory.optimal_survival`.
 
     >>> from resflow_bench.logdet import Gaussian
     >>> roulette = optimal_roulette(-0.5 * np.eye(8), Gaussian())
@@ -79,10 +72,7 @@ class Pilot:
                                                drawn without replacement: see `share`.
 
     Args:
-        mean_squares: (E T_k)^2, (n,), nat^2, mean over the points.
-        variances: Var T_k of one probe, (n,), nat^2, mean over the points.
-        probe: the law of the probes.
-        dim: d.
+        mean_squares, variances: (E T_k)^2 and Var T_k of one probe, (n,), nat^2, mean over points.
     """
 
     mean_squares: np.ndarray
@@ -124,9 +114,8 @@ def share(probe: Probe, dim: int, n_probes: int) -> float:
     >>> share(Rademacher(), 64, 16), share(Hadamard(), 64, 64)
     (0.0625, 0.0)
     """
-    nothing, one = np.zeros(()), np.ones(())
-    a = theory.Moments(dim, trace=nothing, frobenius_sq=one, diagonal_sq=nothing,
-                       off_diagonal_sq=one)  # fmt: skip
+    zero, one = np.zeros(()), np.ones(())
+    a = theory.Moments(dim, trace=zero, frobenius_sq=one, diagonal_sq=zero, off_diagonal_sq=one)
     whole = float(probe.variance(a, 1))
     return float(probe.variance(a, n_probes)) / whole if whole > 0.0 else 0.0
 
@@ -150,10 +139,8 @@ def pilot(
 
     Args:
         estimator: its probe, products, expansion and n_traced are used, its n_probes is not.
-        g: the branch.
         x: (B, *event).
         n_draws: R, at least 2.
-        generator: of the probes.
         n_terms: n, products a probe, at least 4 and above 2 n_traced + 1.
 
     Properties: cost n R products a point. Unbiased where Delta_k is a quadratic form in v or the
@@ -203,15 +190,12 @@ def pilot_roulette(
 
     Args:
         estimator: its probe, n_probes, products, expansion and n_traced are used.
-        g: the branch.
         x: (B, *event), the points over which the variance is averaged.
         spectral_radius: a bound on rho(J) at these points and others, below 1: the Lipschitz
             constant of g. It is the ratio P_(k+1)/P_k beyond the table, so that the variance is
             finite whatever the pilot's draws.
-        generator: of the probes.
         n_terms: products a probe, at least 4.
         n_draws: of the m probes at each point, at least 2.
-        n_besides: the cost of an estimate besides its terms, in products a probe.
 
     Properties: cost n_terms n_draws m products for each point, once. Its errors cost variance,
         never bias. For several numbers of probes use one `pilot`.
@@ -235,6 +219,5 @@ def _roulette(
     survival = theory.optimal_survival(squares, mean_square, costs)
     n_exact = int(np.count_nonzero(survival == 1.0))
     table = survival[n_exact - 1 :]
-    return Roulette(
-        Tabulated(tuple(table[table > 0.0].tolist()), decay), n_exact, spectral_radius=rho
-    )
+    law = Tabulated(tuple(table[table > 0.0].tolist()), decay)
+    return Roulette(law, n_exact, spectral_radius=rho)

@@ -100,9 +100,9 @@ class Sphere:
         return "sphere"
 
     def sample(self, n_probes: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Draw (m, B, *event): normal numbers, each vector scaled to the length sqrt(d)."""
-        v = _normal((n_probes, *_flat(x)), x, generator)
-        v = torch.nn.functional.normalize(v, dim=-1).mul_(math.sqrt(v.shape[-1]))
+        dim = math.prod(x.shape[1:])
+        v = _normal((n_probes, len(x), dim), x, generator)
+        v = torch.nn.functional.normalize(v, dim=-1).mul_(math.sqrt(dim))
         return v.to(x.dtype).reshape(n_probes, *x.shape)
 
     def variance(self, moments: theory.Moments, n_probes: int) -> np.ndarray:
@@ -128,7 +128,7 @@ class Orthogonal:
         return "orthogonal"
 
     def sample(self, n_probes: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        batch_size, dim = _flat(x)
+        batch_size, dim = len(x), math.prod(x.shape[1:])
 
         def block(n: int) -> Tensor:
             q, r = torch.linalg.qr(_normal((batch_size, dim, n), x, generator))
@@ -139,7 +139,6 @@ class Orthogonal:
         return _blocks(block, n_probes, dim).to(x.dtype).reshape(n_probes, *x.shape)
 
     def variance(self, moments: theory.Moments, n_probes: int) -> np.ndarray:
-        """2 d (d - m)/(m (d - 1)(d + 2)) (||sym A||_F^2 - tr(A)^2/d) for m <= d."""
         return theory.orthogonal_variance(moments, n_probes)
 
 
@@ -164,13 +163,12 @@ class Hadamard:
 
     def sample(self, n_probes: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw (m, B, *event); each example has columns of its own."""
-        batch_size, dim = _flat(x)
+        batch_size, dim = len(x), math.prod(x.shape[1:])
         n_bits = (dim - 1).bit_length()  # D = 2^n_bits
 
         def block(n: int) -> Tensor:
-            key = torch.rand(
-                (batch_size, 2**n_bits), generator=generator, dtype=torch.float32, device=x.device
-            )
+            size = (batch_size, 2**n_bits)
+            key = torch.rand(size, generator=generator, dtype=torch.float32, device=x.device)
             column = key.topk(n, dim=1).indices.T  # (n, B), all different in an example
             h = torch.ones(n, batch_size, 1, dtype=x.dtype, device=x.device)
             for bit in range(n_bits):  # h[a + 2^bit] = h[a] (-1)^(that bit of c), a < 2^bit
@@ -182,13 +180,7 @@ class Hadamard:
         return _blocks(block, n_probes, 2**n_bits).reshape(n_probes, *x.shape)
 
     def variance(self, moments: theory.Moments, n_probes: int) -> np.ndarray:
-        """(2/m) (D - m)/(D - 1) (||sym A||_F^2 - sum_i A_ii^2) for m <= D."""
         return theory.hadamard_variance(moments, n_probes)
-
-
-def _flat(x: Tensor) -> tuple[int, int]:
-    """B and d."""
-    return x.shape[0], math.prod(x.shape[1:])
 
 
 def _normal(shape: tuple[int, ...], x: Tensor, generator: torch.Generator | None) -> Tensor:

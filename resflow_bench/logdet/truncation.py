@@ -88,15 +88,12 @@ class Fixed:
     def draw(self, batch_size: int, like: Tensor, generator: torch.Generator | None) -> Terms:
         """Ones, (n_terms, B); draws no random number."""
         one = torch.ones(1, 1, dtype=like.dtype, device=like.device)
-        n_terms = np.full(batch_size, self.n_terms)
-        return Terms(one.expand(self.n_terms, batch_size), n_terms)
+        return Terms(one.expand(self.n_terms, batch_size), np.full(batch_size, self.n_terms))
 
     def bias(self, jacobian: np.ndarray) -> np.ndarray:
-        """tr S_N - ln|det(I + J)|."""
         return theory.truncation_bias(jacobian, self.n_terms)
 
     def bias_bound(self, lipschitz: float, dim: int) -> float:
-        """d sum_{k>N} K^k/k."""
         return float(theory.truncation_bias_bound(lipschitz, dim, self.n_terms))
 
     def variance(
@@ -108,8 +105,7 @@ class Fixed:
 
     def variance_bound(self, jacobian: np.ndarray, n_probes: int, n_traced: int = 0) -> np.ndarray:
         """(2/m) ||S_N - S_L||_F^2."""
-        probed = theory.series(jacobian, self.n_terms, n_traced)
-        return theory.avron_toledo_bound(probed, n_probes)
+        return theory.avron_toledo_bound(theory.series(jacobian, self.n_terms, n_traced), n_probes)
 
     def variance_bound_lipschitz(
         self, lipschitz: float, dim: int, n_probes: int, n_traced: int = 0
@@ -118,7 +114,6 @@ class Fixed:
         return float(theory.series_variance_bound(lipschitz, dim, self.n_terms, n_probes, n_traced))
 
     def moment_is_finite(self, spectral_radius: float, order: int) -> bool:
-        """True: the number of terms is bounded."""
         return True
 
 
@@ -130,8 +125,6 @@ class Roulette:
     evaluated if M >= k - n_exact and has weight 1 / P(M >= k - n_exact).
 
     Args:
-        law: of M.
-        n_exact: terms that are always evaluated, at least 0.
         per: draw N for each "example" (independent errors, so a batch mean's variance falls as
             1/B), once for the "batch" (as the public implementations do: the roulette part of
             the error is then common to the batch, and its mean does not improve with B), or
@@ -171,20 +164,13 @@ class Roulette:
                 "Roulette draws N per 'example', per 'batch' or 'stratified'; "
                 f"got {self.per!r}. Use one of them."
             )
-        if self.spectral_radius is not None:
-            self._check_variance(self.spectral_radius)
-
-    def __str__(self) -> str:
-        shared = {"example": "", "batch": ", per batch", "stratified": ", stratified"}[self.per]
-        return f"{self.law}, n_exact={self.n_exact}{shared}"
-
-    def _check_variance(self, rho: float) -> None:
-        if not 0.0 <= rho < 1.0:
+        rho = self.spectral_radius
+        if rho is not None and not 0.0 <= rho < 1.0:
             raise ValueError(
                 f"Roulette needs 0 <= spectral_radius < 1; got {rho}. The series diverges at 1 and "
                 "beyond: lower the Lipschitz constant of g."
             )
-        if not self.moment_is_finite(rho, 2):
+        if rho is not None and not self.moment_is_finite(rho, 2):
             raise ValueError(
                 f"Roulette has infinite variance unless spectral_radius^2 < decay; got {self.law}, "
                 f"which decays by {self.law.decay:g}, and {rho:g}^2 = {rho**2:.3g}. Take "
@@ -192,8 +178,11 @@ class Roulette:
                 "leave out `spectral_radius` to accept the infinite variance."
             )
 
+    def __str__(self) -> str:
+        shared = {"example": "", "batch": ", per batch", "stratified": ", stratified"}[self.per]
+        return f"{self.law}, n_exact={self.n_exact}{shared}"
+
     def survival(self, k: np.ndarray) -> np.ndarray:
-        """P(N >= k)."""
         return self.law.survival(np.maximum(np.asarray(k) - self.n_exact, 0))
 
     def draw(self, batch_size: int, like: Tensor, generator: torch.Generator | None) -> Terms:
@@ -229,17 +218,14 @@ class Roulette:
     def variance(
         self, jacobian: np.ndarray, probe: Probe, n_probes: int, n_traced: int = 0
     ) -> np.ndarray:
-        """V_m(M_1) + sum_k [(tr M_k)^2 + V_m(M_k)] (1/P_k - 1/P_(k-1)), M_k the tail from k."""
         return theory.roulette_variance(jacobian, self, probe, n_probes, n_traced=n_traced)
 
     def variance_bound(self, jacobian: np.ndarray, n_probes: int, n_traced: int = 0) -> np.ndarray:
-        """`variance` with (2/m) ||M_k||_F^2 in place of V_m(M_k)."""
         return theory.roulette_variance_bound(jacobian, self, n_probes, n_traced)
 
     def variance_bound_lipschitz(
         self, lipschitz: float, dim: int, n_probes: int, n_traced: int = 0
     ) -> float:
-        """`variance_bound` of J = -K I, which attains it with Gaussian probes."""
         return theory.roulette_variance_bound_lipschitz(lipschitz, dim, self, n_probes, n_traced)
 
     def moment_is_finite(self, spectral_radius: float, order: int) -> bool:

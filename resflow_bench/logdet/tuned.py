@@ -12,7 +12,7 @@ from torch import Tensor
 
 from resflow_bench.jacobian import Map
 from resflow_bench.logdet.estimator import Estimate, LogDetEstimator
-from resflow_bench.logdet.optimal import MAX_TAILS, pilot
+from resflow_bench.logdet.optimal import MAX_TAILS, Pilot, pilot
 from resflow_bench.logdet.truncation import Roulette
 
 N_PROBES = (1, 2, 4, 8, 16, 32)
@@ -52,7 +52,6 @@ class PerBranch:
     estimators: Mapping[Map, LogDetEstimator]
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
-        """Estimate ln|det(I + J)| with the estimator of g."""
         if g not in self.estimators:
             raise ValueError(
                 f"PerBranch has estimators for {len(self.estimators)} branches, and not for this "
@@ -82,21 +81,24 @@ def tuned(
         base: the estimator whose probe, products, gradient, n_traced and expansion all branches
             use; its truncation and n_probes are replaced.
         n_besides: the cost of a branch besides its probes, in products: value, slopes, traces.
-        generator: of the pilot's draws.
         n_draws: of the pilot, with `PROBES_A_DRAW` probes each, at every point.
 
     Properties: costs 64 products for each of the pilot's probes, points and branches, once.
     """
-    options = [_options(g, x, base, generator, n_draws) for g, x in branches]
-    best: tuple[float, list[_Option]] | None = None
-    for price in torch.logspace(-8, 8, N_PRICES, dtype=torch.float64).tolist():
-        chosen = [min(some, key=lambda o: o.variance + price * o.n_products) for some in options]
-        total = sum(o.variance for o in chosen)
-        total *= sum(o.n_products + n_besides for o in chosen)
-        if best is None or total < best[0]:
-            best = total, chosen
-    assert best is not None  # there are prices
-    return PerBranch({g: o.estimator for (g, _), o in zip(branches, best[1], strict=True)})
+    options = [
+        _options(pilot(base, g, x, PROBES_A_DRAW * n_draws, generator), base, g.lipschitz)
+        for g, x in branches
+    ]
+    choices = [
+        [min(some, key=lambda o: o.variance + price * o.n_products) for some in options]
+        for price in torch.logspace(-8, 8, N_PRICES, dtype=torch.float64).tolist()
+    ]
+
+    def variance_times_work(chosen: list[_Option]) -> float:
+        return sum(o.variance for o in chosen) * sum(o.n_products + n_besides for o in chosen)
+
+    best = min(choices, key=variance_times_work)
+    return PerBranch({g: o.estimator for (g, _), o in zip(branches, best, strict=True)})
 
 
 class _Option(NamedTuple):
@@ -107,17 +109,10 @@ class _Option(NamedTuple):
     n_products: float
 
 
-def _options(
-    g: ContractiveMap,
-    x: Tensor,
-    base: LogDetEstimator,
-    generator: torch.Generator | None,
-    n_draws: int,
-) -> list[_Option]:
-    moments = pilot(base, g, x, PROBES_A_DRAW * n_draws, generator)
+def _options(moments: Pilot, base: LogDetEstimator, lipschitz: float) -> list[_Option]:
     options = []
     for m in N_PROBES:
-        roulette = replace(moments.roulette(m, g.lipschitz), per="stratified")
+        roulette = replace(moments.roulette(m, lipschitz), per="stratified")
         estimator = replace(base, n_probes=m, truncation=roulette)
         variance = moments.variance(roulette, m)
         options.append(_Option(estimator, variance, m * mean_terms(roulette)))

@@ -15,23 +15,22 @@ truncation and the inverse; Chen et al. (2019), "Residual Flows", for the roulet
 results here are derived in their docstrings.
 """
 
-from __future__ import annotations
-
 from resflow_bench.theory.bias import log_tail, series, truncation_bias, truncation_bias_bound
 from resflow_bench.theory.chebyshev import chebyshev_bias, chebyshev_coefficients
 from resflow_bench.theory.hutchinson import (
     Moments,
     ProbeVariance,
     avron_toledo_bound,
+    hadamard_variance,
     hutchinson_variance,
     iid_variance,
     moments,
+    orthogonal_variance,
     printed_variance_bound,
     series_variance_bound,
 )
 from resflow_bench.theory.inverse import residual_error_bounds
 from resflow_bench.theory.optimal import optimal_survival
-from resflow_bench.theory.probes import hadamard_variance, orthogonal_variance
 from resflow_bench.theory.roulette import (
     Law,
     TermCount,

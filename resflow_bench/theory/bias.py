@@ -16,11 +16,7 @@ def log_tail(lipschitz: ArrayLike, n_terms: ArrayLike) -> Floats:
     The largest truncation error of log(1 + t), |t| <= K, after N terms; at most
     K^(N+1)/((N+1)(1-K)). Computed to a relative 1e-12: the difference of logarithms is noise where
     tau < 1e-16, and scipy's hyp2f1, which equals the integral, returns NaN for N >= 200 and
-    K >= 0.98.
-
-    Args:
-        lipschitz: K in [0, 1), any shape.
-        n_terms: N >= 0, broadcast against `lipschitz`.
+    K >= 0.98. K and N may have any shapes that broadcast.
 
     Raises:
         ValueError: if a K is outside [0, 1) or an N is negative.

@@ -11,11 +11,8 @@ from resflow_bench.theory.checks import Floats, contraction
 def residual_error_bounds(residual_norm: ArrayLike, lipschitz: ArrayLike) -> tuple[Floats, Floats]:
     """||r||/(1 + K) <= ||x - x*|| <= ||r||/(1 - K), r = z - x - g(x), f(x*) = z.
 
-    The distance of x from the inverse of z, in any norm in which g has a Lipschitz constant of at
-    most K.
-
-    Returns:
-        (low, high), of the broadcast shape.
+    (low, high), of the broadcast shape: bounds on the distance of x from the inverse of z, in any
+    norm in which g has a Lipschitz constant of at most K.
 
     Raises:
         ValueError: if K is outside [0, 1).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -17,9 +18,6 @@ from resflow_bench.theory.tails import scaled_tails, spectral_radius
 
 _MAX_TERMS = 2**13  # enough unless rho^2 is within 0.2 % of decay; 0.25 s at d = 64
 _RTOL = 1e-12
-
-Quadratic = Callable[[Moments, int], np.ndarray]
-"""(moments of A, m) -> V_m(A), of m probes."""
 
 
 class Law(Protocol):
@@ -97,7 +95,7 @@ def roulette_variance(
 ) -> Floats:
     """V_m(M_1) + sum_{k>=1} [(tr M_k)^2 + V_m(M_k)] (1/P_k - 1/P_(k-1)), P_0 = 1; shape (...).
 
-    The exact variance, with V_m(A) = Var((1/m) sum_j v_j^T A v_j), of
+    The exact variance, with V_m(A) = Var((1/m) sum_j v_j^T A v_j) from `probe`, of
 
         Y = sum_{k<=N} a_k/P_k,  a_k = (-1)^(k+1)/k (1/m) sum_j v_j^T J^k v_j,
 
@@ -112,10 +110,6 @@ def roulette_variance(
     3. Over the probes E[T_k^2] = (tr M_k)^2 + V_m(M_k), and Var(T_1) = V_m(M_1) adds to it.
 
     Args:
-        jacobian: (..., d, d).
-        roulette: P_k, its decay and n_exact.
-        probe: V.
-        n_probes: m.
         min_survival: q. If positive, only terms with P_k >= q are summed: the variance that about
             1/q draws can show, of interest where the variance is infinite.
         n_traced: L.
@@ -133,7 +127,27 @@ def roulette_variance(
 
     Source: Chen et al. (2019), Theorem 1, for the estimator; the variance by the derivation above.
     """
-    return _roulette_sum(jacobian, roulette, probe.variance, n_probes, min_survival, n_traced)
+    j = square("roulette_variance", jacobian)
+    m = probe_count("roulette_variance", n_probes)
+    n_traced = int(at_least("roulette_variance", "n_traced", n_traced, 0))
+    if not 0.0 <= min_survival <= 1.0:
+        raise ValueError(
+            f"roulette_variance needs 0 <= min_survival <= 1; got {min_survival}. It is the "
+            "probability below which a term is left out: 1e-9, say."
+        )
+
+    def variance(j: np.ndarray, rho: float) -> float:
+        if rho >= 1.0 or not (min_survival > 0.0 or roulette_variance_is_finite(rho, roulette)):
+            return math.inf
+        squares = partial(_squares, j, rho, probe, m, n_traced)
+        decay = roulette.law.decay
+        ratio = 0.0 if rho == 0.0 else rho**2 / decay if decay > 0.0 else math.inf
+        return _weighted_sum(squares, ratio, roulette, min_survival, len(j))
+
+    rho = spectral_radius(j)
+    flat = j.reshape(-1, *j.shape[-2:])
+    each = [variance(one, r) for one, r in zip(flat, rho.ravel(), strict=True)]
+    return np.array(each).reshape(rho.shape)
 
 
 def roulette_variance_bound(
@@ -150,7 +164,7 @@ def roulette_variance_bound(
 
     Source: Avron and Toledo (2011), Table 1, given N.
     """
-    return _roulette_sum(jacobian, roulette, _avron_toledo, n_probes, 0.0, n_traced)
+    return roulette_variance(jacobian, roulette, _AvronToledo(), n_probes, n_traced=n_traced)
 
 
 def roulette_variance_bound_lipschitz(
@@ -186,61 +200,25 @@ def roulette_variance_bound_lipschitz(
     return _weighted_sum(squares, k**2 / roulette.law.decay, roulette, 0.0, 1)
 
 
-def _avron_toledo(moments: Moments, n_probes: int) -> Floats:
-    return np.asarray(2.0 * moments.frobenius_sq / n_probes)
+class _AvronToledo:
+    """The bound on V_m(A) in the place of a probe's V_m(A)."""
+
+    def variance(self, moments: Moments, n_probes: int) -> Floats:
+        return np.asarray(2.0 * moments.frobenius_sq / n_probes)
 
 
-def _roulette_sum(
-    jacobian: ArrayLike,
-    roulette: TermCount,
-    quadratic: Quadratic,
-    n_probes: int,
-    min_survival: float,
-    n_traced: int,
-) -> Floats:
-    """V(M_1) + sum_k [(tr M_k)^2 + V(M_k)] (1/P_k - 1/P_(k-1)) with V = `quadratic` of m."""
-    j = square("roulette_variance", jacobian)
-    m = probe_count("roulette_variance", n_probes)
-    n_traced = int(at_least("roulette_variance", "n_traced", n_traced, 0))
-    if not 0.0 <= min_survival <= 1.0:
-        raise ValueError(
-            f"roulette_variance needs 0 <= min_survival <= 1; got {min_survival}. It is the "
-            "probability below which a term is left out: 1e-9, say."
-        )
-    rho = spectral_radius(j)
-    flat = j.reshape(-1, *j.shape[-2:])
-    each = [
-        _roulette_sum_of(a, r, roulette, quadratic, m, min_survival, n_traced)
-        for a, r in zip(flat, rho.ravel(), strict=True)
-    ]
-    return np.array(each).reshape(rho.shape)
-
-
-def _roulette_sum_of(
-    j: np.ndarray,
-    rho: float,
-    roulette: TermCount,
-    quadratic: Quadratic,
-    m: int,
-    min_survival: float,
-    n_traced: int,
-) -> float:
-    if rho >= 1.0 or not (min_survival > 0.0 or roulette_variance_is_finite(rho, roulette)):
-        return math.inf
-
-    def squares(n: int) -> tuple[float, Floats, Floats]:
-        scaled, log_scale = scaled_tails(j, rho, n + n_traced)
-        seen = np.maximum(np.arange(n), n_traced)  # M_(L+1) in the place of M_1 ... M_L
-        scaled, log_scale = Moments(scaled.dim, *(f[seen] for f in scaled[1:])), log_scale[seen]
-        noise = quadratic(scaled, m)
-        with np.errstate(divide="ignore"):  # M_k = 0
-            log_square = np.log(scaled.trace**2 + noise) + 2.0 * log_scale
-            log_envelope = np.log((len(j) + 2.0 / m) * scaled.frobenius_sq) + 2.0 * log_scale
-        return float(noise[0] * np.exp(2.0 * log_scale[0])), log_square, log_envelope
-
-    decay = roulette.law.decay
-    ratio = 0.0 if rho == 0.0 else rho**2 / decay if decay > 0.0 else math.inf
-    return _weighted_sum(squares, ratio, roulette, min_survival, len(j))
+def _squares(
+    j: np.ndarray, rho: float, probe: ProbeVariance, m: int, n_traced: int, n: int
+) -> tuple[float, Floats, Floats]:
+    """V_m(M_1), and log[(tr M_k)^2 + V_m(M_k)] with its envelope, k = 1..n, of one J (d, d)."""
+    scaled, log_scale = scaled_tails(j, rho, n + n_traced)
+    seen = np.maximum(np.arange(n), n_traced)  # M_(L+1) in the place of M_1 ... M_L
+    scaled, log_scale = Moments(scaled.dim, *(f[seen] for f in scaled[1:])), log_scale[seen]
+    noise = probe.variance(scaled, m)
+    with np.errstate(divide="ignore"):  # M_k = 0
+        log_square = np.log(scaled.trace**2 + noise) + 2.0 * log_scale
+        log_envelope = np.log((len(j) + 2.0 / m) * scaled.frobenius_sq) + 2.0 * log_scale
+    return float(noise[0] * np.exp(2.0 * log_scale[0])), log_square, log_envelope
 
 
 def _weighted_sum(

@@ -41,13 +41,12 @@ def tail_moments(jacobian: ArrayLike, n_tails: int) -> Moments:
             f"{rho.max():.6g}. Leave those jacobians out, or take a partial sum with `series`."
         )
     flat = j.reshape(-1, *j.shape[-2:])
-    each = [scaled_tails(a, r, n_tails) for a, r in zip(flat, rho.ravel(), strict=True)]
-    shape = (n_tails, *j.shape[:-2])
     columns = np.empty((4, n_tails, len(flat)))
-    for i, (scaled, log_scale) in enumerate(each):
+    for i, (a, r) in enumerate(zip(flat, rho.ravel(), strict=True)):
+        scaled, log_scale = scaled_tails(a, r, n_tails)
         columns[0, :, i] = scaled.trace * np.exp(log_scale)
         columns[1:, :, i] = np.stack(scaled[2:]) * np.exp(2.0 * log_scale)
-    return Moments(j.shape[-1], *(c.reshape(shape) for c in columns))
+    return Moments(j.shape[-1], *columns.reshape(4, n_tails, *j.shape[:-2]))
 
 
 def scaled_tails(j: np.ndarray, rho: float, n_tails: int) -> tuple[Moments, Floats]:
@@ -69,8 +68,7 @@ def scaled_tails(j: np.ndarray, rho: float, n_tails: int) -> tuple[Moments, Floa
 
     tail = _last_tail(large[-1], small * np.exp(log_small)[:, None, None], n_large * n_small)
     log_tail_scale = log_large[-1]
-    pieces = []
-    log_scale = np.empty((n_large, n_small))
+    fields, log_scale = np.empty((4, n_large, n_small)), np.empty((n_large, n_small))
     for i in reversed(range(n_large)):
         k = np.arange(i * n_small + 1, (i + 1) * n_small + 1)
         block = large[i - 1] @ small if i else small.copy()
@@ -79,12 +77,8 @@ def scaled_tails(j: np.ndarray, rho: float, n_tails: int) -> tuple[Moments, Floa
         for p in reversed(range(n_small)):
             block[p] += math.exp(log_tail_scale - log_scale[i, p]) * tail
             tail, log_tail_scale = block[p], log_scale[i, p]
-        pieces.append(moments(block))
-    fields = (
-        np.concatenate(column)[:n_tails]
-        for column in zip(*(p[1:] for p in pieces[::-1]), strict=True)
-    )
-    return Moments(len(j), *fields), log_scale.ravel()[:n_tails]
+        fields[:, i] = moments(block)[1:]
+    return Moments(len(j), *fields.reshape(4, -1)[:, :n_tails]), log_scale.ravel()[:n_tails]
 
 
 def _powers(a: np.ndarray, n: int) -> tuple[Floats, Floats]:

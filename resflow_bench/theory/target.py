@@ -46,8 +46,6 @@ def seconds_to_target(
 ) -> Floats:
     """seconds max(1, variance/(target^2 - bias^2)): a draw's seconds times `draws_to_target`.
 
-    Infinite where the variance is, and where the bias alone is too large.
-
     Args:
         seconds: of one draw, above 0; the other arguments are those of `draws_to_target`.
 

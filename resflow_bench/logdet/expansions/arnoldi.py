@@ -40,9 +40,6 @@ class Arnoldi:
        grows by -(e_1^T M_(k-1)^-1 c) l_k. H_k is Hessenberg, so r has one entry, and of M_k^-1 two
        rows are enough: all q_k come from one pass over H_N, as differences that do not cancel.
 
-    Args:
-        n_nodes: of the quadrature.
-
     Properties: q_k is exact if f is a polynomial of degree k, as Taylor's sum of k terms is, or of
         degree 2k - 1 if J is symmetric; and exact from the first k at which the Krylov space is
         invariant (at most d) on. The roulette is therefore unbiased, and its sum ends: every moment
@@ -52,9 +49,9 @@ class Arnoldi:
         another norm than the Euclidean does not imply it. Cost: min(N, d) products a probe, and
         4 N^2 d operations to keep the basis orthogonal; memory: N vectors shaped like v. On a
         trained block (d = 64, rho 0.89, L = 2) four products on average gave the variance of ten
-        of Taylor's: slower on a CPU with 128 hidden units, faster with 1024. Symmetric J need no
-        method of their own (Lanczos): H_k is then tridiagonal by itself, and Lanczos would save
-        the orthogonalisation alone, without which the increments do not end at k = d.
+        of Taylor's: slower on a CPU with 128 hidden units, faster with 1024. For a
+        symmetric J, Lanczos's method would save the orthogonalisation alone, without which the
+        increments do not end at k = d.
 
     Raises:
         ValueError: if `n_nodes` is below 1.
@@ -98,8 +95,8 @@ class Arnoldi:
         The size of the last one estimates, and does not bound, the rest after N terms: where they
         fall by a factor r a term, the rest is about r/(1 - r) of it. They end at N = d.
         """
-        space = krylov(jacobian, v, Fixed(n_terms).draw(v.shape[1], v, None), n_traced + 1)
-        h, size = space.hessenberg, space.size
+        terms = Fixed(n_terms).draw(v.shape[1], v, None)
+        _, _, h, size = krylov(jacobian, v, terms, n_traced + 1)
         return size.square() * _increments(h, n_traced, *_nodes(self.n_nodes))
 
 

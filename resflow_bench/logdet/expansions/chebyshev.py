@@ -105,9 +105,7 @@ def measured_interval(
     of J, whose ends they approach after few products.
 
     Args:
-        jacobian: J at the batch.
         v: (m, B, *event), of a batch of at least one example.
-        n_products: vector-Jacobian products a probe.
         margin: added on both sides, as a share of the interval's length.
 
     Properties: an observation, not a bound. `low` stays above -1: at least midway between -1

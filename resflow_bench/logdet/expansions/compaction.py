@@ -25,7 +25,6 @@ class State(NamedTuple):
     vectors: tuple[Tensor, ...]
 
     def first(self, n: int) -> State:
-        """The state of the first n examples."""
         return State(
             tuple(jacobian.select(slice(n)) for jacobian in self.jacobians),
             tuple(vector[:, :n].contiguous() for vector in self.vectors),
@@ -48,10 +47,7 @@ class Work(NamedTuple):
     order: Tensor | None
 
     def recur(
-        self,
-        state: State,
-        step: Callable[[int, State], State],
-        terms: Iterable[int] | None = None,
+        self, state: State, step: Callable[[int, State], State], terms: Iterable[int] | None = None
     ) -> None:
         """state <- step(k, state) for k = 1..N, or for the given ones of them.
 
@@ -70,7 +66,7 @@ class Work(NamedTuple):
         return Expanded(v.new_zeros(v.shape[1]), torch.zeros_like(v) if adjoint else None, 0.0)
 
     def expanded(self, value: Tensor, adjoint: Tensor | None) -> Expanded:
-        """The results, (B,) and (m, B, *event), in the order of the batch as given."""
+        """The results in the order of the batch as given."""
         if self.order is not None:
             back = torch.argsort(self.order)
             value = value[back]

@@ -23,9 +23,10 @@ from resflow_bench.logdet.truncation import Terms
 AT_ONCE = 4
 """Terms in one compiled function; more take longer to compile."""
 
-SeveralTerms = Callable[
-    [Sequence[Stage], Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]
-]
+Sums = tuple[Tensor, Tensor, Tensor]
+"""p J^n, sum_i c_i p J^i and sum_i a_i p J^(i-1) (0 without a), i = 1..n, of a power p."""
+
+SeveralTerms = Callable[[Sequence[Stage], Tensor, Tensor, Tensor | None], Sums]
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,10 @@ class Compiled:
 
         work.recur(State((loop,), (power,)), step, last_of)
         value = inner(leave(series.div_(scale)), v)
-        if not adjoint:
-            return work.expanded(value, None)
-        return work.expanded(value, torch.addcmul(leave(rest.div_(scale)), v, a[0]))
+        s = torch.addcmul(leave(rest.div_(scale)), v, a[0]) if adjoint else None
+        return work.expanded(value, s)
 
-    def _run(
-        self, stages: Sequence[Stage], power: Tensor, c: Tensor, a: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _run(self, stages: Sequence[Stage], power: Tensor, c: Tensor, a: Tensor | None) -> Sums:
         stages = [stage.mapped(torch.Tensor.detach, _any_batch) for stage in stages]
         power = power.contiguous()  # an image's numbers come in either order: one kind, not two
         _symbolic(power, 0, 1)
@@ -125,10 +123,7 @@ def _runs(n_active: Sequence[int]) -> dict[int, int]:
     return last_of
 
 
-def _terms(
-    stages: Sequence[Stage], power: Tensor, c: Tensor, a: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(p J^n, sum_i c_i p J^i, sum_i a_i p J^(i-1)), i = 1..n; the last is 0 without a."""
+def _terms(stages: Sequence[Stage], power: Tensor, c: Tensor, a: Tensor | None) -> Sums:
     power = power.clone()  # an activation may overwrite it, and a changed input forbids CUDA graphs
     partial = torch.zeros_like(power)
     before = torch.zeros_like(power)
@@ -143,8 +138,7 @@ def _terms(
 
 @lru_cache
 def _compiled(backend: str, mode: str | None) -> SeveralTerms:
-    run: SeveralTerms = torch.compile(_terms, backend=backend, mode=mode)
-    return run
+    return torch.compile(_terms, backend=backend, mode=mode)
 
 
 def _any_batch(tensor: Tensor) -> Tensor:

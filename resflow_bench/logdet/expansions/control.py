@@ -34,10 +34,6 @@ class Controlled:
         J_mean. Cost: d products of one example and n matrix products (d, d) a batch, and v F, of
         d^2 operations, a probe: for vectors, or images of few pixels.
 
-    Args:
-        expansion: the expansion to which the control is applied.
-        degree: n, of F.
-
     Raises:
         ValueError: if `degree` is below 1; when called, if J has no `mean`: that of a branch
             (`cached`) and a matrix (`dense`) have.

@@ -34,7 +34,6 @@ class Expansion(Protocol):
         """The weighted sum, without the parts of degree 1 to `n_traced` in J.
 
         Args:
-            jacobian: J at the batch.
             v: (m, B, *event).
             terms: w_k and N.
             n_traced: number of powers of J left out, because their traces are exact.
@@ -53,9 +52,7 @@ class Incremental(Protocol):
 class WeightedSum:
     """sum_{k>L} w_k c_k u_k, (m, B, *event), of vectors u_k of the first n <= B examples.
 
-    Args:
-        weights: w_k, (N, B, 1, ...).
-        n_traced: L.
+    L is `n_traced`, and w_k is `weights[k - 1]`, (B, 1, ...).
     """
 
     def __init__(self, weights: Tensor, n_traced: int) -> None:

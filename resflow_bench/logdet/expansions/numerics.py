@@ -60,11 +60,8 @@ def tf32() -> Iterator[None]:
 
 def check_tf32(v: Tensor) -> None:
     """Raise a ValueError unless products with v can be formed in TF32."""
-    if not (
-        v.is_cuda
-        and v.dtype == torch.float32
-        and torch.cuda.get_device_capability(v.device) >= (8, 0)
-    ):
+    capable = v.is_cuda and torch.cuda.get_device_capability(v.device) >= (8, 0)
+    if not capable or v.dtype != torch.float32:
         raise ValueError(
             "Taylor(tail=tf32) needs float32 on a CUDA GPU of compute capability 8.0 or more; got "
             f"{str(v.dtype).removeprefix('torch.')} on {v.device}. Set `tail=None`."

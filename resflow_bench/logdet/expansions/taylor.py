@@ -9,15 +9,9 @@ from torch import Tensor
 
 from resflow_bench.jacobian import Jacobian
 from resflow_bench.jacobian.operator import inner
+from resflow_bench.logdet.expansions import numerics
 from resflow_bench.logdet.expansions.compaction import State, Work, longest_first
 from resflow_bench.logdet.expansions.expansion import Expanded, WeightedSum, series_sign
-from resflow_bench.logdet.expansions.numerics import (
-    Precision,
-    check_tf32,
-    flushed,
-    headroom,
-    lowered,
-)
 from resflow_bench.logdet.truncation import Terms
 
 PACK_FOR = 6
@@ -28,8 +22,6 @@ four of them save."""
 @dataclass(frozen=True)
 class Taylor:
     """Delta_k = (-1)^(k+1)/k v^T J^k v,    s^T = sum_k w_k (-1)^(k-1) v^T J^(k-1).
-
-    The adjoint's mean is that of sum_k w_k (-J)^(k-1) -> (I + J)^-1: the Neumann series.
 
     Args:
         tail: the dtype of the products that form J^2 v and higher powers; None is that of v. Sums
@@ -54,7 +46,7 @@ class Taylor:
     ('taylor', 'taylor(bfloat16)', 'taylor(tf32)')
     """
 
-    tail: Precision | None = None
+    tail: numerics.Precision | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.tail, str) and self.tail != "tf32":
@@ -71,9 +63,9 @@ class Taylor:
         self, jacobian: Jacobian, v: Tensor, terms: Terms, n_traced: int, adjoint: bool
     ) -> Expanded:
         if self.tail == "tf32":
-            check_tf32(v)
+            numerics.check_tf32(v)
         work = longest_first(jacobian, v, terms)
-        v, scale = work.v, headroom(v)
+        v, scale = work.v, numerics.headroom(v)
         if not work.n_active:
             return work.zero(adjoint)
         enter, loop, leave = work.jacobian.cycle()
@@ -82,7 +74,7 @@ class Taylor:
         def step(k: int, state: State) -> State:
             (enter, loop), (power,) = state
             if self.tail is not None and k == (2 if n_traced == 0 else 1):
-                enter, loop = lowered(enter, self.tail), lowered(loop, self.tail)
+                enter, loop = numerics.lowered(enter, self.tail), numerics.lowered(loop, self.tail)
                 power = power if self.tail == "tf32" else power.to(self.tail)
             if k == 1:
                 power = enter.vjp(power)
@@ -92,7 +84,7 @@ class Taylor:
                 loop = _packed(loop, power, work, k)
                 power = loop.vjp(power)
             series.add(k, series_sign(k) / k, power)
-            return State((enter, loop), (flushed(power, k),))
+            return State((enter, loop), (numerics.flushed(power, k),))
 
         work.recur(State((enter, loop), (v * scale,)), step)
         value = inner(leave(series.over(scale)), v)
@@ -103,14 +95,14 @@ class Taylor:
 
     @torch.no_grad()
     def increments(self, jacobian: Jacobian, v: Tensor, n_terms: int, n_traced: int = 0) -> Tensor:
-        scale = headroom(v)
+        scale = numerics.headroom(v)
         power, terms = v * scale, []
         for k in range(1, n_terms + 1):
             power = jacobian.vjp(power)
             form = (power * v).flatten(2).sum(2) if v.ndim > 2 else power * v
             zero = k <= n_traced
             terms.append(torch.zeros_like(form) if zero else form * (series_sign(k) / (k * scale)))
-            power = flushed(power, k)
+            power = numerics.flushed(power, k)
         return torch.stack(terms)
 
 
