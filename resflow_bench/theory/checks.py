@@ -40,14 +40,9 @@ def contraction(caller: str, lipschitz: ArrayLike) -> Floats:
 def at_least(caller: str, name: str, value: ArrayLike, least: float) -> Floats:
     """Numbers of at least `least`."""
     array = np.asarray(value, dtype=np.float64)
-    check_at_least(caller, name, array, least)
+    if not (array >= least).all():
+        raise ValueError(f"{caller} needs {name} of at least {least}; got {array}. Raise `{name}`.")
     return array
-
-
-def check_at_least(caller: str, name: str, value: float | Floats, least: float) -> None:
-    """Raise a ValueError unless each number is at least `least`."""
-    if not np.all(value >= least):
-        raise ValueError(f"{caller} needs {name} of at least {least}; got {value}. Raise `{name}`.")
 
 
 def probe_count(caller: str, n_probes: int) -> int:
