@@ -173,16 +173,12 @@ class CLipSwish(nn.Module):
         return math.sqrt(2) * self.swish.curvature() / CLIPSWISH_SCALE
 
 
-class _UnitLipschitz(nn.Module):
-    """One output for each input, and sup |phi'| = 1."""
+class Tanh(nn.Module):
+    """phi(z) = tanh z; phi'(z) = 1 - tanh(z)^2 in (0, 1]."""
 
     lipschitz: float = 1.0
     expansion: int = 1
     slopes: tuple[float, float] = (0.0, 1.0)
-
-
-class Tanh(_UnitLipschitz):
-    """phi(z) = tanh z; phi'(z) = 1 - tanh(z)^2 in (0, 1]."""
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.tanh(z)
@@ -196,8 +192,12 @@ class Tanh(_UnitLipschitz):
         return 4 / (3 * math.sqrt(3))
 
 
-class ELU(_UnitLipschitz):
+class ELU(nn.Module):
     """phi(z) = z for z > 0, e^z - 1 otherwise; phi'(z) = e^min(z, 0) in (0, 1]."""
+
+    lipschitz: float = 1.0
+    expansion: int = 1
+    slopes: tuple[float, float] = (0.0, 1.0)
 
     def forward(self, z: Tensor) -> Tensor:
         return functional.elu(z)
@@ -219,8 +219,12 @@ def softplus(z: Tensor) -> Tensor:
     return functional.softplus(z, threshold=40.0)
 
 
-class Softplus(_UnitLipschitz):
+class Softplus(nn.Module):
     """phi(z) = ln(1 + e^z); phi'(z) = sigmoid(z) in (0, 1), whose supremum 1 is not attained."""
+
+    lipschitz: float = 1.0
+    expansion: int = 1
+    slopes: tuple[float, float] = (0.0, 1.0)
 
     def forward(self, z: Tensor) -> Tensor:
         return softplus(z)
@@ -233,9 +237,11 @@ class Softplus(_UnitLipschitz):
         return 0.25
 
 
-class Sine(_UnitLipschitz):
+class Sine(nn.Module):
     """phi(z) = sin z; phi'(z) = cos z in [-1, 1]."""
 
+    lipschitz: float = 1.0
+    expansion: int = 1
     slopes: tuple[float, float] = (-1.0, 1.0)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -249,11 +255,15 @@ class Sine(_UnitLipschitz):
         return 1.0
 
 
-class ReLU(_UnitLipschitz):
+class ReLU(nn.Module):
     """phi(z) = max(z, 0); phi'(z) = 1 for z > 0, 0 otherwise (at the kink too, as in autograd).
 
     The derivative's own gradient is zero wherever it exists.
     """
+
+    lipschitz: float = 1.0
+    expansion: int = 1
+    slopes: tuple[float, float] = (0.0, 1.0)
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.relu(z)

@@ -28,7 +28,9 @@ class Contraction(Protocol):
     """A g with a promised Lipschitz constant, and what its inverse needs; see `Branch`."""
 
     lipschitz: float
-    order: Order
+
+    @property
+    def order(self) -> Order: ...
 
     def __call__(self, x: Tensor) -> Tensor: ...
 

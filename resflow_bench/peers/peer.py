@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -110,8 +110,7 @@ def check_convertible(flow: ResidualFlow, convolutions: bool = False) -> None:
         if isinstance(layer, ActNorm) or (convolutions and isinstance(layer, Flatten)):
             continue
         branch = layer.branch if isinstance(layer, ResidualBlock) else None
-        stages: Iterable[object] = branch.stages if isinstance(branch, Branch) else [layer]
-        for stage in stages:
+        for stage in branch.stages if isinstance(branch, Branch) else [layer]:
             norm = stage.norm if isinstance(stage, Linear | Conv2d) else None
             if not isinstance(stage, held) or not isinstance(norm, SpectralNorm | None):
                 raise Skip(
