@@ -69,7 +69,7 @@ def write_report(
         totals=judged["verdict"].value_counts().reindex(verdicts.VERDICTS, fill_value=0).to_dict(),
         violated=_violated(judged, frames),
         refuted=_violated(disputed, frames),
-        reasons=_reasons(judged),
+        reasons=_reasons(judged, measured, frames),
         sections=[
             _section(name, measured.get(name), frames[name], out)
             | {"question": questions.get(name)}
@@ -199,7 +199,12 @@ def _table(
 
 def _head(metric: str, unit: str) -> str:
     """A column's head, with the unit unless the metric is a pure number."""
-    return f"{metric} ({unit.replace('^2', '²')})" if unit not in ("", "1", metric) else metric
+    return metric if unit == metric or not _unit(unit) else f"{metric} ({_unit(unit).strip()})"
+
+
+def _unit(unit: str) -> str:
+    """A blank and the unit; nothing for a pure number."""
+    return "" if unit in ("", "1") else f" {unit.replace('^2', '²')}"
 
 
 def _measured(cell: pd.Series, metric: str) -> str:
@@ -218,9 +223,27 @@ def _summary(
     return [line | vars(by_name[line["suite"], line["statement"]]) for line in lines]
 
 
-def _reasons(judged: pd.DataFrame) -> list[dict[str, Any]]:
-    counts = judged[judged["verdict"] == "undecided"]["reason"].value_counts()
-    return [{"says": r, "count": n, "means": rules.REASONS.get(r, "")} for r, n in counts.items()]
+def _reasons(
+    judged: pd.DataFrame, suites: Mapping[str, Suite], frames: Mapping[str, pd.DataFrame]
+) -> list[dict[str, Any]]:
+    """What keeps verdicts undecided, how often, and what it means."""
+    open_ = judged[judged["verdict"] == "undecided"]
+    lines = [
+        {"says": reason, "count": n, "means": rules.REASONS.get(reason, "")}
+        for reason, n in open_["reason"].value_counts().items()
+    ]
+    wide_ = set(zip(open_["suite"], open_["statement"], open_["reason"], strict=True))
+    worth = {
+        f"{rule.metric}: {rule.resolution:g}{_unit(units(frames[name]).get(rule.metric, ''))}"
+        for name, suite in suites.items()
+        for statement in suite.claims.statements
+        if isinstance(rule := statement.rule, rules.Equals)
+        and (name, statement.name, rules.WIDE) in wide_
+    }
+    for line in lines:
+        if line["says"] == rules.WIDE and worth:
+            line["means"] += f" Differences worth acting upon: {', '.join(sorted(worth))}."
+    return lines
 
 
 def _violated(judged: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> dict[str, Any]:

@@ -141,6 +141,20 @@ def test_every_doubt_is_explained(frames: dict[str, pd.DataFrame], outline: Outl
         assert f"{reason}: {REASONS[reason]}" in " ".join(outline.text.split())
 
 
+def test_a_wide_interval_is_told_the_difference_that_would_matter(
+    frames: dict[str, pd.DataFrame], tmp_path: Path
+) -> None:
+    """In the metric's unit; where nothing is too wide the sentence is not there."""
+    wide = frames["variance"].copy()
+    sampled = wide["metric"].eq("variance") & (wide["ci_high"] > wide["ci_low"])
+    assert sampled.any()
+    wide.loc[sampled, "ci_high"] += 1e6
+    for rows, expected in ((wide, True), (frames["lipschitz"], False)):
+        suite = rows["suite"].iloc[0]
+        page = write_report({suite: rows}, [RUN], tmp_path / suite, SUITES).read_text("utf-8")
+        assert ("worth acting upon: variance: 0.02 nat²." in page) == expected
+
+
 def test_the_tables_beside_it_are_the_rows(frames: dict[str, pd.DataFrame], page: Path) -> None:
     for suite, frame in frames.items():
         read = pd.read_csv(page.parent / "tables" / f"{suite}.csv", keep_default_na=False)
