@@ -234,7 +234,7 @@ def _reasons(
     ]
     wide_ = set(zip(open_["suite"], open_["statement"], open_["reason"], strict=True))
     worth = {
-        f"{rule.metric}: {rule.resolution:g}{_unit(units(frames[name]).get(rule.metric, ''))}"
+        f"{rule.resolution:g}{_unit(units(frames[name]).get(rule.metric, ''))} ({rule.metric})"
         for name, suite in suites.items()
         for statement in suite.claims.statements
         if isinstance(rule := statement.rule, rules.Equals)
@@ -242,7 +242,7 @@ def _reasons(
     }
     for line in lines:
         if line["says"] == rules.WIDE and worth:
-            line["means"] += f" Differences worth acting upon: {', '.join(sorted(worth))}."
+            line["means"] += f" Worth acting upon is a difference of {', '.join(sorted(worth))}."
     return lines
 
 

@@ -152,7 +152,7 @@ def test_a_wide_interval_is_told_the_difference_that_would_matter(
     for rows, expected in ((wide, True), (frames["lipschitz"], False)):
         suite = rows["suite"].iloc[0]
         page = write_report({suite: rows}, [RUN], tmp_path / suite, SUITES).read_text("utf-8")
-        assert ("worth acting upon: variance: 0.02 nat²." in page) == expected
+        assert ("Worth acting upon is a difference of 0.02 nat (variance)." in page) == expected
 
 
 def test_the_tables_beside_it_are_the_rows(frames: dict[str, pd.DataFrame], page: Path) -> None:
