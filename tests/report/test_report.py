@@ -149,9 +149,9 @@ def test_a_wide_interval_is_told_the_difference_that_would_matter(
     sampled = wide["metric"].eq("variance") & (wide["ci_high"] > wide["ci_low"])
     assert sampled.any()
     wide.loc[sampled, "ci_high"] += 1e6
-    for rows, expected in ((wide, True), (frames["lipschitz"], False)):
-        suite = rows["suite"].iloc[0]
-        page = write_report({suite: rows}, [RUN], tmp_path / suite, SUITES).read_text("utf-8")
+    for some, expected in ((wide, True), (frames["lipschitz"], False)):
+        suite = some["suite"].iloc[0]
+        page = write_report({suite: some}, [RUN], tmp_path / suite, SUITES).read_text("utf-8")
         assert ("Worth acting upon is a difference of 0.02 nat (variance)." in page) == expected
 
 
