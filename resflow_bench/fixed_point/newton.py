@@ -102,7 +102,8 @@ def minimal_residuals(
         solution = torch.addcmul(solution, length, p)
         residual = torch.addcmul(residual, length, q, value=-1)
         is_checked = on_cpu or k % PRODUCTS_PER_CHECK == 0
-        if is_checked and bool((_dot(residual, residual) <= limit).all()):
+        # Where a residual is no number no step will make it one.
+        if is_checked and not bool((_dot(residual, residual) > limit).any()):
             break
         if k < max_steps:
             next_p, next_q = image(residual)

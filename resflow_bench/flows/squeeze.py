@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from resflow_bench.arguments import check_batch, check_count
 
@@ -35,7 +34,10 @@ class Squeeze(nn.Module):
             raise ValueError(
                 f"Squeeze({self.factor}) needs H and W that it divides; got {tuple(x.shape)}."
             )
-        return functional.pixel_unshuffle(x, self.factor)
+        r, (n, c, height, width) = self.factor, x.shape
+        # torch's pixel_unshuffle returns an empty batch in its old shape.
+        x = x.reshape(n, c, height // r, r, width // r, r).permute(0, 1, 3, 5, 2, 4)
+        return x.reshape(n, c * r**2, height // r, width // r)
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self(x), x.new_zeros(len(x))
@@ -47,7 +49,9 @@ class Squeeze(nn.Module):
                 f"Squeeze({self.factor}) needs channels that are a multiple of "
                 f"{self.factor**2}; got {tuple(z.shape)}."
             )
-        return functional.pixel_shuffle(z, self.factor)
+        r, (n, c, height, width) = self.factor, z.shape
+        z = z.reshape(n, c // r**2, r, r, height, width).permute(0, 1, 4, 2, 5, 3)
+        return z.reshape(n, c // r**2, height * r, width * r)
 
     def inverse_error(self, z: Tensor, x: Tensor, error: Tensor) -> Tensor:
         return error

@@ -49,7 +49,8 @@ class Stage(Jacobian, Protocol):
         return self.mapped(lambda t: t.to(dtype), lambda t: t.to(dtype))
 
     def mean(self) -> Stage:
-        return self.mapped(unchanged, lambda t: t.mean(0, keepdim=True))
+        # An example that is not finite spoils no other.
+        return self.mapped(unchanged, lambda t: t.nan_to_num(0.0, 0.0, 0.0).mean(0, keepdim=True))
 
 
 @dataclass(frozen=True, eq=False)

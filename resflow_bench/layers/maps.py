@@ -113,9 +113,17 @@ class Concatenation:
     h: Composition
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.cat([self.a * x, self.b * self.h(x)], dim=1)
+        return self._joined(x, self.h(x))
 
     def linearise(self, x: Tensor) -> tuple[Tensor, ConcatenationStage]:
         y, jacobian = self.h.linearise(x)
         stage = ConcatenationStage(self.a, self.b, x.shape[1], x.ndim, jacobian)
-        return torch.cat([self.a * x, self.b * y], dim=1), stage
+        return self._joined(x, y), stage
+
+    def _joined(self, x: Tensor, y: Tensor) -> Tensor:
+        if y.shape[2:] != x.shape[2:]:
+            raise ValueError(
+                "DenseLayer needs x of shape (B, n_in), or (B, n_in, H, W) for a convolution; got "
+                f"{tuple(x.shape)}."
+            )
+        return torch.cat([self.a * x, self.b * y], dim=1)
