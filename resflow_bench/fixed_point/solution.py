@@ -23,7 +23,10 @@ class Outcome(IntEnum):
 
 
 _CAUSES = {
-    Outcome.MAX_STEPS: "still above tolerance after max_steps; raise max_steps or loosen rtol/atol",
+    Outcome.MAX_STEPS: (
+        "still above tolerance after max_steps; take the step `Auto()`, which is faster near a "
+        "Lipschitz constant of 1, raise max_steps or loosen rtol/atol"
+    ),
     Outcome.STAGNATED: (
         "no new best residual for long, which is the rounding floor or no contraction; "
         "loosen rtol/atol, use float64, or certify the Lipschitz constant"

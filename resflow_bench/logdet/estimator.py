@@ -93,7 +93,6 @@ class LogDetEstimator:
             )
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
-        check_input("LogDetEstimator", x)
         estimate = self._estimate
         if torch.compiler.is_compiling():
             # Not traced: derivatives taken inside a traced function came out wrong or not at all.
@@ -101,6 +100,7 @@ class LogDetEstimator:
         return estimate(g, x, generator)
 
     def _estimate(self, g: Map, x: Tensor, generator: torch.Generator | None) -> Estimate:
+        check_input("LogDetEstimator", x)
         with torch.autocast(x.device.type, enabled=False):
             x = _promoted(x, g)
             value, jacobian = self.products(g, x)

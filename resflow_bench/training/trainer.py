@@ -97,7 +97,8 @@ class Trainer:
         untouched = None
         if self.n_steps_done == 0:
             untouched = copy.deepcopy(self.flow.state_dict())
-            self.flow.initialise(x)
+            if x.isfinite().all():  # or else the loss will not be
+                self.flow.initialise(x)
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate
         self.optimiser.zero_grad(set_to_none=True)
@@ -110,7 +111,7 @@ class Trainer:
             self.optimiser.zero_grad(set_to_none=True)
             if untouched is not None:
                 self.flow.load_state_dict(untouched)
-            raise Diverged(self._diagnosis(loss, gradient_norm))
+            raise Diverged(self._diagnosis(x, loss, gradient_norm))
         self.optimiser.step()
         # `update` replaces the buffers, so these stay what the step was taken with.
         self._before_update = dict(self.flow.named_buffers())
@@ -219,7 +220,7 @@ class Trainer:
         for mean, parameter in zip(self.average, self.flow.parameters(), strict=False):
             mean.lerp_(parameter, weight)
 
-    def _diagnosis(self, loss: float, gradient_norm: float) -> str:
+    def _diagnosis(self, x: Tensor, loss: float, gradient_norm: float) -> str:
         """A message: the failure, the state of the flow before the step, and the remedy."""
         failed = f"loss is {loss:.6g}"
         if math.isfinite(loss) and math.isfinite(gradient_norm):
@@ -230,6 +231,9 @@ class Trainer:
         )
         remedy = "Lower `learning_rate`"
         blocks, estimator = self.flow.blocks, self.flow.estimator
+        n_bad = int((~x.flatten(1).isfinite().all(1)).sum())
+        if n_bad:
+            said += f" {n_bad} of the batch's {len(x)} examples are not finite."
         if not all(parameter.isfinite().all() for parameter in self.flow.parameters()):
             said += " The parameters were not finite before it."
         elif blocks:
@@ -241,4 +245,6 @@ class Trainer:
                 said += "finite" if finite else "infinite"
                 remedy += "" if finite else ", or use a roulette that stops later, or `Fixed`"
             said += "."
+        if n_bad:
+            remedy = "Leave the examples that are not finite out of the data"
         return f"{said} {remedy}. The parameters are left as they were before this step."

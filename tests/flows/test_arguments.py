@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from resflow_bench.fixed_point import Outcome, Picard, solve
+from resflow_bench.fixed_point import Auto, Outcome, Picard, solve
 from resflow_bench.flows import (
     ActNorm,
     FactorOut,
@@ -495,3 +495,11 @@ def test_numbers_that_cannot_be_are_named(make, words) -> None:
 def test_a_function_that_returns_nothing_is_named(call) -> None:
     with pytest.raises(TypeError, match="tensor; got NoneType"):
         call()
+
+
+def test_a_slow_iteration_names_the_step_that_solves_it() -> None:
+    """g = -0.999 x: Picard's 2,000 steps are not enough, and nine of Auto's are."""
+    block, z = ResidualBlock(LinearBranch(-0.999 * torch.eye(3), 0.9991)), normal(5, 3)
+    with pytest.raises(ArithmeticError, match=r"MAX_STEPS \(.*take the step `Auto\(\)`"):
+        block.inverse(z, ToTolerance(Picard())).raise_if_failed()
+    assert block.inverse(z, ToTolerance(Auto())).raise_if_failed().n_steps.max() <= 9

@@ -266,14 +266,32 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step() -> None:
 
 
 def test_a_first_batch_that_fails_leaves_the_actnorms_alone() -> None:
-    """And where the roulette's variance is finite, it is not blamed."""
+    """Neither the roulette nor the learning rate is blamed for the data."""
     trainer = make_trainer()
     trainer.flow.estimator = LogDetEstimator(Rademacher(), Roulette(Geometric(0.1), n_exact=2))
     before = snapshot(trainer.flow)
     trainer.data = Scaled(math.nan)
-    with pytest.raises(Diverged, match=r"is finite\. Lower `learning_rate`\."):
+    with pytest.raises(Diverged, match=r"128 of the batch's 128 .*Leave the examples"):
         trainer.step()
     assert_equal(trainer.flow.state_dict(), before)
+
+
+def test_a_roulette_of_finite_variance_is_not_blamed() -> None:
+    """Data that overflow after the first batch: the examples are finite, their loss is not."""
+    trainer = make_trainer()
+    trainer.flow.estimator = LogDetEstimator(Rademacher(), Roulette(Geometric(0.1), n_exact=2))
+    trainer.step()
+    trainer.data = Scaled(1e38)
+    with pytest.raises(Diverged, match=r"is finite\. Lower `learning_rate`\."):
+        trainer.step()
+
+
+def test_one_example_a_step_is_enough_to_begin() -> None:
+    """One row has no spread: the scales stay 1, and the loss falls."""
+    trainer = make_trainer(60, batch_size=1)
+    losses = [trainer.step() for _ in range(60)]
+    assert all(map(math.isfinite, losses))
+    assert sum(losses[-20:]) < sum(losses[:20])
 
 
 def test_the_diagnosis_knows_lost_weights() -> None:
