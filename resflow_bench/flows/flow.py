@@ -263,12 +263,12 @@ class ResidualFlow(nn.Module):
         may a flow whose weights are an average of others'.
         """
         for block in self.blocks:
-            block.branch.update()
+            block.update()
 
     def align(self) -> None:
         """Make every branch keep its promise as tightly as it can, by exact norms."""
         for block in self.blocks:
-            block.branch.align()
+            block.align()
 
     def _check(self, x: Tensor) -> None:
         check_batch("This flow", x, self.event, self._dtype())

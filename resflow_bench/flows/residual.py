@@ -46,7 +46,7 @@ class ResidualBlock(nn.Module):
                 "lipschitz=...)` from layers and activations of this package."
             )
         self.branch = branch
-        self._checked: tuple[int, ...] | None = None
+        self._kept = self._versions()
 
     @property
     def lipschitz(self) -> float:
@@ -113,13 +113,27 @@ class ResidualBlock(nn.Module):
                 bound = bound.index_copy(0, rows, better)
         return replace(solution, error_bound=bound)
 
+    def update(self) -> None:
+        """See `ResidualFlow.update`."""
+        self.branch.update()
+        self._kept = self._versions()
+
+    def align(self) -> None:
+        """See `ResidualFlow.align`."""
+        self.branch.align()
+        self._kept = self._versions()
+
+    def _versions(self) -> tuple[int, ...]:
+        """A number for each tensor of the branch that grows whenever it is written to."""
+        state = (*self.branch.parameters(), *self.branch.buffers())
+        return tuple(0 if t.is_inference() else t._version for t in state)  # noqa: SLF001
+
     def _warn_of_a_broken_promise(self) -> None:
         """Compare the certified constant with the promised one where the weights have changed."""
-        state = (*self.branch.parameters(), *self.branch.buffers())
-        versions = tuple(0 if t.is_inference() else t._version for t in state)  # noqa: SLF001
-        if versions == self._checked:
+        versions = self._versions()
+        if versions == self._kept:
             return
-        self._checked = versions
+        self._kept = versions
         certified = self.branch.lipschitz_certified()
         if not certified <= self.lipschitz * (1 + PROMISE_SLACK):
             warnings.warn(
