@@ -404,7 +404,11 @@ def test_an_estimator_may_be_a_module() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch.func.jvp
-@pytest.mark.parametrize("estimator", [vectors().estimator, Exact(), Determinant()], ids=repr)
+@pytest.mark.parametrize(
+    "estimator",
+    [vectors().estimator, Exact(), Determinant()],
+    ids=["series", "exact", "determinant"],
+)
 @pytest.mark.parametrize(
     "transform",
     [
