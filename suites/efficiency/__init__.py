@@ -136,7 +136,7 @@ SUITE = Suite(
             SHALLOW
             + grids("patches", 768, 0.9, 8, few(1, 0.3))
             + at_several_dims({16: 256, 64: 256, 256: 16}),
-            {"n_points": 4, "n_calls": 48, "n_copies": 16, "n_pairs": 12},
+            {"n_points": 16, "n_calls": 48, "n_copies": 4, "n_pairs": 12},
         ),
         "full": Preset(
             SHALLOW + TRAINED + PATCHES + at_several_dims({16: 256, 64: 256, 256: 64, 1024: 8}),

@@ -104,8 +104,9 @@ def measure_efficiency(cell: Cell, context: Context) -> Iterable[Observation]:
     variance = Interval(0.0, 0.0, 0.0, 0.0, n)  # without random draws, what is left is rounding
     if sampler.random:
         variance = sample_variance(errors.reshape(-1, len(x)), sampler.is_normal, rounding)
-    yield observe("variance", variance, "nat^2", n, sampler.note)
-    yield observe("bias", bias, "nat", n, sampler.note)
+    note = "; ".join(filter(None, [sampler.note, f"mean over {len(x)} points"]))
+    yield observe("variance", variance, "nat^2", n, note)
+    yield observe("bias", bias, "nat", n, note)
     if sampler.variance is not None:
         yield exactly("variance_expected", sampler.variance.mean(), "nat^2")
     yield exactly("variance_is_finite", float(sampler.finite), "1")

@@ -14,12 +14,15 @@ import torch
 import suites
 import suites.bias
 from resflow_bench.architectures import LINEAR_FAMILIES, architecture_named, family_matrix
+from resflow_bench.flows import ToTolerance
 from resflow_bench.intervals import median_interval
 from resflow_bench.lab import Cell, Context, Failure, Skip
+from resflow_bench.layers import LinearBranch, mlp_branch
 from resflow_bench.models import build_flow, build_problem
 from resflow_bench.models import catalogue as models
 from resflow_bench.speed import timing
 from resflow_bench.speed.clock import YARDSTICK_S, SteadyClock
+from suites.inverse.measure import solved_by_newton
 
 EFFORT = {"n_points": 4, "max_draws": 6000, "half_width": 0.02, "seconds": 0.05}
 
@@ -396,3 +399,23 @@ def test_the_suites_take_flows_on_images(tmp_path, monkeypatch, model) -> None:
     assert error <= inverse["inverse_error_bound"].value
     lipschitz = observe("lipschitz", tmp_path, **axes)
     assert lipschitz["lipschitz_realised"].value <= lipschitz["lipschitz_certified"].value <= 0.9
+
+
+@pytest.mark.parametrize("lipschitz", [0.5, 0.99])
+def test_the_truth_of_an_inverse_is_no_run_of_its_solver(lipschitz: float) -> None:
+    """To float64's rounding, as a solve by LU of a linear g and a flow's own certificate confirm;
+    the solver's answer, 100,000 steps of the same iteration, is further off.
+    """
+    gaussian = torch.randn(8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix = -lipschitz * gaussian / torch.linalg.matrix_norm(gaussian, 2)
+    z = torch.randn(16, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    linear = LinearBranch(matrix, lipschitz)
+    expected = torch.linalg.solve(torch.eye(8, dtype=torch.float64) + matrix, z.mT).mT
+    found = solved_by_newton(linear, z).value
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13 / (1 - lipschitz))
+
+    branch = mlp_branch(8, (16,), lipschitz).double()
+    solution = solved_by_newton(branch, z)
+    assert solution.residual.max() < 1e-14
+    by_steps = ToTolerance(max_steps=100_000)(branch, z)
+    assert solution.residual.max() <= by_steps.residual.max()
