@@ -32,6 +32,10 @@ POWER = 0.8  # probability of detecting the smallest detectable change
 MOST_FREEDOM = 1e6  # degrees of freedom from which Student's law is the normal one
 MIN_ROUNDS = 4  # processes on each side below which a time is not judged
 
+# An interval of another level, or with another allowance for rounding, is a regression. Where that
+# allowance is most of it in BASE, it differs between machines and is not compared.
+MOST_REACH, SAME_REACH = 3.2, 0.15
+
 FINE, WORSE, OPEN = "fine", "regression", "undecided"
 UNJUDGED, NO_BASE = "not judged", "no base"
 NOT_IN_NEW, NOT_IN_BASE = "measured in BASE and not in NEW", "BASE does not have it"
@@ -162,6 +166,9 @@ def _compared(metric: Metric | None, base: pd.Series, new: pd.Series) -> dict[st
             needs = f"a time needs {MIN_ROUNDS} on each side"
             return line | _ended(UNJUDGED, f"{n} process{'es' * (n != 1)}; {needs}")
         return line | vars(of_ranks(metric, old.values, now.values))
+    if old.reach <= MOST_REACH and not abs(now.reach / old.reach - 1) <= SAME_REACH:
+        reason = f"its interval reaches {now.reach:.3g} standard errors, {old.reach:.3g} in BASE"
+        return line | vars(certain(True, reason))
     if old.same_as(now):
         return line | vars(certain(False, "the same numbers"))
     is_paired = bool(base["paired"] and new["paired"]) and len(old.values) == len(now.values) > 1

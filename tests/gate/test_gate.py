@@ -24,7 +24,7 @@ from resflow_bench.gate.conclusion import (
 )
 from resflow_bench.gate.judge import FINE, NO_BASE, OPEN, UNJUDGED, WORSE, confirmed
 from resflow_bench.gate.margins import Margins
-from resflow_bench.gate.samples import Samples
+from resflow_bench.gate.samples import Samples, of_runs
 
 Row = tuple[str, str, list[float]]
 
@@ -343,3 +343,42 @@ def test_a_planted_bias_and_a_planted_variance_are_found() -> None:
 
     assert share_red(bias, 20) >= 0.95
     assert share_red(variance, 20) >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("reaches", "expected"),
+    [
+        ((2.595, 2.595), FINE),
+        ((2.595, 2.7), FINE),  # of another draw of a skewed statistic
+        ((2.595, 1.97), WORSE),  # 95 % in place of 99 %
+        ((2.595, 466.0), WORSE),  # an allowance for rounding that swallows everything
+        ((2.595, math.nan), WORSE),
+        ((3.6, 2.6), FINE),  # mostly rounding in BASE, which differs between machines
+        ((math.nan, 2.6), FINE),
+        ((math.inf, math.inf), FINE),  # nothing is random
+    ],
+)
+def test_an_interval_of_another_length_is_a_regression(reaches, expected) -> None:
+    """Of the same numbers: half the interval in standard errors is that of its level."""
+    base, new = side(("c", "bias", [0.1])), side(("c", "bias", [0.1]))
+    for table, reach in zip((base, new), reaches, strict=True):
+        table["samples"] = [Samples(np.array([0.1]), 0.01, reach)]
+    assert judge(base, new)["verdict"].tolist() == [expected]
+
+
+def test_the_baseline_with_intervals_at_95_percent_is_a_regression() -> None:
+    """Every sampled bias of it, and nothing else."""
+    frame = pd.read_parquet(Path(__file__).parents[2] / "results" / "baseline" / "bias")
+    middle, narrow = (frame["ci_low"] + frame["ci_high"]) / 2, 1.96 / 2.576
+    cut = frame.assign(
+        ci_low=middle + narrow * (frame["ci_low"] - middle),
+        ci_high=middle + narrow * (frame["ci_high"] - middle),
+    )
+    margins = Margins({"bias": METRICS})
+    base, new = (of_runs([{"bias": one}], margins) for one in (frame, cut))
+    assert not (gate.judge(base, base, margins)["verdict"] == WORSE).any()
+    judged = gate.judge(base, new, margins)
+    worse = judged[judged["verdict"] == WORSE]
+    assert len(worse) >= 4
+    assert set(worse["metric"]) <= {"bias", "bias_paired"}
+    assert worse["reason"].str.contains("reaches 1.9. standard errors, 2.. in BASE").all()
