@@ -1,4 +1,4 @@
-"""How good is a bound that is known before anything is computed? An example of a suite."""
+"""An example of a suite: the error of a truncated series, against its bound."""
 
 from my_suite.claims import CLAIMS
 from my_suite.measure import measure_tail

@@ -56,7 +56,7 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """Makes the candidates of an inspected flow for a target error, within shares of a budget."""
+    """A search for estimators that reach a target error on an inspected flow."""
 
     inspection: Inspection
     target_error: float

@@ -134,7 +134,7 @@ class Contender:
 
     @property
     def least_seconds_to_target(self) -> float:
-        """Seconds to the target per example, if only the products counted in a large batch."""
+        """Seconds to the target per example if a large batch costs its products and nothing else."""
         return self.measured.n_draws * min(self.seconds, self.candidate.seconds)
 
     def call(self, noise: torch.Generator) -> None:
@@ -247,7 +247,7 @@ class Contest:
         return alive
 
     def _grow(self, alive: list[Contender], seconds: float) -> bool:
-        """Whether a contender grew; each that did has been warmed up.
+        """True if a contender has more examples a call than before; it has been warmed up.
 
         A stage with the larger calls of all contenders is expected to take at most `seconds`.
         """

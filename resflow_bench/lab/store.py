@@ -50,7 +50,7 @@ COLUMNS = {
 
 REPLICATES = "replicates"  # after the axes: independent values whose mean or the like is `value`
 PICTURE = "picture"  # the last column of some suites: bytes of an .npz file, null in most rows
-BESIDE = (REPLICATES, PICTURE)  # what a row carries that no table shows
+BESIDE = (REPLICATES, PICTURE)  # columns that no table shows
 
 _MARK = b"resflow_bench"
 _AXIS_TYPES = {int: "Int64", float: "float64", str: "string"}

@@ -59,7 +59,7 @@ TRAINING = Suite(
     presets={},
     measure=_no_measure,
 )
-"""How the rows look in the store: one cell for each logged step."""
+"""The suite of a training's rows: one cell for each logged step."""
 
 
 @dataclass(frozen=True)

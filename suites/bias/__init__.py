@@ -1,4 +1,4 @@
-"""How biased is a truncated log-determinant, and is the roulette estimate unbiased?"""
+"""The bias of truncated and rouletted log-determinants."""
 
 from __future__ import annotations
 

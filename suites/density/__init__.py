@@ -1,4 +1,4 @@
-"""How good is the density, held out, exactly?"""
+"""The exact held-out likelihood of trained flows."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ N_JACOBIANS = 16
 
 
 N_ROWS, N_COLUMNS = 4, 6
-"""Of the images in a picture."""
+"""Samples in a picture, side by side."""
 
 
 def measure_density(cell: Cell, context: Context) -> Iterable[Observation]:

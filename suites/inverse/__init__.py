@@ -1,4 +1,4 @@
-"""How far is the fixed-point inverse from the true one, and how good is what it certifies?"""
+"""The error of the fixed-point inverse, and of its certificate."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ FIRST_RUNGS: dict[str, Point] = {
     "n_probes": {"n_terms": 20, "n_probes": 4, "batch_size": 256},
     "batch_size": {"n_terms": 20, "n_probes": 1, "batch_size": 512},
 }
-"""Of each ladder: large enough that most of a call is not what it does whatever its size."""
+"""The first rung of each ladder: large enough that its products take most of the time."""
 
 WIDE_RUNGS: dict[str, Point] = {
     "n_terms": {"n_terms": 5, "n_probes": 8, "batch_size": 64},
