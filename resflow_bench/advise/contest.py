@@ -134,7 +134,7 @@ class Contender:
 
     @property
     def least_seconds_to_target(self) -> float:
-        """Seconds to the target per example if a large batch costs its products and nothing else."""
+        """Seconds to the target per example if a large batch costs its products alone."""
         return self.measured.n_draws * min(self.seconds, self.candidate.seconds)
 
     def call(self, noise: torch.Generator) -> None:

@@ -1,4 +1,4 @@
-"""Which Lipschitz constant was promised, which is certified, and which one do the data meet?"""
+"""The Lipschitz constants promised, certified and realised on the data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does a log-prob's cost grow linearly in terms, probes, examples; at what share of the rate?"""
+"""Exponents of a log-prob's cost in terms, probes and examples, and the share of the rate."""
 
 from __future__ import annotations
 

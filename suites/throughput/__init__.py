@@ -1,4 +1,4 @@
-"""How many examples a second, in how many bytes, and at what share of the hardware's rate?"""
+"""Examples a second, peak memory, and the share of the hardware's matrix-product rate."""
 
 from __future__ import annotations
 

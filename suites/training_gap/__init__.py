@@ -1,4 +1,4 @@
-"""By how much does a truncated training objective overstate the likelihood, and does roulette's?"""
+"""What a truncated training objective overstates of the likelihood, and a roulette's."""
 
 from __future__ import annotations
 
