@@ -130,7 +130,9 @@ def _trouble(base: pd.DataFrame | None, new: pd.DataFrame | None) -> tuple[str, 
     match status:
         case [_, "failed"]:
             return "failed", messages[1]
-        case ["skipped" | "failed" | None, "skipped"]:
+        case ["skipped", "skipped"]:
+            return UNJUDGED, f"skipped on both sides: {messages[1]}"
+        case ["failed" | None, "skipped"]:
             return "skipped", messages[1]
         case ["ok", "skipped" | None]:
             return "missing", NOT_IN_NEW + (messages[1] and f": {messages[1]}")

@@ -147,7 +147,10 @@ def _measured(
         return "ok", "", (float(value),)
     if described.get("type") != "time":
         return "ok", "", tuple(map(float, samples))
-    n_rounds, per_round = int(described["rounds"]), int(described["repeat"])
+    n_rounds, per_round = described.get("rounds"), described.get("repeat")
+    if not (isinstance(n_rounds, int) and isinstance(per_round, int) and n_rounds and per_round):
+        # asv's default, 0, and a tuple let each round have samples of another number.
+        return "ok", "its `repeat` is no number, so that its rounds are one", (float(value),)
     if not samples or len(samples) % (n_rounds * per_round):
         # After a crash in one round, asv loses the rounds before it and continues.
         message = f"{len(samples)} samples, where {n_rounds} rounds of {per_round} were requested"

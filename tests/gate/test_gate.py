@@ -150,11 +150,15 @@ def test_a_failed_cell_hides_no_regression_and_no_other_cell() -> None:
 
 
 def test_only_what_may_be_skipped_is_excused() -> None:
-    base = pd.concat([side(("c", "bias", [0.0])), side(("x-cuda", "", []), status="skipped")])
-    table = judge(base, base)
-    assert conclude(table).code == TOO_LITTLE
-    assert conclude(table, allowed=["cuda"]).code == PASSED
-    assert conclude(judge(base[1:], base[1:]), allowed=["cuda"]).code == TOO_LITTLE
+    base = pd.concat(
+        [side(("c", "bias", [0.0])), side(("x-cuda", "", []), status="skipped", message="no GPU")]
+    )
+    conclusion = conclude(judge(base, base))  # skipped on both sides is no gap, and is said
+    assert conclusion.code == PASSED
+    assert "not judged, 1: skipped on both sides: no GPU" in conclusion.words("text")
+    assert conclude(judge(base[1:], base[1:])).code == TOO_LITTLE
+    assert conclude(judge(base[:1], base)).code == TOO_LITTLE  # new, and skipped
+    assert conclude(judge(base[:1], base), allowed=["cuda"]).code == PASSED
     once = pd.concat([side(("x-cuda", "bias", [0.0])), base[:1]])
     assert conclude(judge(once, base), allowed=["cuda"]).code == TOO_LITTLE  # it was there before
 

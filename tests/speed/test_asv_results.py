@@ -190,6 +190,12 @@ def test_a_label_is_no_checkout(
 
 # --- the gate on what asv files can say
 
+REPEATS: dict[str, object] = {
+    "toys.T.time_by_default": 0,
+    "toys.T.time_in_bounds": [1, 10, 20.0],
+}
+"""asv's default, and its tuple (least, most, seconds): each round may have another number."""
+
 
 def written(folder: Path, base: dict[str, Any], new: dict[str, Any]) -> Path:
     """asv's files of two commits, `b...` and `c...`: benchmark -> (results, samples)."""
@@ -199,7 +205,7 @@ def written(folder: Path, base: dict[str, Any], new: dict[str, Any]) -> Path:
             "type": "time" if "time_" in name else "track",
             "unit": "u",
             "rounds": 8,
-            "repeat": 2,
+            "repeat": REPEATS.get(name, 2),
         }
         for name in {**base, **new}
     }
@@ -235,6 +241,7 @@ def margins(monkeypatch: pytest.MonkeyPatch) -> None:
 NAN = float("nan")
 GOOD = {"toys.T.track_bias": ([-0.1], [[-0.1, -0.2] * 4])}
 LIKELY = {"toys.T.track_log_prob": ([0.9], [[0.9] * 8])}
+SKIPPED = {"toys.T.track_log_prob": ([NAN], [None])}
 TIMED = {"toys.T.time_it": ([1.0], [[1.0, 1.01] * 8])}
 
 
@@ -255,6 +262,17 @@ TIMED = {"toys.T.time_it": ([1.0], [[1.0, 1.01] * 8])}
         (TIMED, {"toys.T.time_it": ([1.0], [[1.0] * 8])}, 3, "8 samples"),  # four rounds crashed
         (TIMED, {"toys.T.time_it": ([1.0], [None])}, 3, "--record-samples"),
         (GOOD, {"toys.T.track_bias": ([{"a": 1}], [None])}, 3, "no number"),
+        *(
+            (GOOD | one, GOOD | one, 0, "1 process; a time needs 4 on each side")
+            for one in ({name: ([1.0], [[1.0, 1.1, 0.9]])} for name in REPEATS)
+        ),
+        (GOOD | SKIPPED, GOOD | SKIPPED, 0, "skipped on both sides"),
+        (
+            GOOD | {"toys.T.track_log_prob": LIKELY["toys.T.track_log_prob"]},
+            GOOD | SKIPPED,
+            4,
+            "NEW",
+        ),
     ],
 )
 def test_the_gate_on_asv_s_files(
