@@ -126,6 +126,8 @@ def _check(
             f"advise needs x of shape (B, {', '.join(map(str, flow.event))}), B >= 1; got "
             f"{tuple(x.shape)}. Give a batch of typical points of the flow."
         )
+    if n_bad := int((~x.flatten(1).isfinite().all(1)).sum()):
+        raise ValueError(f"advise needs finite x; got {n_bad} of {len(x)} rows that are not.")
     if not flow.blocks:
         raise ValueError(
             "advise needs a flow with a residual block; got none. The log-det of this flow is "

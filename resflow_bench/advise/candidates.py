@@ -195,6 +195,8 @@ class Search:
         with torch.no_grad():
             calls = [running.forward_and_log_det(examples, noise) for _ in range(SEARCH.n_calls)]
         variance = float(torch.stack([log_det.double() for _, log_det in calls]).var(0).mean())
+        if variance == 0:
+            return 1
         order = 2 ** math.ceil(math.log2(dim)) if dim > 1 else 1
         least = SEARCH.slack * variance * order / (self.target_error**2 * (order - 1) + variance)
         memory = CHUNK_NUMBERS // (4 * len(x) * dim)

@@ -7,6 +7,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from resflow_bench.cli import group
 
@@ -42,7 +43,7 @@ def train(data: Path, results: Path, resume: str | None, **options: Any) -> int:
     An option that is not given has the preset's value. An interrupted or killed training loses at
     most a few seconds of work; --resume continues it to the same numbers.
     """
-    from resflow_bench.data import DATASETS, dataset_named
+    from resflow_bench.data import DATASETS, FROM_FOLDER, dataset_named
     from resflow_bench.lab.progress import shown
     from resflow_bench.lab.store import Store
     from resflow_bench.training.plan import TrainingPlan, begin
@@ -51,9 +52,15 @@ def train(data: Path, results: Path, resume: str | None, **options: Any) -> int:
     with group.refusals(ValueError), shown("step {}/{}") as listen:
         store = Store(results)
         if resume is None:
-            if options["dataset"] is None:
+            if (name := options["dataset"]) is None:
                 raise ValueError(f"name a DATASET ({', '.join(DATASETS)}), or --resume RUN.")
-            examples = dataset_named(options["dataset"], data)
+            source = click.get_current_context().get_parameter_source("data")
+            if source == ParameterSource.COMMANDLINE and name not in FROM_FOLDER:
+                raise ValueError(
+                    f"--data is the folder of {', '.join(FROM_FOLDER)}; got {data} with {name}, "
+                    "which needs no files. Leave it out."
+                )
+            examples = dataset_named(name, data)
             plan = TrainingPlan.requested(examples, options)
             run = begin(plan, store, group.this_machine())
         else:

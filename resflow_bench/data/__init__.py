@@ -33,14 +33,16 @@ DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
     "cifar10": cifar10,
     "imagenet32": imagenet32,
 }
-"""Dataset makers by name. The last three read the folder, the others ignore it."""
+"""Dataset makers by name. Those in `FROM_FOLDER` read the folder, the others ignore it."""
+
+FROM_FOLDER = ("mnist", "cifar10", "imagenet32")
 
 
 def dataset_named(name: str, folder: Path | None = None) -> Dataset:
     """The dataset that the maker `DATASETS[name]` returns.
 
     Args:
-        folder: the folder of the downloaded files; only mnist, cifar10 and imagenet32 need one.
+        folder: of the downloaded files; needed by those in `FROM_FOLDER`.
 
     Raises:
         ValueError: if `name` is not a key, or the folder lacks the dataset's files.
@@ -57,6 +59,7 @@ __all__ = [
     "DATASETS",
     "DENSITIES",
     "DIGITS_LEVELS",
+    "FROM_FOLDER",
     "LOGIT_MARGIN",
     "Checkerboard",
     "Dataset",

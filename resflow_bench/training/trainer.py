@@ -51,6 +51,7 @@ class Training:
             ("warm_up", self.warm_up, "at least 0", self.warm_up >= 0),
             ("clip_norm", self.clip_norm, "above 0", self.clip_norm > 0),
             ("ema", self.ema, "in [0, 1)", 0 <= self.ema < 1),
+            ("seed", self.seed, "in [0, 2^63)", 0 <= self.seed < 2**63),
         ):
             if not holds:
                 raise ValueError(f"Training needs {name} {rule}; got {value}.")

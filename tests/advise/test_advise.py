@@ -19,7 +19,7 @@ from resflow_bench.advise.source import constructor
 from resflow_bench.architectures import linear_flow
 from resflow_bench.flows import ActNorm, ResidualBlock, ResidualFlow
 from resflow_bench.lab.progress import Progress
-from resflow_bench.layers import mlp_branch
+from resflow_bench.layers import LinearBranch, mlp_branch
 from resflow_bench.logdet import (
     Arnoldi,
     Averaged,
@@ -337,6 +337,7 @@ def test_the_listener_hears_each_step_and_the_seconds_left() -> None:
         ({"seconds": -1.0}, "positive seconds"),
         ({"x": points(4, 5)}, r"shape \(B, 6\).*got \(4, 5\)"),
         ({"x": points(0)}, "B >= 1"),
+        ({"x": points() / 0.0}, "finite x; got .* rows that are not"),
         ({"gradient": True}, "requires_grad_"),
         ({"flow": ResidualFlow([ActNorm(6)], 6)}, "residual block"),
         ({"flow": flow_of().float(), "x": points().float(), "target_error": 1e-9}, "float64"),
@@ -345,6 +346,14 @@ def test_the_listener_hears_each_step_and_the_seconds_left() -> None:
 def test_unusable_arguments_are_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         advise(**{"flow": flow_of(), "x": points(), "seconds": 0.1, **change})
+
+
+def test_one_dimension_has_an_answer() -> None:
+    """A probe of one sign is exact there: no variance to divide by."""
+    matrix = torch.full((1, 1), -0.5, dtype=torch.float64)
+    flow = ResidualFlow([ResidualBlock(LinearBranch(matrix, 0.5))], 1)
+    advice = advise(flow, torch.randn(64, 1, dtype=torch.float64), TARGET, 0.3)
+    assert advice.best.variance == 0
 
 
 # --- the mean of draws

@@ -251,6 +251,8 @@ def test_a_curve_that_falls_from_the_start_leaves_the_rest_readable() -> None:
         ("moons --lipschitz 1.2", ("lipschitz", "1.2", "between 0 and 1")),
         ("moons --steps 0", ("n_steps", "at least 1", "0")),
         ("moons --ema 1", ("ema", "[0, 1)", "1.0")),
+        (f"moons --seed {2**64}", ("seed", "[0, 2^63)", str(2**64))),
+        ("digits --data mine.npy", ("mnist, cifar10, imagenet32", "mine.npy", "Leave it out")),
         ("moons --device nowhere", ("device", "nowhere", "this machine has")),
         ("moons --preset huge", ("huge", "smoke")),
         ("moons --results file --preset smoke", ("`file`", "cannot be written", "--results")),

@@ -323,6 +323,7 @@ def test_learning_rate_warms_up_and_decays() -> None:
         ({"warm_up": -1}, "warm_up at least 0; got -1"),
         ({"clip_norm": 0.0}, "clip_norm above 0; got 0.0"),
         ({"ema": 1.0}, r"ema in \[0, 1\); got 1.0"),
+        ({"seed": 2**64}, rf"seed in \[0, 2\^63\); got {2**64}"),
     ],
 )
 def test_bad_settings_are_refused_with_the_value(settings, words) -> None:
