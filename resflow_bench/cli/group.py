@@ -7,6 +7,7 @@ import signal
 import sys
 import traceback
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ results_option = click.option(
 def main() -> None:
     """The console script; never returns."""
     signal.signal(signal.SIGINT, _once)
+    if isinstance(sys.stdout, TextIOWrapper):  # standard error has this handler already
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _answer()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # while Python takes itself down

@@ -82,7 +82,7 @@ def _devices() -> dict[str, str]:
 
 def _cpu_model() -> str:
     file = Path("/proc/cpuinfo")
-    text = file.read_text() if file.exists() else ""
+    text = file.read_text(errors="replace") if file.exists() else ""
     if named := re.search("^model name.*?:(.*)", text, re.MULTILINE):
         return named[1].strip()
     return platform.processor() or platform.machine()
