@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -351,6 +352,19 @@ def test_a_mistake_of_ours_is_no_row_but_what_was_measured_stays(
     assert run.about["status"] == "interrupted"
     if run.suites:  # the other worker may not have come to it
         assert set(run.frame("mixed")["n_terms"]) == {1}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_sweep_needs_no_main_thread(tmp_path: Path, jobs: int) -> None:
+    """Notebooks and schedulers call it in another, where Python handles no signal."""
+    plan = Plan((toys.MISTAKE,), "smoke")
+    run = begin(plan, Store(tmp_path))
+    with ThreadPoolExecutor() as other:
+        first, _ = other.submit(run_of, Plan((toys.ROWS,), "smoke"), tmp_path, jobs).result()
+        failure = other.submit(sweep, plan, run).exception()
+    assert first.about["status"] == "finished"
+    assert isinstance(failure, KeyError)
+    assert run.about["status"] == "interrupted"
 
 
 def test_failed_cells_and_no_others_are_measured_again(tmp_path: Path) -> None:
