@@ -261,10 +261,11 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_takes_no_more_is_named(tmp_path: Path) -> None:
-    run = Store(tmp_path).create({"preset": "smoke"})
+    """And the remedy is a command that can be pasted, whatever the folder's name."""
+    run = Store(tmp_path / "a b").create({"preset": "smoke"})
     (run.path / "rows").write_text("in the way")
     run.append(toys.ROWS, Result(Cell("rows", {"dim": 1}), "failed"))
-    with pytest.raises(StoreError, match=r"takes no more rows .*--resume"):
+    with pytest.raises(StoreError, match=r"takes no more rows .*--resume .* '.*a b'`"):
         run.flush()
 
 
