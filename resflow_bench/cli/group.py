@@ -140,9 +140,14 @@ def command_of(run: Run) -> str:
 
 
 def this_machine() -> dict[str, Any]:
-    """The part of `run.json` about the code and the machine, with the checks of `doctor`."""
+    """The part of `run.json` about the code and the machine, with the checks of `doctor`.
+
+    A failure of git is noted on standard error.
+    """
     from resflow_bench.lab.provenance import provenance
     from resflow_bench.speed.doctor import checks_record
 
     about = provenance()
+    if about["git_error"]:
+        click.echo(f"note: git does not identify the code: {about['git_error']}", err=True)
     return {**about, "doctor": checks_record(about)}

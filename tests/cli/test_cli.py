@@ -122,6 +122,22 @@ def test_the_real_suites_can_be_listed(
     )
 
 
+def test_a_git_that_refuses_the_checkout_is_quoted(
+    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does where another user owns the folder, in a container for example."""
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    for place in ("GLOBAL", "SYSTEM"):
+        monkeypatch.setenv(f"GIT_CONFIG_{place}", os.devnull)
+    outcome = call("run rows --preset smoke --jobs 1")
+    assert outcome.code == 0
+    assert re.search("note: git does not identify the code: .*dubious ownership", outcome.err)
+    about = newest(tmp_path / "results").about
+    assert about["commit"] is about["dirty"] is None
+    assert "safe.directory" in about["git_error"]
+    assert about["git_error"] in about["doctor"]["code"]["found"]
+
+
 def test_env_is_what_a_run_records(call) -> None:
     outcome = call("env")
     assert outcome.code == 0
