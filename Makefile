@@ -62,9 +62,9 @@ test: env
 
 # Exit code 1 means that some cells failed; the report is still written, and the code is passed on.
 bench: env
-	@status=0; $(BIN)/resflow-bench run --preset $(PRESET) --results $(RESULTS) || status=$$?; \
+	@status=0; $(BIN)/resflow-bench run --preset $(PRESET) --results '$(RESULTS)' || status=$$?; \
 	test $$status -le 1 || exit $$status; \
-	$(BIN)/resflow-bench report --results $(RESULTS) --out $(REPORTS) && exit $$status
+	$(BIN)/resflow-bench report --results '$(RESULTS)' --out '$(REPORTS)' && exit $$status
 
 check: env
 	$(BIN)/python -m ruff check .

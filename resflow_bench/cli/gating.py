@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
@@ -202,4 +203,4 @@ def export(out: Path, config: Path) -> None:
     with refusals(AsvError):
         tests = export_otava(results_folder(config), out, worse)
     click.echo(f"{len(tests)} suites: {', '.join(tests)}")
-    click.echo(f"next: OTAVA_CONFIG={out / 'otava.yaml'} otava analyze {tests[0]}")
+    click.echo(f"next: OTAVA_CONFIG={quote(str(out / 'otava.yaml'))} otava analyze {tests[0]}")

@@ -7,6 +7,7 @@ import signal
 import sys
 import traceback
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ results_option = click.option(
 def main() -> None:
     """The console script; never returns."""
     signal.signal(signal.SIGINT, _once)
+    if isinstance(sys.stdout, TextIOWrapper):  # standard error has this handler already
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _answer()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # while Python takes itself down
@@ -137,9 +140,14 @@ def command_of(run: Run) -> str:
 
 
 def this_machine() -> dict[str, Any]:
-    """The part of `run.json` about the code and the machine, with the checks of `doctor`."""
+    """The part of `run.json` about the code and the machine, with the checks of `doctor`.
+
+    A failure of git is noted on standard error.
+    """
     from resflow_bench.lab.provenance import provenance
     from resflow_bench.speed.doctor import checks_record
 
     about = provenance()
+    if about["git_error"]:
+        click.echo(f"note: git does not identify the code: {about['git_error']}", err=True)
     return {**about, "doctor": checks_record(about)}

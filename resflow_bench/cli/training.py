@@ -67,7 +67,7 @@ def train(data: Path, results: Path, resume: str | None, **options: Any) -> int:
             run = store.open(resume)
             plan = TrainingPlan.recorded(run, options)
             examples = dataset_named(plan.recipe.dataset, data)
-            if run.about["status"] != "finished":
+            if run.about["status"] != "finished" and examples.digest == plan.digest:
                 group.note_changes(run)
         result = carry_out(plan, examples, run, listen)
         group.no_more_signals(result.signal)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -18,6 +19,8 @@ class Interrupted(BaseException):
 class Interrupts:
     """A context in which a signal waits for `check`, unless it comes inside `allowed`.
 
+    Python handles signals in the main thread alone; in any other, none comes here.
+
     received: the number of the last signal, None before one came.
     """
 
@@ -26,7 +29,8 @@ class Interrupts:
         self._allowed = False
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._receive) for number in NUMBERS}
+        mine = NUMBERS if threading.current_thread() is threading.main_thread() else ()
+        self._before = {number: signal.signal(number, self._receive) for number in mine}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -19,7 +19,7 @@ def provenance() -> dict[str, Any]:
     """Versions, commit, devices and threads, as `run.json` records them.
 
     `commit` and `dirty` (are there changes, or new files, that no commit holds?) are None where
-    the package does not run from a git checkout.
+    git does not know them; `git_error` is its reason then.
     """
     return {
         "versions": {
@@ -27,8 +27,7 @@ def provenance() -> dict[str, Any]:
             "python": platform.python_version(),
             **{library: _version(library) for library in _LIBRARIES},
         },
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": None if (status := _git("status", "--porcelain")) is None else status != "",
+        **_checkout(Path(__file__)),
         "device": _devices(),
         "threads": _threads(),
         "platform": platform.platform(),
@@ -37,7 +36,10 @@ def provenance() -> dict[str, Any]:
 
 def commit_of(name: str) -> str | None:
     """The hash of a commit that git knows by this name in the working directory, else None."""
-    return _git_at(Path(), "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+    try:
+        return _git(Path(), "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def cores() -> int:
@@ -52,21 +54,24 @@ def _version(library: str) -> str | None:
         return None
 
 
-def _git(*arguments: str) -> str | None:
-    """git's answer in the checkout that holds this file; None if the file is in none."""
-    here = Path(__file__)
-    if _git_at(here.parent, "ls-files", "--error-unmatch", here.name) is None:
-        return None
-    return _git_at(here.parent, *arguments)
-
-
-def _git_at(folder: Path, *arguments: str) -> str | None:
-    """git's answer in a folder; None if git fails or is not installed."""
-    command = ["git", "-C", str(folder), *arguments]
+def _checkout(file: Path) -> dict[str, Any]:
+    """The commit of the checkout that holds this file, or git's reason for not knowing it."""
+    found: dict[str, Any] = {"commit": None, "dirty": None, "git_error": None}
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return None
+        _git(file.parent, "ls-files", "--error-unmatch", file.name)
+        found["commit"] = _git(file.parent, "rev-parse", "HEAD")
+        found["dirty"] = _git(file.parent, "status", "--porcelain") != ""
+    except (OSError, subprocess.SubprocessError) as error:
+        found["git_error"] = " ".join(str(getattr(error, "stderr", None) or error).split())
+    return found
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """git's answer in a folder."""
+    command = ["git", "-C", str(folder), *arguments]
+    answer = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", check=True, timeout=20
+    )
     return answer.stdout.strip()
 
 
@@ -82,7 +87,7 @@ def _devices() -> dict[str, str]:
 
 def _cpu_model() -> str:
     file = Path("/proc/cpuinfo")
-    text = file.read_text() if file.exists() else ""
+    text = file.read_text(errors="replace") if file.exists() else ""
     if named := re.search("^model name.*?:(.*)", text, re.MULTILINE):
         return named[1].strip()
     return platform.processor() or platform.machine()

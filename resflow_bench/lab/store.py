@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from math import nan
 from pathlib import Path
 from secrets import token_hex
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,7 @@ def _read_part(path: Path) -> pa.Table:
         reason = " ".join(str(error).split())
     raise StoreError(
         f"part `{path}` is damaged ({reason}); move it away, then `resflow-bench run --resume "
-        f"{path.parents[1].name} --results {path.parents[3]}` measures its cells again."
+        f"{path.parents[1].name} --results {quote(str(path.parents[3]))}` measures its cells again."
     )
 
 
@@ -173,7 +174,8 @@ class Run:
             except OSError as error:
                 raise StoreError(
                     f"`{folder}` takes no more rows ({error.strerror}); make room, then "
-                    f"`resflow-bench run --resume {self.name} --results {self.path.parents[1]}`."
+                    f"`resflow-bench run --resume {self.name} "
+                    f"--results {quote(str(self.path.parents[1]))}`."
                 ) from error
         self._buffer.clear()
         self._flushed = time.monotonic()

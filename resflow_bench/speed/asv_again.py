@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -79,5 +80,11 @@ def _settings(config: Path) -> dict[str, Any]:
             settings[name] = str((here / settings[name]).resolve())
     for name in ("build_command", "install_command", "uninstall_command"):
         if settings.get(name):
-            settings[name] = [line.replace("{conf_dir}", str(here)) for line in settings[name]]
+            settings[name] = [_at(here, line) for line in settings[name]]
     return {"version": 1} | {n: value for n, value in settings.items() if value is not None}
+
+
+def _at(here: Path, command: str) -> str:
+    """The command with its `{conf_dir}`, one word that asv neither splits nor fills in again."""
+    whole = str(here).replace("{", "{{").replace("}", "}}")
+    return shlex.join(word.replace("{conf_dir}", whole) for word in shlex.split(command))

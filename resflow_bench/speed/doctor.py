@@ -91,8 +91,8 @@ def _others_on_gpus() -> Iterator[Check]:
 
 def _tree(about: dict[str, Any]) -> Iterator[Check]:
     if about["commit"] is None:
-        found = "not run from a git checkout, so no commit identifies the code"
-        yield Check("code", found, "run from a clone")
+        found = f"no commit identifies it, since git says: {about.get('git_error')}"
+        yield Check("code", found, "run from a clone that git can read")
     elif about["dirty"]:
         yield Check("code", f"{about['commit'][:8]} with uncommitted changes", "commit them")
     else:

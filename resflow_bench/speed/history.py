@@ -49,7 +49,7 @@ def export_otava(results: Path, out: Path, worse: Mapping[tuple[str, str], str])
     for suite, by_commit in sorted(suites.items()):
         names = sorted({name for values in by_commit.values() for name in values})
         ordered = sorted(by_commit, key=lambda commit: when[commit])
-        with (out / f"{suite}.csv").open("w", newline="") as stream:
+        with (out / f"{suite}.csv").open("w", encoding="utf-8", newline="") as stream:
             writer = csv.DictWriter(stream, ["time", "commit", *names])
             writer.writeheader()
             for commit in ordered:

@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from statistics import fmean
 from time import monotonic
 
@@ -272,7 +273,8 @@ class _Session:
         except OSError as error:
             raise StoreError(
                 f"weights cannot be written to `{file.parent}` ({error.strerror}); make room, then "
-                f"`resflow-bench train --resume {self.run.name} --results {file.parents[1]}`."
+                f"`resflow-bench train --resume {self.run.name} "
+                f"--results {quote(str(file.parents[1]))}`."
             ) from error
 
     def _resume(self) -> set[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -260,10 +261,11 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_takes_no_more_is_named(tmp_path: Path) -> None:
-    run = Store(tmp_path).create({"preset": "smoke"})
+    """And the remedy is a command that can be pasted, whatever the folder's name."""
+    run = Store(tmp_path / "a b").create({"preset": "smoke"})
     (run.path / "rows").write_text("in the way")
     run.append(toys.ROWS, Result(Cell("rows", {"dim": 1}), "failed"))
-    with pytest.raises(StoreError, match=r"takes no more rows .*--resume"):
+    with pytest.raises(StoreError, match=r"takes no more rows .*--resume .* '.*a b'`"):
         run.flush()
 
 
@@ -351,6 +353,19 @@ def test_a_mistake_of_ours_is_no_row_but_what_was_measured_stays(
     assert run.about["status"] == "interrupted"
     if run.suites:  # the other worker may not have come to it
         assert set(run.frame("mixed")["n_terms"]) == {1}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_sweep_needs_no_main_thread(tmp_path: Path, jobs: int) -> None:
+    """Notebooks and schedulers call it in another, where Python handles no signal."""
+    plan = Plan((toys.MISTAKE,), "smoke")
+    run = begin(plan, Store(tmp_path))
+    with ThreadPoolExecutor() as other:
+        first, _ = other.submit(run_of, Plan((toys.ROWS,), "smoke"), tmp_path, jobs).result()
+        failure = other.submit(sweep, plan, run).exception()
+    assert first.about["status"] == "finished"
+    assert isinstance(failure, KeyError)
+    assert run.about["status"] == "interrupted"
 
 
 def test_failed_cells_and_no_others_are_measured_again(tmp_path: Path) -> None:

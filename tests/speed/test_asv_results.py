@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from asv.config import Config
+from asv.util import interpolate_command
 from made_up import SUITES
 
 import suites
@@ -161,6 +162,17 @@ def test_the_same_commit_is_green_but_for_what_failed(
     assert code == 3
     assert "track_failure" in out
     assert "regression" not in out
+
+
+def test_a_folder_with_a_blank_in_its_name_is_one_word(tmp_path: Path) -> None:
+    """As asv splits and fills in the commands of the copy that it measures again from."""
+    folder = tmp_path / "a b{c}'d"
+    folder.mkdir()
+    config = folder / "asv.conf.json"
+    config.write_text((ROOT / "asv.conf.json").read_text())
+    (command,) = asv_again._settings(config)["install_command"]
+    parts, *_ = interpolate_command(command, {"env_dir": "e", "wheel_file": "w f"})
+    assert parts[-2:] == [str(folder / "constraints.txt"), "w f"]
 
 
 def test_it_says_why_it_could_not_measure_again(repository: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from math import inf
 from pathlib import Path
 
@@ -17,8 +18,10 @@ import torch
 from trainings import STEPS, TINY, Call, Whole, calling, newest, same, undisturbed, weights_of
 
 from resflow_bench.analysis.tables import wide
-from resflow_bench.lab.store import Run
+from resflow_bench.data import dataset_named
+from resflow_bench.lab.store import Run, Store
 from resflow_bench.training import run as run_of_training
+from resflow_bench.training.plan import TrainingPlan, begin
 from resflow_bench.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -155,6 +158,26 @@ def test_a_checkpoint_that_does_not_fit_is_refused(call: Call, monkeypatch) -> N
         outcome = call(f"train --resume {run.name}")
         assert outcome.code == 2
         assert re.fullmatch(r"error: checkpoint .* does not fit .*\n", outcome.err)
+
+
+def test_data_that_have_changed_are_refused_and_leave_the_record(whole: Whole, call: Call) -> None:
+    run = Store(Path("results")).create(whole.run.about | {"status": "interrupted"})
+    run.write_about(run.about | {"training": run.about["training"] | {"digest": "another"}})
+    before = run.about
+    outcome = call(f"train --resume {run.name}")
+    assert outcome.code == 2
+    assert re.fullmatch(r"error: run .* was begun on other checkerboard .*\n", outcome.err)
+    assert run.about == before
+
+
+def test_a_training_needs_no_main_thread(whole: Whole, tmp_path: Path) -> None:
+    """Notebooks and schedulers call it in another, where Python handles no signal."""
+    data, plan = dataset_named("checkerboard"), TrainingPlan.recorded(whole.run, {})
+    run = begin(plan, Store(tmp_path))
+    with ThreadPoolExecutor() as other:
+        assert other.submit(run_of_training.train, plan, data, run).result().n_done == STEPS
+    assert run.about["status"] == "finished"
+    assert same(weights_of(run), whole.weights)
 
 
 # --- failed
