@@ -35,7 +35,7 @@ class Row:
 
     suite: the benchmark's module.
     cell: `Class.method(parameters)`.
-    metric: `wall_s` for a `time_` method, else the part of the name after `track_`.
+    metric: `wall_s` for a `time_` method, else the part of the name after `track_` or `peakmem_`.
     samples: for a time, the median of each round, which is one process; for a tracked value, the
         samples that the method returned.
     version: of the benchmark; results of different versions are not comparable.
@@ -112,17 +112,21 @@ def _rows(data: dict[str, Any], about: dict[str, Any]) -> Iterator[Row]:
     for name, values in data["results"].items():
         columns = dict(zip(data["result_columns"], values, strict=False))
         described = about.get(name, {})
-        module, _, method = name.partition(".")
-        metric = re.sub("^.*track_", "", method) if "track_" in method else "wall_s"
+        module, method = name.split(".", 1) if "." in name else (name, name)
+        kind = re.match(r".*?\b(track|peakmem|mem)_", method)
+        metric = method[kind.end() :] if kind else "wall_s"
         points = list(product(*(columns.get("params") or [])))
+        labels = [", ".join(map(_plain, point)) for point in points]
+        if len({*labels}) < len(points):  # 1 beside '1'
+            labels = [*map(", ".join, points)]
         results = columns["result"] or [None] * len(points)
         samples = columns.get("samples") or [None] * len(points)
         unit = str(described.get("unit", ""))
-        for point, value, sample in zip(points, results, samples, strict=True):
+        for parameters, value, sample in zip(labels, results, samples, strict=True):
             status, message, measured = _measured(value, sample, described)
             if data["env_name"].startswith("existing"):
                 status, message, measured = "skipped", UNKNOWN_CODE, ()
-            label = f"{method}({', '.join(map(_plain, point))})" if point else method
+            label = f"{method}({parameters})" if columns.get("params") else method
             yield Row(
                 module, label, metric, status, message, UNITS.get(unit, unit), measured,
                 str(columns.get("version", "")), where,
@@ -141,16 +145,20 @@ def _measured(
         return "failed", f"it returned {value!r}, which is not a number", ()
     if isnan(value):
         return "skipped", NAN, ()
+    is_timed = described.get("type") == "time" and "repeat" in described
     if samples is None:
-        if described.get("type") == "time":
+        if is_timed:
             return "failed", "asv stored no samples; measure with `--record-samples`", ()
         return "ok", "", (float(value),)
-    if described.get("type") != "time":
+    if not is_timed:
         return "ok", "", tuple(map(float, samples))
-    n_rounds, per_round = described.get("rounds"), described.get("repeat")
-    if not (isinstance(n_rounds, int) and isinstance(per_round, int) and n_rounds and per_round):
-        # asv's default, 0, and a tuple let each round have samples of another number.
-        return "ok", "its `repeat` is no number, so that its rounds are one", (float(value),)
+    n_rounds, repeat = int(described["rounds"]), described["repeat"]
+    is_fixed = repeat and not isinstance(repeat, list)  # else at most so many: 0, or (min, max, s)
+    if not is_fixed:
+        repeat = repeat[1] if repeat else 5 if n_rounds > 1 else 10  # asv's default
+    per_round = int(repeat)
+    if not is_fixed and len(samples) % (n_rounds * per_round):
+        return "ok", "", (float(value),)  # asv stores no limits of unequal rounds: one sample
     if not samples or len(samples) % (n_rounds * per_round):
         # After a crash in one round, asv loses the rounds before it and continues.
         message = f"{len(samples)} samples, where {n_rounds} rounds of {per_round} were requested"

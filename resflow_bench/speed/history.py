@@ -30,8 +30,6 @@ def export_otava(results: Path, out: Path, worse: Mapping[tuple[str, str], str])
     suites: dict[str, dict[str, dict[str, float]]] = {}
     directions: dict[str, int] = {}
     history = AsvResults(results)
-    if not history.commits():
-        raise AsvError(f"`{results}` holds no results; `asv run` measures some.")
     for commit in history.commits():
         for row in history.rows(commit):
             if row.status != "ok":
@@ -43,6 +41,8 @@ def export_otava(results: Path, out: Path, worse: Mapping[tuple[str, str], str])
             value = abs(value) if direction == "other" else value
             suites.setdefault(row.suite, {}).setdefault(commit, {})[name] = value
             directions[name] = 1 if direction == "less" else -1
+    if not suites:
+        raise AsvError(f"`{results}` holds no number of a commit; `make asv-history` measures it.")
     out.mkdir(parents=True, exist_ok=True)
     when = history.dated()
     tests: dict[str, Any] = {}
