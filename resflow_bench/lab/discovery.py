@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 from resflow_bench.lab.suite import Suite
 
@@ -16,12 +16,35 @@ _PACKAGE = "suites"  # imported when a run starts, not above: the engine knows n
 
 def names() -> tuple[str, ...]:
     """The names of the suites that a run can measure."""
-    return import_module(_PACKAGE).NAMES
+    return _ours().NAMES
 
 
 def page_order() -> tuple[str, ...]:
     """The names of all suites that have a section on the page, in its order."""
-    return import_module(_PACKAGE).PAGE
+    return _ours().PAGE
+
+
+def _ours() -> ModuleType:
+    """The suites of this project: a clone has them beside this package, an installation in it.
+
+    They are never sought on Python's path, where a folder of the user's may have their name.
+    """
+    inside, beside = (top / _PACKAGE / "__init__.py" for top in Path(__file__).parents[1:3])
+    ours = sys.modules.get(_PACKAGE) or _imported(inside if inside.exists() else beside)
+    if not hasattr(ours, "PAGE"):
+        raise ValueError(f"{ours!r} has the name of the suites of this project; rename it.")
+    return ours
+
+
+def _imported(file: Path) -> ModuleType:
+    """The package of an `__init__.py`, imported under the name of its folder."""
+    name = file.parent.name
+    spec = spec_from_file_location(name, file, submodule_search_locations=[str(file.parent)])
+    assert spec is not None  # the file is there
+    assert spec.loader is not None
+    module = sys.modules[name] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def canonical(reference: str) -> str:
@@ -38,7 +61,7 @@ def load(reference: str) -> Suite:
             imported or whose name is taken.
     """
     if reference in (*names(), *page_order()):
-        return import_module(_PACKAGE).load(reference)
+        return _ours().load(reference)
     if not Path(reference).is_dir():
         raise ValueError(
             f"no suite is called `{reference}`, nor a folder; the suites are {', '.join(names())}."
@@ -59,13 +82,8 @@ def _in_folder(folder: Path) -> Suite:
     found = None if name in sys.modules else find_spec(name)
     if name in sys.modules or (found is not None and found.origin != str(file)):
         raise ValueError(f"folder `{folder}` has the name of another Python module; rename it.")
-    spec = spec_from_file_location(name, file, submodule_search_locations=[str(folder)])
-    assert spec is not None  # the file is there
-    assert spec.loader is not None
-    module = sys.modules[name] = module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        return replace(_checked(module.SUITE), reference=str(folder))
+        return replace(_checked(_imported(file).SUITE), reference=str(folder))
     except Exception as error:  # the user's code, which may raise anything
         for loaded in [m for m in sys.modules if m == name or m.startswith(f"{name}.")]:
             del sys.modules[loaded]

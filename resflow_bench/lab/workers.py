@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 from resflow_bench.lab.cells import Cell
-from resflow_bench.lab.discovery import load
+from resflow_bench.lab.discovery import load, names
 from resflow_bench.lab.interrupt import NUMBERS, Interrupts
 from resflow_bench.lab.observe import Result
 from resflow_bench.lab.suite import Context, Failure, Skip, Suite
@@ -162,6 +162,7 @@ class _Worker:
 def _serve(pipe: connection.Connection) -> None:
     """Measure each task that the pipe brings, until its other end is closed."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    names()  # so that a task finds our suites, whatever folder it is unpickled in
     try:
         task = pipe.recv()  # imports the suite, and with it every library that one_thread limits
         with one_thread():

@@ -20,7 +20,6 @@ import toys
 import suites
 from resflow_bench.analysis.changes import changes
 from resflow_bench.cli import main
-from resflow_bench.lab import Cell, Result
 from resflow_bench.lab.plan import Plan, begin
 from resflow_bench.lab.store import REPLICATES, Run, Store
 from resflow_bench.lab.sweep import sweep
@@ -120,22 +119,6 @@ def test_the_real_suites_can_be_listed(
     assert all(
         set(suites.load(name).presets) == {"smoke", "quick", "full"} for name in suites.NAMES
     )
-
-
-def test_a_git_that_refuses_the_checkout_is_quoted(
-    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As it does where another user owns the folder, in a container for example."""
-    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
-    for place in ("GLOBAL", "SYSTEM"):
-        monkeypatch.setenv(f"GIT_CONFIG_{place}", os.devnull)
-    outcome = call("run rows --preset smoke --jobs 1")
-    assert outcome.code == 0
-    assert re.search("note: git does not identify the code: .*dubious ownership", outcome.err)
-    about = newest(tmp_path / "results").about
-    assert about["commit"] is about["dirty"] is None
-    assert "safe.directory" in about["git_error"]
-    assert about["git_error"] in about["doctor"]["code"]["found"]
 
 
 def test_env_is_what_a_run_records(call) -> None:
@@ -346,26 +329,6 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
 
 
 # --- killed, and resumed
-
-
-@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
-def test_a_character_that_the_terminal_lacks_costs_no_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
-) -> None:
-    """The name of the folder is in no encoding at all."""
-    monkeypatch.setenv("PYTHONIOENCODING", encoding)
-    results = tmp_path / "ρ ≤ 1 \udcff"
-    process = start("run mixed --preset smoke --jobs 1 --results", str(results))
-    out, _ = process.communicate()
-    assert process.returncode == 1
-    assert "next: resflow-bench report" in out
-    run = newest(results)
-    run.append(toys.MIXED, Result(Cell("mixed", {"dim": 9}), "failed", message="ρ(J) ≥ 1"))
-    run.flush()
-    process = start(f"show {run.name} --results", str(results))
-    out, _ = process.communicate()
-    assert process.returncode == 0
-    assert ("ρ(J) ≥ 1" if encoding == "utf-8" else "(J) \\u2265 1") in out
 
 
 @pytest.fixture(scope="module")

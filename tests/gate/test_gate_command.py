@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import toys
 
 import suites
 from resflow_bench.cli import main
+from resflow_bench.lab import Cell, Result
 from resflow_bench.lab.plan import Plan, begin
 from resflow_bench.lab.store import Run, Store
 from resflow_bench.lab.sweep import sweep
@@ -87,6 +89,18 @@ def test_nothing_that_can_be_judged_is_no_pass(gate: Call, tmp_path: Path) -> No
     code, out, _ = gate(run, empty)
     assert code == 4
     assert "6 missing" in out
+
+
+def test_a_character_that_the_terminal_lacks_changes_no_exit_code(
+    gate: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, new = measured(tmp_path), Run(measured(tmp_path))
+    new.append(toys.ROWS, Result(Cell("rows", {"dim": 1}), "failed", message="not ρ ≤ 1"))
+    new.flush()
+    out = io.TextIOWrapper(io.BytesIO(), "latin-1")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert gate(base, new.path)[0] == 3
+    assert rb"not \u03c1 \u2264 1" in out.buffer.getvalue()
 
 
 def test_rows_of_a_suite_that_is_gone_are_not_judged(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from resflow_bench.cli import main
+from resflow_bench.cli.group import this_machine
 from resflow_bench.lab.provenance import cores
 from resflow_bench.speed import doctor
 from resflow_bench.speed.doctor import check_machine
@@ -65,6 +66,22 @@ def test_a_machine_that_says_little_is_not_blamed(quiet: Path) -> None:
     (quiet / "intel_pstate" / "no_turbo").unlink()
     assert to_mend() == {}
     assert "clone" in to_mend(ABOUT | {"commit": None})["code"]
+
+
+def test_a_git_that_refuses_the_checkout_is_quoted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it does where another user owns the folder, in a container for example."""
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    for place in ("GLOBAL", "SYSTEM"):
+        monkeypatch.setenv(f"GIT_CONFIG_{place}", os.devnull)
+    about = this_machine()
+    assert about["commit"] is about["dirty"] is None
+    assert "dubious ownership" in about["git_error"]
+    assert (
+        f"note: git does not identify the code: {about['git_error']}\n" == capsys.readouterr().err
+    )
+    assert about["git_error"] in about["doctor"]["code"]["found"]
 
 
 def test_the_command_prints_it_and_refuses_nothing(

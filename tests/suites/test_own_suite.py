@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 import pytest
@@ -18,9 +19,9 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs" / "my_suite"
 
 
-def command(*words: object, code: int = 0, cwd: Path | None = None) -> str:
+def command(*words: object, code: int = 0, cwd: Path | None = None, path: Path = ROOT) -> str:
     """What the command prints, in a process of its own; it has to end with the code."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
         [sys.executable, "-m", "resflow_bench", *map(str, words)],
         capture_output=True, text=True, check=False, env=environment, cwd=cwd,
@@ -42,6 +43,33 @@ def run_in(results: Path) -> Path:
 def test_the_example_is_short() -> None:
     lines = [line for file in EXAMPLE.glob("*.py") for line in file.read_text("utf-8").splitlines()]
     assert len([line for line in lines if line.strip()]) < 60
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_our_own_suites_are_found_beside_a_folder_of_their_name(tmp_path, installed) -> None:
+    """By workers too; a wheel has them inside its package."""
+    (tmp_path / "suites").mkdir()
+    (tmp_path / "suites" / "__init__.py").write_text("raise AttributeError('not ours')")
+    site = ROOT
+    if installed:
+        site, source = tmp_path / "site", tmp_path / "source"
+        for name in ("resflow_bench", "suites"):
+            shutil.copytree(ROOT / name, source / name)
+        for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+            shutil.copy(ROOT / name, source)
+        pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", source]
+        subprocess.run([*pip, "--wheel-dir", tmp_path], check=True, capture_output=True)
+        shutil.unpack_archive(next(tmp_path.glob("*.whl")), site, "zip")
+        assert sorted(p.name for p in site.iterdir() if p.suffix == "") == ["resflow_bench"]
+    cell = ("--set", "model=init", "dim=4", "n_terms=1", "n_probes=2")
+    words = ("run", "bias", "--preset", "smoke", "--jobs", 2, *cell)
+    assert "2 cells measured" in command(*words, cwd=tmp_path, path=site)
+
+
+def test_a_module_with_the_name_of_our_suites_is_refused(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "suites", ModuleType("suites"))
+    with pytest.raises(ValueError, match=r"<module 'suites'> .*; rename it"):
+        discovery.names()
 
 
 def test_it_is_measured_resumed_and_reported(own, tmp_path) -> None:
