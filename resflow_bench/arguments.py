@@ -37,7 +37,7 @@ def check_batch(
     Args:
         owner: who refuses.
         event: the sizes of one example.
-        dtype: of the parameters that meet x, if x must have it; autocast converts both.
+        dtype: of the parameters that meet x, if x must have it; autocast converts all but float64.
 
     Raises:
         TypeError: x is no tensor.
@@ -63,7 +63,9 @@ def check_batch(
         )
     if not x.is_floating_point():
         raise ValueError(f"{owner} needs {name} of floating point; got {_name(x.dtype)}.")
-    if dtype not in (None, x.dtype) and not torch.is_autocast_enabled(x.device.type):
+    dtypes = {x.dtype, dtype or x.dtype}
+    is_cast = torch.float64 not in dtypes and torch.is_autocast_enabled(x.device.type)
+    if len(dtypes) > 1 and not is_cast:
         raise ValueError(
             f"{owner} has parameters of {_name(dtype)}; got {name} of {_name(x.dtype)}. Convert "
             f"{name} with `.to(torch.{_name(dtype)})`, or the module with "

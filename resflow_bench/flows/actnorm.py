@@ -46,13 +46,15 @@ class ActNorm(nn.Module):
         finite = x.flatten(1).isfinite().all(1)
         if not len(x) or not finite.all():
             raise ValueError(
-                "ActNorm needs one finite example or more to be initialised from; got "
+                "ActNorm needs one example or more to be initialised from, all finite; got "
                 f"{len(x)}, {int((~finite).sum())} of them not finite. Leave those out."
             )
         channels = x.transpose(0, 1).flatten(1)  # (C, B n_positions)
         mean = channels.mean(1)
         std = channels.std(1, correction=min(1, channels.shape[1] - 1))  # of one number: 0
-        is_constant = std <= 8 * torch.finfo(x.dtype).eps * mean.abs()
+        # To float32's rounding, in a coarser dtype too, where 1 % is a few units in the last place.
+        eps = min(torch.finfo(dtype).eps for dtype in (x.dtype, torch.float32))
+        is_constant = std <= 8 * eps * mean.abs()
         std = torch.where(is_constant, 1.0, std.clamp_min(STD_FLOOR))
         self.shift.copy_(-mean)
         self.log_scale.copy_(-std.log())

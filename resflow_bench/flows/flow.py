@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Self
 
 import torch
@@ -55,7 +56,7 @@ class ResidualFlow(nn.Module):
         estimator: Estimator = DEFAULT_ESTIMATOR,
     ) -> None:
         super().__init__()
-        sizes = (event,) if isinstance(event, int) else tuple(event)
+        sizes = tuple(event) if isinstance(event, Sequence) else (event,)
         if not sizes:
             raise ValueError("A flow needs an event of one size or more; got none.")
         self.event = tuple(check_count("A flow", "event", size) for size in sizes)
@@ -274,8 +275,9 @@ class ResidualFlow(nn.Module):
         check_batch("This flow", x, self.event, self._dtype())
 
     def _dtype(self) -> torch.dtype | None:
-        """That of the parameters; None if there is none."""
-        return next((p.dtype for p in self.parameters()), None)
+        """That of the parameters, or else of the buffers; None if there is neither."""
+        state = chain(self.parameters(), self.buffers())
+        return next((t.dtype for t in state if t.is_floating_point()), None)
 
 
 def mlp_layers(

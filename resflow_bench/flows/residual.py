@@ -37,6 +37,8 @@ class ResidualBlock(nn.Module):
     Source: Behrmann et al. (2019), Theorem 1.
     """
 
+    _kept: tuple[int, ...] = ()  # the versions at which the promise was last known
+
     def __init__(self, branch: Branch | LinearBranch) -> None:
         super().__init__()
         if not isinstance(branch, Contraction):
@@ -134,11 +136,15 @@ class ResidualBlock(nn.Module):
         if versions == self._kept:
             return
         self._kept = versions
-        certified = self.branch.lipschitz_certified()
+        try:
+            certified = self.branch.lipschitz_certified()
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            certified = math.inf  # of weights that are not finite
         if not certified <= self.lipschitz * (1 + PROMISE_SLACK):
+            beyond = ", so that it may have no inverse" if certified >= 1 else ""
             warnings.warn(
                 f"A branch promises lipschitz={self.lipschitz:g} and has {certified:.4g} by its "
-                "certificate: its inverse may be slow, or not exist. Call `update()` on the flow "
-                "after each optimiser step, and after its weights were averaged or set.",
+                f"certificate{beyond}. Call `update()` on the flow after each optimiser step, and "
+                "after its weights were averaged, set, or rounded to another dtype.",
                 stacklevel=2,
             )

@@ -9,7 +9,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from resflow_bench.arguments import check_batch
 from resflow_bench.jacobian import JacobianChain
@@ -161,7 +160,7 @@ class Branch(nn.Module):
         return f"lipschitz={self.lipschitz:.6g}"
 
     def _check(self, x: Tensor) -> None:
-        check_batch("Branch", x, (self.layers[-1].n_out, ...), next(self.parameters()).dtype)
+        check_batch("Branch", x, (None, ...), next((p.dtype for p in self.parameters()), None))
 
     def _kinds(self) -> Iterator[tuple[Any, bool]]:
         """Pairs (stage, True if it is a layer)."""
@@ -200,7 +199,7 @@ class LinearBranch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
-        return functional.linear(x, self.matrix)
+        return Affine(self.matrix)(x)
 
     def normalised(self) -> Composition:
         """g itself: there is nothing to normalise."""
@@ -219,8 +218,7 @@ class LinearBranch(nn.Module):
 
     def magnitude(self, x: Tensor) -> Tensor:
         """||x A^T|| + K ||x||, see `Branch.magnitude`."""
-        size = torch.linalg.vector_norm(x, dim=1)
-        return torch.linalg.vector_norm(self.forward(x), dim=1) + self.lipschitz * size
+        return norm(self.forward(x).flatten(1), 2.0) + self.lipschitz * norm(x.flatten(1), 2.0)
 
     def lipschitz_certified(self) -> float:
         """||A||_2 by an SVD in float64."""
@@ -230,7 +228,7 @@ class LinearBranch(nn.Module):
         return f"dim={self.matrix.shape[0]}, lipschitz={self.lipschitz:.6g}"
 
     def _check(self, x: Tensor) -> None:
-        check_batch("LinearBranch", x, (len(self.matrix),), self.matrix.dtype)
+        check_batch("LinearBranch", x, (None, ...), self.matrix.dtype)
 
 
 def contractive(lipschitz: float, owner: str) -> float:

@@ -41,7 +41,7 @@ def pays(stages: Stages, x: Tensor) -> bool:
     dtype = last.weight.dtype
     return (
         torch.is_grad_enabled()
-        and x.ndim == 2
+        and x.shape[1:] == (last.n_out,)  # which is what the first layer takes
         and x.dtype == dtype
         and dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled(x.device.type)

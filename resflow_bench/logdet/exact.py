@@ -111,8 +111,8 @@ def in_float64(g: Map, x: Tensor) -> tuple[Map, Tensor]:
         f"{path}.{name}" if path else name: tensor
         for path, module in g.named_modules()
         for name, tensor in (
-            *module.named_parameters(recurse=False),
-            *module.named_buffers(recurse=False),
+            *module.named_parameters(recurse=False, remove_duplicate=False),
+            *module.named_buffers(recurse=False, remove_duplicate=False),
         )
     }
     wide = {id(t): t.double() if t.is_floating_point() else t for t in state.values()}
@@ -127,5 +127,5 @@ def _accepts_float64(g: Map, x: Tensor) -> bool:
     try:
         with torch.no_grad():
             return g(x[:1].double()).dtype == torch.float64
-    except RuntimeError:  # torch's error for operands of two dtypes
+    except (RuntimeError, ValueError, TypeError):  # of torch for two dtypes, or of a branch
         return False

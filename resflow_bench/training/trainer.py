@@ -98,8 +98,11 @@ class Trainer:
         untouched = None
         if self.n_steps_done == 0:
             untouched = copy.deepcopy(self.flow.state_dict())
-            if x.isfinite().all():  # or else the loss will not be
+            try:
                 self.flow.initialise(x)
+            except ValueError as error:
+                self.flow.load_state_dict(untouched)
+                raise Diverged(f"The training cannot begin. {error}") from error
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate
         self.optimiser.zero_grad(set_to_none=True)

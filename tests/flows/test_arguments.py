@@ -41,6 +41,8 @@ from resflow_bench.layers import (
     dense_branch,
     mlp_branch,
 )
+from resflow_bench.layers.maps import Affine
+from resflow_bench.layers.norms.norm import Certificate
 from resflow_bench.logdet import (
     Arnoldi,
     Chebyshev,
@@ -350,3 +352,56 @@ def test_a_slow_iteration_names_the_step_that_solves_it() -> None:
     with pytest.raises(ArithmeticError, match=r"MAX_STEPS \(.*take the step `Auto\(\)`"):
         block.inverse(z, ToTolerance(Picard())).raise_if_failed()
     assert block.inverse(z, ToTolerance(Auto())).raise_if_failed().n_steps.max() <= 9
+
+
+@pytest.mark.parametrize("make", [mlp_branch, lambda *_: LinearBranch(0.5 * torch.eye(4), 0.9)])
+def test_what_acts_on_the_last_axis_takes_any_axes_before_it(make) -> None:
+    """A sequence of vectors: its log-det is the sum of theirs; a closure over it is a g, too."""
+    branch, x = make(4, (8,), 0.9), normal(5, 3, 4)
+    each = exact_log_det(branch, x.flatten(0, 1)).view(5, 3).sum(1)
+    torch.testing.assert_close(exact_log_det(branch, x), each, rtol=0, atol=1e-9)
+    closure = exact_log_det(lambda y: 1.0 * branch(y), x)
+    torch.testing.assert_close(closure, each, rtol=0, atol=1e-4)
+    flow = ResidualFlow([ResidualBlock(branch), Flatten((3, 4))], (3, 4))
+    solution = flow.inverse(flow(x))
+    torch.testing.assert_close(solution.value, x, rtol=0, atol=1e-5)
+
+
+class Twice(nn.Module):
+    """One parameter under two names of one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(0.5 * torch.eye(4))
+        self.b = self.a
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.a @ self.b
+
+
+def test_a_parameter_may_have_two_names() -> None:
+    found = exact_log_det(Twice(), normal(2, 4))
+    torch.testing.assert_close(found, torch.full((2,), 4 * math.log(1.25)).double())
+
+
+def test_a_layer_may_have_no_parameter_and_an_event_any_kind_of_integer() -> None:
+    class Halved(nn.Module):
+        coefficient, n_in, n_out, domain, codomain = 0.5, 4, 4, 2.0, 2.0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("matrix", 0.5 * torch.eye(4))
+
+        def normalised(self) -> Affine:
+            return Affine(self.matrix)
+
+        def update(self) -> None: ...
+        def align(self) -> None: ...
+        def certificate(self) -> Certificate:
+            return Certificate(0.5, "known")
+
+    branch = Branch(Halved(), lipschitz=0.6)
+    flow = ResidualFlow([ResidualBlock(branch)], np.int64(4))
+    x = normal(2, 4)
+    assert torch.equal(branch(x), 0.5 * x)
+    torch.testing.assert_close(flow.inverse(flow(x)).value, x)
