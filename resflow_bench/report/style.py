@@ -17,6 +17,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
@@ -29,6 +30,7 @@ BLUE, ORANGE, GREEN, ACCENT, PINK, BROWN, _, GREY, _, SKY = sns.color_palette("c
 PANEL, PANEL_HEIGHT, ROW = 3.5, 2.7, 0.26  # inches; at 96 pixels each, text of 9 pt is 12 pixels
 DASHES = (0, (4, 2))
 MAX_PANELS, MAX_ROWS = 6, 24
+MAX_MARKS = 600  # of a figure; more would fill the page with marks that hide each other
 THEME = {
     **sns.axes_style("ticks"),
     "font.family": "sans-serif",
@@ -138,8 +140,28 @@ def below_handle(text: str) -> Artist:
     return Line2D([], [], color=MUTED, marker="v", mfc="none", ls="", ms=5, label=text)
 
 
+def thin(figure: Figure) -> int:
+    """Draw one in n of the marks, with its interval, where there are over `MAX_MARKS`; return n."""
+    drawn = [artist for ax in figure.axes for artist in (*ax.lines, *ax.collections)]
+    drawn = [artist for artist in drawn if not artist.get_rasterized()]
+    lines = [a for a in drawn if isinstance(a, Line2D) and a.get_marker() not in ("None", "")]
+    n = math.ceil(sum(len(np.asarray(line.get_xdata())) for line in lines) / MAX_MARKS)
+    if n > 1:
+        for line in lines:
+            line.set_markevery(n)
+        for artist in drawn:
+            if isinstance(artist, LineCollection):
+                artist.set_segments(artist.get_segments()[::n])
+            elif isinstance(artist, PathCollection):
+                artist.set_facecolor([*artist.get_facecolor()][::n])
+                artist.set_offsets(np.asarray(artist.get_offsets())[::n])
+    return n
+
+
 def add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
     """Put a legend above the panels, and make the figure taller by its height."""
+    if (n := thin(figure)) > 1:
+        handles = [*handles, Line2D([], [], ls="", label=f"1 mark in {n} drawn")]
     width, height = figure.get_size_inches()
     across = min(len(handles), round(width / 1.75))
     figure.set_size_inches(width, height + 0.19 * math.ceil(len(handles) / across) + 0.1)

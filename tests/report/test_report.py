@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import toys
 from made_up import SUITES, make_frames, rows
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from resflow_bench.analysis.findings import findings
@@ -27,7 +28,8 @@ from resflow_bench.analysis.tables import wide
 from resflow_bench.analysis.verdicts import judge
 from resflow_bench.lab import Claims, Finding, Statement
 from resflow_bench.lab.plan import Plan
-from resflow_bench.report.page import write_report
+from resflow_bench.report import style
+from resflow_bench.report.page import svg, write_report
 from resflow_bench.report.picture import Picture
 from suites.efficiency.figures import error_against_time, variance_time, winners
 from suites.variance.figures import bounds, over_closed_form, roulette
@@ -313,6 +315,28 @@ def test_an_interval_without_an_upper_limit_is_marked(frames: dict[str, pd.DataF
     ratio = cells[kept]["variance_low"] / cells[kept]["variance_expected"]
     low, high = ax.get_ylim()
     assert low < ratio.min() < ratio.max() < high
+
+
+def test_many_marks_are_thinned_and_the_legend_says_so(frames: dict[str, pd.DataFrame]) -> None:
+    """One in n, each with its own interval; a figure with few marks is left as it is."""
+    cells = wide(frames["variance"])
+    cells = cells[cells["variance_expected"].between(1e-12, 1e12)]
+    n_cells = {}
+    for copies in (1, 1000 // len(cells), 8000 // len(cells)):
+        figure = over_closed_form(pd.concat([cells] * copies, ignore_index=True), 3)
+        assert figure is not None
+        n, (ax,) = len(cells) * copies, figure.axes
+        said = [text.get_text() for text in figure.legends[0].get_texts()]
+        step = -(-n // style.MAX_MARKS)
+        assert (f"1 mark in {step} drawn" in said) == (step > 1)
+        marked = [np.c_[line.get_data()][:: line.get_markevery() or 1] for line in ax.lines[1:]]
+        bars = [c.get_segments() for c in ax.collections if isinstance(c, LineCollection)]
+        for at, intervals in zip([m for m in marked if len(m)], filter(len, bars), strict=True):
+            assert [float(x) for x in at[:, 0]] == [interval[0][0] for interval in intervals]
+        n_cells[n] = len(svg(figure, "f"))
+        assert sum(map(len, bars)) <= style.MAX_MARKS + len(bars)
+    _, many, most = n_cells.values()
+    assert most < 1.5 * many
 
 
 def test_a_roulette_is_drawn_where_it_is(frames: dict[str, pd.DataFrame]) -> None:
