@@ -185,7 +185,7 @@ def _require_images(event: Event, name: str) -> None:
     if len(event) != 3:
         raise ValueError(
             f"The architecture {name} is for images (C, H, W); got examples of shape {event}. "
-            "Take mlp or dense."
+            "Take mlp, shallow or dense."
         )
 
 

@@ -7,10 +7,16 @@ not survive asv's forks.
 from __future__ import annotations
 
 import math
+import shutil
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal that a table is printed to; None for a pipe or a file."""
+    return shutil.get_terminal_size((0, 0)).columns or None
 
 
 def number(value: float, digits: int = 3) -> str:

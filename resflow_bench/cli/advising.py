@@ -99,6 +99,8 @@ x = build_points(cell, {n})
 
 def _text(advice: Advice, cell: str, code: str) -> str:
     """The table, the choice with its expected error and cost, and the code."""
+    from resflow_bench.analysis.words import terminal_width
+
     table = advice.table.head(1 + N_RUNNERS_UP)
     table.columns = table.columns.str.replace("_", " ")
     best, target = advice.best, advice.target_error
@@ -109,7 +111,7 @@ def _text(advice: Advice, cell: str, code: str) -> str:
         f"{best.seconds_to_target:.2g} s an example"
     )
     lines = [
-        table.to_string(index=False, float_format="{:.3g}".format),
+        table.to_string(index=False, float_format="{:.3g}".format, line_width=terminal_width()),
         *(f"not tried: {why}" for why in advice.left_out),
         "",
         f"{cell}: take {best.name}{average}",

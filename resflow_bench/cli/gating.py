@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from resflow_bench.cli.group import cli, echo_all, folder, refusals, results_option
+from resflow_bench.cli.group import cli, echo_all, folder, is_given, refusals, results_option
 from resflow_bench.speed.asv_results import AsvError, AsvResults
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ def gate(
         compared = _of_runs(base, new, results)
         if again and compared:
             raise ValueError("--again builds and measures commits; a run has nothing to build.")
+        if compared and is_given("config"):
+            raise ValueError("--asv tells where commits were measured; leave it out for runs.")
         before, after, margins = compared or _of_commits(base, new, config)
     table = judge(before, after, margins)
     if again and (flagged := _flagged(table)):

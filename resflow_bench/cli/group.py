@@ -13,6 +13,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from resflow_bench import __version__
 
@@ -84,6 +85,12 @@ def echo_all(text: str) -> None:
 def _drop_the_rest() -> None:
     """Discard the output that Python still buffers for a closed pipe."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def is_given(option: str) -> bool:
+    """Whether the user wrote the option of the running command."""
+    source = click.get_current_context().get_parameter_source(option)
+    return source is ParameterSource.COMMANDLINE
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from resflow_bench.cli import group
 
@@ -24,20 +23,24 @@ N_FAILURES_SHOWN = 3
 @group.cli.command("list")
 def list_suites() -> None:
     """List the suites with their questions, axes and numbers of cells, and the axes' values."""
+    from resflow_bench.analysis.words import terminal_width
     from resflow_bench.cli.choices import rule_of
     from resflow_bench.lab.axes import AXES
     from resflow_bench.lab.discovery import load, names
 
+    width = terminal_width() or 10_000
     for name in names():
         suite = load(name)
         click.secho(name, bold=True)
-        click.echo(f"  {suite.question}")
+        click.echo(click.wrap_text(suite.question, width, "  ", "  "))
         counts = (f"{len(suite.cells(preset))} {preset}" for preset in suite.presets)
         click.echo(f"  cells: {', '.join(counts)}")
-        click.echo(click.wrap_text(", ".join(suite.axes), 96, "  axes:  ", " " * 9) + "\n")
+        axes = ", ".join(suite.axes)
+        click.echo(click.wrap_text(axes, min(width, 96), "  axes:  ", " " * 9) + "\n")
     click.secho("axes, set with `--set AXIS=V1,V2`", bold=True)
     for axis in AXES.values():
-        click.echo(f"  {axis.name:<11} {axis.meaning}; it {rule_of(axis) or axis.rule}")
+        meaning = f"{axis.meaning}; it {rule_of(axis) or axis.rule}"
+        click.echo(click.wrap_text(meaning, width, f"  {axis.name:<11} ", " " * 14))
 
 
 @group.cli.command()
@@ -96,8 +99,7 @@ def _overrides(asked: Mapping[str, Any], names: Iterable[str]) -> dict[str, tupl
 
 def _given(asked: Mapping[str, Any]) -> dict[str, Any]:
     """The options that the user gave, without defaults."""
-    source, default = click.get_current_context().get_parameter_source, ParameterSource.DEFAULT
-    options = {name: asked[name] for name in ("preset", "seed") if source(name) != default}
+    options = {name: asked[name] for name in ("preset", "seed") if group.is_given(name)}
     chosen = {axis: list(values) for axis, values in asked["set"].items()}
     several = {"suites": asked["suites"], "set": chosen}
     return options | {name: value for name, value in several.items() if value}

@@ -90,10 +90,13 @@ def _json(rows: pd.DataFrame) -> str:
 
 def _table(frame: pd.DataFrame) -> str:
     """Every row, to six digits; messages last, empty columns left out."""
+    from resflow_bench.analysis.words import terminal_width
+
     order = sorted(frame.columns, key=lambda name: name == "message")
     shown = frame[order].astype(object).where(frame.notna(), "")
     filled = [name for name in order if (shown[name] != "").any()]
-    return shown[filled].to_string(index=False, float_format="{:.6g}".format)
+    width = terminal_width()
+    return shown[filled].to_string(index=False, float_format="{:.6g}".format, line_width=width)
 
 
 @cli.command()

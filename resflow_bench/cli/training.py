@@ -7,7 +7,6 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from resflow_bench.cli import group
 
@@ -54,8 +53,7 @@ def train(data: Path, results: Path, resume: str | None, **options: Any) -> int:
         if resume is None:
             if (name := options["dataset"]) is None:
                 raise ValueError(f"name a DATASET ({', '.join(DATASETS)}), or --resume RUN.")
-            source = click.get_current_context().get_parameter_source("data")
-            if source == ParameterSource.COMMANDLINE and name not in FROM_FOLDER:
+            if group.is_given("data") and name not in FROM_FOLDER:
                 raise ValueError(
                     f"--data is the folder of {', '.join(FROM_FOLDER)}; got {data} with {name}, "
                     "which needs no files. Leave it out."

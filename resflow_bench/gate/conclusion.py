@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from resflow_bench.analysis.words import number
+from resflow_bench.analysis.words import number, terminal_width
 from resflow_bench.gate.judge import FINE, NO_BASE, OPEN, UNJUDGED, WORSE
 
 PASSED, REGRESSION, FAILED, TOO_LITTLE, UNDECIDED = 0, 1, 3, 4, 5
@@ -131,7 +131,7 @@ def _table(rows: pd.DataFrame, layout: str) -> str:
     shown = rows[filled].head(MAX_LINES).map(_cell)
     more = f"\n... and {len(rows) - MAX_LINES} more" if len(rows) > MAX_LINES else ""
     if layout == "text":
-        return shown.to_string(index=False) + more
+        return shown.to_string(index=False, line_width=terminal_width()) + more
     lines = [list(shown.columns), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + more
 

@@ -63,6 +63,9 @@ def test_a_run_cannot_be_measured_again(gate: Call, tmp_path: Path) -> None:
     code, out, err = gate(run, run, "--again")
     assert (code, out) == (2, "")
     assert "--again builds and measures commits" in err
+    code, out, err = gate(run, run, "--asv", "asv.conf.json")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "--asv tells where commits were measured" in err
 
 
 def test_a_dirty_tree_is_said(gate: Call, tmp_path: Path) -> None:
