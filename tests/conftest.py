@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
+
+os.environ.pop("COLUMNS", None)  # which pytest-xdist sets: what is captured has no width
 
 
 @pytest.fixture(autouse=True)

@@ -84,7 +84,8 @@ def _newton(g: Composition, z: Tensor) -> tuple[Tensor, Tensor]:
         best = torch.where(is_best.view(-1, *[1] * (z.ndim - 1)), x, best)
         least = torch.where(is_best, size, least)
         matrix = identity + dense_jacobian(jacobian, x)
-        x = x - torch.linalg.solve(matrix, residual.flatten(1)).view_as(x)
+        step = torch.linalg.solve_ex(matrix, residual.flatten(1)).result  # inf if singular
+        x = x - step.view_as(x)
     return best, least
 
 

@@ -395,66 +395,6 @@ def call(
     return int(end.value.code or 0), *capsys.readouterr()
 
 
-@pytest.mark.parametrize(
-    ("attributes", "samples", "n"),
-    [
-        ({"repeat": 0}, [1.0, 1.01] * 20, 8),  # asv's default: at most five a round
-        ({"repeat": 0}, [1.0, 1.01] * 4, 1),  # fewer: nobody knows how many in which
-        ({"repeat": 0, "rounds": 1}, [1.0] * 10, 1),
-        ({"repeat": [1, 2, 20.0]}, [1.0, 1.01] * 8, 8),
-        ({"repeat": [1, 2, 20.0]}, [1.0, 1.01, 1.0], 1),
-        ({"repeat": 2.0}, [1.0, 1.01] * 8, 8),
-    ],
-)
-def test_every_legal_form_of_repeat_is_judged_and_exported(
-    attributes: dict[str, Any], samples: list[float], n: int, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    """A round counts as one only where its limits are known; else the benchmark is one sample."""
-    timed = {"toys.T.time_it": ([1.005], [samples])}
-    config = written(tmp_path, {**GOOD, **timed}, {**GOOD, **timed})
-    redescribe(config, "toys.T.time_it", attributes)
-    (row,) = (row for row in AsvResults(tmp_path / "found").rows("b") if row.metric == "wall_s")
-    assert (row.status, len(row.samples)) == ("ok", n)
-    code, out, _ = call(monkeypatch, capsys, "gate", "b" * 40, "c" * 40, "--asv", str(config))
-    assert code == 0
-    assert ("1 process; a time needs 4" in out) == (n == 1)
-    code, out, _ = call(monkeypatch, capsys, "export", str(tmp_path), "--asv", str(config))
-    assert code == 0
-    assert "T_time_it(x):wall_s" in (tmp_path / "toys.csv").read_text()
-
-
-def redescribe(config: Path, name: str, attributes: dict[str, Any]) -> None:
-    """The benchmark with these attributes in benchmarks.json."""
-    file = config.parent / "found" / "benchmarks.json"
-    described = json.loads(file.read_text())
-    described[name] |= attributes
-    file.write_text(json.dumps(described))
-
-
-def test_other_legal_names_types_and_parameters(tmp_path: Path) -> None:
-    """Memory is no time; a tracked number may have type "time"; 1 beside '1' is another cell."""
-    one = ([1.0], None)
-    names = ("toys.T.peakmem_it", "toys.T.track_time", "track_alone", "toys.T.track_both")
-    config = written(tmp_path, dict.fromkeys(names, one), {})
-    file = tmp_path / "found" / "machine" / "b.json"
-    whole = json.loads(file.read_text())
-    whole["results"]["toys.T.track_both"] = [[1.0, 2.0], [["1", "'1'"]], "1"]
-    file.write_text(json.dumps(whole))
-    about = tmp_path / "found" / "benchmarks.json"
-    described = json.loads(about.read_text())
-    described["toys.T.track_time"] = {"type": "time", "unit": "s"}
-    about.write_text(json.dumps(described))
-    rows = AsvResults(config.parent / "found").rows("b")
-    assert [(row.suite, row.cell, row.metric, row.status) for row in rows] == [
-        ("toys", "T.peakmem_it(x)", "it", "ok"),
-        ("toys", "T.track_time(x)", "time", "ok"),
-        ("track_alone", "track_alone(x)", "alone", "ok"),
-        ("toys", "T.track_both(1)", "both", "ok"),
-        ("toys", "T.track_both('1')", "both", "ok"),
-    ]
-
-
 # --- for Otava
 
 
