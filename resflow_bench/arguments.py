@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 Size = int | None | EllipsisType
-"""Of an axis: a number, None for any number, and last `...` for any further axes."""
+"""The size of an axis: a number, or None for any; `...` at the end is any number of axes."""
 
 
 def check_count(owner: str, name: str, value: Any, least: int = 1) -> int:
@@ -71,6 +71,11 @@ def check_batch(
             f"{name} with `.to(torch.{_name(dtype)})`, or the module with "
             f"`.to(torch.{_name(x.dtype)})`."
         )
+
+
+def finite_rows(x: Tensor) -> Tensor:
+    """True for each example whose numbers are all finite, (B, *event) -> (B,)."""
+    return (x.flatten(1) if x.ndim > 1 else x[:, None]).isfinite().all(1)
 
 
 def _described(event: Sequence[Size]) -> str:

@@ -13,6 +13,7 @@ from resflow_bench.advise.budget import Budget
 from resflow_bench.advise.candidates import Search
 from resflow_bench.advise.contest import Contender, Contest, Measured, fastest
 from resflow_bench.advise.inspection import inspect
+from resflow_bench.arguments import finite_rows
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab.progress import Listener, ignore
 
@@ -126,7 +127,7 @@ def _check(
             f"advise needs x of shape (B, {', '.join(map(str, flow.event))}), B >= 1; got "
             f"{tuple(x.shape)}. Give a batch of typical points of the flow."
         )
-    if n_bad := int((~x.flatten(1).isfinite().all(1)).sum()):
+    if n_bad := int((~finite_rows(x)).sum()):
         raise ValueError(f"advise needs finite x; got {n_bad} of {len(x)} rows that are not.")
     if not flow.blocks:
         raise ValueError(

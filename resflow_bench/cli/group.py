@@ -88,7 +88,7 @@ def _drop_the_rest() -> None:
 
 
 def is_given(option: str) -> bool:
-    """Whether the user wrote the option of the running command."""
+    """True if the user wrote this option of the running command."""
     source = click.get_current_context().get_parameter_source(option)
     return source is ParameterSource.COMMANDLINE
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.arguments import check_batch
+from resflow_bench.arguments import check_batch, finite_rows
 
 STD_FLOOR = 1e-3
 """The smallest standard deviation that the data may set."""
@@ -43,7 +43,7 @@ class ActNorm(nn.Module):
             ValueError: x has no example, or numbers that are not finite.
         """
         self._check(x)
-        finite = x.flatten(1).isfinite().all(1)
+        finite = finite_rows(x)
         if not len(x) or not finite.all():
             raise ValueError(
                 "ActNorm needs one example or more to be initialised from, all finite; got "

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from resflow_bench.arguments import finite_rows
 from resflow_bench.fixed_point import Outcome, Solution
 from resflow_bench.flows.inversion import AnyInversion
 from resflow_bench.logdet.estimator import Estimator
@@ -95,12 +96,11 @@ class Formulas:
     ) -> Solution:
         x = self.form.inverse(z)
         zeros = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-        is_finite = x.flatten(1).isfinite().all(1) if x.ndim > 1 else x.isfinite()
         return Solution(
             value=x,
             residual=zeros,
             n_steps=zeros.long(),
-            outcome=torch.where(is_finite, Outcome.CONVERGED, Outcome.DIVERGED).to(torch.int8),
+            outcome=torch.where(finite_rows(x), Outcome.CONVERGED, Outcome.DIVERGED).to(torch.int8),
             error_bound=self.form.inverse_error(z, x, or_zeros(error, z)) if certify else None,
         )
 

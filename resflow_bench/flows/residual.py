@@ -25,7 +25,7 @@ SHARE = 0.05
 blocks that follow will stretch it."""
 
 PROMISE_SLACK = 1e-5
-"""What rounding in float32 may add to a promised constant, relatively."""
+"""The relative excess over a promised constant that float32's rounding may cause."""
 
 
 class ResidualBlock(nn.Module):

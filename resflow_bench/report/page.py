@@ -226,7 +226,7 @@ def _summary(
 def _reasons(
     judged: pd.DataFrame, suites: Mapping[str, Suite], frames: Mapping[str, pd.DataFrame]
 ) -> list[dict[str, Any]]:
-    """What keeps verdicts undecided, how often, and what it means."""
+    """The reasons for undecided verdicts, each with its count and its meaning."""
     open_ = judged[judged["verdict"] == "undecided"]
     lines = [
         {"says": reason, "count": n, "means": rules.REASONS.get(reason, "")}

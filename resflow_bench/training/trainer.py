@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resflow_bench.arguments import finite_rows
 from resflow_bench.data import Dataset
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.logdet import LogDetEstimator
@@ -235,7 +236,7 @@ class Trainer:
         )
         remedy = "Lower `learning_rate`"
         blocks, estimator = self.flow.blocks, self.flow.estimator
-        n_bad = int((~x.flatten(1).isfinite().all(1)).sum())
+        n_bad = int((~finite_rows(x)).sum())
         if n_bad:
             said += f" {n_bad} of the batch's {len(x)} examples are not finite."
         if not all(parameter.isfinite().all() for parameter in self.flow.parameters()):

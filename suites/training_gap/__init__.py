@@ -1,4 +1,4 @@
-"""What a truncated training objective overstates of the likelihood, and a roulette's."""
+"""The gap between a training objective and the exact likelihood."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_flows import generator, images, normal, vectors
 from torch import Tensor, nn
 
 from resflow_bench.fixed_point import Auto, Picard, solve
@@ -20,14 +21,12 @@ from resflow_bench.flows import (
     Flatten,
     Logit,
     Mixing,
-    MultiScale,
     ResidualBlock,
     ResidualFlow,
     Squeeze,
     ToError,
     ToRounding,
     ToTolerance,
-    image_flow,
 )
 from resflow_bench.layers import (
     Branch,
@@ -61,24 +60,6 @@ from resflow_bench.logdet import (
 )
 
 INF, NAN = math.inf, math.nan
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed))
-
-
-def vectors() -> ResidualFlow:
-    return ResidualFlow.mlp(3, (16,), 2, 0.9)
-
-
-def images() -> ResidualFlow:
-    scales = MultiScale(n_blocks=1, hidden=(4, 4), tail_hidden=(8,), mixing=True)
-    return image_flow((2, 4, 4), scales)
-
 
 # Any input: the right shape, or a sentence of ours
 

@@ -9,35 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from small_flows import generator, images, normal, vectors
 from torch import Tensor, nn
 
 from resflow_bench.fixed_point import Outcome
 from resflow_bench.flows import (
     ActNorm,
-    MultiScale,
     ResidualFlow,
-    image_flow,
 )
 
 INF, NAN = math.inf, math.nan
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed))
-
-
-def vectors() -> ResidualFlow:
-    return ResidualFlow.mlp(3, (16,), 2, 0.9)
-
-
-def images() -> ResidualFlow:
-    scales = MultiScale(n_blocks=1, hidden=(4, 4), tail_hidden=(8,), mixing=True)
-    return image_flow((2, 4, 4), scales)
-
 
 # The support of an image flow
 
