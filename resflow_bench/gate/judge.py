@@ -39,6 +39,7 @@ MOST_REACH, SAME_REACH = 3.2, 0.15
 FINE, WORSE, OPEN = "fine", "regression", "undecided"
 UNJUDGED, NO_BASE = "not judged", "no base"
 NOT_IN_NEW, NOT_IN_BASE = "measured in BASE and not in NEW", "BASE does not have it"
+NO_REASON = "no reason is on record; asv stores what was skipped and what is not a number alike"
 
 
 def judge(base: pd.DataFrame, new: pd.DataFrame, margins: Margins) -> pd.DataFrame:
@@ -125,17 +126,18 @@ def _lines(base: pd.DataFrame, new: pd.DataFrame, margins: Margins) -> Iterator[
 def _trouble(base: pd.DataFrame | None, new: pd.DataFrame | None) -> tuple[str, str] | None:
     """(verdict, reason) where a whole cell cannot be compared."""
     status = [None if rows is None else str(rows["status"].iloc[0]) for rows in (base, new)]
-    messages = ["" if rows is None else str(rows["message"].iloc[0]) for rows in (base, new)]
+    reasons = ["" if rows is None else str(rows["message"].iloc[0]) for rows in (base, new)]
     versions = ["" if rows is None else str(rows["version"].iloc[0]) for rows in (base, new)]
     match status:
         case [_, "failed"]:
-            return "failed", messages[1]
-        case ["skipped", "skipped"]:
-            return UNJUDGED, f"skipped on both sides: {messages[1]}"
-        case ["failed" | None, "skipped"]:
-            return "skipped", messages[1]
+            return "failed", reasons[1]
+        case ["skipped", "skipped"] if reasons[1] and reasons[0] in ("", reasons[1]):
+            return UNJUDGED, f"skipped on both sides: {reasons[1]}"
+        case [_, "skipped"] if status[0] != "ok":
+            return "skipped", reasons[1] or NO_REASON
         case ["ok", "skipped" | None]:
-            return "missing", NOT_IN_NEW + (messages[1] and f": {messages[1]}")
+            why = reasons[1] or (status[1] and NO_REASON)
+            return "missing", NOT_IN_NEW + (f": {why}" if why else "")
         case ["ok", "ok"] if versions[0] == versions[1]:
             return None
         case ["ok", "ok"]:
@@ -144,7 +146,7 @@ def _trouble(base: pd.DataFrame | None, new: pd.DataFrame | None) -> tuple[str, 
             return UNJUDGED, NOT_IN_BASE
         case [_, None]:
             return UNJUDGED, f"it {_became(status[0])} in BASE, and NEW does not have it"
-    return NO_BASE, f"it {_became(status[0])} in BASE: {messages[0]}"
+    return NO_BASE, f"it {_became(status[0])} in BASE: {reasons[0]}"
 
 
 def _became(status: str | None) -> str:

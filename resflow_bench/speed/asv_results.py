@@ -21,8 +21,7 @@ UNITS = {"seconds": "s"}
 UNKNOWN_CODE = (
     "measured in an existing environment; asv records that under a commit that it did not check out"
 )
-
-NAN = "skipped, or not a number: asv stores both as NaN"
+SKIPPED = "skipped.jsonl"  # beside asv's results: why a benchmark was skipped
 
 
 class AsvError(Exception):
@@ -69,6 +68,7 @@ class AsvResults:
                 if name not in data:
                     raise AsvError(f"`{file}` has no `{name}`; move it away.")
         self._described = _load(folder / "benchmarks.json") if files else {}
+        self._skipped = _reasons(folder / SKIPPED)
 
     def dated(self) -> dict[str, int]:
         """Commit with results -> its date, in milliseconds since 1970."""
@@ -94,7 +94,7 @@ class AsvResults:
                 f"`{commit}`; the newest there: {newest}. `make asv-pair` measures two."
             )
         files = [data for data in self._measured if data["commit_hash"] == matching[0]]
-        return [row for data in files for row in _rows(data, self._described)]
+        return [row for data in files for row in _rows(data, self._described, self._skipped)]
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -107,7 +107,18 @@ def _load(file: Path) -> dict[str, Any]:
     return loaded
 
 
-def _rows(data: dict[str, Any], about: dict[str, Any]) -> Iterator[Row]:
+def _reasons(file: Path) -> dict[tuple[str, str], str]:
+    """(commit, `Class(cell)`) -> why it was last skipped, as `benchmark.skip` has written it."""
+    try:
+        lines = file.read_text().splitlines() if file.exists() else []
+        return {(commit, name): reason for commit, name, reason in map(json.loads, lines)}
+    except (OSError, ValueError, TypeError) as error:
+        raise AsvError(f"`{file}` cannot be read ({error}); move it away.") from None
+
+
+def _rows(
+    data: dict[str, Any], about: dict[str, Any], skipped: dict[tuple[str, str], str]
+) -> Iterator[Row]:
     where = f"{data['machine']}/{data['env_name']}"
     for name, values in data["results"].items():
         columns = dict(zip(data["result_columns"], values, strict=False))
@@ -123,10 +134,13 @@ def _rows(data: dict[str, Any], about: dict[str, Any]) -> Iterator[Row]:
         samples = columns.get("samples") or [None] * len(points)
         unit = str(described.get("unit", ""))
         for parameters, value, sample in zip(labels, results, samples, strict=True):
+            label = f"{method}({parameters})" if columns.get("params") else method
             status, message, measured = _measured(value, sample, described)
+            if status == "skipped":
+                owner = re.sub(r"\.\w+", "", label, count=1)  # the class, which skips in setup
+                message = skipped.get((data["commit_hash"], owner), "")
             if data["env_name"].startswith("existing"):
                 status, message, measured = "skipped", UNKNOWN_CODE, ()
-            label = f"{method}({parameters})" if columns.get("params") else method
             yield Row(
                 module, label, metric, status, message, UNITS.get(unit, unit), measured,
                 str(columns.get("version", "")), where,
@@ -144,7 +158,7 @@ def _measured(
     if not isinstance(value, int | float):
         return "failed", f"it returned {value!r}, which is not a number", ()
     if isnan(value):
-        return "skipped", NAN, ()
+        return "skipped", "", ()
     is_timed = described.get("type") == "time" and "repeat" in described
     if samples is None:
         if is_timed:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import torch
 
 from resflow_bench.lab import Cell, Context, Skip, Suite
+from resflow_bench.speed.asv_results import SKIPPED
 from resflow_bench.speed.clock import SteadyClock
 
 Method = TypeVar("Method", bound=Callable[..., object])
@@ -45,14 +48,15 @@ class SuiteBenchmark:
         """Build the call of a cell; skip the cell if its device or library is missing."""
         axes = self.cells[name]
         device = torch.device(axes.get("device", "cpu"))
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise NotImplementedError(f"{name} needs a CUDA device")
         self.cell = Cell(self.suite.name, axes)
+        benchmark = f"{type(self).__name__}({name})"
+        if device.type == "cuda" and not torch.cuda.is_available():
+            skip(benchmark, f"{name} needs a CUDA device")
         if self.cell not in self.calls:
             try:
                 self.calls[self.cell] = self.build()
             except Skip as reason:
-                raise NotImplementedError(str(reason)) from None
+                skip(benchmark, str(reason))
             self.call()  # warm-up
         self.clock.calibrate(device)
 
@@ -78,6 +82,26 @@ class SuiteBenchmark:
         if not all(map(math.isfinite, samples)):
             raise ArithmeticError(f"{metric} of {self.cell} is not finite: {samples}.")
         return {"samples": samples, "number": 1}
+
+
+def skip(benchmark: str, reason: str) -> NoReturn:
+    """Skip a benchmark, `Class(cell)`, and write down why, since asv keeps no reason.
+
+    A line [commit, benchmark, reason] of results/asv/skipped.jsonl, where asv measures a commit.
+
+    Raises:
+        NotImplementedError: always; by it asv knows that a benchmark is skipped.
+    """
+    home, commit = (os.environ.get(name) for name in ("ASV_CONF_DIR", "ASV_COMMIT"))
+    if home and commit:
+        line = json.dumps([commit, benchmark, reason]) + "\n"
+        file = Path(home, "results", "asv", SKIPPED)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a+") as stream:
+            stream.seek(0)
+            if line not in stream:
+                stream.write(line)
+    raise NotImplementedError(reason) from None
 
 
 def described(unit: str = "", name: str = "") -> Callable[[Method], Method]:

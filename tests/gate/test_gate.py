@@ -157,6 +157,10 @@ def test_only_what_may_be_skipped_is_excused() -> None:
     assert conclusion.code == PASSED
     assert "not judged, 1: skipped on both sides: no GPU" in conclusion.words("text")
     assert conclude(judge(base[1:], base[1:])).code == TOO_LITTLE
+    unknown, other = base.replace("no GPU", ""), base.replace("no GPU", "no network")
+    assert conclude(judge(unknown, base)).code == PASSED  # BASE measured nothing, and NEW says why
+    for before, after in ((unknown, unknown), (base, unknown), (base, other)):
+        assert conclude(judge(before, after)).code == TOO_LITTLE
     assert conclude(judge(base[:1], base)).code == TOO_LITTLE  # new, and skipped
     assert conclude(judge(base[:1], base), allowed=["cuda"]).code == PASSED
     once = pd.concat([side(("x-cuda", "bias", [0.0])), base[:1]])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_asv_results import GOOD, call, margins, written
+from test_asv_results import GOOD, NAN, call, margins, written
 
-from resflow_bench.speed.asv_results import AsvResults
+from resflow_bench.speed.asv_results import SKIPPED, AsvResults
+from suites.comparisons.log_prob import AgainstNormflows
+from suites.throughput import Throughput
 
 __all__ = ["margins"]  # a fixture of these tests too
 
@@ -72,3 +75,40 @@ def test_other_legal_names_types_and_parameters(tmp_path: Path) -> None:
         ("toys", "T.track_both(1)", "both", "ok"),
         ("toys", "T.track_both('1')", "both", "ok"),
     ]
+
+
+def test_benchmarks_write_down_why_they_were_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """asv keeps no reason, and the gate must not excuse a cell without one."""
+    timed, tracked = "toys.Throughput.time_it", "toys.AgainstNormflows.track_bias"
+    both = GOOD | dict.fromkeys((timed, tracked), ([NAN], [None]))
+    config = written(tmp_path, both, both)
+    found = tmp_path / "found"
+    for side in "bc":
+        file = found / "machine" / f"{side}.json"
+        whole = json.loads(file.read_text())
+        whole["results"][tracked] = [[NAN], [], "1"]  # without parameters
+        whole["results"][timed][1] = [["'log_prob-cuda'"]]
+        file.write_text(json.dumps(whole))
+    words = ("gate", "b" * 40, "c" * 40, "--asv", str(config))
+    assert call(monkeypatch, capsys, *words)[0] == 4
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("suites.comparisons.pairs.find_spec", lambda name: None)
+    monkeypatch.setenv("ASV_CONF_DIR", str(tmp_path))
+    setups = (partial(Throughput().setup, "log_prob-cuda"), AgainstNormflows().setup)
+    for commit in ("", "b" * 40, "c" * 40, "c" * 40):  # no commit: an existing environment
+        monkeypatch.setenv("ASV_COMMIT", commit)
+        for setup in setups:
+            with pytest.raises(NotImplementedError):
+                setup()
+    reasons = tmp_path / "results" / "asv" / SKIPPED
+    assert len(reasons.read_text().splitlines()) == 4  # each once
+    reasons.rename(found / SKIPPED)
+    code, out, _ = call(monkeypatch, capsys, *words)
+    assert code == 0
+    for why in ("log_prob-cuda needs a CUDA device", "normflows is not installed"):
+        assert f"not judged, 1: skipped on both sides: {why}" in out
+    (found / SKIPPED).write_text("[")
+    code, _, err = call(monkeypatch, capsys, *words)
+    assert (code, err.count("\n")) == (2, 1)

@@ -278,7 +278,7 @@ TIMED = {"toys.T.time_it": ([1.0], [[1.0, 1.01] * 8])}
             (GOOD | one, GOOD | one, 0, "1 process; a time needs 4 on each side")
             for one in ({name: ([1.0], [[1.0, 1.1, 0.9]])} for name in REPEATS)
         ),
-        (GOOD | SKIPPED, GOOD | SKIPPED, 0, "skipped on both sides"),
+        (GOOD | SKIPPED, GOOD | SKIPPED, 4, "no reason is on record"),
         (
             GOOD | {"toys.T.track_log_prob": LIKELY["toys.T.track_log_prob"]},
             GOOD | SKIPPED,
