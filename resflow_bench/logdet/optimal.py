@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resflow_bench import theory
+from resflow_bench.arguments import check_count
 from resflow_bench.jacobian import Map
 from resflow_bench.logdet.estimator import LogDetEstimator
 from resflow_bench.logdet.expansions.expansion import Incremental
@@ -50,6 +51,8 @@ def optimal_roulette(
     >>> str(roulette), roulette.survival(np.arange(1, 5)).round(3).tolist()
     ('tabulated(mean=1.17, decay=0.5), n_exact=1', [1.0, 0.745, 0.259, 0.1])
     """
+    check_count("optimal_roulette", "n_probes", n_probes)
+    check_count("optimal_roulette", "n_traced", n_traced, least=0)
     rho = float(theory.spectral_radius(jacobian).max())
     for n_tails in (32, 128, MAX_TAILS):
         tails = theory.tail_moments(jacobian, n_tails + n_traced)

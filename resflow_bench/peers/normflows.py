@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from resflow_bench.flows import ActNorm, Flatten, ResidualBlock, ResidualFlow
-from resflow_bench.layers import Conv2d, Linear, LipSwish
+from resflow_bench.layers import Branch, Conv2d, Linear, LipSwish
 from resflow_bench.layers.norms.spectral import SpectralNorm
 from resflow_bench.logdet import Fixed
 from resflow_bench.peers.peer import (
@@ -161,6 +161,8 @@ def normflows_seeded(seed: int) -> Iterator[None]:
 
 def _net(branch: Any) -> Any:
     """A branch as a `Sequential` of normflows layers; no activation precedes the first."""
+    if not isinstance(branch, Branch):
+        raise _without_counterpart(branch)
     with torch.random.fork_rng(devices=[]):  # their layers draw initial weights
         return torch.nn.Sequential(*map(_stage, branch.stages))
 

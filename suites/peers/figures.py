@@ -49,6 +49,10 @@ PANELS = (
 @drawn_from("implementation", "mode")
 def side_by_side(cells: pd.DataFrame, columns: int) -> Figure | None:
     """Bias, gradient, inverse, time and memory, a line for each mode, a mark for each peer."""
+    if "n_probes" in cells:
+        cells = cells[cells["n_probes"] == 1]
+    if cells.empty:
+        return None
     cells = _one_flow(cells)
     panels = [panel for panel in PANELS if panel.metric in cells and cells[panel.metric].any()]
     if not panels:
@@ -68,11 +72,10 @@ def side_by_side(cells: pd.DataFrame, columns: int) -> Figure | None:
 
 
 def _one_flow(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells of one probe on one flow, the trained one if any, at its largest K.
+    """The cells of one flow, the trained one if any, at its largest K.
 
     Their `line` is the mode.
     """
-    cells = cells[cells["n_probes"] == 1] if "n_probes" in cells else cells
     name = MAIN if (cells["model"] == MAIN).any() else cells["model"].iloc[0]
     cells = cells[cells["model"] == name]
     cells = cells[cells["lipschitz"] == cells["lipschitz"].max()]

@@ -246,6 +246,11 @@ class Unknown:
         (lambda: theory.optimal_survival([1.0, 0.1], 0.0, [1.0, 1.0]), "1 positive costs"),
         (lambda: theory.optimal_survival([1.0, 0.1], 0.0, [0.0]), "1 positive costs"),
         (lambda: optimal_roulette(1.1 * np.eye(2), Gaussian()), "spectral radii below 1"),
+        (
+            lambda: optimal_roulette(np.zeros((2, 2)), Gaussian(), 0),
+            "n_probes of at least 1; got 0",
+        ),
+        (lambda: optimal_roulette(np.zeros((2, 2)), Gaussian(), 1, -1), "n_traced of at least 0"),
         (lambda: pilot(n_terms=5, n_traced=2), "n_terms=5, n_draws=16 and n_traced=2. Raise"),
         (lambda: pilot(n_draws=1), "n_draws >= 2"),
         (lambda: pilot(spectral_radius=1.0), "0 < decay < 1; got 1.0"),

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from scipy import stats
 
 from resflow_bench.data import Dataset, digits_images
-from resflow_bench.flows import Logit, MultiScale, ResidualFlow, image_flow
+from resflow_bench.flows import Logit, MultiScale, ResidualBlock, ResidualFlow, image_flow
+from resflow_bench.layers import LinearBranch
 from resflow_bench.logdet import Exact, Fixed, Gaussian, Geometric, LogDetEstimator, Roulette
 from resflow_bench.peers.normflows import normflows_flow, normflows_nets, normflows_seeded
 from suites.comparisons import density, log_prob, pairs, training
@@ -140,6 +141,9 @@ def test_what_cannot_be_compared_is_refused() -> None:
     flow = ResidualFlow([Logit(), *ResidualFlow.mlp(2, (4,), 1, 0.5).bijections], 2)
     with pytest.raises(ValueError, match="got Logit"):
         normflows_flow(flow, reduce_memory=True)
+    linear = ResidualFlow([ResidualBlock(LinearBranch(0.5 * torch.eye(2), 0.5))], 2)
+    with pytest.raises(ValueError, match="got LinearBranch"):
+        normflows_flow(linear, reduce_memory=True)
     with pytest.raises(ValueError, match=r"got geometric\(0.1\)"):
         theirs(mlp()[0], Roulette(Geometric(0.1), n_exact=3))
 

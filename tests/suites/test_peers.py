@@ -365,3 +365,4 @@ def test_the_figure_shows_each_peer_once(rows) -> None:
     assert "error of the inverse" in titles
     assert [text.get_text() for text in figure.legends[0].get_texts()][:3] == list(PEERS)
     assert side_by_side(pd.DataFrame(lines).assign(status="failed"), 3) is None
+    assert side_by_side(pd.DataFrame(lines).assign(n_probes=4), 3) is None
