@@ -50,8 +50,6 @@ class Chain(nn.Sequential):
         check_batch("Chain", x, (...,))
         log_det = x.new_zeros(len(x))
         series = estimator if isinstance(estimator, LogDetEstimator) else None
-        if torch.compiler.is_compiling():  # see `LogDetEstimator.__call__`
-            series = None
         draws = []
         for layer in self._parts:
             if series is None or type(layer) is not ResidualBlock:

@@ -21,15 +21,9 @@ from resflow_bench.jacobian.operator import Jacobian
 from resflow_bench.jacobian.stages import SlopeStage, Stage
 
 
-def block_diagonal(jacobians: Sequence[Jacobian]) -> JacobianChain | None:
-    """The J of all blocks, attached to theirs; None unless all are alike.
-
-    Alike are chains of matrices and of slopes with one output an input, of the same shapes and
-    dtypes.
-    """
+def block_diagonal(jacobians: Sequence[Jacobian]) -> JacobianChain:
+    """The J of all blocks, which are of one `kind`; attached to theirs."""
     chains = [jacobian for jacobian in jacobians if isinstance(jacobian, JacobianChain)]
-    if len(chains) < len(jacobians) or len({_kind(chain) for chain in chains}) != 1:
-        return None
     columns = zip(*(_numbers(chain) for chain in chains), strict=True)
     stages: list[Stage] = []
     for example, column in zip(chains[0].stages, columns, strict=True):
@@ -38,6 +32,19 @@ def block_diagonal(jacobians: Sequence[Jacobian]) -> JacobianChain | None:
         else:
             stages.append(SlopeStage(side_by_side(column)))
     return JacobianChain(stages)
+
+
+def kind(jacobian: Jacobian) -> object:
+    """Equal for J that are alike: matrices, and slopes with one output an input, of the same shapes
+    and dtypes. No other J is like another.
+    """
+    if math.isinf(numbers(jacobian)):
+        return jacobian
+    assert isinstance(jacobian, JacobianChain)  # as its numbers are finite
+    return tuple(
+        (type(stage), number.shape, number.dtype)
+        for stage, number in zip(jacobian.stages, _numbers(jacobian), strict=True)
+    )
 
 
 def numbers(jacobian: Jacobian) -> float:
@@ -51,15 +58,6 @@ def numbers(jacobian: Jacobian) -> float:
 def side_by_side(each: Sequence[Tensor]) -> Tensor:
     """n tensors (..., d) as one (..., n, d), in memory one after the other."""
     return torch.stack(list(each)).movedim(0, -2)
-
-
-def _kind(chain: JacobianChain) -> object:
-    """Equal for chains that are alike, and unlike any other for one that has no like."""
-    kinds = [
-        (type(stage), number.shape, number.dtype)
-        for stage, number in zip(chain.stages, _numbers(chain), strict=False)
-    ]
-    return tuple(kinds) if len(kinds) == len(chain.stages) else chain
 
 
 def _numbers(chain: JacobianChain) -> list[Tensor]:

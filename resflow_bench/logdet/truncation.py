@@ -258,13 +258,13 @@ class Roulette:
 def _on_host(generator: torch.Generator | None) -> torch.Generator | None:
     """A generator on the CPU: the given one, or for one of an accelerator one that follows it.
 
-    The state of a CUDA generator lies on the host, so that a seed made of it is known without a
-    wait. It is moved on, so that the next seed is another. None is torch's own generator.
+    An accelerator's generator keeps its state on the host, so that a seed made of it is known
+    without a wait. A number is drawn, so that the next seed is another. None is torch's own.
     """
     if generator is None or generator.device.type == "cpu":
         return generator
     state = generator.get_state().numpy().tobytes()
-    generator.set_offset(generator.get_offset() + 4)
+    torch.empty(1, device=generator.device).uniform_(generator=generator)
     seed = int.from_bytes(hashlib.blake2b(state, digest_size=8).digest(), "big", signed=True)
     return torch.Generator().manual_seed(seed)
 
