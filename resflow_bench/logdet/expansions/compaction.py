@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -49,17 +49,15 @@ class Work(NamedTuple):
     n_active: list[int]
     order: Tensor | None
 
-    def recur(
-        self, state: State, step: Callable[[int, State], State], terms: Iterable[int] | None = None
-    ) -> None:
-        """state <- step(k, state) for k = 1..N, or for the given ones of them.
+    def recur(self, state: State, step: Callable[[int, State], State]) -> None:
+        """state <- step(k, state) for k = 1..N.
 
         `step` gets the state of the `n_active[k - 1]` examples of term k: the others are cut off
         before it.
         """
         n_state = self.v.shape[1]
-        for k in range(1, len(self.n_active) + 1) if terms is None else terms:
-            if (n := self.n_active[k - 1]) < n_state:
+        for k, n in enumerate(self.n_active, start=1):
+            if n < n_state:
                 state, n_state = state.first(n), n
             state = step(k, state)
 
