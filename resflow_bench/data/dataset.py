@@ -125,9 +125,12 @@ class Dataset:
                 f"prepare takes the uint8 counts of {self.name}; got {batch.dtype}. Pass rows of "
                 "`train` or `test`, and prepare them once only."
             )
-        device = batch.device if generator is None else generator.device
         steps = torch.randint(
-            NOISE_STEPS, batch.shape, generator=generator, device=device, dtype=torch.float32
+            NOISE_STEPS,
+            batch.shape,
+            generator=generator,
+            device=generator.device,
+            dtype=torch.float32,
         )
         steps = steps.to(batch.device, non_blocking=True)
         return (batch + (steps + 0.5) / NOISE_STEPS) / self.n_levels
