@@ -110,7 +110,7 @@ class Dataset:
 
         Args:
             batch: (B, *event), rows of `train` or `test`.
-            generator: draws u; on the batch's device.
+            generator: draws u, on its own device.
 
         Returns:
             (B, *event). Counts become float32 in (0, 1), and `floor(x n_levels)` returns the count.
@@ -126,8 +126,13 @@ class Dataset:
                 "`train` or `test`, and prepare them once only."
             )
         steps = torch.randint(
-            NOISE_STEPS, batch.shape, generator=generator, device=batch.device, dtype=torch.float32
+            NOISE_STEPS,
+            batch.shape,
+            generator=generator,
+            device=generator.device,
+            dtype=torch.float32,
         )
+        steps = steps.to(batch.device, non_blocking=True)
         return (batch + (steps + 0.5) / NOISE_STEPS) / self.n_levels
 
     def bits_per_dim(self, log_prob: Tensor) -> Tensor:

@@ -64,8 +64,10 @@ class ActNorm(nn.Module):
         return (x + _along(self.shift, x)) * _along(self.log_scale, x).exp()
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        n_positions = math.prod(x.shape[2:])
-        return self(x), (n_positions * self.log_scale.sum()).expand(len(x))
+        total = self.log_scale.sum()
+        if (n_positions := math.prod(x.shape[2:])) != 1:
+            total = n_positions * total
+        return self(x), total.expand(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
         self._check(z, "z")

@@ -13,7 +13,8 @@ from resflow_bench.arguments import check_batch
 from resflow_bench.fixed_point import Solution
 from resflow_bench.flows.bijection import Bijection, ClosedForm, Formulas, as_bijection, or_zeros
 from resflow_bench.flows.inversion import AnyInversion
-from resflow_bench.logdet.estimator import Estimator
+from resflow_bench.flows.residual import ResidualBlock
+from resflow_bench.logdet.estimator import Estimator, LogDetEstimator
 
 AnyBijection = Bijection | ClosedForm
 Inputs = Generator[tuple[AnyBijection, Tensor], None, Tensor]
@@ -48,9 +49,19 @@ class Chain(nn.Sequential):
     ) -> tuple[Tensor, Tensor]:
         check_batch("Chain", x, (...,))
         log_det = x.new_zeros(len(x))
+        series = estimator if isinstance(estimator, LogDetEstimator) else None
+        draws = []
         for layer in self._parts:
-            x, term = layer.forward_and_log_det(x, estimator, generator)
-            log_det = log_det + term
+            if series is None or type(layer) is not ResidualBlock:
+                x, term = layer.forward_and_log_det(x, estimator, generator)
+                log_det = log_det + term
+                continue
+            draws.append(series.draw(layer.branch, x, generator))
+            x = x + draws[-1].g
+            if not series.joins(draws[-1]):
+                log_det = log_det + series.total([draws.pop()])
+        if series is not None and draws:
+            log_det = log_det + series.total(draws)
         return x, log_det
 
     @torch.no_grad()

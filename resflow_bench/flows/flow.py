@@ -22,6 +22,7 @@ from resflow_bench.flows.residual import ResidualBlock
 from resflow_bench.layers import Activation, Branch, LinearBranch, LipSwish, mlp_branch
 from resflow_bench.logdet import Geometric, LogDetEstimator, Rademacher, Roulette
 from resflow_bench.logdet.estimator import Estimator
+from resflow_bench.logdet.probes import drawn_on
 
 DEFAULT_ESTIMATOR = LogDetEstimator(Rademacher(), Roulette(Geometric(0.1), n_exact=3))
 """Unbiased, and of finite variance while the spectral radius stays below 0.94."""
@@ -233,7 +234,9 @@ class ResidualFlow(nn.Module):
         """
         check_count("sample", "n", n, 0)
         like = next(t for t in self.state_dict().values() if t.is_floating_point())
-        z = torch.randn(n, self.dim, generator=generator, dtype=like.dtype, device=like.device)
+        device = drawn_on(like, generator)
+        z = torch.randn(n, self.dim, generator=generator, dtype=like.dtype, device=device)
+        z = z.to(like.device, non_blocking=True)
         solution = self.inverse(z, inversion, certify=isinstance(inversion, ToError))
         return solution.raise_if_failed().value
 

@@ -52,7 +52,7 @@ class JacobianChain(Stage):
             return super().cycle()
         first, *inner, last = self.stages
         if isinstance(first, MatrixStage) and isinstance(last, MatrixStage):
-            (h_first, d), h_last = first.weight.shape, last.weight.shape[1]
+            (h_first, d), h_last = first.weight.shape[-2:], last.weight.shape[-1]
             if h_first * h_last < WORTHWHILE * d * (h_first + h_last):
                 # Transposed, as `packed` needs it.
                 outer = MatrixStage((last.weight.mT @ first.weight.mT).mT)

@@ -22,28 +22,33 @@ _multiply = getattr(torch.ops.mkl, "_mkl_linear", None)
 
 @dataclass(frozen=True, eq=False)
 class MatrixStage(Stage):
-    """S = W, (n_out, n_in)."""
+    """S = W, (n_out, n_in), or block diagonal with a W for each of n blocks, (n, n_out, n_in).
+
+    The vectors of the second have events (n, n_out) and (n, n_in); see `jacobian.blocks`.
+    """
 
     weight: Tensor
 
     def vjp(self, v: Tensor) -> Tensor:
-        return v @ self.weight
+        return _times(v, self.weight)
 
     def push(self, v: Tensor) -> Tensor:
-        return v @ self.weight.mT
+        return _times(v, self.weight.mT)
 
     def mapped(self, common: TensorMap, each: TensorMap) -> MatrixStage:
         return MatrixStage(common(self.weight))
 
     def gradient(self, b: Tensor, a: Tensor) -> Tensor:
-        """d/dW of sum b^T W a, (n_out, n_in), from b (..., n_out) and a (..., n_in)."""
+        """d/dW of sum b^T W a, shaped like W, from b (..., n_out) and a (..., n_in)."""
+        if self.weight.ndim == 3:
+            return _of_each_block(b).mT @ _of_each_block(a)
         return b.flatten(0, -2).mT @ a.flatten(0, -2)
 
     def packed(self, n_rows: int) -> Stage:
         """A `PackedMatrixStage` where torch supports it and the matrix is large enough."""
         weight = self.weight
         pays = weight.is_cpu and weight.dtype == torch.float32 and weight.numel() >= PACKED_FROM
-        if _pack is None or not pays:
+        if _pack is None or not pays or weight.ndim == 3:
             return self
         transposed = weight.mT.contiguous()
         return PackedMatrixStage(transposed, _pack(transposed, n_rows), n_rows)
@@ -75,6 +80,21 @@ class PackedMatrixStage(Stage):
     def mapped(self, common: TensorMap, each: TensorMap) -> MatrixStage:
         """The plain stage: the packed order is of these numbers alone."""
         return MatrixStage(common(self.transposed.mT))
+
+
+def _times(v: Tensor, weight: Tensor) -> Tensor:
+    """v^T W, of each block where there is a W for each."""
+    if weight.ndim == 2:
+        return v @ weight
+    product = torch.bmm(_of_each_block(v), weight)
+    return product.transpose(0, 1).unflatten(0, v.shape[:-2])
+
+
+def _of_each_block(v: Tensor) -> Tensor:
+    """(..., n, d) -> (n, ..., d), with one axis for the dots: no copy if the blocks come first in
+    memory.
+    """
+    return v.flatten(0, -3).transpose(0, 1)
 
 
 def _flops(

@@ -17,7 +17,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Examples = slice | Tensor
-"""A subset of a batch: a slice, or indices (n,)."""
+"""A subset of a batch: a slice, or indices (n,); in the order of each block, indices (B, n_blocks)
+(see `jacobian.blocks`)."""
 
 Map = Callable[[Tensor], Tensor]
 """A g: (B, *event) -> (B, *event) that treats the examples of a batch independently."""

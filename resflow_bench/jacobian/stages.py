@@ -43,7 +43,7 @@ class Stage(Jacobian, Protocol):
         return self
 
     def select(self, examples: Examples) -> Stage:
-        return self.mapped(unchanged, lambda t: t[examples])
+        return self.mapped(unchanged, lambda t: rows(t, examples))
 
     def to(self, dtype: torch.dtype) -> Stage:
         return self.mapped(lambda t: t.to(dtype), lambda t: t.to(dtype))
@@ -132,6 +132,15 @@ class ConcatenationStage(Stage):
     def mapped(self, common: TensorMap, each: TensorMap) -> ConcatenationStage:
         a, b, computed = common(self.a), common(self.b), self.computed.mapped(common, each)
         return ConcatenationStage(a, b, self.n_copied, self.rank, computed)
+
+
+def rows(t: Tensor, examples: Examples, axis: int = 0) -> Tensor:
+    """Some of the examples, which are along `axis`; see `Examples`."""
+    if isinstance(examples, slice) or examples.ndim == 1:
+        return t[(slice(None),) * axis + (examples,)]
+    blocks_first = t.movedim(axis + 1, 0)
+    index = examples.mT.view(len(blocks_first), *[1] * axis, -1, *[1] * (t.ndim - axis - 2))
+    return blocks_first.take_along_dim(index, axis + 1).movedim(0, axis + 1)
 
 
 def padding(weight: Tensor) -> tuple[int, int]:

@@ -9,7 +9,6 @@ from resflow_bench.logdet.estimator import Averaged, Estimate, Estimator, LogDet
 from resflow_bench.logdet.exact import Determinant, Exact, dense_log_det, exact_log_det, jacobian
 from resflow_bench.logdet.expansions.arnoldi import Arnoldi
 from resflow_bench.logdet.expansions.chebyshev import Chebyshev, SpectralInterval, measured_interval
-from resflow_bench.logdet.expansions.compiled import Compiled
 from resflow_bench.logdet.expansions.control import Controlled
 from resflow_bench.logdet.expansions.expansion import Expansion
 from resflow_bench.logdet.expansions.taylor import Taylor
@@ -30,7 +29,6 @@ EXPANSIONS: dict[str, Callable[[float], Expansion]] = {
     "taylor": lambda _: Taylor(),
     "taylor(bfloat16)": lambda _: Taylor(torch.bfloat16),
     "taylor(tf32)": lambda _: Taylor("tf32"),
-    "compiled": lambda _: Compiled(),
     "arnoldi": lambda _: Arnoldi(),
     "controlled": lambda _: Controlled(),
     "chebyshev": lambda lipschitz: Chebyshev(-lipschitz, lipschitz),
@@ -44,7 +42,6 @@ __all__ = [
     "Arnoldi",
     "Averaged",
     "Chebyshev",
-    "Compiled",
     "Controlled",
     "Determinant",
     "Estimate",

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from resflow_bench.arguments import check_batch, check_count
-from resflow_bench.jacobian import Map, Products, linearise
+from resflow_bench.jacobian import Jacobian, Map, Products, linearise
+from resflow_bench.jacobian.blocks import block_diagonal, kind, numbers, side_by_side
 from resflow_bench.logdet.expansions.expansion import Expansion, series_sign
 from resflow_bench.logdet.expansions.taylor import Taylor
 from resflow_bench.logdet.gradients import Gradient, Neumann
 from resflow_bench.logdet.probes import Probe
-from resflow_bench.logdet.truncation import Fixed, Truncation
+from resflow_bench.logdet.truncation import Fixed, Terms, Truncation
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+MOST_JOINED, MOST_JOINED_ELSEWHERE = 2**14, 2**22
+"""Numbers of a block's vectors, on a CPU and elsewhere, up to which the series of all blocks are
+evaluated as one: beyond, a product takes longer than it takes to start."""
 
 
 class Estimate(NamedTuple):
@@ -31,6 +40,21 @@ class Estimate(NamedTuple):
     g: Tensor
     value: Tensor
     n_products: float
+
+
+class Drawn(NamedTuple):
+    """A map linearised at x, and the random numbers of one estimate of its log-determinant.
+
+    g: g(x). v: the probes, (m, B, *event). traced: the terms whose traces are exact, (B,) or 0.
+    attached: whether the estimate has a graph.
+    """
+
+    g: Tensor
+    jacobian: Jacobian
+    v: Tensor
+    terms: Terms
+    traced: Tensor | float
+    attached: bool
 
 
 class Estimator(Protocol):
@@ -93,13 +117,13 @@ class LogDetEstimator:
             )
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
-        estimate = self._estimate
-        if torch.compiler.is_compiling():
-            # Not traced: derivatives taken inside a traced function came out wrong or not at all.
-            estimate = torch.compiler.disable(estimate)
-        return estimate(g, x, generator)
+        return _untraced(self._estimate)(g, x, generator)
 
-    def _estimate(self, g: Map, x: Tensor, generator: torch.Generator | None) -> Estimate:
+    def draw(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Drawn:
+        """Linearise g at x, and draw the random numbers of one estimate."""
+        return _untraced(self._draw)(g, x, generator)
+
+    def _draw(self, g: Map, x: Tensor, generator: torch.Generator | None) -> Drawn:
         check_input("LogDetEstimator", x)
         with torch.autocast(x.device.type, enabled=False):
             x = _promoted(x, g)
@@ -109,12 +133,65 @@ class LogDetEstimator:
             with torch.no_grad():
                 v = self.probe.sample(self.n_probes, x, generator)  # (m, B, *event)
                 terms = self.truncation.draw(x.shape[0], x, generator)
-            given = jacobian, v, terms, self.n_traced
-            if torch.is_grad_enabled() and (value.requires_grad or x.requires_grad):
+        attached = torch.is_grad_enabled() and (value.requires_grad or x.requires_grad)
+        return Drawn(value, jacobian, v, terms, traced, attached)
+
+    def joins(self, draw: Drawn) -> bool:
+        """True if the series of several such draws are best evaluated together, by `total`."""
+        return (
+            isinstance(self.expansion, Taylor)
+            and (isinstance(self.gradient, Neumann) or not draw.attached)
+            and self.n_probes * numbers(draw.jacobian)
+            <= (MOST_JOINED if draw.v.is_cpu else MOST_JOINED_ELSEWHERE)
+        )
+
+    def total(self, draws: Sequence[Drawn]) -> Tensor:
+        """sum_i ln|det(I + J_i)|, (B,), of several draws, as `__call__` gives each.
+
+        Where the J are alike their series are one, with a product in place of one for each.
+        """
+        return _untraced(self._total)(draws)
+
+    def _total(self, draws: Sequence[Drawn]) -> Tensor:
+        alike: dict[object, list[Drawn]] = {}
+        for draw in draws:
+            alike.setdefault(kind(draw.jacobian), []).append(draw)
+        joined = [some[0] if len(some) == 1 else _as_one(some) for some in alike.values()]
+        return reduce(torch.add, [self._log_det(draw)[0] for draw in joined])
+
+    def _estimate(self, g: Map, x: Tensor, generator: torch.Generator | None) -> Estimate:
+        draw = self._draw(g, x, generator)
+        log_det, n_products = self._log_det(draw)
+        return Estimate(draw.g, log_det, self.n_probes * n_products)
+
+    def _log_det(self, draw: Drawn) -> tuple[Tensor, float]:
+        """The estimate, and its products a probe."""
+        given = draw.jacobian, draw.v, draw.terms, self.n_traced
+        with torch.autocast(draw.v.device.type, enabled=False):
+            if draw.attached:
                 log_det, n_products = self.gradient.estimate(self.expansion, *given)
             else:
                 log_det, _, n_products = self.expansion.expand(*given, adjoint=False)
-        return Estimate(value, log_det + traced, self.n_probes * n_products)
+        return log_det + draw.traced, n_products
+
+
+def _as_one(draws: Sequence[Drawn]) -> Drawn:
+    """The draws of alike J as that of their block-diagonal J."""
+    return Drawn(
+        g=draws[0].g,  # of no use here
+        jacobian=block_diagonal([draw.jacobian for draw in draws]),
+        v=side_by_side([draw.v for draw in draws]),
+        terms=Terms.of_blocks([draw.terms for draw in draws]),
+        traced=sum(draw.traced for draw in draws),
+        attached=any(draw.attached for draw in draws),
+    )
+
+
+def _untraced(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, outside `torch.compile`: derivatives taken inside a traced function came out
+    wrong or not at all.
+    """
+    return torch.compiler.disable(function) if torch.compiler.is_compiling() else function
 
 
 def check_input(owner: str, x: Tensor) -> None:

@@ -133,7 +133,7 @@ class Series:
             zero = inner(jacobian.vjp(torch.zeros_like(v)), v)
             return Attached(zero, 1.0)
         value, _, n_products = expansion.expand(jacobian, v, terms, n_traced, adjoint=False)
-        weights = terms.weights.view(*terms.weights.shape, *[1] * (v.ndim - 2))  # (N, B, 1...)
+        weights = terms.broadcast(v)
         length = math.isqrt(n_terms - 1) + 1  # ceil(sqrt(N))
         starts = range(n_terms, 0, -length)
 

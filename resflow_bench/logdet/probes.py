@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -41,8 +42,9 @@ class Gaussian:
         return "gaussian"
 
     def sample(self, n_probes: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        shape = (n_probes, *x.shape)
-        return torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)
+        shape, device = (n_probes, *x.shape), drawn_on(x, generator)
+        v = torch.randn(shape, generator=generator, dtype=x.dtype, device=device)
+        return v.to(x.device, non_blocking=True)
 
     def variance(self, moments: theory.Moments, n_probes: int) -> np.ndarray:
         return theory.iid_variance(moments, self.fourth_moment) / n_probes
@@ -73,10 +75,11 @@ class Rademacher:
         of a branch with 128 hidden units.
         """
         n = n_probes * x.numel()
-        size = (-(-n // 8), 1)
-        random = torch.randint(256, size, generator=generator, dtype=torch.uint8, device=x.device)
-        place = torch.arange(8, dtype=torch.uint8, device=x.device)
-        signs = (random >> place & 1).to(x.dtype).mul_(2.0).sub_(1.0)
+        device = drawn_on(x, generator)
+        random = torch.randint(
+            256, (-(-n // 8),), generator=generator, dtype=torch.int32, device=device
+        )
+        signs = _signs(x.dtype, x.device).index_select(0, random.to(x.device, non_blocking=True))
         return signs.flatten()[:n].view(n_probes, *x.shape)
 
     def variance(self, moments: theory.Moments, n_probes: int) -> np.ndarray:
@@ -168,8 +171,10 @@ class Hadamard:
 
         def block(n: int) -> Tensor:
             size = (batch_size, 2**n_bits)
-            key = torch.rand(size, generator=generator, dtype=torch.float32, device=x.device)
+            device = drawn_on(x, generator)
+            key = torch.rand(size, generator=generator, dtype=torch.float32, device=device)
             column = key.topk(n, dim=1).indices.T  # (n, B), all different in an example
+            column = column.to(x.device, non_blocking=True)
             h = torch.ones(n, batch_size, 1, dtype=x.dtype, device=x.device)
             for bit in range(n_bits):  # h[a + 2^bit] = h[a] (-1)^(that bit of c), a < 2^bit
                 sign = 1 - 2 * (column >> bit & 1)
@@ -183,10 +188,26 @@ class Hadamard:
         return theory.hadamard_variance(moments, n_probes)
 
 
+@lru_cache(maxsize=16)
+def _signs(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The eight signs of each byte, (256, 8)."""
+    bits = torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device) & 1
+    return bits.to(dtype).mul_(2.0).sub_(1.0)
+
+
+def drawn_on(x: Tensor, generator: torch.Generator | None) -> torch.device:
+    """The device on which random numbers for x are drawn: the generator's, if there is one.
+
+    So a generator on the CPU gives the same numbers wherever x is.
+    """
+    return x.device if generator is None else generator.device
+
+
 def _normal(shape: tuple[int, ...], x: Tensor, generator: torch.Generator | None) -> Tensor:
     """Standard normal numbers on x's device, of at least four bytes, to be normalised."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    return torch.randn(shape, generator=generator, dtype=dtype, device=x.device)
+    normal = torch.randn(shape, generator=generator, dtype=dtype, device=drawn_on(x, generator))
+    return normal.to(x.device, non_blocking=True)
 
 
 def _blocks(block: Callable[[int], Tensor], n: int, size: int) -> Tensor:

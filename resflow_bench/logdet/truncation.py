@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, NamedTuple, Protocol
@@ -9,6 +11,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from resflow_bench import theory
 from resflow_bench.arguments import check_count
@@ -21,10 +24,29 @@ class Terms(NamedTuple):
 
     weights: w_k of terms k = 1..max N for each example, (max N, B), 0 beyond its own N.
     n_terms: N of each example, (B,), int64, on the host, which schedules the work.
+
+    Of n blocks as one (`jacobian.blocks`) they are (max N, B, n) and (B, n).
     """
 
     weights: Tensor
     n_terms: np.ndarray
+
+    def broadcast(self, v: Tensor) -> Tensor:
+        """The weights with axes of 1 for what else v has, (m, B, *event): (max N, B, 1, ...)."""
+        return self.weights.view(*self.weights.shape, *[1] * (v.ndim - self.weights.ndim))
+
+    @classmethod
+    def of_blocks(cls, each: Sequence[Terms]) -> Terms:
+        """Those of several blocks as one."""
+        n_terms = np.stack([terms.n_terms for terms in each], axis=-1)
+        longest = max(len(terms.weights) for terms in each)
+        weights = [
+            functional.pad(terms.weights, (0, 0, 0, longest - len(terms.weights)))
+            if len(terms.weights) < longest
+            else terms.weights
+            for terms in each
+        ]
+        return cls(torch.stack(weights).movedim(0, -1), n_terms)
 
 
 class Truncation(Protocol):
@@ -186,11 +208,11 @@ class Roulette:
         return self.law.survival(np.maximum(np.asarray(k) - self.n_exact, 0))
 
     def draw(self, batch_size: int, like: Tensor, generator: torch.Generator | None) -> Terms:
-        """1[N_b >= k] / P(N >= k); one device-to-host copy of the batch's uniforms."""
-        device = generator.device if generator is not None else like.device
+        """1[N_b >= k] / P(N >= k), with N drawn on the host, which waits for no device."""
+        generator = _on_host(generator)
         n_draws = {"example": batch_size, "batch": 1, "stratified": 1 + batch_size}[self.per]
-        uniform = torch.rand(n_draws, generator=generator, dtype=torch.float64, device=device)
-        level = 1.0 - uniform.cpu().numpy()  # in (0, 1]
+        uniform = torch.rand(n_draws, generator=generator, dtype=torch.float64, device="cpu")
+        level = 1.0 - uniform.numpy()  # in (0, 1]
         if self.per == "stratified":
             stratum = np.argsort(level[1:])  # a random order
             level = (stratum + level[0]) / max(1, batch_size)
@@ -231,6 +253,20 @@ class Roulette:
     def moment_is_finite(self, spectral_radius: float, order: int) -> bool:
         """rho^order < decay^(order - 1), or J nilpotent."""
         return bool(theory.roulette_moment_is_finite(spectral_radius, self, order))
+
+
+def _on_host(generator: torch.Generator | None) -> torch.Generator | None:
+    """A generator on the CPU: the given one, or for one of an accelerator one that follows it.
+
+    An accelerator's generator keeps its state on the host, so that a seed made of it is known
+    without a wait. A number is drawn, so that the next seed is another. None is torch's own.
+    """
+    if generator is None or generator.device.type == "cpu":
+        return generator
+    state = generator.get_state().numpy().tobytes()
+    torch.empty(1, device=generator.device).uniform_(generator=generator)
+    seed = int.from_bytes(hashlib.blake2b(state, digest_size=8).digest(), "big", signed=True)
+    return torch.Generator().manual_seed(seed)
 
 
 @lru_cache(maxsize=64)

@@ -38,7 +38,7 @@ EVALUATIONS: dict[str, Callable[[ResidualFlow], object]] = {
 def excess(evaluate: Callable[[ResidualFlow], object]) -> float:
     """Peak bytes of a flow whose parameters ask for gradients, over those of one that is frozen."""
     estimator = LogDetEstimator(Rademacher(), Fixed(5))
-    flow = ResidualFlow.mlp(4, (16, 16), 2, 0.9, estimator=estimator)
+    flow = ResidualFlow.mlp(4, (48, 48), 2, 0.9, estimator=estimator)
     frozen = copy.deepcopy(flow).requires_grad_(False)
     trains, still = (timing.peak_bytes(lambda f=f: evaluate(f), "cpu") for f in (flow, frozen))
     return trains / still

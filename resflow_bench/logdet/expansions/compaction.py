@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from resflow_bench.jacobian import Jacobian
+from resflow_bench.jacobian.operator import inner
+from resflow_bench.jacobian.stages import rows
 from resflow_bench.logdet.expansions.expansion import Expanded
 from resflow_bench.logdet.truncation import Terms
 
@@ -27,7 +29,7 @@ class State(NamedTuple):
     def first(self, n: int) -> State:
         return State(
             tuple(jacobian.select(slice(n)) for jacobian in self.jacobians),
-            tuple(vector[:, :n].contiguous() for vector in self.vectors),
+            tuple(_dense(vector[:, :n]) for vector in self.vectors),
         )
 
 
@@ -35,9 +37,10 @@ class Work(NamedTuple):
     """A batch with the examples of most terms first.
 
     jacobian: J of the examples in this order.
-    v: (m, B, *event). weights: (N, B, 1, ...).
+    v: (m, B, *event). weights: (N, B, 1, ...), or (N, B, n, 1) for n blocks as one.
     n_active: for k = 1..N, the number of examples, the first ones, that term k is evaluated for.
-    order: the examples' places in the batch as given, (B,); None if they are in that order.
+    order: the examples' places in the batch as given, (B,), or (B, n) in an order for each block;
+        None if they are in that order.
     """
 
     jacobian: Jacobian
@@ -46,17 +49,15 @@ class Work(NamedTuple):
     n_active: list[int]
     order: Tensor | None
 
-    def recur(
-        self, state: State, step: Callable[[int, State], State], terms: Iterable[int] | None = None
-    ) -> None:
-        """state <- step(k, state) for k = 1..N, or for the given ones of them.
+    def recur(self, state: State, step: Callable[[int, State], State]) -> None:
+        """state <- step(k, state) for k = 1..N.
 
         `step` gets the state of the `n_active[k - 1]` examples of term k: the others are cut off
         before it.
         """
         n_state = self.v.shape[1]
-        for k in range(1, len(self.n_active) + 1) if terms is None else terms:
-            if (n := self.n_active[k - 1]) < n_state:
+        for k, n in enumerate(self.n_active, start=1):
+            if n < n_state:
                 state, n_state = state.first(n), n
             state = step(k, state)
 
@@ -65,28 +66,41 @@ class Work(NamedTuple):
         v = self.v
         return Expanded(v.new_zeros(v.shape[1]), torch.zeros_like(v) if adjoint else None, 0.0)
 
+    def form(self, s: Tensor) -> Tensor:
+        """(1/m) sum_j s_j^T v_j, (B,), or (B, n) for n blocks as one."""
+        several = self.weights.ndim == 4 and self.weights.shape[2] > 1
+        return (s * self.v).sum(-1).mean(0) if several else inner(s, self.v)
+
     def expanded(self, value: Tensor, adjoint: Tensor | None) -> Expanded:
-        """The results in the order of the batch as given."""
+        """The results in the order of the batch as given; the value summed over blocks."""
         if self.order is not None:
-            back = torch.argsort(self.order)
-            value = value[back]
-            adjoint = adjoint if adjoint is None else adjoint.index_select(1, back)
+            back = torch.argsort(self.order, dim=0)
+            value = rows(value.unsqueeze(-1), back).squeeze(-1)
+            adjoint = adjoint if adjoint is None else rows(adjoint, back, axis=1)
+        value = value.sum(-1) if value.ndim == 2 else value
         return Expanded(value, adjoint, sum(self.n_active) / max(1, self.v.shape[1]))
 
 
 def longest_first(jacobian: Jacobian, v: Tensor, terms: Terms) -> Work:
     """The batch in the order of falling N if `jacobian` shrinks and it pays; else as it is."""
-    weights = terms.weights.view(*terms.weights.shape, *[1] * (v.ndim - 2))  # (N, B, 1...)
+    weights = terms.broadcast(v)
     n = v.shape[1]
     n_active = [n] * len(weights)
     if jacobian.shrinks and n > 0:
         for k in range(len(weights)):
-            needed = int((terms.n_terms > k).sum())
+            needed = int((terms.n_terms > k).sum(0).max())
             n = needed if needed <= COMPACT_AT * n else n
             n_active[k] = n
     if n == v.shape[1]:
         return Work(jacobian, v, weights, n_active, None)
-    order = torch.from_numpy(np.argsort(-terms.n_terms, kind="stable")).to(v.device)
-    return Work(
-        jacobian.select(order), v.index_select(1, order), weights[:, order], n_active, order
-    )
+    order = torch.from_numpy(np.argsort(-terms.n_terms, axis=0, kind="stable"))
+    order = order.to(v.device, non_blocking=True)
+    v, weights = rows(v, order, axis=1), rows(weights, order, axis=1)
+    return Work(jacobian.select(order), v, weights, n_active, order)
+
+
+def _dense(v: Tensor) -> Tensor:
+    """A part of a vector without gaps in memory; blocks that came first still do."""
+    if v.ndim == 4 and v.stride(2) > v.stride(1):
+        return v.movedim(2, 0).contiguous().movedim(0, 2)
+    return v.contiguous()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from resflow_bench.jacobian import Jacobian
@@ -63,8 +64,11 @@ class WeightedSum:
     def add(self, k: int, c: float, u: Tensor) -> None:
         """Add term k, with u (m, n, *event)."""
         if self._total is None:
+            whole = u.shape[1] == self.weights.shape[1]
             shape = (len(u), self.weights.shape[1], *u.shape[2:])
-            self._total = self.weights.new_zeros(shape)
+            # As u lies in memory, where the two are of one size.
+            zeros = torch.zeros_like(u) if whole else self.weights.new_zeros(shape)
+            self._total = zeros.to(self.weights.dtype)
         if k > self.n_traced:
             n = u.shape[1]
             self._total[:, :n].addcmul_(u, self.weights[k - 1, :n], value=c)

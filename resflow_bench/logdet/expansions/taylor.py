@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from resflow_bench.jacobian import Jacobian
-from resflow_bench.jacobian.operator import inner
 from resflow_bench.logdet.expansions import numerics
 from resflow_bench.logdet.expansions.compaction import State, Work, longest_first
 from resflow_bench.logdet.expansions.expansion import Expanded, WeightedSum, series_sign
@@ -87,7 +86,7 @@ class Taylor:
             return State((enter, loop), (numerics.flushed(power, k),))
 
         work.recur(State((enter, loop), (v * scale,)), step)
-        value = inner(leave(series.over(scale)), v)
+        value = work.form(leave(series.over(scale)))
         if not adjoint:
             return work.expanded(value, None)
         s = leave(rest.over(scale)) if len(work.n_active) > 1 else torch.zeros_like(v)
