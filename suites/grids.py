@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from resflow_bench.lab import Grid, Value
 
@@ -33,6 +34,12 @@ def model_grids(
         Grid({"model": models, "dim": (64,), "lipschitz": constants, **free}),
         *(Grid({"lipschitz": trained, **free}, {"model": name, "dim": 64}) for name in flows),
     )
+
+
+def everywhere(grids: Iterable[Grid]) -> tuple[Grid, ...]:
+    """The grids on the CPU, and on a GPU where this machine has one."""
+    devices: Axes = {"device": ("cpu", "auto")}
+    return tuple(replace(grid, axes={**grid.axes, **devices}) for grid in grids)
 
 
 def estimator_grids(

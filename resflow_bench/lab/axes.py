@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from math import inf
 from typing import Any
 
@@ -50,6 +51,8 @@ class Axis:
         """The same value in the one form that is hashed: 1 and 1.0 are one promise."""
         if self.kind is int and value != int(value):
             raise TypeError(f"axis `{self.name}` holds integers; got {value!r}.")
+        if self.name == "device" and value == "auto":
+            return _fastest_device()
         return _canonical_law(str(value)) if self.name == "roulette" else self.kind(value)
 
     def refusal(self, rule: str, text: str) -> ValueError:
@@ -81,6 +84,13 @@ def _device(value: str) -> str | None:
         return rule if torch.empty(0, device=value).is_meta else None
     except (RuntimeError, AssertionError):
         return rule
+
+
+@cache
+def _fastest_device() -> str:
+    import torch  # only now: the other axes need no torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 _LAW = re.compile(r"([a-z_]+)\(\s*([^\s()]+)\s*\)")
@@ -116,7 +126,7 @@ _AXES = (
     Axis("probe", str, "law of the probe vectors", "rademacher"),
     Axis("n_probes", int, "probe vectors m per example", "1", _at_least(1)),
     Axis("dtype", str, "floating-point type", "float32", _one_of("float32", "float64", "bfloat16")),
-    Axis("device", str, "torch device", "cpu", _device),
+    Axis("device", str, "torch device; auto is a CUDA GPU if there is one", "cpu", _device),
     Axis("width", int, "units h of the hidden layer", "128", _at_least(1)),
     Axis("batch_size", int, "examples B per call", "256", _at_least(1)),
     Axis("grows", str, "the size that doubles from rung to rung", "n_terms",

@@ -93,7 +93,7 @@ class TrainingPlan:
         given = {name: value for name, value in options.items() if value is not None}
         chosen: dict[str, Any] = {"preset": "quick", "lipschitz": 0.9, "device": "cpu"} | given
         for name in ("lipschitz", "device"):
-            axis_named(name).parse(str(chosen[name]))
+            chosen[name] = axis_named(name).parse(str(chosen[name]))
         preset, lipschitz = chosen["preset"], chosen["lipschitz"]
         kind, architecture = ("images", "multiscale") if len(data.event) > 1 else ("vectors", "mlp")
         architecture = given.get("architecture", architecture)

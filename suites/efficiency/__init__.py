@@ -17,7 +17,7 @@ from resflow_bench.models import prepare_models
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from suites.efficiency.claims import CLAIMS
 from suites.efficiency.measure import build_draw, measure_efficiency
-from suites.grids import ESTIMATOR_AXES, MODEL_AXES, Axes, Point
+from suites.grids import ESTIMATOR_AXES, MODEL_AXES, Axes, Point, everywhere
 
 OURS: Point = {"implementation": "ours", "estimator": "hutchinson", "truncation": "roulette"}
 BASELINE: Point = {
@@ -133,13 +133,17 @@ SUITE = Suite(
             {"n_points": 4, "n_calls": 16, "n_copies": 8, "n_pairs": 8},
         ),
         "quick": Preset(
-            SHALLOW
-            + grids("patches", 768, 0.9, 8, few(1, 0.3))
-            + at_several_dims({16: 256, 64: 256, 256: 16}),
+            everywhere(
+                SHALLOW
+                + grids("patches", 768, 0.9, 8, few(1, 0.3))
+                + at_several_dims({16: 256, 64: 256, 256: 16})
+            ),
             {"n_points": 16, "n_calls": 48, "n_copies": 4, "n_pairs": 12},
         ),
         "full": Preset(
-            SHALLOW + TRAINED + PATCHES + at_several_dims({16: 256, 64: 256, 256: 64, 1024: 8}),
+            everywhere(
+                SHALLOW + TRAINED + PATCHES + at_several_dims({16: 256, 64: 256, 256: 64, 1024: 8})
+            ),
             {"n_points": 8, "n_calls": 1000, "n_copies": 32, "n_pairs": 100},
         ),
     },

@@ -8,7 +8,7 @@ from resflow_bench.architectures import LINEAR_FAMILIES
 from resflow_bench.lab import Grid, Preset, Suite
 from resflow_bench.models import prepare_models
 from resflow_bench.speed.benchmark import SuiteBenchmark
-from suites.grids import IMAGE_FLOWS, MODEL_AXES, TRAINED_FLOWS, Axes, model_grids
+from suites.grids import IMAGE_FLOWS, MODEL_AXES, TRAINED_FLOWS, Axes, everywhere, model_grids
 from suites.inverse.claims import CLAIMS
 from suites.inverse.measure import measure_inverse
 
@@ -43,24 +43,28 @@ SUITE = Suite(
             _grids(("minus-identity", "init"), (0.5,), (), (1e-3,), (5, 20)), {"n_points": 16}
         ),
         "quick": Preset(
-            _grids(
-                ("minus-identity", "gaussian"),
-                (0.5, 0.9),
-                (0.9,),
-                (1e-2, 1e-4, 1e-6),
-                (1, 2, 5, 10, 20, 50, 100, 200),
-            )
-            + _grids((), (), (0.9,), (1e-4,), (5, 20, 100), IMAGE_FLOWS),
+            everywhere(
+                _grids(
+                    ("minus-identity", "gaussian"),
+                    (0.5, 0.9),
+                    (0.9,),
+                    (1e-2, 1e-4, 1e-6),
+                    (1, 2, 5, 10, 20, 50, 100, 200),
+                )
+                + _grids((), (), (0.9,), (1e-4,), (5, 20, 100), IMAGE_FLOWS)
+            ),
             {"n_points": 64},
         ),
         "full": Preset(
-            _grids(
-                (*LINEAR_FAMILIES, "init"),
-                (0.3, 0.5, 0.7, 0.9, 0.97, 0.99),
-                (0.7, 0.9, 0.97),
-                (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-9),
-                (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000),
-                TRAINED_FLOWS,
+            everywhere(
+                _grids(
+                    (*LINEAR_FAMILIES, "init"),
+                    (0.3, 0.5, 0.7, 0.9, 0.97, 0.99),
+                    (0.7, 0.9, 0.97),
+                    (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-9),
+                    (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000),
+                    TRAINED_FLOWS,
+                )
             ),
             {"n_points": 256},
         ),

@@ -15,7 +15,7 @@ from resflow_bench.lab import Grid, Preset, Suite
 from resflow_bench.models import build_flow, build_points, prepare_models
 from resflow_bench.peers import MODES, PEERS, Request
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
-from suites.grids import MODEL_AXES, Axes, Point
+from suites.grids import MODEL_AXES, Axes, Point, everywhere
 from suites.peers.claims import CLAIMS
 from suites.peers.measure import measure_peers
 
@@ -29,10 +29,8 @@ def _grids(
 
     Cells are ordered by mode, so that implementations stand beside each other.
     """
-    common: Point = {
-        **{"model": model, "dim": dim, "dtype": "float32", "device": "cpu", "batch_size": 256}
-    }
-    free: Axes = {"lipschitz": constants}
+    common: Point = {**{"model": model, "dim": dim, "dtype": "float32", "batch_size": 256}}
+    free: Axes = {"device": ("cpu",), "lipschitz": constants}
     peers: Axes = {"implementation": tuple(PEERS)}
     one, eight = {**common, "n_probes": 1}, {**common, "n_probes": 8}
     return (
@@ -44,7 +42,7 @@ def _grids(
 
 
 SMALL: Point = {
-    **{"model": "init", "dim": 16, "lipschitz": 0.9, "dtype": "float32", "device": "cpu"},
+    **{"model": "init", "dim": 16, "lipschitz": 0.9, "dtype": "float32"},
     **{"batch_size": 256, "n_probes": 1},
 }
 
@@ -55,15 +53,17 @@ SUITE = Suite(
     axes=(*MODEL_AXES, "mode", "implementation", "n_terms", "n_probes", "batch_size"),
     presets={
         "smoke": Preset(
-            (Grid({"mode": MODES[2:], "implementation": tuple(PEERS)}, SMALL),),
+            (Grid({"device": ("cpu",), "mode": MODES[2:], "implementation": tuple(PEERS)}, SMALL),),
             {"n_points": 4, "n_calls": 16, "n_copies": 4, "n_gradients": 16, "n_pairs": 8},
         ),
         "quick": Preset(
-            _grids("trained", 64, (0.9,), (5,)),
+            everywhere(_grids("trained", 64, (0.9,), (5,))),
             {"n_points": 4, "n_calls": 48, "n_copies": 16, "n_gradients": 16, "n_pairs": 10},
         ),
         "full": Preset(
-            _grids("init", 64, (0.9,), (5, 20)) + _grids("trained", 64, (0.7, 0.9), (5, 20)),
+            everywhere(
+                _grids("init", 64, (0.9,), (5, 20)) + _grids("trained", 64, (0.7, 0.9), (5, 20))
+            ),
             {"n_points": 8, "n_calls": 2000, "n_copies": 8, "n_gradients": 640, "n_pairs": 100},
         ),
     },
@@ -89,7 +89,9 @@ class Peers(SuiteBenchmark):
     suite = SUITE
     effort = {"n_points": 4, "n_calls": 16, "n_copies": 4, "n_gradients": 2, "n_pairs": 2}
     cells = {
-        f"{name}-evaluation": {**SMALL, "implementation": name, "mode": "evaluation"}
+        f"{name}-evaluation": {
+            **{**SMALL, "device": "cpu", "implementation": name, "mode": "evaluation"}
+        }
         for name in PEERS
     }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from resflow_bench.lab import Grid, Preset, Suite
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
-from suites.grids import Axes, Point
+from suites.grids import Axes, Point, everywhere
 from suites.scaling.claims import CLAIMS
 from suites.scaling.measure import build_log_prob, build_sized_flow, measure_scaling
 
@@ -46,13 +46,17 @@ SUITE = Suite(
     presets={
         "smoke": Preset(ladders(64, 128, FIRST_RUNGS), {"n_rounds": 8}),
         "quick": Preset(
-            ladders(64, 128, FIRST_RUNGS)
-            + ladders(784, 1024, {"n_probes": WIDE_RUNGS["n_probes"]}),
+            everywhere(
+                ladders(64, 128, FIRST_RUNGS)
+                + ladders(784, 1024, {"n_probes": WIDE_RUNGS["n_probes"]})
+            ),
             {"n_rounds": 12},
         ),
         "full": Preset(
-            ladders(64, 128, FIRST_RUNGS, ("float32", "float64"))
-            + ladders(784, 1024, WIDE_RUNGS, ("float32", "float64")),
+            everywhere(
+                ladders(64, 128, FIRST_RUNGS, ("float32", "float64"))
+                + ladders(784, 1024, WIDE_RUNGS, ("float32", "float64"))
+            ),
             {"n_rounds": 40},
         ),
     },

@@ -31,29 +31,33 @@ SUITE = Suite(
             {"seconds": 0.2},
         ),
         "quick": Preset(
-            grids.estimator_grids(
-                trained=(0.9,),
-                fixed={"n_terms": (5, 20)},
-                roulette={"roulette": ("geometric(0.5)",), "n_exact": (3,)},
-                common={**COMMON, "n_probes": (1,), "batch_size": (256,)},
-            )
-            + grids.estimator_grids(
-                trained=(0.9,),
-                fixed={"n_terms": (5,)},
-                common={**COMMON, "n_probes": (1,), "batch_size": (64,)},
-                flows=grids.IMAGE_FLOWS,
+            grids.everywhere(
+                grids.estimator_grids(
+                    trained=(0.9,),
+                    fixed={"n_terms": (5, 20)},
+                    roulette={"roulette": ("geometric(0.5)",), "n_exact": (3,)},
+                    common={**COMMON, "n_probes": (1,), "batch_size": (256,)},
+                )
+                + grids.estimator_grids(
+                    trained=(0.9,),
+                    fixed={"n_terms": (5,)},
+                    common={**COMMON, "n_probes": (1,), "batch_size": (64,)},
+                    flows=grids.IMAGE_FLOWS,
+                )
             ),
             {"seconds": 2.0},
         ),
         "full": Preset(
-            grids.estimator_grids(
-                models=("init",),
-                constants=(0.9,),
-                trained=(0.9,),
-                fixed={"n_terms": (5, 10, 20, 50)},
-                roulette={"roulette": ("geometric(0.5)", "geometric(0.1)"), "n_exact": (3,)},
-                common={**COMMON, "n_probes": (1, 4), "batch_size": (64, 256, 1024)},
-                flows=grids.TRAINED_FLOWS,
+            grids.everywhere(
+                grids.estimator_grids(
+                    models=("init",),
+                    constants=(0.9,),
+                    trained=(0.9,),
+                    fixed={"n_terms": (5, 10, 20, 50)},
+                    roulette={"roulette": ("geometric(0.5)", "geometric(0.1)"), "n_exact": (3,)},
+                    common={**COMMON, "n_probes": (1, 4), "batch_size": (64, 256, 1024)},
+                    flows=grids.TRAINED_FLOWS,
+                )
             ),
             {"seconds": 5.0},
         ),
@@ -62,7 +66,7 @@ SUITE = Suite(
     exclusive=True,
     prepare=prepare_models,
     claims=CLAIMS,
-    table=("examples_per_s", "wall_s", "peak_bytes", "flops_fraction"),
+    table=("examples_per_s", "wall_s", "cold_s", "replayed_s", "peak_bytes", "flops_fraction"),
     figures="suites.throughput.figures",
 )
 

@@ -40,7 +40,7 @@ def speed(cells: pd.DataFrame) -> str:
 
 CLAIMS = Claims(
     metrics={
-        "wall_s": TIME,
+        **dict.fromkeys(("wall_s", "cold_s", "replayed_s"), TIME),
         **each(RATE, "examples_per_s", "flops_fraction"),
         "peak_bytes": MEMORY,
         **REALISED,

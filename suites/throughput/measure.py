@@ -14,8 +14,12 @@ from resflow_bench.data import Dataset
 from resflow_bench.intervals import Interval, median_interval
 from resflow_bench.lab import Cell, Context, Observation, observe
 from resflow_bench.models import build_estimator, build_flow, build_points, build_problem, realised
+from resflow_bench.speed import gpu
 from resflow_bench.speed.timing import Call, count_flops, matmul_rate, peak_bytes, timings
 from resflow_bench.training.trainer import Trainer, Training
+
+N_EVENTS = 100
+"""Calls timed on a GPU, cold and again replayed."""
 
 N_POINTS = 4
 """At which the realised constant is looked up: a timing needs no more."""
@@ -24,10 +28,11 @@ N_POINTS = 4
 def measure_throughput(cell: Cell, context: Context) -> Iterable[Observation]:
     """Median seconds of a call, its examples per second, peak bytes and share of the matmul rate.
 
-    The 99 % interval of the median is from order statistics. On a GPU the clock is read with the
-    device idle, before and after. On a CPU the call is timed on one thread and on all, and the
-    faster counts: threads that wait for one that the machine has taken away can cost a call a
-    hundred times its work, for seconds on end and with hardly any scatter.
+    The 99 % interval of the median is from order statistics. On a CPU the call is timed on one
+    thread and on all, and the faster counts: threads that wait for one that the machine has taken
+    away can cost a call a hundred times its work, for seconds on end and with hardly any scatter.
+    On a GPU the clock is read with the device idle, before and after; `cold_s` and `replayed_s` are
+    seconds on the device alone (see `speed.gpu`), the second for calls that can be recorded.
     """
     call = build_call(cell, context.results)
     device, batch_size = cell["device"], cell["batch_size"]
@@ -47,6 +52,14 @@ def measure_throughput(cell: Cell, context: Context) -> Iterable[Observation]:
 
     medians = (f"{np.median(times):.3g} s on {n_threads}" for n_threads, times in threads.items())
     said = f"threads: {best}, the fastest of {', '.join(medians)}"
+    if torch.device(device).type == "cuda":
+        said = gpu.described(device)
+        cold = gpu.cold_seconds(call, device, N_EVENTS)
+        yield observe("cold_s", median_interval(cold), "s", N_EVENTS, f"{said}, L2 flushed")
+        replayed = gpu.replayed_seconds(call, device, N_EVENTS)
+        if replayed is not None:
+            found = median_interval(replayed)
+            yield observe("replayed_s", found, "s", N_EVENTS, f"{said}, one CUDA graph, L2 warm")
     yield observe("wall_s", interval, "s", n, said)
     yield share("examples_per_s", batch_size, "1/s")
     yield Observation("peak_bytes", float(peak), "B")

@@ -6,7 +6,7 @@ from typing import Any
 
 from resflow_bench.lab import Grid, Preset, Suite
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
-from suites.grids import ESTIMATOR_AXES, Axes
+from suites.grids import ESTIMATOR_AXES, Axes, everywhere
 from suites.training_gap.claims import CLAIMS
 from suites.training_gap.measure import measure_training_gap, prepare_gaps
 
@@ -43,15 +43,17 @@ SUITE = Suite(
             {"n_points": 8, "max_draws": 4000, "half_width": 0.05},
         ),
         "quick": Preset(
-            _grids(("digits-logit",), (0.7, 0.97), (1, 2, 5), (100, 200)),
+            everywhere(_grids(("digits-logit",), (0.7, 0.97), (1, 2, 5), (100, 200))),
             {"n_points": 8, "max_draws": 8000, "half_width": 0.01},
         ),
         "full": Preset(
-            _grids(
-                ("digits-logit", "digits", "checkerboard", "pinwheel"),
-                (0.5, 0.7, 0.9, 0.97),
-                (1, 2, 3, 5, 10),
-                (100, 300, 1000, 2000),
+            everywhere(
+                _grids(
+                    ("digits-logit", "digits", "checkerboard", "pinwheel"),
+                    (0.5, 0.7, 0.9, 0.97),
+                    (1, 2, 3, 5, 10),
+                    (100, 300, 1000, 2000),
+                )
             ),
             {"n_points": 32, "max_draws": 64_000, "half_width": 0.002},
         ),
