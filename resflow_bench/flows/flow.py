@@ -18,7 +18,7 @@ from resflow_bench.flows.actnorm import ActNorm
 from resflow_bench.flows.composition import AnyBijection, Chain
 from resflow_bench.flows.copies import in_float64
 from resflow_bench.flows.inversion import AnyInversion, ToError, ToTolerance
-from resflow_bench.flows.residual import ResidualBlock
+from resflow_bench.flows.residual import ResidualBlock, follow
 from resflow_bench.layers import Activation, Branch, LinearBranch, LipSwish, mlp_branch
 from resflow_bench.logdet import Geometric, LogDetEstimator, Rademacher, Roulette
 from resflow_bench.logdet.estimator import Estimator
@@ -263,13 +263,11 @@ class ResidualFlow(nn.Module):
         After a step alone a branch may have a Lipschitz constant of 1 and more, and no inverse; so
         may a flow whose weights are an average of others'.
         """
-        for block in self.blocks:
-            block.update()
+        follow(self.blocks)
 
     def align(self) -> None:
         """Make every branch keep its promise as tightly as it can, by exact norms."""
-        for block in self.blocks:
-            block.align()
+        follow(self.blocks, align=True)
 
     def _check(self, x: Tensor) -> None:
         check_batch("This flow", x, self.event, self._dtype())

@@ -82,7 +82,7 @@ def checked_coefficient(coefficient: float) -> float:
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
     """A context outside autocast, which costs nothing where autocast is off."""
     device = x.device.type
-    on = torch.is_autocast_enabled(device)
+    on = not x.is_meta and torch.is_autocast_enabled(device)  # which knows no meta tensors
     return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
