@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from resflow_bench.arguments import check_batch, check_count
 from resflow_bench.fixed_point import Solution
-from resflow_bench.flows.actnorm import ActNorm
+from resflow_bench.flows.actnorm import ActNorm, check_examples
 from resflow_bench.flows.composition import AnyBijection, Chain
 from resflow_bench.flows.copies import in_float64
 from resflow_bench.flows.inversion import AnyInversion, ToError, ToTolerance
@@ -253,9 +253,10 @@ class ResidualFlow(nn.Module):
         Raises:
             ValueError: x has no example, or one that is not finite at the input of an ActNorm.
         """
-        for layer, inputs in self.inputs(x):
-            if isinstance(layer, ActNorm):
-                layer.initialise(inputs)
+        lost = [layer.fit(h) for layer, h in self.inputs(x) if isinstance(layer, ActNorm)]
+        if lost:  # read at once, as the host waits for an accelerator here
+            for n_lost in torch.stack(lost).tolist():
+                check_examples(len(x), n_lost)
 
     def update(self) -> None:
         """Make every branch keep its promise again; call it after each optimiser step.

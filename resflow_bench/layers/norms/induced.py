@@ -156,7 +156,8 @@ class InducedNorm(nn.Module):
         self, operator: Operator, n_drawn: int, n_simple: int, rounds: list[tuple[int, int]]
     ) -> None:
         """Power iteration in rounds of (steps, vectors kept); then the bound, and the inflation."""
-        finite(operator.weight)
+        if operator.weight.is_cpu:  # elsewhere sigma_hat is not finite either, without a wait
+            finite(operator.weight)
         domain, codomain = self._orders
         if domain == 1 or codomain == math.inf:  # easy, whatever a learnable order's value
             return
