@@ -263,6 +263,13 @@ class ResidualFlow(nn.Module):
 
         After a step alone a branch may have a Lipschitz constant of 1 and more, and no inverse; so
         may a flow whose weights are an average of others'.
+
+        Properties: elsewhere than on the CPU the norms of all layers are computed in a few batched
+            products, and the host does not wait (it does for learnable orders).
+
+        Raises:
+            torch.linalg.LinAlgError: a weight on the CPU is not finite. Elsewhere such a weight
+                makes the outputs of its layer NaN.
         """
         follow(self.blocks)
 

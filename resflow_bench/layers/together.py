@@ -12,6 +12,7 @@ from resflow_bench.layers.conv import Conv2d
 from resflow_bench.layers.dense import DenseLayer
 from resflow_bench.layers.layer import Layer
 from resflow_bench.layers.linear import Linear
+from resflow_bench.layers.norms.induced import InducedNorm
 from resflow_bench.layers.norms.spectral import SpectralNorm, bounds_together, follow_together
 
 
@@ -35,8 +36,9 @@ def follow(layers: Iterable[Layer], *, align: bool = False) -> None:
 def bounds(layers: Sequence[Layer]) -> list[Tensor]:
     """An upper bound on the Lipschitz constant of each layer, () float64.
 
-    For spectral norms of weights off the CPU it lies on their device, the host does not wait, and
-    it is NaN where a weight is not finite. For other layers it is the certificate, on the CPU.
+    It lies on the device of the layer's weight, for layers that are neither `Linear` nor `Conv2d`
+    on the CPU. For spectral norms of weights off the CPU the host does not wait, and the bound is
+    NaN where a weight is not finite.
     """
     inner = [layer.layer if isinstance(layer, DenseLayer) else layer for layer in layers]
     operators = [layer.operator_normalised() for layer in inner if _is_batched(layer)]
@@ -45,6 +47,8 @@ def bounds(layers: Sequence[Layer]) -> list[Tensor]:
     for layer, held in zip(layers, inner, strict=True):
         if _is_batched(held):
             bound = next(batched)
+        elif isinstance(held, Linear | Conv2d) and isinstance(held.norm, InducedNorm):
+            bound = held.norm.bound(held.operator_normalised())
         else:
             bound = torch.tensor(held.certificate().norm, dtype=torch.float64)
         found.append(layer.constant(bound) if isinstance(layer, DenseLayer) else bound)

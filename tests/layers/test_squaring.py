@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from resflow_bench.flows import MultiScale, ResidualFlow, image_flow
-from resflow_bench.layers import Conv2d, DenseLayer, Linear, LipSwish, together
+from resflow_bench.layers import Conv2d, DenseLayer, Induced, Linear, LipSwish, together
 from resflow_bench.layers.norms.operators import Convolution, Matrix, dense_stack
 from resflow_bench.layers.norms.spectral import SpectralNorm, bounds_together, follow_together
 from resflow_bench.layers.norms.squaring import SQUARINGS_IN_UPDATE, gram_norm, largest_column
@@ -186,9 +186,22 @@ def test_an_update_elsewhere_neither_waits_nor_grows_with_the_layers(name: str, 
             block.branch.lipschitz_certified()
 
 
+@pytest.mark.parametrize("orders", [(3.0, 1.5), (1.5, 3.0), (2.5, 2.5), (math.inf, 1.0)])
+def test_an_update_of_induced_norms_elsewhere_does_not_wait(orders: tuple[float, float]) -> None:
+    for layer in (
+        Linear(8, 6, 0.9, Induced(*orders)),
+        Conv2d(2, 3, 3, (4, 4), 0.9, Induced(*orders)),
+        Conv2d(9, 9, 3, (6, 6), 0.9, Induced(*orders)),
+    ):
+        elsewhere = layer.to("meta")
+        elsewhere.update()
+        assert together.bounds([elsewhere])[0].is_meta
+
+
 def test_bounds_of_layers_are_their_certificates() -> None:
     dense = DenseLayer(Conv2d(2, 3, 3, (4, 4), 1.0), LipSwish())
-    layers = [Linear(4, 6, 0.8), Conv2d(2, 2, 3, (4, 4), 0.9), dense]
+    induced = Linear(4, 6, 0.8, Induced(3.0, 1.5))
+    layers = [Linear(4, 6, 0.8), induced, Conv2d(2, 2, 3, (4, 4), 0.9), dense]
     for layer, bound in zip(layers, together.bounds(layers), strict=True):
         assert float(bound) == pytest.approx(layer.certificate().norm, rel=1e-12)
     flow = flows()["mlp"]
