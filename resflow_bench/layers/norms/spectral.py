@@ -178,7 +178,7 @@ class SpectralNorm(nn.Module):
             return symbol_norm(finite(small.weight), small.grid)
 
     def certificate(self, operator: Operator) -> Certificate:
-        """`bound` on the host. svd: ||A||, exact to 2e-7. fft: the bound `symbol_norm`."""
+        """`bound` on the host. svd: ||A||, to rounding on the CPU. fft: the bound `symbol_norm`."""
         bound = float(self.bound(operator))
         if not math.isfinite(bound):
             raise not_finite()
