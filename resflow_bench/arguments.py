@@ -64,7 +64,8 @@ def check_batch(
     if not x.is_floating_point():
         raise ValueError(f"{owner} needs {name} of floating point; got {_name(x.dtype)}.")
     dtypes = {x.dtype, dtype or x.dtype}
-    is_cast = torch.float64 not in dtypes and torch.is_autocast_enabled(x.device.type)
+    may_cast = torch.float64 not in dtypes and not x.is_meta  # autocast knows no meta tensors
+    is_cast = may_cast and torch.is_autocast_enabled(x.device.type)
     if len(dtypes) > 1 and not is_cast:
         raise ValueError(
             f"{owner} has parameters of {_name(dtype)}; got {name} of {_name(x.dtype)}. Convert "

@@ -42,13 +42,21 @@ class ActNorm(nn.Module):
         Raises:
             ValueError: x has no example, or numbers that are not finite.
         """
+        check_examples(len(x), int(self.fit(x)))
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> Tensor:
+        """`initialise`, without a wait for the device: the number of examples not finite, ().
+
+        Where it is not 0 the layer stays as it is.
+
+        Raises:
+            ValueError: x has no example.
+        """
         self._check(x)
-        finite = finite_rows(x)
-        if not len(x) or not finite.all():
-            raise ValueError(
-                "ActNorm needs one example or more to be initialised from, all finite; got "
-                f"{len(x)}, {int((~finite).sum())} of them not finite. Leave those out."
-            )
+        if not len(x):
+            check_examples(0, 0)
+        n_lost = (~finite_rows(x)).sum()
         channels = x.transpose(0, 1).flatten(1)  # (C, B n_positions)
         mean = channels.mean(1)
         std = channels.std(1, correction=min(1, channels.shape[1] - 1))  # of one number: 0
@@ -56,8 +64,9 @@ class ActNorm(nn.Module):
         eps = min(torch.finfo(dtype).eps for dtype in (x.dtype, torch.float32))
         is_constant = std <= 8 * eps * mean.abs()
         std = torch.where(is_constant, 1.0, std.clamp_min(STD_FLOOR))
-        self.shift.copy_(-mean)
-        self.log_scale.copy_(-std.log())
+        self.shift.copy_(torch.where(n_lost == 0, -mean, self.shift))
+        self.log_scale.copy_(torch.where(n_lost == 0, -std.log(), self.log_scale))
+        return n_lost
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
@@ -89,6 +98,15 @@ class ActNorm(nn.Module):
 
     def _scaled(self, z: Tensor) -> Tensor:
         return z * (-_along(self.log_scale, z)).exp()
+
+
+def check_examples(n: int, n_lost: int) -> None:
+    """Refuse n examples of which n_lost are not finite, or none at all."""
+    if not n or n_lost:
+        raise ValueError(
+            "ActNorm needs one example or more to be initialised from, all finite; got "
+            f"{n}, {n_lost} of them not finite. Leave those out."
+        )
 
 
 def _along(channels: Tensor, x: Tensor) -> Tensor:

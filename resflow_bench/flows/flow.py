@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from resflow_bench.arguments import check_batch, check_count
 from resflow_bench.fixed_point import Solution
-from resflow_bench.flows.actnorm import ActNorm
+from resflow_bench.flows.actnorm import ActNorm, check_examples
 from resflow_bench.flows.composition import AnyBijection, Chain
 from resflow_bench.flows.copies import in_float64
 from resflow_bench.flows.inversion import AnyInversion, ToError, ToTolerance
-from resflow_bench.flows.residual import ResidualBlock
+from resflow_bench.flows.residual import ResidualBlock, follow
 from resflow_bench.layers import Activation, Branch, LinearBranch, LipSwish, mlp_branch
 from resflow_bench.logdet import Geometric, LogDetEstimator, Rademacher, Roulette
 from resflow_bench.logdet.estimator import Estimator
@@ -256,23 +256,29 @@ class ResidualFlow(nn.Module):
         Raises:
             ValueError: x has no example, or one that is not finite at the input of an ActNorm.
         """
-        for layer, inputs in self.inputs(x):
-            if isinstance(layer, ActNorm):
-                layer.initialise(inputs)
+        lost = [layer.fit(h) for layer, h in self.inputs(x) if isinstance(layer, ActNorm)]
+        if lost:  # read at once, as the host waits for an accelerator here
+            for n_lost in torch.stack(lost).tolist():
+                check_examples(len(x), n_lost)
 
     def update(self) -> None:
         """Make every branch keep its promise again; call it after each optimiser step.
 
         After a step alone a branch may have a Lipschitz constant of 1 and more, and no inverse; so
         may a flow whose weights are an average of others'.
+
+        Properties: elsewhere than on the CPU the norms of all layers are computed in a few batched
+            products, and the host does not wait (it does for learnable orders).
+
+        Raises:
+            torch.linalg.LinAlgError: a weight on the CPU is not finite. Elsewhere such a weight
+                makes the outputs of its layer NaN.
         """
-        for block in self.blocks:
-            block.update()
+        follow(self.blocks)
 
     def align(self) -> None:
         """Make every branch keep its promise as tightly as it can, by exact norms."""
-        for block in self.blocks:
-            block.align()
+        follow(self.blocks, align=True)
 
     def _check(self, x: Tensor) -> None:
         check_batch("This flow", x, self.event, self._dtype())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -15,7 +16,7 @@ from resflow_bench.flows.bijection import ROUNDING
 from resflow_bench.flows.certificate import apart_near, branch_bounds, near_is_known
 from resflow_bench.flows.copies import in_float64, memoised, recast
 from resflow_bench.flows.inversion import AnyInversion, ToError
-from resflow_bench.layers import Branch, LinearBranch
+from resflow_bench.layers import Branch, Layer, LinearBranch, together
 from resflow_bench.layers.branches import Contraction
 from resflow_bench.layers.orders import conversion, norm
 from resflow_bench.logdet.estimator import Estimator
@@ -117,12 +118,14 @@ class ResidualBlock(nn.Module):
 
     def update(self) -> None:
         """See `ResidualFlow.update`."""
-        self.branch.update()
-        self._kept = self._versions()
+        follow([self])
 
     def align(self) -> None:
         """See `ResidualFlow.align`."""
-        self.branch.align()
+        follow([self], align=True)
+
+    def promise_is_kept(self) -> None:
+        """Take note that the promise holds for the weights as they are."""
         self._kept = self._versions()
 
     def _versions(self) -> tuple[int, ...]:
@@ -148,3 +151,18 @@ class ResidualBlock(nn.Module):
                 "after its weights were averaged, set, or rounded to another dtype.",
                 stacklevel=2,
             )
+
+
+def follow(blocks: Sequence[ResidualBlock], *, align: bool = False) -> None:
+    """Update, or align, the branches of all blocks, off the CPU in a few batched products."""
+    layers: list[Layer] = []
+    for block in blocks:
+        if isinstance(block.branch, Branch):
+            layers += block.branch.layers
+        elif align:
+            block.branch.align()
+        else:
+            block.branch.update()
+    together.follow(layers, align=align)
+    for block in blocks:
+        block.promise_is_kept()

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from resflow_bench.arguments import check_batch
 from resflow_bench.jacobian import JacobianChain
-from resflow_bench.layers import fused
+from resflow_bench.layers import fused, together
 from resflow_bench.layers.activations import Activation
 from resflow_bench.layers.layer import Layer
 from resflow_bench.layers.maps import Affine, Composition, Elementwise
+from resflow_bench.layers.norms.operators import Matrix
+from resflow_bench.layers.norms.spectral import bounds_together
 from resflow_bench.layers.orders import Order, norm, same_order
 
 # A promise is met up to the rounding of the product that is checked.
@@ -128,13 +130,11 @@ class Branch(nn.Module):
 
     def update(self) -> None:
         """Follow the weights after an optimiser step: then Lip(g) <= `lipschitz` again."""
-        for layer in self.layers:
-            layer.update()
+        together.follow(self.layers)
 
     def align(self) -> None:
         """Follow the weights exactly, for the tightest bound within the promise."""
-        for layer in self.layers:
-            layer.align()
+        together.follow(self.layers, align=True)
 
     def magnitude(self, x: Tensor) -> Tensor:
         """sum_j c_L ... c_(j+1) (||z_j|| + c_j ||z_(j-1)||), (B,), z_j = s_j(z_(j-1)), z_0 = x.
@@ -155,6 +155,15 @@ class Branch(nn.Module):
         """The product of the certificates and of the activations' constants: a true bound."""
         norms = [layer.certificate().norm for layer in self.layers]
         return math.prod(norms + [phi.lipschitz for phi in self.activations])
+
+    def lipschitz_bound(self) -> Tensor:
+        """`lipschitz_certified` on the device, () float64, see `together.bounds`."""
+        bound = torch.tensor(
+            math.prod(phi.lipschitz for phi in self.activations), dtype=torch.float64
+        )
+        for factor in together.bounds(self.layers):
+            bound = factor * bound
+        return bound
 
     def extra_repr(self) -> str:
         return f"lipschitz={self.lipschitz:.6g}"
@@ -223,6 +232,12 @@ class LinearBranch(nn.Module):
     def lipschitz_certified(self) -> float:
         """||A||_2 by an SVD in float64."""
         return float(torch.linalg.matrix_norm(self.matrix.cpu().double(), ord=2))
+
+    def lipschitz_bound(self) -> Tensor:
+        """A bound on ||A||_2 on the device, () float64; off the CPU the host does not wait."""
+        if self.matrix.is_cpu:
+            return torch.tensor(self.lipschitz_certified(), dtype=torch.float64)
+        return bounds_together([Matrix(self.matrix)])[0]
 
     def extra_repr(self) -> str:
         return f"dim={self.matrix.shape[0]}, lipschitz={self.lipschitz:.6g}"

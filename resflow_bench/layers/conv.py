@@ -81,12 +81,21 @@ class Conv2d(nn.Module):
         self.domain, self.codomain = norm.domain, norm.codomain
         shape = (self.n_out, self.n_in, kernel_h, kernel_w)
         self.weight, self.bias = drawn(shape, math.prod(shape[1:]), bias, generator)
-        self.norm = norm.normaliser(Convolution(self.weight, self.grid), coefficient)
+        self.norm = norm.normaliser(self.operator, coefficient)
         self.coefficient = self.norm.coefficient
+
+    @property
+    def operator(self) -> Convolution:
+        """A(W), whose norm is the divisor's."""
+        return Convolution(self.weight, self.grid)
 
     def weight_normalised(self) -> Tensor:
         """W_c, (C_out, C_in, kh, kw), differentiable in W and in learnable orders."""
-        return self.weight / self.norm.divisor(Convolution(self.weight, self.grid))
+        return self.weight / self.norm.divisor(self.operator)
+
+    def operator_normalised(self) -> Convolution:
+        """A(W_c), whose norm is at most the coefficient."""
+        return Convolution(self.weight_normalised(), self.grid)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H, W)."""
@@ -98,14 +107,14 @@ class Conv2d(nn.Module):
         return AffineConvolution(weight, self.bias, self.grid)
 
     def update(self) -> None:
-        self.norm.update(Convolution(self.weight, self.grid))
+        self.norm.update(self.operator)
 
     def align(self) -> None:
-        self.norm.align(Convolution(self.weight, self.grid))
+        self.norm.align(self.operator)
 
     def certificate(self) -> Certificate:
         """An upper bound on the norm of the operator that `forward` applies."""
-        return self.norm.certificate(Convolution(self.weight_normalised(), self.grid))
+        return self.norm.certificate(self.operator_normalised())
 
     def extra_repr(self) -> str:
         kernel, bias = tuple(self.weight.shape[2:]), self.bias is not None

@@ -78,6 +78,11 @@ class DenseLayer(nn.Module):
     def align(self) -> None:
         self.layer.align()
 
+    def constant(self, bound: Tensor) -> Tensor:
+        """sqrt(a^2 + b^2 L^2), () float64, with ||W||_2 <= `bound` in L."""
+        a, b = (part.double() for part in self.mix())
+        return torch.hypot(a, b * bound * self.activation.lipschitz)
+
     @torch.no_grad()
     def certificate(self) -> Certificate:
         """sqrt(a^2 + b^2 L^2), with the layer's certificate in L."""

@@ -61,12 +61,21 @@ class Linear(nn.Module):
         self.n_out = check_count("Linear", "n_out", n_out)
         self.domain, self.codomain = norm.domain, norm.codomain
         self.weight, self.bias = drawn((n_out, n_in), n_in, bias, generator)
-        self.norm = norm.normaliser(Matrix(self.weight), coefficient)
+        self.norm = norm.normaliser(self.operator, coefficient)
         self.coefficient = self.norm.coefficient
+
+    @property
+    def operator(self) -> Matrix:
+        """A(W), whose norm is the divisor's."""
+        return Matrix(self.weight)
 
     def weight_normalised(self) -> Tensor:
         """W_c, (n_out, n_in), differentiable in W and in learnable orders."""
-        return self.weight / self.norm.divisor(Matrix(self.weight))
+        return self.weight / self.norm.divisor(self.operator)
+
+    def operator_normalised(self) -> Matrix:
+        """A(W_c), whose norm is at most the coefficient."""
+        return Matrix(self.weight_normalised())
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., n_in) -> (..., n_out)."""
@@ -77,14 +86,14 @@ class Linear(nn.Module):
         return Affine(self.weight_normalised(), self.bias)
 
     def update(self) -> None:
-        self.norm.update(Matrix(self.weight))
+        self.norm.update(self.operator)
 
     def align(self) -> None:
-        self.norm.align(Matrix(self.weight))
+        self.norm.align(self.operator)
 
     def certificate(self) -> Certificate:
         """An upper bound on the norm of the W_c that `forward` multiplies with."""
-        return self.norm.certificate(Matrix(self.weight_normalised()))
+        return self.norm.certificate(self.operator_normalised())
 
     def extra_repr(self) -> str:
         return f"{self.n_in}, {self.n_out}, bias={self.bias is not None}"

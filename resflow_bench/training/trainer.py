@@ -84,16 +84,18 @@ class Trainer:
         kept = flow.parameters() if settings.ema else ()
         self.average = [torch.zeros_like(parameter) for parameter in kept]
         self._before_update: dict[str, Tensor] = {}
+        self._last_step = ""  # a description, once this trainer has taken one
 
     def step(self) -> float:
         """One step on the next batch; the loss, nats per example.
 
-        Properties: one host sync, for the loss and the gradient's norm, besides the layers' own.
+        Properties: the host waits once for an accelerator, for the loss and the gradient's norm.
 
         Raises:
             Diverged: the step failed, see there. The parameters, and in the first step the
                 ActNorms, are left as they were before it, unless the step itself made them
-                infinite, which the update of the norms finds. The batch is not drawn again.
+                infinite. The update of the norms finds that on the CPU; elsewhere the next step or
+                `state_dict` does. The batch is not drawn again.
         """
         x = self._next_batch()
         untouched = None
@@ -114,20 +116,22 @@ class Trainer:
         limit = self.best_loss + JUMP * x[0].numel()
         if not (math.isfinite(loss) and math.isfinite(gradient_norm) and loss <= limit):
             self.optimiser.zero_grad(set_to_none=True)
+            if not x.is_cpu:
+                self._check_last_step()
             if untouched is not None:
                 self.flow.load_state_dict(untouched)
             raise Diverged(self._diagnosis(x, loss, gradient_norm))
+        self._last_step = (
+            f"Step {self.n_steps_done + 1} (learning rate {self.learning_rate:.2g}, gradient norm "
+            f"{gradient_norm:.3g})"
+        )
         self.optimiser.step()
         # `update` replaces the buffers, so these stay what the step was taken with.
         self._before_update = dict(self.flow.named_buffers())
         try:
             self.flow.update()
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-            raise Diverged(
-                f"Step {self.n_steps_done + 1} (learning rate {self.learning_rate:.2g}, gradient "
-                f"norm {gradient_norm:.3g}) left parameters that are not finite. Lower "
-                "`learning_rate`, and go on from a checkpoint."
-            ) from error
+            raise self._not_finite() from error
         self.n_steps_done += 1
         self.best_loss = min(self.best_loss, loss)
         self._take_average()
@@ -175,7 +179,12 @@ class Trainer:
         return max(block.branch.lipschitz_certified() / block.lipschitz for block in flow.blocks)
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of all that the next step depends on, to resume to the same numbers."""
+        """A copy of all that the next step depends on, to resume to the same numbers.
+
+        Raises:
+            Diverged: the last step left parameters that are not finite.
+        """
+        self._check_last_step()
         state = {
             "flow": self.flow.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -207,6 +216,21 @@ class Trainer:
         self.n_steps_done = state["n_steps_done"]
         self.best_loss = state["best_loss"]
         self._before_update = {}
+        self._last_step = ""
+
+    def _check_last_step(self) -> None:
+        """Raise `Diverged` if it left parameters that are not finite; the host waits."""
+        if self._last_step and not self._is_finite():
+            raise self._not_finite()
+
+    def _is_finite(self) -> bool:
+        return all(bool(parameter.isfinite().all()) for parameter in self.flow.parameters())
+
+    def _not_finite(self) -> Diverged:
+        return Diverged(
+            f"{self._last_step} left parameters that are not finite. Lower `learning_rate`, and go "
+            "on from a checkpoint."
+        )
 
     def _next_batch(self) -> Tensor:
         """x of the next rows, (B, *event)."""
@@ -239,7 +263,7 @@ class Trainer:
         n_bad = int((~finite_rows(x)).sum())
         if n_bad:
             said += f" {n_bad} of the batch's {len(x)} examples are not finite."
-        if not all(parameter.isfinite().all() for parameter in self.flow.parameters()):
+        if not self._is_finite():
             said += " The parameters were not finite before it."
         elif blocks:
             largest = max(block.branch.lipschitz_certified() for block in blocks)

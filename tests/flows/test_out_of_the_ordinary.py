@@ -86,6 +86,14 @@ def test_nothing_is_initialised_from_nothing(rows, words) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in flow.state_dict().items())
 
 
+def test_an_actnorm_is_fitted_without_a_look_at_the_numbers() -> None:
+    """Meta tensors hold none. Where an example is not finite the layer stays as it is."""
+    assert ActNorm(3).to("meta").fit(torch.empty(5, 3, device="meta")).is_meta
+    norm = ActNorm(3)
+    assert norm.fit(torch.full((2, 3), NAN)) == 2
+    assert norm.shift.tolist() == norm.log_scale.tolist() == [0, 0, 0]
+
+
 # One bad row
 
 

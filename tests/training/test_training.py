@@ -303,6 +303,19 @@ def test_the_diagnosis_knows_lost_weights() -> None:
         trainer.step()
 
 
+def test_a_step_that_lost_its_parameters_is_named_and_not_saved() -> None:
+    """As off the CPU, where no update of the norms finds it."""
+    trainer = make_trainer(learning_rate=0.01, warm_up=0)
+    trainer.flow.update = lambda: None
+    trainer.step()
+    trainer.state_dict()
+    with torch.no_grad():
+        next(trainer.flow.parameters()).fill_(math.nan)
+    words = r"Step 1 \(learning rate 0\.01, gradient norm [\d.]+\) left parameters"
+    with pytest.raises(Diverged, match=words):
+        trainer.state_dict()
+
+
 def test_learning_rate_warms_up_and_decays() -> None:
     trainer = make_trainer(100, learning_rate=1.0, warm_up=10)
     rates = []

@@ -115,7 +115,8 @@ class InducedNorm(nn.Module):
 
         Properties: some fifty passes over W and one Gram matrix's eigenvalues (five if
         p >= 2 >= q and p > q), for a convolution beyond `DENSE` features one Gram matrix a
-        frequency; nothing where the norm is easy. The host waits for the device.
+        frequency; nothing where the norm is easy. The host waits for the device only to read
+        learnable orders.
         """
         self._follow(operator, 0, 1, [(UPDATE_STEPS, 1)])
 
@@ -123,6 +124,16 @@ class InducedNorm(nn.Module):
         """Many power iterations from the last vector, large columns and rows, Gaussian vectors."""
         rounds = [(ALIGN_STEPS, ALIGN_KEEPS), (ALIGN_STEPS_MORE, 1)]
         self._follow(operator, ALIGN_STARTS, ALIGN_STARTS, rounds)
+
+    @torch.no_grad()
+    def bound(self, operator: Operator) -> Tensor:
+        """The least of the known upper bounds on ||A||, () float64, on the device of the weight.
+
+        Not finite where the weight is not. For learnable orders the host waits for the device.
+        """
+        with full_precision(self.v):
+            bounds = self._upper_bounds(*self._exactly(operator))
+            return torch.stack([*bounds.values()]).amin()
 
     @torch.no_grad()
     def certificate(self, operator: Operator) -> Certificate:
@@ -156,7 +167,8 @@ class InducedNorm(nn.Module):
         self, operator: Operator, n_drawn: int, n_simple: int, rounds: list[tuple[int, int]]
     ) -> None:
         """Power iteration in rounds of (steps, vectors kept); then the bound, and the inflation."""
-        finite(operator.weight)
+        if operator.weight.is_cpu:  # elsewhere sigma_hat is not finite either, without a wait
+            finite(operator.weight)
         domain, codomain = self._orders
         if domain == 1 or codomain == math.inf:  # easy, whatever a learnable order's value
             return

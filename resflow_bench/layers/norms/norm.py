@@ -29,7 +29,8 @@ class Normaliser(Protocol):
     """A module that computes the divisor of W for which ||A(W)|| <= `coefficient`.
 
     The promise holds right after `update` or `align`, which raise a `torch.linalg.LinAlgError` for
-    weights that are not finite. Only these two change the buffers. They replace them rather than
+    weights on the CPU that are not finite; elsewhere the divisor becomes NaN, without a wait of the
+    host. Only these two change the buffers. They replace them rather than
     write into them, so a graph recorded before still has the vectors it was recorded with.
 
     Norms are computed outside autocast, in W's dtype or float32 where that is finer; bounds in
@@ -82,7 +83,7 @@ def checked_coefficient(coefficient: float) -> float:
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
     """A context outside autocast, which costs nothing where autocast is off."""
     device = x.device.type
-    on = torch.is_autocast_enabled(device)
+    on = not x.is_meta and torch.is_autocast_enabled(device)  # which knows no meta tensors
     return torch.autocast(device, enabled=False) if on else nullcontext()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from resflow_bench.jacobian.stages import padding
+from resflow_bench.layers.norms.squaring import gram_norm
 from resflow_bench.layers.orders import norm
 
 # Complex entries of the symbol held at once; 2^24 are 256 MiB.
@@ -65,7 +67,7 @@ class Matrix:
 
     def spectral(self) -> Tensor:
         """||A||_2, (), from all eigenvalues of the smaller Gram matrix: exact to rounding."""
-        return torch.linalg.eigvalsh(self.gram())[-1].clamp(min=0).sqrt()
+        return largest_singular_value(self.weight if self.n_out <= self.n_in else self.weight.mT)
 
     def collapsed(self) -> Matrix:
         return self
@@ -219,8 +221,35 @@ def symbol_norm(weight: Tensor, grid: tuple[int, int]) -> Tensor:
     largest = []
     for some in waves.split(max(1, MAX_ENTRIES // flat.shape[1])):
         symbol = (some @ flat).reshape(-1, n_narrow, n_wide)
-        largest.append(torch.linalg.eigvalsh(symbol @ symbol.mH)[:, -1].amax())
-    return torch.stack(largest).amax().clamp(min=0).sqrt()
+        largest.append(largest_singular_value(symbol).amax())
+    return torch.stack(largest).amax()
+
+
+def largest_singular_value(a: Tensor) -> Tensor:
+    """||A||_2 of matrices (..., n, m), n <= m, in float64 or complex128, (...).
+
+    Exact to rounding on the CPU, by LAPACK; elsewhere the bound `gram_norm`.
+    """
+    gram = a @ a.mH
+    if a.is_cpu:
+        return torch.linalg.eigvalsh(gram)[..., -1].clamp(min=0).sqrt()
+    return gram_norm(gram)[0] * (1 + gram_rounding(a))
+
+
+def gram_rounding(a: Tensor) -> float:
+    """The share of ||A|| that rounding A A^H in float64 may hide: n m eps / 4 and more."""
+    return math.prod(a.shape[-2:]) * torch.finfo(a.dtype).eps
+
+
+def dense_stack(operators: Sequence[Operator]) -> Tensor:
+    """The matrices of k operators of one kind, shape and grid, (k, n_out, n_in), in float64."""
+    first, weights = operators[0], torch.stack([a.weight for a in operators]).double()
+    if isinstance(first, Matrix):
+        return weights
+    units = torch.eye(first.n_in, dtype=torch.float64, device=weights.device)
+    units, kernels = units.view(-1, *first.shape_in), weights.flatten(0, 1)
+    images = functional.conv2d(units, kernels, padding=padding(first.weight))
+    return images.reshape(first.n_in, len(operators), first.n_out).permute(1, 2, 0)
 
 
 def _overlaps(n_taps: int, n: int, like: Tensor) -> Tensor:

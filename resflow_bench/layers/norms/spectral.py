@@ -9,13 +9,15 @@ that makes up for that, and gives both. Power iteration is left to operators too
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from scipy.linalg import lapack
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from resflow_bench.layers.norms.norm import (
     Certificate,
@@ -25,7 +27,22 @@ from resflow_bench.layers.norms.norm import (
     full_precision,
     not_finite,
 )
-from resflow_bench.layers.norms.operators import Convolution, Matrix, Operator, symbol_norm
+from resflow_bench.layers.norms.operators import (
+    MAX_ENTRIES,
+    Convolution,
+    Matrix,
+    Operator,
+    dense_stack,
+    gram_rounding,
+    symbol_norm,
+)
+from resflow_bench.layers.norms.squaring import (
+    SQUARINGS,
+    SQUARINGS_IN_UPDATE,
+    gram_norm,
+    largest_column,
+    unit,
+)
 from resflow_bench.layers.orders import Order
 from resflow_bench.threads import one_blas_thread
 
@@ -33,6 +50,10 @@ from resflow_bench.threads import one_blas_thread
 # (2 ms on one core at 256), and in `align` and certificates (0.1 s at 1024).
 SIDE_IN_UPDATE = 256
 SIDE_AT_ALL = 1024
+
+# Elsewhere than on the CPU matrices of up to so many rows and columns are padded to one size, and
+# computed in one batch: there a launch takes longer than their products.
+PADDED = 128
 
 # Power steps of an update, from the last vectors, and from a random start.
 STEPS_IN_UPDATE = 2
@@ -75,6 +96,10 @@ class SpectralNorm(nn.Module):
     (`Convolution.collapsed`): it is exact up to `SIDE_IN_UPDATE`. Above, u and v follow by power
     iteration and the bound is `symbol_norm`, which gives away some per cent on small grids. `align`
     and `certificate` change over at `SIDE_AT_ALL`.
+
+    Elsewhere than on the CPU "exact" means to 5e-4 in updates and to 2e-7 in `align` and
+    certificates, always from above: `gram_norm` replaces LAPACK, so that the host does not wait. A
+    weight that is not finite raises no error in `update` and `align` there; it makes the layer NaN.
 
     c is the coefficient, and c' = c (1 - `cushion`) leaves room for rounding. Rounding the entries
     of W_c adds a matrix E with ||E|| <= (eps / 2) sqrt(n) ||A||. For a matrix n is its smaller
@@ -125,20 +150,48 @@ class SpectralNorm(nn.Module):
         followed by an exact bound they left the training loss of a flow of 24 such layers 15 nat
         higher after 300 steps: the vectors lag behind, and sigma_hat has the wrong gradient.
         """
-        self._follow(operator, SIDE_IN_UPDATE, self.u)
+        if operator.weight.is_cpu:
+            self._follow(operator, SIDE_IN_UPDATE, self.u)
+        else:
+            follow_together([(self, operator)])
 
     def align(self, operator: Operator) -> None:
         """The exact pair where it is affordable; afterwards ||A|| <= c, and close to it."""
-        self._follow(operator, SIDE_AT_ALL)
+        if operator.weight.is_cpu:
+            self._follow(operator, SIDE_AT_ALL)
+        else:
+            follow_together([(self, operator)], align=True)
 
     @torch.no_grad()
-    def certificate(self, operator: Operator) -> Certificate:
-        """svd: ||A|| to rounding in float64, from the Gram matrix. fft: the bound `symbol_norm`."""
+    def bound(self, operator: Operator) -> Tensor:
+        """An upper bound on ||A||, () float64, on the device of the weight.
+
+        Elsewhere than on the CPU the host does not wait, and the bound is NaN where the weight is
+        not finite; on the CPU such a weight is a `torch.linalg.LinAlgError`.
+        """
+        if not operator.weight.is_cpu:
+            return bounds_together([operator])[0]
         small = operator.collapsed().to(torch.float64)
         with full_precision(small.weight):
-            if isinstance(small, Matrix) or min(small.n_in, small.n_out) <= SIDE_AT_ALL:
-                return Certificate(float(leading(small.gram())[1]), "svd")
-            return Certificate(float(symbol_norm(finite(small.weight), small.grid)), "fft")
+            if isinstance(small, Matrix) or _is_small(small, SIDE_AT_ALL):
+                return leading(small.gram())[1]
+            return symbol_norm(finite(small.weight), small.grid)
+
+    def certificate(self, operator: Operator) -> Certificate:
+        """`bound` on the host. svd: ||A||, to rounding on the CPU. fft: the bound `symbol_norm`."""
+        bound = float(self.bound(operator))
+        if not math.isfinite(bound):
+            raise not_finite()
+        return Certificate(bound, "svd" if _is_small(operator.collapsed(), SIDE_AT_ALL) else "fft")
+
+    def carry(self, u: Tensor, v: Tensor) -> None:
+        """Replace u and v, in any shape."""
+        # As `self.u = ...` would, at a tenth of the time.
+        self._buffers.update(u=u.view_as(self.u), v=v.view_as(self.v))
+
+    def carry_inflation(self, inflation: Tensor) -> None:
+        """Replace the inflation."""
+        self._buffers["inflation"] = inflation
 
     def _sigma_hat(self, small: Operator) -> Tensor:
         dtype = torch.promote_types(small.weight.dtype, torch.float32)
@@ -154,13 +207,11 @@ class SpectralNorm(nn.Module):
         small = operator.collapsed()
         with full_precision(small.weight):
             pair = leading_pair(small.to(torch.float64), side, start)
-            u, v = pair.u.to(self.u).view_as(self.u), pair.v.to(self.v).view_as(self.v)
-            # As `self.u = ...` would, at a tenth of the time.
-            self._buffers.update(u=u, v=v)
+            self.carry(pair.u.to(self.u), pair.v.to(self.v))
             # With sigma_hat as `forward` computes it: its rounding and that of u and v included.
             ratio = pair.bound / self._sigma_hat(small).double()
             ratio = ratio.nan_to_num(1.0, 1.0).clamp(min=1.0)  # where sigma_hat is 0, W stays W
-            self._buffers["inflation"] = ratio.to(self.inflation)
+            self.carry_inflation(ratio.to(self.inflation))
 
     def _target(self, small: Operator) -> float:
         """c' for an operator that has been collapsed."""
@@ -172,6 +223,107 @@ class SpectralNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"coefficient={self.coefficient:.6g}"
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def follow_together(norms: Sequence[tuple[SpectralNorm, Operator]], *, align: bool = False) -> None:
+    """`update` or `align` norms of weights that are not on the CPU, without a wait of the host.
+
+    All small operators of one kind are computed at once, with `gram_norm` in place of LAPACK. Where
+    a weight is not finite the inflation becomes NaN, and so does all that the layer computes.
+    """
+    side, n_squarings = (SIDE_AT_ALL, SQUARINGS) if align else (SIDE_IN_UPDATE, SQUARINGS_IN_UPDATE)
+    small = [operator.collapsed() for _, operator in norms]
+    for members, a in _stacks(small, side):
+        bound, power = gram_norm(a @ a.mT, n_squarings)
+        x = largest_column(power)  # (k, n)
+        y = unit((x[:, None] @ a)[:, 0])  # (k, m)
+        x, y = (part.to(small[members[0]].weight.dtype) for part in (x, y))
+        for row, k in enumerate(members):
+            n, m = sorted((small[k].n_in, small[k].n_out))
+            pair = x[row, :n], y[row, :m]
+            norms[k][0].carry(*(pair if small[k].n_out <= small[k].n_in else pair[::-1]))
+        slack = 1 + gram_rounding(a)
+        if isinstance(small[members[0]], Matrix):
+            sigma = (x.to(a)[:, None] @ a @ y.to(a)[..., None])[:, 0, 0]
+            # Units in the last place by which the products in `forward` may be smaller.
+            eps = torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps
+            slack += eps * math.sqrt(sum(a.shape[1:]))
+        else:  # a device may convolve in a coarser type
+            sigma = torch.stack([norms[k][0].sigma_hat(small[k]) for k in members]).to(a)
+        inflation = _inflation(bound * slack, sigma).to(x)
+        for row, k in enumerate(members):
+            norms[k][0].carry_inflation(inflation[row])
+    for (norm, _), operator in zip(norms, small, strict=True):
+        if isinstance(operator, Convolution) and not _is_small(operator, side):
+            exactly = operator.to(torch.float64)
+            start = _alive(exactly, norm.u.double().flatten())
+            u, v = _power(exactly, start, STEPS_FROM_SCRATCH if align else STEPS_IN_UPDATE)
+            norm.carry(u.to(norm.u), v.to(norm.v))
+            sigma = norm.sigma_hat(operator).double()
+            bound = symbol_norm(exactly.weight, exactly.grid)
+            norm.carry_inflation(_inflation(bound, sigma).to(norm.u))
+
+
+@torch.no_grad()
+def bounds_together(operators: Sequence[Operator]) -> list[Tensor]:
+    """`SpectralNorm.bound` of operators that are not on the CPU, without a wait of the host."""
+    small = [operator.collapsed().to(torch.float64) for operator in operators]
+    bounds: dict[int, Tensor] = {}
+    for members, a in _stacks(small, SIDE_AT_ALL):
+        found = gram_norm(a @ a.mT)[0] * (1 + gram_rounding(a))
+        bounds |= {k: found[row] for row, k in enumerate(members)}
+    for k, operator in enumerate(small):
+        if k not in bounds and isinstance(operator, Convolution):
+            bounds[k] = symbol_norm(operator.weight, operator.grid)
+    return [bounds[k] for k in range(len(small))]
+
+
+def _stacks(operators: Sequence[Operator], side: int) -> Iterator[tuple[list[int], Tensor]]:
+    """The small operators as batches of matrices A or A^T, (k, n, m) with n <= m, in float64.
+
+    Each with the places of its members in `operators`. Matrices of at most `PADDED` rows and
+    columns share a batch, padded with zeros.
+    """
+    alike: dict[Any, list[int]] = {}
+    for k, a in enumerate(operators):
+        if _is_small(a, side):
+            weight = a.weight
+            key = type(a), weight.dtype, weight.device, weight.shape, a.shape_in
+            alike.setdefault(key, []).append(k)
+    padded: dict[Any, list[tuple[list[int], Tensor]]] = {}
+    for key, members in alike.items():
+        a = operators[members[0]]
+        at_once = max(1, MAX_ENTRIES // (a.n_in * a.n_out))
+        for some in (members[k : k + at_once] for k in range(0, len(members), at_once)):
+            stack = dense_stack([operators[k] for k in some])
+            stack = stack if a.n_out <= a.n_in else stack.mT
+            if stack.shape[-1] > PADDED:
+                yield some, stack
+            else:
+                padded.setdefault(key[:3], []).append((some, stack))
+    for parts in padded.values():
+        n, m = (max(stack.shape[axis] for _, stack in parts) for axis in (1, 2))
+        stacks = [pad(s, (0, m - s.shape[2], 0, n - s.shape[1])) for _, s in parts]
+        yield [k for some, _ in parts for k in some], torch.cat(stacks)
+
+
+def _is_small(operator: Operator, side: int) -> bool:
+    """True if the pair of an operator that has been collapsed is exact."""
+    return isinstance(operator, Matrix) or min(operator.n_in, operator.n_out) <= side
+
+
+def _inflation(bound: Tensor, sigma: Tensor) -> Tensor:
+    """max(1, bound / sigma); 1 where sigma is 0, so that W stays W, and NaN where either is."""
+    return torch.where(sigma <= 0, 1.0, bound / sigma).clamp(min=1.0)
+
+
+def _alive(operator: Convolution, start: Tensor) -> Tensor:
+    """The start, or sin(k^2), in which all frequencies occur, where A^T maps it to 0."""
+    lost = ~(torch.linalg.vector_norm(operator.adjoint(start)) > 0)
+    places = torch.arange(len(start), dtype=start.dtype, device=start.device)
+    return torch.where(lost, places.square().sin(), start)
 
 
 def leading_pair(operator: Operator, side: int, start: Tensor | None = None) -> SingularPair:
@@ -192,7 +344,7 @@ def leading_pair(operator: Operator, side: int, start: Tensor | None = None) -> 
         if operator.n_out <= operator.n_in:
             return SingularPair(x, operator.adjoint(x) / size, norm)
         return SingularPair(operator.apply(x) / size, x, norm)
-    if min(operator.n_in, operator.n_out) <= side:
+    if _is_small(operator, side):
         x, norm = leading(operator.gram())
         if operator.n_in <= operator.n_out:
             return SingularPair(_unit(operator.apply(x)), x, norm)
