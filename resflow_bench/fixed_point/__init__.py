@@ -2,8 +2,9 @@
 
 from resflow_bench.fixed_point.newton import NewtonKrylov
 from resflow_bench.fixed_point.solution import BLOW_UP, Outcome, Solution
-from resflow_bench.fixed_point.solve import CHECK_EVERY, PATIENCE, solve
+from resflow_bench.fixed_point.solve import solve
 from resflow_bench.fixed_point.steps import Anderson, Auto, Picard, Secant, Step
+from resflow_bench.fixed_point.windows import CHECK_EVERY, PATIENCE, UNASKED
 
 __all__ = [
     "BLOW_UP",
@@ -17,5 +18,6 @@ __all__ = [
     "Secant",
     "Solution",
     "Step",
+    "UNASKED",
     "solve",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,8 +13,8 @@ Product = Callable[[Tensor], Tensor]
 """v -> J v, (B, *event) -> (B, *event)."""
 
 # Off the CPU the host waits for the device once in so many products, to learn whether all systems
-# are solved. A system takes about ten, fewer than the steps of a `solve` with its `CHECK_EVERY`.
-PRODUCTS_PER_CHECK = 4
+# are solved. A system takes about ten.
+PRODUCTS_PER_CHECK = 8
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class NewtonKrylov:
     dtype: of the products.
     reduction, loosest: bounds on the tolerance of a system, relative to r.
     max_steps: of a system, a product each.
+    largest_direct: the d up to which a system is solved directly instead, by d products at once and
+        a factorisation (d, d) an example. Off the CPU that is fewer kernels than an iteration.
 
     Source: Dembo, Eisenstat and Steihaug (1982), "Inexact Newton methods".
     """
@@ -43,6 +46,7 @@ class NewtonKrylov:
     reduction: float = 1e-6
     loosest: float = 1e-2
     max_steps: int = 200
+    largest_direct: int = 0
 
     def init(self, x0: Tensor) -> Tensor:
         """||r|| of the step before, (B,): infinite at first."""
@@ -54,13 +58,26 @@ class NewtonKrylov:
         scale = norm.view(-1, *[1] * (x.ndim - 1))
         # 0 / 0 where x is the fixed point.
         right = torch.where(scale > 0, residual / scale, 0.0).to(self.dtype)
-        floor = torch.finfo(x.dtype).eps * x.flatten(1).norm(dim=1)
-        wanted = torch.maximum(norm, floor / norm).clamp(self.reduction, self.loosest)
         product = self.linearise(x.to(self.dtype))
-        d = minimal_residuals(product, right, wanted, self.max_steps, self.precondition)
+        if math.prod(x.shape[1:]) <= self.largest_direct:
+            d = direct(product, right)
+        else:
+            floor = torch.finfo(x.dtype).eps * x.flatten(1).norm(dim=1)
+            wanted = torch.maximum(norm, floor / norm).clamp(self.reduction, self.loosest)
+            d = minimal_residuals(product, right, wanted, self.max_steps, self.precondition)
         grew = ~(norm <= state)
         newton = x + scale * d.to(x.dtype)
         return torch.where(grew.view_as(scale), fx, newton), norm
+
+
+def direct(product: Product, right: Tensor) -> Tensor:
+    """d with (I + J) d = right, (B, *event), from the columns J e_i; not finite if there is none."""
+    n, dim = len(right), math.prod(right.shape[1:])
+    identity = torch.eye(dim, dtype=right.dtype, device=right.device)
+    basis = identity.view(dim, 1, *right.shape[1:]).expand(dim, n, *right.shape[1:])
+    matrix = identity + product(basis).reshape(dim, n, dim).permute(1, 2, 0)
+    solution: Tensor = torch.linalg.solve_ex(matrix, right.flatten(1)).result
+    return solution.view_as(right)
 
 
 def minimal_residuals(

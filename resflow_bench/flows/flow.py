@@ -12,8 +12,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.arguments import check_batch, check_count
-from resflow_bench.fixed_point import Solution
+from resflow_bench.arguments import check_batch, check_count, finite_rows
+from resflow_bench.fixed_point import Outcome, Solution
 from resflow_bench.flows.actnorm import ActNorm
 from resflow_bench.flows.composition import AnyBijection, Chain
 from resflow_bench.flows.copies import in_float64
@@ -196,20 +196,43 @@ class ResidualFlow(nn.Module):
                     f"An inverse with error={inversion.error:g} needs a certificate; got "
                     "certify=False. Leave one of them out."
                 )
-            return self.layers.inverse(z, inversion, certify=False)
+        if z.device.type != "cpu":
+            solution = self._inverse(z, inversion, certify, is_planned=True)
+            failed = ~solution.converged & finite_rows(z)
+            if not bool(failed.any()):
+                return solution
+        return self._inverse(z, inversion, certify, is_planned=False)
+
+    def _inverse(
+        self, z: Tensor, inversion: AnyInversion, certify: bool, is_planned: bool
+    ) -> Solution:
+        """`inverse` by the given inversion, or by its `planned()` one, for which no host waits."""
         reference = inversion
         if isinstance(inversion, ToTolerance):
             reference = inversion.reference(z.dtype)
-        exact = in_float64(self.layers).inverse(z.double(), reference)
+        first, second = inversion, reference
+        if is_planned:
+            first, second = inversion.planned(), reference.planned()
+        if not certify:
+            return self.layers.inverse(z, first, certify=False)
+        exact = in_float64(self.layers).inverse(z.double(), second)
         if reference is inversion:
             value, residual = exact.value.to(z.dtype), exact.residual.to(z.dtype)
             solution = replace(exact, value=value, residual=residual)
         else:
-            solution = self.layers.inverse(z, inversion, certify=False)
+            solution = self.layers.inverse(z, first, certify=False)
+            if is_planned:  # one of both may need more steps
+                worst = torch.maximum(solution.outcome, exact.outcome)
+                solution = replace(solution, outcome=worst)
         bound = (solution.value.double() - exact.value).flatten(1).norm(dim=1) + exact.error_bound
         bound = torch.where(bound < torch.inf, bound, torch.inf)  # also if it is not a number
         solution = replace(solution, error_bound=bound)
-        return solution.demand(inversion.error) if isinstance(inversion, ToError) else solution
+        if not isinstance(inversion, ToError):
+            return solution
+        if is_planned:  # good enough, whether or not to rounding
+            outcome = torch.where(bound <= inversion.error, Outcome.CONVERGED, solution.outcome)
+            solution = replace(solution, outcome=outcome)
+        return solution.demand(inversion.error)
 
     @torch.no_grad()
     def sample(

@@ -9,7 +9,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from resflow_bench.fixed_point import Auto, NewtonKrylov, Picard, Secant, Solution, Step, solve
+from resflow_bench.fixed_point import (
+    UNASKED,
+    Auto,
+    NewtonKrylov,
+    Picard,
+    Secant,
+    Solution,
+    Step,
+    solve,
+)
 from resflow_bench.flows.copies import memoised, recast
 from resflow_bench.jacobian import dense_jacobian
 from resflow_bench.layers import Branch, LinearBranch
@@ -26,9 +35,16 @@ POLISH_STEPS = 20_000
 START = 1e-3
 # Three or four suffice; an iteration that takes more does not converge.
 MAX_REFINEMENTS = 8
+# Off the CPU a `Planned` inversion takes so many coarse steps, corrections, and products for each
+# correction where d is too large for a direct solve.
+PLANNED_START = 3
+PLANNED_REFINEMENTS = 3
+PLANNED_PRODUCTS = 6
 # The d up to which the mean Jacobian is formed and inverted, at which two threads of MKL are known
 # not to hang.
 LARGEST_INVERTED = 256
+# The d up to which a planned correction solves its systems directly, d^2 numbers an example.
+LARGEST_DIRECT = 64
 
 
 @dataclass(frozen=True)
@@ -74,6 +90,13 @@ class ToTolerance:
             return self
         step = Auto() if isinstance(self.step, Picard) else self.step
         return ToRounding(step, step, POLISH_STEPS)
+
+    def planned(self) -> ToTolerance:
+        """The same inversion with at most `UNASKED` steps, for which no device makes a host wait.
+
+        An example that needs more ends with MAX_STEPS.
+        """
+        return replace(self, max_steps=min(self.max_steps, UNASKED))
 
 
 @dataclass(frozen=True)
@@ -143,6 +166,53 @@ class ToRounding:
         solution = refine.start(fine, z, start.value.to(z.dtype))
         return replace(solution, n_steps=solution.n_steps + start.n_steps)
 
+    def planned(self) -> Planned | ToTolerance:
+        """Few steps whose number is known beforehand, for which no device makes a host wait."""
+        if self.dtype == torch.float64:
+            return ToTolerance(self.fine, max_steps=self.max_steps).planned()
+        return Planned(self)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Steps 1 and 2 of `ToRounding`, so many of each that no one need ask whether they suffice.
+
+    x <- x + P (z - x - g(x)) `PLANNED_START` times in float32, then `PLANNED_REFINEMENTS` times
+    x <- x + (I + J)^-1 (z - x - g(x)), J at x. An example that needs more ends with MAX_STEPS.
+
+    solver: gives the cap on the steps, and the rule where z is no finer than float32.
+    """
+
+    solver: ToRounding = ToRounding()
+
+    def __call__(self, branch: Branch | LinearBranch, z: Tensor) -> Solution:
+        """Solve x + g(x) = z from x = z, (B, *event)."""
+        iterate = ToTolerance(self.solver.fine, max_steps=self.solver.max_steps)
+        if z.dtype != torch.float64:
+            return iterate.planned()(branch, z)
+        fine = memoised(branch, _normalised)
+        coarse = memoised(recast(branch, self.solver.dtype), _normalised)
+        target = z.to(self.solver.dtype)
+        # An example that is not finite would spoil the mean.
+        precondition = mean_preconditioner(coarse, target.nan_to_num(0.0, 0.0, 0.0))
+        x = target
+        n_start = min(PLANNED_START, self.solver.max_steps)
+        for _ in range(n_start):
+            x = x + precondition(target - x - coarse(x))
+        newton = NewtonKrylov(
+            lambda x: coarse.linearise(x)[1].push,
+            precondition,
+            self.solver.dtype,
+            max_steps=PLANNED_PRODUCTS,
+            largest_direct=LARGEST_DIRECT,
+        )
+        rounds = min(PLANNED_REFINEMENTS, self.solver.max_steps)
+        solution = replace(iterate, step=newton, max_steps=rounds).start(fine, z, x.to(z.dtype))
+        return replace(solution, n_steps=solution.n_steps + n_start)
+
+    def planned(self) -> Planned:
+        return self
+
 
 @dataclass(frozen=True)
 class ToError:
@@ -168,8 +238,12 @@ class ToError:
     def __call__(self, branch: Branch | LinearBranch, z: Tensor) -> Solution:
         return self.solver(branch, z)
 
+    def planned(self) -> Planned | ToTolerance:
+        """See `ToRounding.planned`; the flow compares the bound with the error."""
+        return self.solver.planned()
 
-AnyInversion = ToTolerance | ToRounding | ToError
+
+AnyInversion = ToTolerance | ToRounding | ToError | Planned
 
 
 def Inversion(  # noqa: N802 -- an older name, of a class with all of these fields
