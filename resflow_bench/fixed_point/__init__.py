@@ -1,6 +1,6 @@
 """x = f(x) for a batch of examples, each with its own outcome and residual."""
 
-from resflow_bench.fixed_point.newton import NewtonKrylov
+from resflow_bench.fixed_point.newton import Newton, NewtonKrylov, direct
 from resflow_bench.fixed_point.solution import BLOW_UP, Outcome, Solution
 from resflow_bench.fixed_point.solve import solve
 from resflow_bench.fixed_point.steps import Anderson, Auto, Picard, Secant, Step
@@ -12,6 +12,7 @@ __all__ = [
     "PATIENCE",
     "Anderson",
     "Auto",
+    "Newton",
     "NewtonKrylov",
     "Outcome",
     "Picard",
@@ -19,5 +20,6 @@ __all__ = [
     "Solution",
     "Step",
     "UNASKED",
+    "direct",
     "solve",
 ]

@@ -34,8 +34,6 @@ class NewtonKrylov:
     dtype: of the products.
     reduction, loosest: bounds on the tolerance of a system, relative to r.
     max_steps: of a system, a product each.
-    largest_direct: the d up to which a system is solved directly instead, by d products at once and
-        a factorisation (d, d) an example. Off the CPU that is fewer kernels than an iteration.
 
     Source: Dembo, Eisenstat and Steihaug (1982), "Inexact Newton methods".
     """
@@ -46,7 +44,6 @@ class NewtonKrylov:
     reduction: float = 1e-6
     loosest: float = 1e-2
     max_steps: int = 200
-    largest_direct: int = 0
 
     def init(self, x0: Tensor) -> Tensor:
         """||r|| of the step before, (B,): infinite at first."""
@@ -58,16 +55,33 @@ class NewtonKrylov:
         scale = norm.view(-1, *[1] * (x.ndim - 1))
         # 0 / 0 where x is the fixed point.
         right = torch.where(scale > 0, residual / scale, 0.0).to(self.dtype)
+        floor = torch.finfo(x.dtype).eps * x.flatten(1).norm(dim=1)
+        wanted = torch.maximum(norm, floor / norm).clamp(self.reduction, self.loosest)
         product = self.linearise(x.to(self.dtype))
-        if math.prod(x.shape[1:]) <= self.largest_direct:
-            d = direct(product, right)
-        else:
-            floor = torch.finfo(x.dtype).eps * x.flatten(1).norm(dim=1)
-            wanted = torch.maximum(norm, floor / norm).clamp(self.reduction, self.loosest)
-            d = minimal_residuals(product, right, wanted, self.max_steps, self.precondition)
+        d = minimal_residuals(product, right, wanted, self.max_steps, self.precondition)
         grew = ~(norm <= state)
         newton = x + scale * d.to(x.dtype)
         return torch.where(grew.view_as(scale), fx, newton), norm
+
+
+@dataclass(frozen=True)
+class Newton:
+    """x_{n+1} = x_n + (I + J_n)^-1 (f(x_n) - x_n),  J_n = -J_f(x_n), the systems solved directly.
+
+    A few kernels where `NewtonKrylov` takes a dozen for each product; d^2 numbers an example.
+
+    linearise, dtype: as in `NewtonKrylov`.
+    """
+
+    linearise: Callable[[Tensor], Product]
+    dtype: torch.dtype = torch.float32
+
+    def init(self, x0: Tensor) -> None:
+        return None
+
+    def next(self, x: Tensor, fx: Tensor, state: None) -> tuple[Tensor, None]:
+        product = self.linearise(x.to(self.dtype))
+        return x + direct(product, (fx - x).to(self.dtype)).to(x.dtype), state
 
 
 def direct(product: Product, right: Tensor) -> Tensor:

@@ -12,14 +12,17 @@ from torch import Tensor
 from resflow_bench.fixed_point import (
     UNASKED,
     Auto,
+    Newton,
     NewtonKrylov,
     Picard,
     Secant,
     Solution,
     Step,
+    direct,
     solve,
 )
 from resflow_bench.flows.copies import memoised, recast
+from resflow_bench.fixed_point.newton import Product
 from resflow_bench.jacobian import dense_jacobian
 from resflow_bench.layers import Branch, LinearBranch
 from resflow_bench.layers.maps import Composition
@@ -35,10 +38,8 @@ POLISH_STEPS = 20_000
 START = 1e-3
 # Three or four suffice; an iteration that takes more does not converge.
 MAX_REFINEMENTS = 8
-# Off the CPU a `Planned` inversion takes so many coarse steps, corrections, and products for each
-# correction where d is too large for a direct solve.
-PLANNED_START = 3
-PLANNED_REFINEMENTS = 3
+# The coarse steps of a `Planned` inversion, and the products of a correction by an iteration.
+PLANNED_START = 4
 PLANNED_PRODUCTS = 6
 # The d up to which the mean Jacobian is formed and inverted, at which two threads of MKL are known
 # not to hang.
@@ -177,10 +178,10 @@ class ToRounding:
 class Planned:
     """Steps 1 and 2 of `ToRounding`, so many of each that no one need ask whether they suffice.
 
-    x <- x + P (z - x - g(x)) `PLANNED_START` times in float32, then `PLANNED_REFINEMENTS` times
-    x <- x + (I + J)^-1 (z - x - g(x)), J at x. An example that needs more ends with MAX_STEPS.
+    Up to d = `LARGEST_DIRECT` both are Newton's steps with systems solved directly, and need no P.
+    An example that takes more steps than are planned ends with MAX_STEPS.
 
-    solver: gives the cap on the steps, and the rule where z is no finer than float32.
+    solver: gives the coarse dtype, the cap on the steps, and the rule where z is no finer.
     """
 
     solver: ToRounding = ToRounding()
@@ -192,22 +193,27 @@ class Planned:
             return iterate.planned()(branch, z)
         fine = memoised(branch, _normalised)
         coarse = memoised(recast(branch, self.solver.dtype), _normalised)
-        target = z.to(self.solver.dtype)
-        # An example that is not finite would spoil the mean.
-        precondition = mean_preconditioner(coarse, target.nan_to_num(0.0, 0.0, 0.0))
-        x = target
+        x = target = z.to(self.solver.dtype)
         n_start = min(PLANNED_START, self.solver.max_steps)
-        for _ in range(n_start):
-            x = x + precondition(target - x - coarse(x))
-        newton = NewtonKrylov(
-            lambda x: coarse.linearise(x)[1].push,
-            precondition,
-            self.solver.dtype,
-            max_steps=PLANNED_PRODUCTS,
-            largest_direct=LARGEST_DIRECT,
-        )
-        rounds = min(PLANNED_REFINEMENTS, self.solver.max_steps)
-        solution = replace(iterate, step=newton, max_steps=rounds).start(fine, z, x.to(z.dtype))
+
+        def product(x: Tensor) -> Product:
+            return coarse.linearise(x)[1].push
+
+        step: Step
+        if math.prod(z.shape[1:]) <= LARGEST_DIRECT:
+            step, n_refinements = Newton(product), 2
+            for _ in range(n_start):
+                g, jacobian = coarse.linearise(x)
+                x = x + direct(jacobian.push, target - x - g)
+        else:
+            # An example that is not finite would spoil the mean.
+            precondition = mean_preconditioner(coarse, target.nan_to_num(0.0, 0.0, 0.0))
+            step = NewtonKrylov(product, precondition, max_steps=PLANNED_PRODUCTS)
+            n_refinements = 3
+            for _ in range(n_start):
+                x = x + precondition(target - x - coarse(x))
+        rounds = min(n_refinements, self.solver.max_steps)
+        solution = replace(iterate, step=step, max_steps=rounds).start(fine, z, x.to(z.dtype))
         return replace(solution, n_steps=solution.n_steps + n_start)
 
     def planned(self) -> Planned:
