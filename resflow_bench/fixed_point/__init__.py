@@ -10,6 +10,7 @@ __all__ = [
     "BLOW_UP",
     "CHECK_EVERY",
     "PATIENCE",
+    "UNASKED",
     "Anderson",
     "Auto",
     "Newton",
@@ -19,7 +20,6 @@ __all__ = [
     "Secant",
     "Solution",
     "Step",
-    "UNASKED",
     "direct",
     "solve",
 ]

@@ -85,7 +85,7 @@ class Newton:
 
 
 def direct(product: Product, right: Tensor) -> Tensor:
-    """d with (I + J) d = right, (B, *event), from the columns J e_i; not finite if there is none."""
+    """d with (I + J) d = right, (B, *event), by the columns J e_i; not finite if there is none."""
     n, dim = len(right), math.prod(right.shape[1:])
     identity = torch.eye(dim, dtype=right.dtype, device=right.device)
     basis = identity.view(dim, 1, *right.shape[1:]).expand(dim, n, *right.shape[1:])

@@ -24,7 +24,7 @@ PATIENCE = 32
 CHECK_EVERY = 8
 # Off the CPU the host first asks after so many steps whether all examples have ended, and again
 # after `CHECK_EVERY` or a quarter of the steps before. An iteration of so many steps never asks.
-UNASKED = 16
+UNASKED = 24
 
 
 @torch.no_grad()

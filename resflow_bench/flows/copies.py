@@ -65,10 +65,10 @@ def memoised(part: Module, make: Callable[[Module], Made]) -> Made:
     return value
 
 
-Result = tuple[list[torch.device], list[Tensor], Any]
+_Memo = tuple[list[torch.device], list[Tensor], Any]
 """Devices and values of parameters and buffers, and what was made at them."""
 
-_RESULTS: WeakKeyDictionary[nn.Module, dict[Callable[[Any], Any], Result]] = WeakKeyDictionary()
+_RESULTS: WeakKeyDictionary[nn.Module, dict[Callable[[Any], Any], _Memo]] = WeakKeyDictionary()
 _COPIES: WeakSet[nn.Module] = WeakSet()
 """All modules inside copies."""
 _ON_HOST: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
@@ -91,7 +91,7 @@ def _moved_to_host(state: list[Tensor]) -> list[Tensor]:
     """The same tensors on the CPU; the host waits once for each dtype among them."""
     if _on_cpu(state):
         return state
-    moved = {}
+    moved: dict[int, Tensor] = {}
     for dtype in {t.dtype for t in state}:
         here = [k for k, t in enumerate(state) if t.dtype == dtype]
         flat = torch.cat([state[k].flatten() for k in here]).cpu()

@@ -196,43 +196,20 @@ class ResidualFlow(nn.Module):
                     f"An inverse with error={inversion.error:g} needs a certificate; got "
                     "certify=False. Leave one of them out."
                 )
-        if z.device.type != "cpu":
-            solution = self._inverse(z, inversion, certify, is_planned=True)
-            failed = ~solution.converged & finite_rows(z)
-            if not bool(failed.any()):
-                return solution
-        return self._inverse(z, inversion, certify, is_planned=False)
-
-    def _inverse(
-        self, z: Tensor, inversion: AnyInversion, certify: bool, is_planned: bool
-    ) -> Solution:
-        """`inverse` by the given inversion, or by its `planned()` one, for which no host waits."""
+            return _solved(self.layers, z, inversion, certify=False)
         reference = inversion
         if isinstance(inversion, ToTolerance):
             reference = inversion.reference(z.dtype)
-        first, second = inversion, reference
-        if is_planned:
-            first, second = inversion.planned(), reference.planned()
-        if not certify:
-            return self.layers.inverse(z, first, certify=False)
-        exact = in_float64(self.layers).inverse(z.double(), second)
+        exact = _solved(in_float64(self.layers), z.double(), reference, certify=True)
         if reference is inversion:
             value, residual = exact.value.to(z.dtype), exact.residual.to(z.dtype)
             solution = replace(exact, value=value, residual=residual)
         else:
-            solution = self.layers.inverse(z, first, certify=False)
-            if is_planned:  # one of both may need more steps
-                worst = torch.maximum(solution.outcome, exact.outcome)
-                solution = replace(solution, outcome=worst)
+            solution = _solved(self.layers, z, inversion, certify=False)
         bound = (solution.value.double() - exact.value).flatten(1).norm(dim=1) + exact.error_bound
         bound = torch.where(bound < torch.inf, bound, torch.inf)  # also if it is not a number
         solution = replace(solution, error_bound=bound)
-        if not isinstance(inversion, ToError):
-            return solution
-        if is_planned:  # good enough, whether or not to rounding
-            outcome = torch.where(bound <= inversion.error, Outcome.CONVERGED, solution.outcome)
-            solution = replace(solution, outcome=outcome)
-        return solution.demand(inversion.error)
+        return solution.demand(inversion.error) if isinstance(inversion, ToError) else solution
 
     @torch.no_grad()
     def sample(
@@ -301,6 +278,27 @@ class ResidualFlow(nn.Module):
         """That of the parameters, or else of the buffers; None if there is neither."""
         state = chain(self.parameters(), self.buffers())
         return next((t.dtype for t in state if t.is_floating_point()), None)
+
+
+def _solved(layers: Chain, z: Tensor, inversion: AnyInversion, certify: bool) -> Solution:
+    """`layers.inverse`; off the CPU the first of the `planned` attempts that suffices, if one does.
+
+    An attempt suffices if all examples converged or, with `ToError`, have a bound within the error;
+    to ask for that is the only wait. A z that is not finite is no reason for another attempt.
+    """
+    for attempt in inversion.planned() if _is_off_cpu(z) else []:
+        solution = layers.inverse(z, attempt, certify=certify)
+        if isinstance(inversion, ToError) and solution.error_bound is not None:
+            is_near = solution.error_bound <= inversion.error
+            outcome = torch.where(is_near, Outcome.CONVERGED, Outcome.MAX_STEPS).to(torch.int8)
+            solution = replace(solution, outcome=outcome)
+        if bool((solution.converged | ~finite_rows(z)).all()):
+            return solution
+    return layers.inverse(z, inversion, certify=certify)
+
+
+def _is_off_cpu(x: Tensor) -> bool:
+    return x.device.type != "cpu"
 
 
 def mlp_layers(

@@ -21,8 +21,8 @@ from resflow_bench.fixed_point import (
     direct,
     solve,
 )
-from resflow_bench.flows.copies import memoised, recast
 from resflow_bench.fixed_point.newton import Product
+from resflow_bench.flows.copies import memoised, recast
 from resflow_bench.jacobian import dense_jacobian
 from resflow_bench.layers import Branch, LinearBranch
 from resflow_bench.layers.maps import Composition
@@ -38,9 +38,13 @@ POLISH_STEPS = 20_000
 START = 1e-3
 # Three or four suffice; an iteration that takes more does not converge.
 MAX_REFINEMENTS = 8
-# The coarse steps of a `Planned` inversion, and the products of a correction by an iteration.
+# The steps of `ToTolerance`'s attempts off the CPU, at most `UNASKED`.
+PLANNED_STEPS = (8, UNASKED)
+# The coarse steps and the corrections of a `Planned` inversion, and the products of a correction
+# that is not solved directly.
 PLANNED_START = 4
-PLANNED_PRODUCTS = 6
+PLANNED_REFINEMENTS = 2
+PLANNED_PRODUCTS = 7
 # The d up to which the mean Jacobian is formed and inverted, at which two threads of MKL are known
 # not to hang.
 LARGEST_INVERTED = 256
@@ -92,12 +96,12 @@ class ToTolerance:
         step = Auto() if isinstance(self.step, Picard) else self.step
         return ToRounding(step, step, POLISH_STEPS)
 
-    def planned(self) -> ToTolerance:
-        """The same inversion with at most `UNASKED` steps, for which no device makes a host wait.
+    def planned(self) -> list[AnyInversion]:
+        """First attempts, each of few steps, for which no device makes the host wait.
 
         An example that needs more ends with MAX_STEPS.
         """
-        return replace(self, max_steps=min(self.max_steps, UNASKED))
+        return [replace(self, max_steps=n) for n in PLANNED_STEPS if n < self.max_steps]
 
 
 @dataclass(frozen=True)
@@ -167,11 +171,9 @@ class ToRounding:
         solution = refine.start(fine, z, start.value.to(z.dtype))
         return replace(solution, n_steps=solution.n_steps + start.n_steps)
 
-    def planned(self) -> Planned | ToTolerance:
-        """Few steps whose number is known beforehand, for which no device makes a host wait."""
-        if self.dtype == torch.float64:
-            return ToTolerance(self.fine, max_steps=self.max_steps).planned()
-        return Planned(self)
+    def planned(self) -> list[AnyInversion]:
+        """As `ToTolerance.planned`."""
+        return [Planned(self)]
 
 
 @dataclass(frozen=True)
@@ -188,20 +190,21 @@ class Planned:
 
     def __call__(self, branch: Branch | LinearBranch, z: Tensor) -> Solution:
         """Solve x + g(x) = z from x = z, (B, *event)."""
-        iterate = ToTolerance(self.solver.fine, max_steps=self.solver.max_steps)
-        if z.dtype != torch.float64:
-            return iterate.planned()(branch, z)
+        steps = min(UNASKED, self.solver.max_steps)
+        iterate = ToTolerance(self.solver.fine, max_steps=steps)
+        if z.dtype != torch.float64 or self.solver.dtype == torch.float64:
+            return iterate(branch, z)
         fine = memoised(branch, _normalised)
         coarse = memoised(recast(branch, self.solver.dtype), _normalised)
         x = target = z.to(self.solver.dtype)
-        n_start = min(PLANNED_START, self.solver.max_steps)
+        n_start = min(PLANNED_START, steps)
 
         def product(x: Tensor) -> Product:
             return coarse.linearise(x)[1].push
 
         step: Step
         if math.prod(z.shape[1:]) <= LARGEST_DIRECT:
-            step, n_refinements = Newton(product), 2
+            step = Newton(product, self.solver.dtype)
             for _ in range(n_start):
                 g, jacobian = coarse.linearise(x)
                 x = x + direct(jacobian.push, target - x - g)
@@ -209,15 +212,15 @@ class Planned:
             # An example that is not finite would spoil the mean.
             precondition = mean_preconditioner(coarse, target.nan_to_num(0.0, 0.0, 0.0))
             step = NewtonKrylov(product, precondition, max_steps=PLANNED_PRODUCTS)
-            n_refinements = 3
             for _ in range(n_start):
                 x = x + precondition(target - x - coarse(x))
-        rounds = min(n_refinements, self.solver.max_steps)
+        rounds = min(PLANNED_REFINEMENTS, steps)
         solution = replace(iterate, step=step, max_steps=rounds).start(fine, z, x.to(z.dtype))
         return replace(solution, n_steps=solution.n_steps + n_start)
 
-    def planned(self) -> Planned:
-        return self
+    def planned(self) -> list[AnyInversion]:
+        """None: it is itself an attempt."""
+        return []
 
 
 @dataclass(frozen=True)
@@ -244,8 +247,8 @@ class ToError:
     def __call__(self, branch: Branch | LinearBranch, z: Tensor) -> Solution:
         return self.solver(branch, z)
 
-    def planned(self) -> Planned | ToTolerance:
-        """See `ToRounding.planned`; the flow compares the bound with the error."""
+    def planned(self) -> list[AnyInversion]:
+        """As `ToTolerance.planned`; whether they suffice depends on the bound alone."""
         return self.solver.planned()
 
 
