@@ -167,6 +167,9 @@ class ResidualFlow(nn.Module):
 
         Only float64's residuals, some 1e-14 ||x||, are amplified by the product of all 1 / m.
 
+        Off the CPU attempts with few steps come first, see `_solved`; all of the above holds for
+        them. The host waits for the weights, and once for each attempt.
+
         Args:
             z: (B, d). With `ToError` z may be float64 where the parameters are not, and so is x.
             inversion: `ToTolerance`, with which each block iterates in the dtype of z; or `ToError`

@@ -228,6 +228,7 @@ class ToError:
     """x with a certified ||x - x*||_2 <= error; a flow marks the others UNCERTIFIED.
 
     A block whose bound comes near the error computes a tighter one, see `ResidualBlock.inverse`.
+    Off the CPU an x within the error is good enough, even if more steps would change it.
 
     error: the largest error that is good enough, above 0.
     solver: how x is computed: float64's rounding, whatever the dtype of z, is the best that a
