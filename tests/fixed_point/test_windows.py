@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from resflow_bench.fixed_point import (
+    PATIENCE,
     UNASKED,
     Anderson,
     Auto,
@@ -64,6 +65,21 @@ def test_solutions_are_those_of_the_other_loop(f: str, step: str, max_steps: int
     assert got.n_steps.tolist() == expected.n_steps.tolist()
     torch.testing.assert_close(got.value, expected.value, rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(got.residual, expected.residual, rtol=0, atol=0)
+
+
+def test_stagnation_is_seen_at_the_same_step() -> None:
+    """Which is no multiple of `PATIENCE`, since the tests for it grow apart."""
+    x0, rate = 3 * normal(N, DIM).float(), torch.linspace(0.9, 0.995, N)[:, None]
+
+    def f(x: Tensor) -> Tensor:
+        return torch.where(x.abs() > 1e-3, rate * x, 1e-3 - x)  # at last of period two
+
+    expected = solve(f, x0, rtol=0, atol=0, max_steps=9000)
+    got = solve_in_windows(f, x0, Picard(), 0.0, 0.0, 9000, ())
+    stagnated = expected.n_steps[expected.outcome == Outcome.STAGNATED]
+    assert (stagnated % PATIENCE != 0).any()
+    assert got.outcome.tolist() == expected.outcome.tolist()
+    assert got.n_steps.tolist() == expected.n_steps.tolist()
 
 
 def test_the_maps_have_every_outcome() -> None:
