@@ -13,15 +13,13 @@ from torch import Tensor
 from resflow_bench.arguments import check_batch, check_count
 from resflow_bench.fixed_point.solution import BLOW_UP, Outcome, Solution
 from resflow_bench.fixed_point.steps import PICARD, Selectable, Step
-
-# No new best residual in a window of so many steps, or of a quarter of the steps before it, is the
-# rounding floor: down to it a contraction improves in every step. Near it residuals are few units
-# in the last place and lose one in about 1 / (1 - K) steps; the floor is some 16 / (1 - K) steps
-# away (float32), so that a window growing with the steps taken waits long enough for any K.
-PATIENCE = 32
-# Steps between tests for divergence, which no contraction needs; off the CPU also between tests
-# whether all examples have ended, as the host waits for the answer.
-CHECK_EVERY = 8
+from resflow_bench.fixed_point.windows import (
+    CHECK_EVERY,
+    PATIENCE,
+    check_value,
+    norms,
+    solve_in_windows,
+)
 
 
 @torch.no_grad()
@@ -60,9 +58,10 @@ def solve(
         does not, which matrix products promise only among batches of one size.
 
     Properties: max(n_steps) + 1 evaluations of f on a CPU; with `args`, of at most twice as many
-        examples as are running. Elsewhere the host waits for the device once in `CHECK_EVERY`
-        steps, at the price of up to `CHECK_EVERY` - 1 idle evaluations. STAGNATED and DIVERGED are
-        tested at fixed steps, whatever the rest of the batch.
+        examples as are running. Elsewhere f is evaluated for all; the host waits for the device
+        after `UNASKED` steps, then after each `CHECK_EVERY`, or a quarter of those before, at the
+        price of as many idle evaluations. STAGNATED and DIVERGED are tested at fixed steps,
+        whatever the rest of the batch.
 
     Raises:
         TypeError: x0 or f(x) is no tensor.
@@ -74,7 +73,8 @@ def solve(
     ([19, 19], ['CONVERGED', 'CONVERGED'])
     """
     _check(x0, rtol, atol, max_steps)
-    on_cpu = x0.device.type == "cpu"
+    if x0.device.type != "cpu":
+        return solve_in_windows(f, x0, step, rtol, atol, max_steps, args or ())
     x, state, rest = x0.clone(), step.init(x0), args or ()
     now = _Iterates.at_start(x)
     limit = mark = now.residual
@@ -82,13 +82,13 @@ def solve(
     rows, ended = None, now  # the examples in x, None for all; the iterates of all examples
     for k in range(max_steps + 1):
         fx = f(x, *rest)
-        _check_value(fx, x)
-        residual = _norm(fx - x)
+        check_value(fx, x)
+        residual = norms(fx - x)
         if k == 0:
             # Finite, so that an overflow is beyond it even if the first residual was huge.
             limit = (BLOW_UP * residual).clamp(max=torch.finfo(residual.dtype).max)
         bounded = residual <= limit  # False where it is NaN
-        converged = bounded & (residual <= rtol * _norm(x) + atol)
+        converged = bounded & (residual <= rtol * norms(x) + atol)
         taken = now.running & (converged | (residual < now.residual))
         now.best = _choose(taken, x, now.best)
         now.residual = torch.where(taken, residual, now.residual)
@@ -100,13 +100,12 @@ def solve(
             mark, next_mark = now.residual, k + max(PATIENCE, k // 4)
         if k == max_steps:
             break
-        if on_cpu or k % CHECK_EVERY == 0:
-            n_running = int(now.running.sum())
-            if n_running == 0:
-                break
+        n_running = int(now.running.sum())
+        if n_running == 0:
+            break
         x, state = step.next(x, fx, state)  # of ended examples too, whose x is not used again
         now.n_steps = now.n_steps + now.running
-        if args is not None and (on_cpu or k % CHECK_EVERY == 0) and 2 * n_running <= len(x):
+        if args is not None and 2 * n_running <= len(x):
             ended = now.into(ended, rows)
             keep = now.running.nonzero()[:, 0]
             rows = keep if rows is None else rows[keep]
@@ -130,7 +129,7 @@ class _Iterates:
 
     @classmethod
     def at_start(cls, x: Tensor) -> _Iterates:
-        residual = torch.full_like(_norm(x), math.inf)
+        residual = torch.full_like(norms(x), math.inf)
         n_steps = torch.zeros_like(residual, dtype=torch.int64)
         outcome = torch.full_like(n_steps, Outcome.CONVERGED, dtype=torch.int8)
         return cls(x, residual, n_steps, outcome, torch.ones_like(n_steps, dtype=torch.bool))
@@ -166,15 +165,9 @@ def _select(state: Any, keep: Tensor) -> Any:
 
 def _choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """`new` for the examples in the mask, `old` for the others; no copy if the mask is all True."""
-    if mask.device.type == "cpu" and bool(mask.all()):
+    if bool(mask.all()):
         return new
     return torch.where(mask.view((-1,) + (1,) * (new.ndim - 1)), new, old)
-
-
-def _norm(x: Tensor) -> Tensor:
-    """||x||_2 over the event, (B, *event) -> (B,)."""
-    norm: Tensor = torch.linalg.vector_norm(x.flatten(1) if x.ndim > 1 else x[:, None], dim=1)
-    return norm
 
 
 def _check(x0: Tensor, rtol: float, atol: float, max_steps: int) -> None:
@@ -183,14 +176,3 @@ def _check(x0: Tensor, rtol: float, atol: float, max_steps: int) -> None:
     for name, value in (("rtol", rtol), ("atol", atol)):
         if not 0 <= value < math.inf:
             raise ValueError(f"solve needs a finite `{name}` of at least 0; got {value}.")
-
-
-def _check_value(fx: Any, x: Tensor) -> None:
-    """Refuse an f(x) that is unlike x."""
-    if not isinstance(fx, Tensor):
-        raise TypeError(f"solve needs an f that returns a tensor; got {type(fx).__name__}.")
-    if fx.shape != x.shape or fx.dtype != x.dtype:
-        raise ValueError(
-            "solve needs an f that keeps the shape and dtype of its argument; got "
-            f"{tuple(fx.shape)} of {fx.dtype} from {tuple(x.shape)} of {x.dtype}."
-        )

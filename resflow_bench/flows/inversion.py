@@ -9,7 +9,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from resflow_bench.fixed_point import Auto, NewtonKrylov, Picard, Secant, Solution, Step, solve
+from resflow_bench.fixed_point import (
+    UNASKED,
+    Auto,
+    Newton,
+    NewtonKrylov,
+    Picard,
+    Secant,
+    Solution,
+    Step,
+    direct,
+    solve,
+)
+from resflow_bench.fixed_point.newton import Product
 from resflow_bench.flows.copies import memoised, recast
 from resflow_bench.jacobian import dense_jacobian
 from resflow_bench.layers import Branch, LinearBranch
@@ -26,9 +38,18 @@ POLISH_STEPS = 20_000
 START = 1e-3
 # Three or four suffice; an iteration that takes more does not converge.
 MAX_REFINEMENTS = 8
+# The steps of `ToTolerance`'s attempts off the CPU, at most `UNASKED`.
+PLANNED_STEPS = (8, UNASKED)
+# The coarse steps and the corrections of a `Planned` inversion, and the products of a correction
+# that is not solved directly.
+PLANNED_START = 4
+PLANNED_REFINEMENTS = 2
+PLANNED_PRODUCTS = 7
 # The d up to which the mean Jacobian is formed and inverted, at which two threads of MKL are known
 # not to hang.
 LARGEST_INVERTED = 256
+# The d up to which a planned correction solves its systems directly, d^2 numbers an example.
+LARGEST_DIRECT = 64
 
 
 @dataclass(frozen=True)
@@ -74,6 +95,13 @@ class ToTolerance:
             return self
         step = Auto() if isinstance(self.step, Picard) else self.step
         return ToRounding(step, step, POLISH_STEPS)
+
+    def planned(self) -> list[AnyInversion]:
+        """First attempts, each of few steps, for which no device makes the host wait.
+
+        An example that needs more ends with MAX_STEPS.
+        """
+        return [replace(self, max_steps=n) for n in PLANNED_STEPS if n < self.max_steps]
 
 
 @dataclass(frozen=True)
@@ -143,12 +171,64 @@ class ToRounding:
         solution = refine.start(fine, z, start.value.to(z.dtype))
         return replace(solution, n_steps=solution.n_steps + start.n_steps)
 
+    def planned(self) -> list[AnyInversion]:
+        """As `ToTolerance.planned`."""
+        return [Planned(self)]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Steps 1 and 2 of `ToRounding`, so many of each that no one need ask whether they suffice.
+
+    Up to d = `LARGEST_DIRECT` both are Newton's steps with systems solved directly, and need no P.
+    An example that takes more steps than are planned ends with MAX_STEPS.
+
+    solver: gives the coarse dtype, the cap on the steps, and the rule where z is no finer.
+    """
+
+    solver: ToRounding = ToRounding()
+
+    def __call__(self, branch: Branch | LinearBranch, z: Tensor) -> Solution:
+        """Solve x + g(x) = z from x = z, (B, *event)."""
+        steps = min(UNASKED, self.solver.max_steps)
+        iterate = ToTolerance(self.solver.fine, max_steps=steps)
+        if z.dtype != torch.float64 or self.solver.dtype == torch.float64:
+            return iterate(branch, z)
+        fine = memoised(branch, _normalised)
+        coarse = memoised(recast(branch, self.solver.dtype), _normalised)
+        x = target = z.to(self.solver.dtype)
+        n_start = min(PLANNED_START, steps)
+
+        def product(x: Tensor) -> Product:
+            return coarse.linearise(x)[1].push
+
+        step: Step
+        if math.prod(z.shape[1:]) <= LARGEST_DIRECT:
+            step = Newton(product, self.solver.dtype)
+            for _ in range(n_start):
+                g, jacobian = coarse.linearise(x)
+                x = x + direct(jacobian.push, target - x - g)
+        else:
+            # An example that is not finite would spoil the mean.
+            precondition = mean_preconditioner(coarse, target.nan_to_num(0.0, 0.0, 0.0))
+            step = NewtonKrylov(product, precondition, max_steps=PLANNED_PRODUCTS)
+            for _ in range(n_start):
+                x = x + precondition(target - x - coarse(x))
+        rounds = min(PLANNED_REFINEMENTS, steps)
+        solution = replace(iterate, step=step, max_steps=rounds).start(fine, z, x.to(z.dtype))
+        return replace(solution, n_steps=solution.n_steps + n_start)
+
+    def planned(self) -> list[AnyInversion]:
+        """None: it is itself an attempt."""
+        return []
+
 
 @dataclass(frozen=True)
 class ToError:
     """x with a certified ||x - x*||_2 <= error; a flow marks the others UNCERTIFIED.
 
     A block whose bound comes near the error computes a tighter one, see `ResidualBlock.inverse`.
+    Off the CPU an x within the error is good enough, even if more steps would change it.
 
     error: the largest error that is good enough, above 0.
     solver: how x is computed: float64's rounding, whatever the dtype of z, is the best that a
@@ -168,8 +248,12 @@ class ToError:
     def __call__(self, branch: Branch | LinearBranch, z: Tensor) -> Solution:
         return self.solver(branch, z)
 
+    def planned(self) -> list[AnyInversion]:
+        """As `ToTolerance.planned`; whether they suffice depends on the bound alone."""
+        return self.solver.planned()
 
-AnyInversion = ToTolerance | ToRounding | ToError
+
+AnyInversion = ToTolerance | ToRounding | ToError | Planned
 
 
 def Inversion(  # noqa: N802 -- an older name, of a class with all of these fields

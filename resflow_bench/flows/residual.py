@@ -14,7 +14,7 @@ from resflow_bench.arguments import check_batch
 from resflow_bench.fixed_point import Solution
 from resflow_bench.flows.bijection import ROUNDING
 from resflow_bench.flows.certificate import apart_near, branch_bounds, near_is_known
-from resflow_bench.flows.copies import in_float64, memoised, recast
+from resflow_bench.flows.copies import in_float64, memoised, on_host, recast
 from resflow_bench.flows.inversion import AnyInversion, ToError
 from resflow_bench.layers import Branch, Layer, LinearBranch, together
 from resflow_bench.layers.branches import Contraction
@@ -93,7 +93,7 @@ class ResidualBlock(nn.Module):
             return solution
         branch, z, x = in_float64(self.branch), z.double(), solution.value.double()
         order, n = branch.order, math.prod(z.shape[1:])
-        known = memoised(branch, branch_bounds)
+        known = memoised(on_host(branch), branch_bounds)
         # Float32 has enough digits for sizes.
         inside = recast(self.branch, torch.float32).magnitude(x.float()).double()
         sizes = norm(x.flatten(1), order) + norm(z.flatten(1), order) + inside
@@ -140,7 +140,7 @@ class ResidualBlock(nn.Module):
             return
         self._kept = versions
         try:
-            certified = self.branch.lipschitz_certified()
+            certified = on_host(self.branch).lipschitz_certified()
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             certified = math.inf  # of weights that are not finite
         if not certified <= self.lipschitz * (1 + PROMISE_SLACK):
