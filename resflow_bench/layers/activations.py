@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from resflow_bench.constants import constant
+
 # The maximum over t of sigmoid(t) (1 + t (1 - sigmoid(t))), at the root t = 2.3993... of
 # t tanh(t / 2) = 2; swish is t sigmoid(t) in units of its sharpness, so beta does not enter.
 SWISH_LIPSCHITZ = 1.0998393201288669
@@ -106,7 +108,7 @@ class SwishAndSlope(torch.autograd.Function):
         t = z * beta
         s = torch.sigmoid(t)
         # s + t s (1 - s) is s moved towards 1 by the fraction t s: one fused kernel.
-        slope = torch.lerp(s, s.new_ones(()), t.mul_(s)).mul_(1 / LIPSWISH_SCALE)
+        slope = torch.lerp(s, constant(_one, s.dtype, s.device), t.mul_(s)).mul_(1 / LIPSWISH_SCALE)
         return s.mul_(z).mul_(1 / LIPSWISH_SCALE), slope
 
     @staticmethod
@@ -121,15 +123,18 @@ class SwishAndSlope(torch.autograd.Function):
         return d_z * (1 / LIPSWISH_SCALE), d_beta.sum() * (1 / LIPSWISH_SCALE)
 
 
+def _one(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.ones((), dtype=dtype, device=device)
+
+
 def swish_backward(
-    z: Tensor, raw_beta: Tensor, slope: Tensor, d_value: Tensor, d_slope: Tensor
+    z: Tensor, raw_beta: Tensor, beta: Tensor, slope: Tensor, d_value: Tensor, d_slope: Tensor
 ) -> tuple[Tensor, Tensor]:
     """d_z of `SwishAndSlope` and d/d(raw beta), its formulas without a graph and in place.
 
     `SwishAndSlope.backward` computes them apart, since it has to be differentiable and has no slope
     at hand; the two agree to rounding.
     """
-    beta = functional.softplus(raw_beta)
     t = z * beta
     s = torch.sigmoid(t)
     c = torch.addcmul(s, s, s, value=-1)

@@ -72,25 +72,27 @@ def linearise(stages: Stages, x: Tensor) -> tuple[Tensor, list[Stage]]:
 def _forward(
     x: Tensor, kinds: tuple[bool, ...], tensors: Sequence[Any]
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    """y, (B, d); W_c or phi'(z) of each stage; the input of each; a ratio for each matrix.
+    """y, (B, d); W_c or phi'(z) of each stage; the input of each; scales.
 
     `tensors` has a LipSwish's raw beta, and a layer's W, b, u, v, share.
     W_c = W / max(1, ratio) with ratio = share u^T W v, share = inflation / c', see `SpectralNorm`.
+    The scales are those two, ratio and maximum, of each layer, and the beta of each LipSwish.
     """
-    numbers, inputs, ratios = [], [], []
+    numbers, inputs, scales = [], [], []
     rest = iter(tensors)
     for is_swish in kinds:
         inputs.append(x)
         if is_swish:
-            x, number = SwishAndSlope.apply(x, functional.softplus(next(rest)))
+            scales.append(functional.softplus(next(rest)))
+            x, number = SwishAndSlope.apply(x, scales[-1])
         else:
             weight, bias, u, v, share = islice(rest, 5)
             ratio = torch.dot(u, torch.mv(weight, v)) * share
-            number = weight / ratio.clamp(min=1.0)
+            scales += [ratio, ratio.clamp(min=1.0)]
+            number = weight / scales[-1]
             x = functional.linear(x, number, bias)
-            ratios.append(ratio)
         numbers.append(number)
-    return x, numbers, inputs, ratios
+    return x, numbers, inputs, scales
 
 
 class _Linearised(torch.autograd.Function):
@@ -98,9 +100,9 @@ class _Linearised(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kinds: tuple[bool, ...], *tensors: Tensor) -> Any:
-        y, numbers, inputs, ratios = _forward(x, kinds, tensors)
+        y, numbers, inputs, scales = _forward(x, kinds, tensors)
         ctx.kinds = kinds
-        ctx.save_for_backward(*tensors, *inputs, *numbers, *ratios)
+        ctx.save_for_backward(*tensors, *inputs, *numbers, *scales)
         return y, *numbers
 
     @staticmethod
@@ -111,20 +113,22 @@ class _Linearised(torch.autograd.Function):
         if torch.is_grad_enabled():  # a derivative of this one was requested
             return _differentiable(ctx, inputs[0], tensors, (d_y, *d_numbers))
         numbers = saved[n + len(kinds) : n + 2 * len(kinds)]
-        ratios = list(saved[n + 2 * len(kinds) :])
+        scales = list(saved[n + 2 * len(kinds) :])
         gradients: list[Tensor | None] = []  # from the last of the tensors to the first
         for j in reversed(range(len(kinds))):
             if kinds[j]:
                 raw_beta = tensors[n - len(gradients) - 1]
-                d_y, d_beta = swish_backward(inputs[j], raw_beta, numbers[j], d_y, d_numbers[j])
+                beta = raw_beta, scales.pop()
+                d_y, d_beta = swish_backward(inputs[j], *beta, numbers[j], d_y, d_numbers[j])
                 gradients.append(d_beta)
             else:
                 u, v, share = tensors[n - len(gradients) - 3 : n - len(gradients)]
-                share = share * (ratios[-1] >= 1.0)
+                divisor, ratio = scales.pop(), scales.pop()
+                share = share * (ratio >= 1.0)
                 d_w = torch.addmm(d_numbers[j], d_y.mT, inputs[j])
                 d_b = d_y.sum(0) if tensors[n - len(gradients) - 4] is not None else None
                 d_y = d_y @ numbers[j] if j > 0 or ctx.needs_input_grad[0] else d_y
-                d_w = _weight_back(d_w, numbers[j], u, v, share).div_(ratios.pop().clamp(min=1.0))
+                d_w = _weight_back(d_w, numbers[j], u, v, share).div_(divisor)
                 gradients += [None, None, None, d_b, d_w]
         return d_y, None, *reversed(gradients)
 

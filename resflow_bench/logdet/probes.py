@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from resflow_bench import theory
+from resflow_bench.constants import constant
 
 
 class Probe(theory.ProbeVariance, Protocol):
@@ -79,7 +79,9 @@ class Rademacher:
         random = torch.randint(
             256, (-(-n // 8),), generator=generator, dtype=torch.int32, device=device
         )
-        signs = _signs(x.dtype, x.device).index_select(0, random.to(x.device, non_blocking=True))
+        signs = constant(_signs, x.dtype, x.device).index_select(
+            0, random.to(x.device, non_blocking=True)
+        )
         return signs.flatten()[:n].view(n_probes, *x.shape)
 
     def variance(self, moments: theory.Moments, n_probes: int) -> np.ndarray:
@@ -188,7 +190,6 @@ class Hadamard:
         return theory.hadamard_variance(moments, n_probes)
 
 
-@lru_cache(maxsize=16)
 def _signs(dtype: torch.dtype, device: torch.device) -> Tensor:
     """The eight signs of each byte, (256, 8)."""
     bits = torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device) & 1
