@@ -30,7 +30,6 @@ from unittest.mock import patch
 from weakref import WeakValueDictionary
 
 import torch
-import torch.utils.benchmark  # chooses its clock when imported, which must not be this device's
 from torch import Tensor
 from torch.optim.optimizer import _foreach_supported_types as optimizer_types
 from torch.utils import backend_registration
@@ -54,6 +53,9 @@ _WAITING = frozenset(
         *("_linalg_eigh", "_linalg_svd", "_linalg_eigvals", "linalg_eig", "linalg_lstsq"),
     }
 )
+
+# torch's names of `item` and `to`.
+_CALLED = {"_local_scalar_dense": "item", "_to_copy": "to"}
 
 # Operations that are not views for torch, but start no kernel: aliases, and memory without values.
 _FREE = frozenset({"detach", "alias", "lift_fresh", "_unsafe_view", "_reshape_alias"})
@@ -116,8 +118,9 @@ def standin() -> Iterator[Counts]:
     """Make the device `sim` usable inside the context, and count what is asked of it.
 
     Contexts nest: the innermost counts. Tensors may be carried from one context to the next, but
-    are of no use outside. Afterwards torch works as before, except that it knows the device's name:
-    `torch.accelerator` reports `sim` for as long as the process lives. Needs torch 2.10 or newer.
+    are of no use outside. Afterwards torch works as before, except that it knows the device for as
+    long as the process lives: `torch.accelerator.current_accelerator()` is `sim`, not available.
+    Needs torch 2.10 or newer.
 
     Yields:
         The counts, which grow with every call.
@@ -156,7 +159,7 @@ class _Backend:
         return True
 
     def is_available(self) -> bool:
-        return True
+        return False  # or torch's clocks would wait for it, for as long as the process lives
 
     def current_device(self) -> int:
         return 0
@@ -270,6 +273,7 @@ class _Dispatch(TorchDispatchMode):
         self.counts = counts
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        torch._C._set_only_lift_cpu_tensors(True)  # again: the backward pass has its own thread
         kwargs = kwargs or {}
         leaves = tree_flatten((args, kwargs))[0]
         ours = [leaf for leaf in leaves if isinstance(leaf, _SimTensor)]
@@ -283,13 +287,14 @@ class _Dispatch(TorchDispatchMode):
         if name not in ("copy_", "_to_copy"):
             _check_devices(name, args, leaves)
         if _waits(name, args, kwargs, goes_to_sim):
-            self.counts.waits[f"{_calling_line()} ({name})"] += 1
+            self.counts.waits[f"{_calling_line()} ({_CALLED.get(name, name)})"] += 1
         if name not in _ALLOCATIONS and not _is_view(func):
             self.counts.launches[name] += 1
         args_on_cpu, kwargs_on_cpu = tree_map(_on_cpu, (args, kwargs))
         if goes_to_sim and device is not None:
             kwargs_on_cpu["device"] = torch.device("cpu")
-        out = func(*args_on_cpu, **kwargs_on_cpu)
+        with torch._C._DisableTorchDispatch():  # or a surrounding context would see it on the CPU
+            out = func(*args_on_cpu, **kwargs_on_cpu)
         if not goes_to_sim:
             return out
         out = tree_map(_on_sim, out)
