@@ -135,7 +135,13 @@ def standin() -> Iterator[Counts]:
     lifts = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="sim") passes by here
     try:
-        with _Dispatch(counts), patch.object(torch, "Generator", _Generator):
+        # A backward pass in this thread: torch has threads for those devices alone that it knew at
+        # the first backward pass of the process.
+        with (
+            torch.autograd.set_multithreading_enabled(False),
+            patch.object(torch, "Generator", _Generator),
+            _Dispatch(counts),
+        ):
             yield counts
     finally:
         torch._C._set_only_lift_cpu_tensors(lifts)
@@ -273,7 +279,6 @@ class _Dispatch(TorchDispatchMode):
         self.counts = counts
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        torch._C._set_only_lift_cpu_tensors(True)  # again: the backward pass has its own thread
         kwargs = kwargs or {}
         leaves = tree_flatten((args, kwargs))[0]
         ours = [leaf for leaf in leaves if isinstance(leaf, _SimTensor)]
@@ -378,4 +383,4 @@ def _calling_line() -> str:
             depth = module.count(".") + 1 + (parts[-1] == "__init__.py")
             return f"{'/'.join(parts[-depth:])}:{frame.f_lineno}"
         frame = frame.f_back
-    return "the backward pass"  # in a thread of its own, without a line of Python
+    return "?"

@@ -249,3 +249,14 @@ def test_a_real_accelerator_keeps_its_place() -> None:
 def test_importing_it_registers_nothing() -> None:
     line = f"import torch, {module.__name__}; assert not hasattr(torch, 'sim')"
     subprocess.run([sys.executable, "-c", line], check=True)
+
+
+def test_it_may_be_registered_after_a_backward_pass() -> None:
+    lines = [
+        "import torch",
+        f"from {module.__name__} import standin",
+        "torch.ones(2, requires_grad=True).sum().backward()",
+        "with standin():",
+        "    torch.ones(2, device='sim', requires_grad=True).sum().backward()",
+    ]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
