@@ -31,6 +31,7 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
 from torch.optim.optimizer import _foreach_supported_types as optimizer_types
 from torch.utils import backend_registration
 from torch.utils._foreach_utils import _foreach_supported_types as foreach_types
@@ -135,16 +136,23 @@ def standin() -> Iterator[Counts]:
     lifts = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="sim") passes by here
     try:
-        # A backward pass in this thread: torch has threads for those devices alone that it knew at
-        # the first backward pass of the process.
         with (
-            torch.autograd.set_multithreading_enabled(False),
             patch.object(torch, "Generator", _Generator),
+            patch.object(torch.autograd, "_engine_run_backward", _backward_in_this_thread),
             _Dispatch(counts),
         ):
             yield counts
     finally:
         torch._C._set_only_lift_cpu_tensors(lifts)
+
+
+_run_backward: Any = _engine_run_backward
+
+
+def _backward_in_this_thread(*args: object, **kwargs: object) -> Any:
+    """Torch has threads for those devices alone that it knew at its first backward pass."""
+    with torch.autograd.set_multithreading_enabled(False):
+        return _run_backward(*args, **kwargs)
 
 
 def _register() -> None:
