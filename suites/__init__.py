@@ -19,6 +19,7 @@ NAMES = (
     "density",
     "efficiency",
     "peers",
+    "launches",
 )
 
 PAGE = (*NAMES[:6], "training", *NAMES[6:])

@@ -39,7 +39,7 @@ def build_points(cell: Cell, n: int) -> Tensor:
 
 
 def build_estimator(cell: Cell) -> logdet.LogDetEstimator:
-    """The cell's probe, truncation, number of probes and of exact traces, and expansion."""
+    """The cell's probe, truncation, number of probes and of exact traces, expansion, gradient."""
     truncation: logdet.Truncation
     if cell["truncation"] == "fixed":
         truncation = logdet.Fixed(cell["n_terms"])
@@ -52,6 +52,7 @@ def build_estimator(cell: Cell) -> logdet.LogDetEstimator:
         cell["n_probes"],
         n_traced=cell.get("n_traced", 0),
         expansion=build_expansion(cell),
+        gradient=logdet.Series() if cell.get("gradient") == "series" else logdet.Neumann(),
     )
 
 
@@ -62,8 +63,8 @@ def build_expansion(cell: Cell) -> logdet.Expansion:
         Skip: for TF32 on a device that has none.
     """
     name = cell.get("expansion", "taylor")
-    if "tf32" in name and torch.device(cell["device"]).type != "cuda":
-        raise Skip(f"{name} needs a CUDA device; got {cell['device']}")
+    if "tf32" in name and torch.device(cell.get("device", "cpu")).type != "cuda":
+        raise Skip(f"{name} needs a CUDA device; got {cell.get('device', 'cpu')}")
     return logdet.EXPANSIONS[name](cell["lipschitz"])
 
 

@@ -77,6 +77,7 @@ def make(flow: ResidualFlow, request: Request) -> Peer:
         weights=lambda: [(w.compute_weight(update=False), w.coeff) for w in layers],
         bias=neumann_bias if request.mode == "memory-saving" else truncation.bias,
         truncation=truncation,
+        update=lambda: normflows_update(peer),
         seeded=normflows_seeded,
     )
 

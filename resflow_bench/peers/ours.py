@@ -51,6 +51,7 @@ def make(flow: ResidualFlow, request: Request) -> Peer:
         weights=lambda: [(w.weight_normalised(), w.coefficient) for w in linear_layers(flow)],
         bias=terms.bias,
         truncation=terms,
+        update=flow.update,
         seeded=seeded,
     )
 

@@ -64,6 +64,8 @@ class Peer:
     bias: E[estimate] - ln|det(I + J)| of a block, from J (P, d, d) to (P,), by the formula of the
         implementation; None if the estimate does not depend on these J alone.
     truncation: law of the number of terms; says which moments of the estimate are finite.
+    update: makes the layers keep their norms after an optimiser step; None if every forward pass
+        does.
     seeded: context in which all draws are determined by a seed.
     """
 
@@ -77,6 +79,7 @@ class Peer:
     weights: Callable[[], list[tuple[Tensor, float]]]
     bias: Callable[[np.ndarray], np.ndarray] | None
     truncation: Fixed | Roulette
+    update: Callable[[], object] | None
     seeded: Callable[[int], AbstractContextManager[None]]
 
     @property

@@ -79,6 +79,7 @@ def make(flow: ResidualFlow, request: Request) -> Peer:
         # were first: g is evaluated at rearrangements of x.
         bias=bias if request.n_probes == 1 else None,
         truncation=truncation,
+        update=None,
         seeded=torch_seeded,
     )
 

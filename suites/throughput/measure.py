@@ -12,7 +12,7 @@ import torch
 
 from resflow_bench.data import Dataset
 from resflow_bench.intervals import Interval, median_interval
-from resflow_bench.lab import Cell, Context, Observation, observe
+from resflow_bench.lab import Cell, Context, Observation, Skip, observe
 from resflow_bench.models import build_estimator, build_flow, build_points, build_problem, realised
 from resflow_bench.speed import gpu
 from resflow_bench.speed.timing import Call, count_flops, matmul_rate, peak_bytes, timings
@@ -74,6 +74,9 @@ def build_call(cell: Cell, results: Path) -> Call:
 
     log_prob: the estimated log-likelihood, without a graph; train_step: loss, gradient, Adam and
     the update of the norms; sample: draws from the model by fixed-point inversion.
+
+    Raises:
+        Skip: for any other operation.
     """
     flow = build_flow(cell, results).with_estimator(build_estimator(cell))
     x = build_points(cell, cell["batch_size"])
@@ -82,6 +85,8 @@ def build_call(cell: Cell, results: Path) -> Call:
         return torch.no_grad()(lambda: flow.log_prob(x, generator))
     if cell["operation"] == "sample":
         return lambda: flow.sample(len(x), generator)
+    if cell["operation"] != "train_step":
+        raise Skip(f"log_prob, train_step and sample are timed; got {cell['operation']}")
     data = Dataset("points", train=x, test=x)
     trained = copy.deepcopy(flow).requires_grad_(True)
     return Trainer(trained, data, Training(10**6, batch_size=len(x))).step

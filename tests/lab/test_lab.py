@@ -49,7 +49,7 @@ def test_an_axis_offers_a_value_that_it_takes(name: str) -> None:
         *("n_terms=0", "n_terms=2.5", "dim=-1", "n_probes=0", "n_exact=-1", "tolerance=inf"),
         *("model=nope", "probe=cauchy", "dtype=int8", "device=nowhere", "device=meta"),
         *("roulette=geometric(1)", "roulette=geometric(x)", "roulette=poisson(inf)"),
-        *("roulette=uniform(2)", "operation=inverse", "truncation=none", "nope=", "dim"),
+        *("roulette=uniform(2)", "operation=none", "truncation=none", "nope=", "dim"),
     ],
 )
 def test_a_refusal_names_the_value_and_a_remedy(text: str) -> None:

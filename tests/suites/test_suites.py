@@ -419,3 +419,9 @@ def test_the_truth_of_an_inverse_is_no_run_of_its_solver(lipschitz: float) -> No
     assert solution.residual.max() < 1e-14
     by_steps = ToTolerance(max_steps=100_000)(branch, z)
     assert solution.residual.max() <= by_steps.residual.max()
+
+
+def test_throughput_refuses_a_call_that_it_does_not_time(tmp_path) -> None:
+    with pytest.raises(Skip, match="log_prob, train_step and sample are timed; got update"):
+        observe("throughput", tmp_path, model="init", operation="update", batch_size=4,
+                **fixed(4, 1, "rademacher"))  # fmt: skip

@@ -162,7 +162,7 @@ def _over(vector: Tensor, size: Tensor) -> Tensor:
 def _increments(h: Tensor, n_traced: int, nodes: np.ndarray, of_nodes: np.ndarray) -> Tensor:
     """e_1^T (f(H_k) - f(H_(k-1))) e_1 for k = 1..N, (N, m, B); step 2 of `Arnoldi`."""
     n_terms = len(h)
-    s = torch.from_numpy(nodes).to(h)[:, None, None]  # (S, 1, 1)
+    s = torch.from_numpy(nodes).to(h, non_blocking=True)[:, None, None]  # (S, 1, 1)
     start = _first_column(h, n_traced + 1)[:, None]  # (N, 1, m, B)
     first, last = (h.new_zeros(n_terms, len(nodes), *h.shape[2:]) for _ in range(2))
     values = torch.zeros_like(first)
@@ -181,7 +181,7 @@ def _increments(h: Tensor, n_traced: int, nodes: np.ndarray, of_nodes: np.ndarra
         elif k > n_traced:  # H^(L+1) e_1 ends after L + 2 entries
             n = min(k + 1, n_traced + 2)
             values[k] = -grown * (last[:n] * start[:n]).sum(0)
-    weights = torch.from_numpy((-nodes) ** n_traced * of_nodes).to(h)
+    weights = torch.from_numpy((-nodes) ** n_traced * of_nodes).to(h, non_blocking=True)
     return torch.einsum("s,ksmb->kmb", weights, values)
 
 

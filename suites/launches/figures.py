@@ -1,0 +1,60 @@
+"""Launches and waits of each call, a mark for each implementation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from resflow_bench.report import style
+from resflow_bench.report.picture import Picture
+from suites.marks import drawn_from, entry, name_rows
+from suites.peers.figures import MARKS
+
+ROW = 0.34  # inches, of a call with the marks of all implementations
+PANELS = (("n_launches", "launches"), ("n_waits", "waits of the host"))
+
+
+@drawn_from("n_launches", "n_waits", "architecture", "implementation", "operation")
+def calls(cells: pd.DataFrame, columns: int) -> Figure:
+    """Launches and waits side by side, a row for each call of the first architecture."""
+    cells = cells[cells["architecture"] == cells["architecture"].iloc[0]]
+    if "mode" in cells:  # a call that peers have too is shown in their modes alone
+        shared = cells["mode"].notna()
+        cells = cells[shared | ~cells["operation"].isin(cells["operation"][shared])]
+    labels = [
+        ", ".join(str(c[axis]) for axis in ("operation", "mode") if axis in c and pd.notna(c[axis]))
+        for _, c in cells.iterrows()
+    ]
+    names = list(dict.fromkeys(labels))
+    places = np.asarray([names.index(label) for label in labels], float)
+    figure, panels = style.make_panels(2, min(columns, 2), height=0.9 + ROW * len(names))
+    for ax, (metric, title) in zip(panels, PANELS, strict=True):
+        for implementation in dict.fromkeys(cells["implementation"]):
+            mine = (cells["implementation"] == implementation).to_numpy()
+            color, marker = MARKS.get(implementation, (style.GREY, "X"))
+            ax.plot(cells[metric][mine], places[mine], marker, color=color, ms=6, mew=0)
+        ax.set_xscale("symlog", linthresh=1)
+        ax.set_xlim(-0.15, 2 * max(cells[metric].max(), 1))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
+        name_rows(ax, names)
+        ax.set(title=title, xlabel="per call")
+        ax.invert_yaxis()
+    marks = {name: MARKS.get(name, (style.GREY, "X")) for name in cells["implementation"]}
+    handles = [entry(name, color, marker=m, ls="", ms=6) for name, (color, m) in marks.items()]
+    style.add_legend(figure, handles)
+    return figure
+
+
+PICTURES = (
+    Picture(
+        "launches",
+        calls,
+        "Kernels and copies that one call queues on an accelerator, and how often the host waits "
+        "for it, counted on a stand-in device on the CPU. The flow has eight blocks of two hidden "
+        "layers, d = 16, and a batch of eight examples; all implementations hold the same weights. "
+        "A launch costs a GPU's host some microseconds whatever the size of the batch, and while "
+        "the host waits it queues nothing.",
+    ),
+)
