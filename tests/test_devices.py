@@ -225,6 +225,30 @@ def test_a_training_is_the_same(levels: int | None) -> None:
         assert losses("sim") == pytest.approx(losses("cpu"), rel=1e-4)
 
 
+def test_a_training_goes_on_on_another_device() -> None:
+    """From a checkpoint of either kind, to the losses of a training that stayed."""
+    x = torch.randn(40, 4, generator=torch.Generator().manual_seed(1))
+
+    def trainer(device: str) -> Trainer:
+        flow = _vectors(mlp_branch(4, (8,), 0.9)).with_estimator(ROULETTE).to(device)
+        data = Dataset("points", x.to(device), x.to(device))
+        return Trainer(flow, data, Training(10, batch_size=8, learning_rate=1e-2))
+
+    stayed = trainer("cpu")
+    expected = [stayed.step() for _ in range(6)]
+    with standin():
+        for start, end in (("cpu", "sim"), ("sim", "cpu")):
+            first = trainer(start)
+            losses = [first.step() for _ in range(3)]
+            file = io.BytesIO()
+            torch.save(first.state_dict(), file)
+            file.seek(0)
+            then = trainer(end)
+            then.load_state_dict(torch.load(file, map_location="cpu"))
+            losses += [then.step() for _ in range(3)]
+            assert losses == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_default_device_changes_nothing() -> None:
     flow = FLOWS["multi-scale"]()
     here = value_and_gradients(flow, torch.Generator().manual_seed(5))
@@ -234,3 +258,16 @@ def test_a_default_device_changes_nothing() -> None:
         made.update()
         made.inverse(made(points(flow).to("sim")).detach(), ToError(1e-3)).raise_if_failed()
     assert_same_bits(here, there)
+
+
+def test_a_generator_elsewhere_draws_a_roulette_without_a_wait() -> None:
+    """N follows its state and its law, 2 + M with E M = 7/3 and Var M = 70/9."""
+    with standin() as counts:
+        like, generator = torch.zeros(1, device="sim"), torch.Generator("sim").manual_seed(3)
+        first, second = (ROULETTE.truncation.draw(4000, like, generator) for _ in range(2))
+        again = ROULETTE.truncation.draw(4000, like, torch.Generator("sim").manual_seed(3))
+    assert counts.n_waits == 0
+    assert (first.n_terms == again.n_terms).all()
+    assert not (first.n_terms == second.n_terms).all()
+    for terms in (first, second):
+        assert abs(terms.n_terms.mean() - (2 + 7 / 3)) < 4 * (70 / 9 / 4000) ** 0.5

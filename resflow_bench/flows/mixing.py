@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from resflow_bench.arguments import check_batch
 from resflow_bench.flows.bijection import ROUNDING
+from resflow_bench.flows.copies import on_host
 
 
 class Mixing(nn.Module):
@@ -67,7 +68,7 @@ class Mixing(nn.Module):
         The residual is evaluated in float64, and a bound on its own rounding is added.
         """
         weight = self.weight(torch.float64)
-        singular = torch.linalg.svdvals(weight)
+        singular = torch.linalg.svdvals(on_host(self).weight(torch.float64)).to(weight.device)
         z, x = z.double(), x.double()
         sizes = _norm(z) + singular[0] * _norm(x)
         residual = _norm(z - _apply(weight, x))

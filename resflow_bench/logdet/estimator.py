@@ -23,9 +23,10 @@ from resflow_bench.logdet.truncation import Fixed, Terms, Truncation
 P = ParamSpec("P")
 R = TypeVar("R")
 
-MOST_JOINED, MOST_JOINED_ELSEWHERE = 2**14, 2**22
+MOST_JOINED, MOST_JOINED_ELSEWHERE = 2**12, 2**20
 """Numbers of a block's vectors, on a CPU and elsewhere, up to which the series of all blocks are
-evaluated as one: beyond, a product takes longer than it takes to start."""
+evaluated as one. Beyond, a product takes longer than it takes to start, and that all blocks are
+held at a time takes more memory than it is worth."""
 
 
 class Estimate(NamedTuple):
@@ -82,7 +83,8 @@ class LogDetEstimator:
         parameters, because rounding to two bytes, compounded over N products, is a bias and not a
         noise. A float16 or bfloat16 x, as autocast returns it, is promoted to the dtype of g's own
         tensors if that is wider. (Call `backward` outside autocast, as torch requires.)
-        `torch.compile` breaks its graph here and does not change the estimate.
+        `torch.compile` breaks its graph here and does not change the estimate. A flow evaluates the
+        series of its small blocks as one (`joins`), and holds them all until then.
 
     Raises:
         ValueError: if `n_probes` is below 1, `n_traced` below 0 or above the terms of a `Fixed`

@@ -39,14 +39,22 @@ class Terms(NamedTuple):
     def of_blocks(cls, each: Sequence[Terms]) -> Terms:
         """Those of several blocks as one."""
         n_terms = np.stack([terms.n_terms for terms in each], axis=-1)
-        longest = max(len(terms.weights) for terms in each)
-        weights = [
-            functional.pad(terms.weights, (0, 0, 0, longest - len(terms.weights)))
-            if len(terms.weights) < longest
-            else terms.weights
-            for terms in each
-        ]
-        return cls(torch.stack(weights).movedim(0, -1), n_terms)
+        weights = [terms.weights for terms in each]
+        longest, batch_size = max(map(len, weights)), weights[0].shape[1]
+        if all(len(w) == longest for w in weights):
+            weights = [_unrepeated(w) for w in weights]
+        else:
+            weights = [functional.pad(w, (0, 0, 0, longest - len(w))) for w in weights]
+        stacked = torch.stack(weights).movedim(0, -1)
+        return cls(stacked.expand(longest, batch_size, -1), n_terms)
+
+
+def _unrepeated(t: Tensor) -> Tensor:
+    """One of the numbers along each axis along which all share a place in memory."""
+    for axis, (stride, n) in enumerate(zip(t.stride(), t.shape, strict=True)):
+        if stride == 0 and n:
+            t = t.narrow(axis, 0, 1)
+    return t
 
 
 class Truncation(Protocol):

@@ -184,6 +184,13 @@ class _Backend:
     def manual_seed_all(self, seed: int) -> None:
         """Nothing: without a generator, draws come from the CPU's, which has its seed."""
 
+    def get_rng_state(self, device: object = None) -> Tensor:
+        """Numbers that no generator draws come from the CPU's own."""
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: Tensor, device: object = None) -> None:
+        """Nothing: who restores this state restores the CPU's, which is the same."""
+
     def _is_in_bad_fork(self) -> bool:
         return False
 

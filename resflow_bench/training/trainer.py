@@ -77,7 +77,9 @@ class Trainer:
         self.n_steps_done = 0
         self.best_loss = math.inf
         device = data.train.device
-        self.generator = torch.Generator(device).manual_seed(settings.seed)
+        # On the CPU whatever the device, so that a training draws the same numbers on every one,
+        # and a checkpoint goes on on another.
+        self.generator = torch.Generator().manual_seed(settings.seed)
         self.order = torch.empty(0, dtype=torch.long, device=device)
         # One kernel for all parameters: a quarter of the time.
         self.optimiser = torch.optim.Adam(flow.parameters(), lr=settings.learning_rate, fused=True)
@@ -237,7 +239,8 @@ class Trainer:
         rows = self.data.train
         size = min(self.settings.batch_size, len(rows))
         if len(self.order) < size:
-            self.order = torch.randperm(len(rows), generator=self.generator, device=rows.device)
+            order = torch.randperm(len(rows), generator=self.generator)
+            self.order = order.to(rows.device, non_blocking=True)
         batch, self.order = self.order[:size], self.order[size:]
         return self.data.prepare(rows[batch], self.generator)
 

@@ -54,10 +54,10 @@ def asked(cells: pd.DataFrame) -> str:
     operation, mode = counts.idxmax()
     here = cells[(cells["operation"] == operation) & (cells["mode"] == mode)]
     said = ", ".join(
-        f"{c['implementation']} {c['n_launches']:,.0f} launches and {c['n_waits']:,.0f} waits"
+        f"{c['n_launches']:,.0f} kernels and {c['n_waits']:,.0f} waits of {c['implementation']}"
         for _, c in here.drop_duplicates("implementation").iterrows()
     )
-    return f"Of an accelerator, {operation} in the mode “{mode}” asks: {said} of the host."
+    return f"Asked of an accelerator by {operation} in the mode “{mode}”: {said}."
 
 
 CLAIMS = Claims(

@@ -7,6 +7,7 @@ import inspect
 import io
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -261,3 +262,16 @@ def test_it_may_be_registered_after_a_backward_pass() -> None:
         "        torch.ones(2, device='sim', requires_grad=True).sum().backward()",
     ]
     subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
+
+
+def test_states_of_random_numbers_can_be_kept_and_restored_after_it() -> None:
+    """As `torch.random.fork_rng` does, for every device that torch knows."""
+    with standin():
+        torch.ones(2, device="sim").sum()
+    for outside in (True, False):
+        with nullcontext() if outside else standin():
+            before = torch.get_rng_state()
+            with torch.random.fork_rng():
+                torch.manual_seed(5)
+                torch.rand(3)
+            assert torch.equal(torch.get_rng_state(), before)
