@@ -155,6 +155,8 @@ class LogDetEstimator:
         return _untraced(self._total)(draws)
 
     def _total(self, draws: Sequence[Drawn]) -> Tensor:
+        if len(draws) == 1:
+            return self._log_det(draws[0])[0]
         alike: dict[object, list[Drawn]] = {}
         for draw in draws:
             alike.setdefault(kind(draw.jacobian), []).append(draw)
