@@ -271,3 +271,18 @@ def test_a_generator_elsewhere_draws_a_roulette_without_a_wait() -> None:
     assert not (first.n_terms == second.n_terms).all()
     for terms in (first, second):
         assert abs(terms.n_terms.mean() - (2 + 7 / 3)) < 4 * (70 / 9 / 4000) ** 0.5
+
+
+def test_what_has_fixed_terms_can_be_recorded() -> None:
+    """A log-prob and its gradient neither wait nor copy from the host; a roulette's weights do."""
+    copies = {}
+    for name, estimator in (("fixed", FIXED), ("roulette", ROULETTE)):
+        with standin():
+            flow = _vectors(*(mlp_branch(4, (8,), 0.9) for _ in range(2))).to("sim")
+            flow, x = flow.with_estimator(estimator), torch.zeros(8, 4, device="sim")
+            flow.log_prob(x).sum().backward()  # constants are made once
+            with standin() as counts:
+                flow.log_prob(x).sum().backward()
+        assert counts.n_waits == 0
+        copies[name] = counts.copies.total()
+    assert copies["fixed"] == 0 < copies["roulette"]

@@ -77,10 +77,13 @@ class Counts:
     waits: how often the host waited for the device in each line of code, `file:line (operation)`.
         The line is the innermost one outside torch. Copies count as in torch on CUDA: from the
         device always, to it unless `non_blocking`.
+    copies: how often each line of code copied numbers from the host to the device. Without waits
+        and copies a call can be recorded as a CUDA graph, if its shapes stay the same.
     """
 
     launches: Counter[str] = field(default_factory=Counter)
     waits: Counter[str] = field(default_factory=Counter)
+    copies: Counter[str] = field(default_factory=Counter)
 
     @property
     def n_launches(self) -> int:
@@ -306,6 +309,8 @@ class _Dispatch(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         if name not in ("copy_", "_to_copy"):
             _check_devices(name, args, leaves)
+        elif goes_to_sim and not isinstance(args[name == "copy_"], _SimTensor):
+            self.counts.copies[_calling_line()] += 1
         if _waits(name, args, kwargs, goes_to_sim):
             self.counts.waits[f"{_calling_line()} ({_CALLED.get(name, name)})"] += 1
         if name not in _ALLOCATIONS and not _is_view(func):
