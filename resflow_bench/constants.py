@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._guards import detect_fake_mode
 
 Make = Callable[[torch.dtype, torch.device], Tensor]
 
@@ -16,15 +16,16 @@ _MADE: dict[tuple[Make, torch.dtype, torch.device], Tensor] = {}
 def constant(make: Make, dtype: torch.dtype, device: torch.device) -> Tensor:
     """make(dtype, device), or what it returned before; nobody may write to it.
 
-    While torch traces a function nothing is kept, since a traced tensor has no numbers.
+    While torch traces a function, or records a CUDA graph, nothing is kept: such a tensor has no
+    numbers, or none before a replay.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or detect_fake_mode() is not None:
         return make(dtype, device)
     key = make, dtype, device
     if key not in _MADE:
         with torch.inference_mode(False):
             made = make(dtype, device)
-        if isinstance(made, FakeTensor):
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return made
         _MADE[key] = made
     return _MADE[key]

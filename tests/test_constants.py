@@ -21,6 +21,8 @@ def test_a_constant_is_made_once_and_none_is_kept_without_numbers() -> None:
         assert isinstance(constant(two, torch.float64, CPU), FakeTensor)
     with torch.inference_mode():
         made = constant(two, torch.float64, CPU)
+    with FakeTensorMode():
+        assert isinstance(constant(two, torch.float64, CPU), FakeTensor)
     assert not made.is_inference()
     assert made.item() == 2
     assert constant(two, torch.float64, CPU) is made

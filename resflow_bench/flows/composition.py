@@ -49,7 +49,8 @@ class Chain(nn.Sequential):
     ) -> tuple[Tensor, Tensor]:
         check_batch("Chain", x, (...,))
         log_det = x.new_zeros(len(x))
-        series = estimator if isinstance(estimator, LogDetEstimator) else None
+        # Not of a subclass, which may estimate in another way.
+        series = estimator if type(estimator) is LogDetEstimator else None
         draws = []
         for layer in self._parts:
             if series is None or type(layer) is not ResidualBlock:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,21 +39,35 @@ def kind(jacobian: Jacobian) -> object:
     """Equal for J that are alike: matrices, and slopes with one output an input, of the same shapes
     and dtypes. No other J is like another.
     """
-    if math.isinf(numbers(jacobian)):
+    if math.isinf(size(jacobian).vector):
         return jacobian
-    assert isinstance(jacobian, JacobianChain)  # as its numbers are finite
+    assert isinstance(jacobian, JacobianChain)  # as its size is finite
     return tuple(
         (type(stage), number.shape, number.dtype)
         for stage, number in zip(jacobian.stages, _numbers(jacobian), strict=True)
     )
 
 
-def numbers(jacobian: Jacobian) -> float:
-    """The most numbers of a vector of one probe on its way through J; inf if J has no like."""
+class Size(NamedTuple):
+    """The most numbers of a vector of one probe on its way through J, and of a matrix of J.
+
+    Both are infinite if J has no like.
+    """
+
+    vector: float
+    matrix: float
+
+
+def size(jacobian: Jacobian) -> Size:
+    """The size of J at its batch."""
     if not isinstance(jacobian, JacobianChain) or len(_numbers(jacobian)) < len(jacobian.stages):
-        return math.inf
-    slopes = [stage.slope.numel() for stage in jacobian.stages if isinstance(stage, SlopeStage)]
-    return max(slopes, default=math.inf)
+        return Size(math.inf, math.inf)
+    slopes = [stage.slope for stage in jacobian.stages if isinstance(stage, SlopeStage)]
+    matrices = [stage.weight for stage in jacobian.stages if isinstance(stage, MatrixStage)]
+    if not slopes or not matrices:
+        return Size(math.inf, math.inf)
+    width = max(n for weight in matrices for n in weight.shape)
+    return Size(len(slopes[0]) * width, max(weight.numel() for weight in matrices))
 
 
 def side_by_side(each: Sequence[Tensor]) -> Tensor:
@@ -61,12 +76,12 @@ def side_by_side(each: Sequence[Tensor]) -> Tensor:
 
 
 def _numbers(chain: JacobianChain) -> list[Tensor]:
-    """The tensor of each stage, up to the first that is neither a matrix nor plain slopes."""
+    """The tensor of each stage, up to the first that is neither a matrix nor slopes of vectors."""
     numbers = []
     for stage in chain.stages:
-        if isinstance(stage, MatrixStage):
+        if type(stage) is MatrixStage and stage.weight.ndim == 2:
             numbers.append(stage.weight)
-        elif isinstance(stage, SlopeStage) and stage.expansion == 1:
+        elif type(stage) is SlopeStage and stage.expansion == 1 and stage.slope.ndim == 2:
             numbers.append(stage.slope)
         else:
             break

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from resflow_bench.arguments import check_batch, check_count
 from resflow_bench.jacobian import Jacobian, Map, Products, linearise
-from resflow_bench.jacobian.blocks import block_diagonal, kind, numbers, side_by_side
+from resflow_bench.jacobian.blocks import Size, block_diagonal, kind, side_by_side, size
 from resflow_bench.logdet.expansions.expansion import Expansion, series_sign
 from resflow_bench.logdet.expansions.taylor import Taylor
 from resflow_bench.logdet.gradients import Gradient, Neumann
@@ -23,10 +23,11 @@ from resflow_bench.logdet.truncation import Fixed, Terms, Truncation
 P = ParamSpec("P")
 R = TypeVar("R")
 
-MOST_JOINED, MOST_JOINED_ELSEWHERE = 2**12, 2**20
-"""Numbers of a block's vectors, on a CPU and elsewhere, up to which the series of all blocks are
-evaluated as one. Beyond, a product takes longer than it takes to start, and that all blocks are
-held at a time takes more memory than it is worth."""
+MOST_JOINED, MOST_JOINED_ELSEWHERE = Size(2**12, 2**17), Size(2**20, 2**22)
+"""Sizes of a block, on a CPU and elsewhere, up to which the series of all blocks are evaluated as
+one. Beyond, a product takes longer than it takes to start, and that all blocks are held at a time
+takes more memory than it is worth; matrices that fit into the cache one by one may not do so all
+together."""
 
 
 class Estimate(NamedTuple):
@@ -140,12 +141,12 @@ class LogDetEstimator:
 
     def joins(self, draw: Drawn) -> bool:
         """True if the series of several such draws are best evaluated together, by `total`."""
-        return (
-            isinstance(self.expansion, Taylor)
-            and (isinstance(self.gradient, Neumann) or not draw.attached)
-            and self.n_probes * numbers(draw.jacobian)
-            <= (MOST_JOINED if draw.v.is_cpu else MOST_JOINED_ELSEWHERE)
-        )
+        if draw.attached and type(self.gradient) is not Neumann:
+            return False
+        most = MOST_JOINED if draw.v.is_cpu else MOST_JOINED_ELSEWHERE
+        vector, matrix = size(draw.jacobian)
+        is_small = self.n_probes * vector <= most.vector and matrix <= most.matrix
+        return is_small and type(self.expansion) is Taylor
 
     def total(self, draws: Sequence[Drawn]) -> Tensor:
         """sum_i ln|det(I + J_i)|, (B,), of several draws, as `__call__` gives each.

@@ -42,7 +42,7 @@ class Terms(NamedTuple):
         weights = [terms.weights for terms in each]
         longest, batch_size = max(map(len, weights)), weights[0].shape[1]
         if all(len(w) == longest for w in weights):
-            weights = [_unrepeated(w) for w in weights]
+            weights = list(torch.broadcast_tensors(*map(_unrepeated, weights)))
         else:
             weights = [functional.pad(w, (0, 0, 0, longest - len(w))) for w in weights]
         stacked = torch.stack(weights).movedim(0, -1)

@@ -6,13 +6,16 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from resflow_bench.flows import ActNorm, ResidualBlock, ResidualFlow
-from resflow_bench.layers import LinearBranch, Tanh, mlp_branch
+from resflow_bench.flows import ActNorm, Chain, ResidualBlock, ResidualFlow
+from resflow_bench.jacobian import JacobianChain, Linearisation, MatrixStage, linearise
+from resflow_bench.jacobian.blocks import Size
+from resflow_bench.layers import Branch, Linear, LinearBranch, LipSwish, Tanh, mlp_branch
 from resflow_bench.logdet import (
     Fixed,
     Gaussian,
@@ -24,6 +27,7 @@ from resflow_bench.logdet import (
     Roulette,
     Series,
     Taylor,
+    Terms,
     estimator,
 )
 
@@ -65,7 +69,7 @@ FLOWS = {
 @contextmanager
 def joining(most: float, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
-        patch.setattr(estimator, "MOST_JOINED", most)
+        patch.setattr(estimator, "MOST_JOINED", Size(most, math.inf))
         yield
 
 
@@ -123,13 +127,76 @@ def test_one_product_takes_the_place_of_one_for_each_block(monkeypatch) -> None:
     assert counts == [8 * 30, 30]
 
 
-def test_large_blocks_are_evaluated_one_by_one() -> None:
-    """The limit is on the numbers of a vector in the widest layer, all probes together."""
-    flow = ResidualFlow.mlp(4, (64, 64), 2, 0.9)
+@pytest.mark.parametrize(
+    ("dim", "hidden", "n", "joins"),
+    [
+        (4, (64, 64), 32, True),
+        (4, (64, 64), 33, False),
+        (64, (8,), 32, True),
+        (64, (8,), 33, False),
+        (64, (256, 256), 1, True),
+        (64, (512, 512), 1, False),
+    ],
+)
+def test_large_blocks_are_evaluated_one_by_one(dim, hidden, n, joins) -> None:
+    """By the numbers of a vector where it is widest, all probes together, and of a matrix."""
+    branch = mlp_branch(dim, hidden, 0.9)
     one = LogDetEstimator(Rademacher(), Fixed(3), n_probes=2)
-    for n, joins in ((32, True), (33, False)):
-        drawn = one.draw(flow.blocks[0].branch, torch.zeros(n, 4))
-        assert one.joins(drawn) is joins
+    assert one.joins(one.draw(branch, torch.zeros(n, dim))) is joins
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 3])
+def test_blocks_on_rows_of_vectors_stay_apart(n_rows) -> None:
+    """An event (T, d), each row a vector of its own."""
+    branches = []
+    for seed in range(2):
+        draws = torch.Generator().manual_seed(seed)
+        layers = [Linear(4, 8, 0.9, generator=draws), Linear(8, 4, 0.9, generator=draws)]
+        branches.append(Branch(layers[0], LipSwish(), layers[1], lipschitz=0.85))
+    flow, one = Chain(*map(ResidualBlock, branches)), ESTIMATORS["no exact term"]
+    for n in (1, 3):
+        x = torch.randn(n, n_rows, 4)
+        found = flow.forward_and_log_det(x, one, torch.Generator().manual_seed(2))[1]
+        draws, expected = torch.Generator().manual_seed(2), torch.zeros(n)
+        for branch in branches:
+            g, value, _ = one(branch, x, draws)
+            x, expected = x + g, expected + value
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_user_has_changed_stays_as_it_is() -> None:
+    """A subclass's estimate and stages of one's own are not replaced."""
+    flow, x = ResidualFlow.mlp(4, (8,), 3, 0.9), torch.ones(3, 4)
+
+    class Twice(LogDetEstimator):
+        def __call__(self, g, x, generator=None):
+            estimate = super().__call__(g, x, generator)
+            return estimate._replace(value=2 * estimate.value)
+
+    class Negated(MatrixStage):
+        def vjp(self, v: Tensor) -> Tensor:
+            return -v @ self.weight
+
+    def negated(g, x: Tensor) -> Linearisation:
+        value, jacobian = linearise(g, x)
+        first, *others = jacobian.stages
+        return Linearisation(value, JacobianChain([Negated(-first.weight), *others]))
+
+    def log_det(one: LogDetEstimator) -> Tensor:
+        view = flow.with_estimator(one)
+        return view.forward_and_log_det(x, torch.Generator().manual_seed(1))[1].detach()
+
+    expected = log_det(LogDetEstimator(Rademacher(), Fixed(5)))
+    torch.testing.assert_close(log_det(Twice(Rademacher(), Fixed(5))), 2 * expected)
+    same = LogDetEstimator(Rademacher(), Fixed(5), products=negated)
+    torch.testing.assert_close(log_det(same), expected)
+
+
+def test_weights_of_different_layouts_are_joined() -> None:
+    expanded = Fixed(4).draw(3, torch.zeros(1), None)
+    joined = Terms.of_blocks([expanded, Terms(torch.ones(4, 3), np.full(3, 4))])
+    assert torch.equal(joined.weights, torch.ones(4, 3, 2))
+    assert (joined.n_terms == 4).all()
 
 
 def test_a_row_that_is_not_finite_spoils_no_other(monkeypatch) -> None:
