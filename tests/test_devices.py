@@ -286,3 +286,41 @@ def test_what_has_fixed_terms_can_be_recorded() -> None:
         assert counts.n_waits == 0
         copies[name] = counts.copies.total()
     assert copies["fixed"] == 0 < copies["roulette"]
+
+
+def test_a_latent_that_is_not_finite_diverges_and_spoils_no_other() -> None:
+    flow = _vectors(mlp_branch(4, (8,), 0.9), mlp_branch(4, (6,), 0.9))
+    z = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    z[0, 0] = float("nan")
+    here = flow.inverse(z, ToError(1e-3)).outcome
+    with standin():
+        there = copy.deepcopy(flow).to("sim").inverse(z.to("sim"), ToError(1e-3)).outcome.cpu()
+    assert here.tolist() == there.tolist() == [3, 0, 0]
+
+
+@pytest.mark.parametrize("n_blocks", [2, 6])
+def test_promises_are_compared_with_one_wait(n_blocks: int) -> None:
+    """After weights are loaded, whose norms nobody has certified on this device."""
+    flow = ResidualFlow.mlp(4, (8,), n_blocks, 0.9)
+    with standin():
+        flow = flow.to("sim")
+        flow.sample(4)
+        flow.load_state_dict(copy.deepcopy(flow.state_dict()))
+        with standin() as counts:
+            flow.sample(4)
+        assert counts.n_waits <= 4
+        with torch.no_grad():
+            for parameter in flow.parameters():
+                parameter.add_(torch.randn(parameter.shape).to("sim"))
+        with pytest.warns(UserWarning, match="A branch promises lipschitz"):
+            flow.inverse(torch.zeros(1, 4, device="sim"), certify=False)
+
+
+def test_huge_weights_are_bounded() -> None:
+    """In float64, where the square of a norm overflows."""
+    with standin():
+        layer = Linear(3, 2, 0.5).double().to("sim")
+        layer.weight.data.mul_(1e200)
+        layer.update()
+        norm = torch.linalg.matrix_norm(layer.weight_normalised().detach().cpu(), 2)
+    assert 0.499 < float(norm) <= 0.5

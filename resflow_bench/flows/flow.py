@@ -18,7 +18,7 @@ from resflow_bench.flows.actnorm import ActNorm, check_examples
 from resflow_bench.flows.composition import AnyBijection, Chain
 from resflow_bench.flows.copies import in_float64
 from resflow_bench.flows.inversion import AnyInversion, ToError, ToTolerance
-from resflow_bench.flows.residual import ResidualBlock, follow
+from resflow_bench.flows.residual import ResidualBlock, compare_all, follow
 from resflow_bench.layers import Activation, Branch, LinearBranch, LipSwish, mlp_branch
 from resflow_bench.logdet import Geometric, LogDetEstimator, Rademacher, Roulette
 from resflow_bench.logdet.estimator import Estimator
@@ -194,6 +194,8 @@ class ResidualFlow(nn.Module):
         """
         dtype = self._dtype() if isinstance(inversion, ToTolerance) else None
         check_batch("A flow's inverse", z, (self.dim,), dtype, "z")
+        if _is_off_cpu(z):
+            compare_all(self.blocks)
         if not certify:
             if isinstance(inversion, ToError):
                 raise ValueError(
@@ -302,7 +304,8 @@ def _solved(layers: Chain, z: Tensor, inversion: AnyInversion, certify: bool) ->
         solution = layers.inverse(z, attempt, certify=certify)
         if isinstance(inversion, ToError) and solution.error_bound is not None:
             is_near = solution.error_bound <= inversion.error
-            outcome = torch.where(is_near, Outcome.CONVERGED, Outcome.MAX_STEPS).to(torch.int8)
+            lost = torch.where(finite_rows(z), Outcome.MAX_STEPS, Outcome.DIVERGED)
+            outcome = torch.where(is_near, Outcome.CONVERGED, lost).to(torch.int8)
             solution = replace(solution, outcome=outcome)
         if bool((solution.converged | ~finite_rows(z)).all()):
             return solution

@@ -135,22 +135,38 @@ class ResidualBlock(nn.Module):
 
     def _warn_of_a_broken_promise(self) -> None:
         """Compare the certified constant with the promised one where the weights have changed."""
-        versions = self._versions()
-        if versions == self._kept:
+        if not self.has_changed():
             return
-        self._kept = versions
         try:
             certified = on_host(self.branch).lipschitz_certified()
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             certified = math.inf  # of weights that are not finite
+        self.compare(certified)
+
+    def has_changed(self) -> bool:
+        """True if the weights were written to since the promise was last known to hold."""
+        return self._versions() != self._kept
+
+    def compare(self, certified: float) -> None:
+        """Warn unless the branch, with this certified constant, keeps its promise."""
+        self.promise_is_kept()
         if not certified <= self.lipschitz * (1 + PROMISE_SLACK):
             beyond = ", so that it may have no inverse" if certified >= 1 else ""
             warnings.warn(
                 f"A branch promises lipschitz={self.lipschitz:g} and has {certified:.4g} by its "
                 f"certificate{beyond}. Call `update()` on the flow after each optimiser step, and "
                 "after its weights were averaged, set, or rounded to another dtype.",
-                stacklevel=2,
+                stacklevel=3,
             )
+
+
+def compare_all(blocks: Sequence[ResidualBlock]) -> None:
+    """Compare the constants of all changed blocks, off the CPU with one wait for all of them."""
+    changed = [block for block in blocks if block.has_changed()]
+    if changed:
+        bounds = torch.stack([block.branch.lipschitz_bound() for block in changed]).tolist()
+        for block, bound in zip(changed, bounds, strict=True):
+            block.compare(math.inf if math.isnan(bound) else bound)
 
 
 def follow(blocks: Sequence[ResidualBlock], *, align: bool = False) -> None:

@@ -23,33 +23,42 @@ def cold_seconds(call: Call, device: str, n_calls: int) -> np.ndarray:
     """Seconds between events before and after each call, the L2 cache flushed before it: (n,)."""
     n_bytes = 2 * torch.cuda.get_device_properties(device).L2_cache_size
     flush = torch.empty(n_bytes, dtype=torch.uint8, device=device)
-    call()
     pairs = []
-    for _ in range(n_calls):
-        flush.zero_()
-        pairs.append(_timed(call))
-    return _seconds(pairs, device)
+    with torch.cuda.device(device):
+        call()
+        for _ in range(n_calls):
+            flush.zero_()
+            pairs.append(_timed(call))
+        return _seconds(pairs)
 
 
-def replayed_seconds(call: Call, device: str, n_calls: int) -> np.ndarray | None:
-    """Seconds of each replay of the call as one CUDA graph, (n,); None if it cannot be recorded.
+def replayed_seconds(call: Call, device: str, n_calls: int) -> np.ndarray:
+    """Seconds of each replay of the call as one CUDA graph, (n,).
 
-    What waits for the device, or copies numbers from the host, cannot.
+    The call draws from torch's default generator, or from none.
+
+    Raises:
+        RuntimeError: the call makes the host wait, and so cannot be recorded. It is tried first, as
+            a recording that fails would leave the default generator unusable.
     """
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(N_WARM_UP):
-            call()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    try:
+    with torch.cuda.device(device):
+        stream, main = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream.wait_stream(main)
+        with torch.cuda.stream(stream):
+            for _ in range(N_WARM_UP):
+                call()
+            before = torch.cuda.get_sync_debug_mode()
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                call()
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
+        main.wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             call()
-    except RuntimeError:
-        return None
-    graph.replay()
-    return _seconds([_timed(graph.replay) for _ in range(n_calls)], device)
+        graph.replay()
+        return _seconds([_timed(graph.replay) for _ in range(n_calls)])
 
 
 def _timed(call: Call) -> tuple[torch.cuda.Event, torch.cuda.Event]:
@@ -60,25 +69,25 @@ def _timed(call: Call) -> tuple[torch.cuda.Event, torch.cuda.Event]:
     return start, end
 
 
-def _seconds(pairs: list[tuple[torch.cuda.Event, torch.cuda.Event]], device: str) -> np.ndarray:
-    torch.cuda.synchronize(device)
+def _seconds(pairs: list[tuple[torch.cuda.Event, torch.cuda.Event]]) -> np.ndarray:
+    torch.cuda.synchronize()
     return np.array([start.elapsed_time(end) / 1e3 for start, end in pairs])
 
 
 def described(device: str) -> str:
     """The card, whether TF32 is allowed, and driver and clocks where `nvidia-smi` tells them."""
-    index = torch.device(device).index or 0
+    uuid = torch.cuda.get_device_properties(device).uuid
     precision = torch.get_float32_matmul_precision()
     tf32 = "TF32 off" if precision == "highest" else f"TF32 on ({precision})"
-    return ", ".join([torch.cuda.get_device_name(device), *_driver_and_clocks(index), tf32])
+    return ", ".join([torch.cuda.get_device_name(device), *_driver_and_clocks(f"GPU-{uuid}"), tf32])
 
 
-def _driver_and_clocks(index: int) -> list[str]:
+def _driver_and_clocks(card: str) -> list[str]:
     """["driver 570.86", "SM clock 1980 of 1980 MHz"], or nothing where they cannot be read."""
     if shutil.which("nvidia-smi") is None:
         return []
     asked = "--query-gpu=driver_version,clocks.sm,clocks.max.sm"
-    command = ["nvidia-smi", f"--id={index}", asked, "--format=csv,noheader,nounits"]
+    command = ["nvidia-smi", f"--id={card}", asked, "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
         driver, clock, most = (part.strip() for part in answer.stdout.split(","))

@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -52,6 +53,7 @@ _WAITING = frozenset(
         *("_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "bincount"),
         *("_unique2", "unique_dim", "unique_consecutive", "_linalg_check_errors"),
         *("_linalg_eigh", "_linalg_svd", "_linalg_eigvals", "linalg_eig", "linalg_lstsq"),
+        *("allclose", "linalg_pinv", "linalg_matrix_exp", "multinomial", "histc", "_histogramdd"),
     }
 )
 
@@ -121,9 +123,11 @@ def unsupported() -> str:
 def standin() -> Iterator[Counts]:
     """Make the device `sim` usable inside the context, and count what is asked of it.
 
-    Contexts nest: the innermost counts. Tensors may be carried from one context to the next, but
-    are of no use outside. Afterwards torch works as before, except that it knows the device for as
-    long as the process lives: `torch.accelerator.current_accelerator()` is `sim`, not available.
+    Contexts nest: the innermost counts. Each thread needs one of its own. Tensors may be carried
+    from one context to the next, but are of no use outside. Afterwards torch works as before,
+    except that it knows the device for as long as the process lives:
+    `torch.accelerator.current_accelerator()` is `sim`, not available. Not supported is forward mode
+    over reverse mode, as in `torch.func.hessian`.
     Needs torch 2.10 or newer.
 
     Yields:
@@ -136,17 +140,37 @@ def standin() -> Iterator[Counts]:
         raise RuntimeError(f"{reason}.")
     _register()
     counts = Counts()
-    lifts = torch._C._only_lift_cpu_tensors()
-    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="sim") passes by here
+    with _changed_torch(), _Dispatch(counts):
+        yield counts
+
+
+_changes = ExitStack()
+_n_inside = 0
+_lock = threading.Lock()
+
+
+@contextmanager
+def _changed_torch() -> Iterator[None]:
+    """What is the whole process's: changed by the first to enter, put back by the last to leave."""
+    global _n_inside  # noqa: PLW0603 - of all threads
+    with _lock:
+        _n_inside += 1
+        if _n_inside == 1:
+            lifts = torch._C._only_lift_cpu_tensors()
+            _changes.callback(torch._C._set_only_lift_cpu_tensors, lifts)
+            torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="sim") passes it
+            _changes.enter_context(patch.object(torch, "Generator", _Generator))
+            backward = patch.object(
+                torch.autograd, "_engine_run_backward", _backward_in_this_thread
+            )
+            _changes.enter_context(backward)
     try:
-        with (
-            patch.object(torch, "Generator", _Generator),
-            patch.object(torch.autograd, "_engine_run_backward", _backward_in_this_thread),
-            _Dispatch(counts),
-        ):
-            yield counts
+        yield
     finally:
-        torch._C._set_only_lift_cpu_tensors(lifts)
+        with _lock:
+            _n_inside -= 1
+            if _n_inside == 0:
+                _changes.close()
 
 
 _run_backward: Any = _engine_run_backward
@@ -262,7 +286,11 @@ class _SimTensor(Tensor):
         return _SimTensor(inner["data_on_cpu"])
 
     def __repr__(self, **_: object) -> str:  # type: ignore[override]
-        return f"{self.data_on_cpu!r} on {NAME}"
+        values = self.detach().cpu() if _n_inside else self.data_on_cpu
+        return f"{values!r} on {NAME}"
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if self.ndim == 0 else repr(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         copied: Tensor = self.detach().clone()
@@ -298,6 +326,11 @@ class _Dispatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled():  # where torch leaves that to the mode
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
         leaves = tree_flatten((args, kwargs))[0]
         ours = [leaf for leaf in leaves if isinstance(leaf, _SimTensor)]
         device = kwargs.get("device")
@@ -366,7 +399,7 @@ def _waits(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], goes_to_sim
         )
     if name == "repeat_interleave":
         return kwargs.get("output_size") is None
-    return name in _WAITING
+    return name in _WAITING or bool(kwargs.get("check_errors", False))
 
 
 def _check_devices(name: str, args: tuple[Any, ...], leaves: list[Any]) -> None:

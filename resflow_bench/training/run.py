@@ -234,8 +234,7 @@ class _Session:
 
         If some are not finite, their number instead.
         """
-        generator = torch.Generator(self.plan.device)
-        generator.manual_seed(self.context.generator_seed(cell, "test"))
+        generator = torch.Generator().manual_seed(self.context.generator_seed(cell, "test"))
         estimator = finite_moments_estimator(self.plan.recipe.lipschitz)
         flow = self.trainer.averaged().with_estimator(estimator)
         log_prob = _log_prob(flow, self.data, generator)

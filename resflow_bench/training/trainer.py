@@ -202,8 +202,14 @@ class Trainer:
         """Go on from what `state_dict` returned.
 
         Raises:
-            ValueError: if only one of the two, the state and this trainer, keeps an average.
+            ValueError: if only one of the two, the state and this trainer, keeps an average; or the
+                state's random numbers are those of an accelerator. Nothing is loaded then.
         """
+        if len(state["generator"]) != len(self.generator.get_state()):
+            raise ValueError(
+                "A training draws its random numbers on the CPU; this state has a generator of an "
+                "accelerator, from an earlier version. Begin a new training from its weights."
+            )
         if len(state["average"]) != len(self.average):
             raise ValueError(
                 f"A state goes into a trainer with the same `ema`; got {len(state['average'])} "

@@ -275,3 +275,39 @@ def test_states_of_random_numbers_can_be_kept_and_restored_after_it() -> None:
                 torch.manual_seed(5)
                 torch.rand(3)
             assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_waits_are_counted_in_every_mode(mode) -> None:
+    """In inference mode torch leaves it to the device what an operation is made of."""
+    calls = (
+        lambda x: x.sum().item(),
+        lambda x: x.cpu(),
+        lambda x: x.tolist(),
+        torch.argwhere,
+        torch.linalg.svdvals,
+        torch.linalg.inv,
+        lambda x: torch.allclose(x, x),
+        lambda x: torch.linalg.cholesky_ex(x, check_errors=True),
+        lambda x: f"{x.sum():.3f}",
+        str,
+        lambda x: x[x > 0],
+    )
+    for number, call in enumerate(calls):
+        with standin(), mode():
+            x = torch.eye(2).to("sim", non_blocking=True)
+            with standin() as counts:
+                call(x)
+        assert counts.n_waits >= 1, number
+
+
+def test_contexts_may_end_in_any_order() -> None:
+    """As those of several threads do; the last puts torch back."""
+    before = torch.Generator, torch.autograd._engine_run_backward
+    first, second = standin(), standin()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.Generator is not before[0]
+    second.__exit__(None, None, None)
+    assert (torch.Generator, torch.autograd._engine_run_backward) == before

@@ -157,6 +157,20 @@ def test_the_average_is_the_weighted_mean_of_the_steps() -> None:
     assert max(moved) > 1e-4
 
 
+def test_a_state_with_an_accelerator_s_generator_is_refused_whole() -> None:
+    """Such states were saved while a training drew its random numbers on its device."""
+    trainer = Trainer(ResidualFlow.mlp(2, (4,), 1, 0.9), ring(), Training(3, batch_size=8))
+    trainer.step()
+    state = trainer.state_dict()
+    before = copy.deepcopy(trainer.flow.state_dict())
+    state["generator"] = torch.zeros(16, dtype=torch.uint8)
+    state["flow"] = {name: 2 * value for name, value in state["flow"].items()}
+    with pytest.raises(ValueError, match="Begin a new training from its weights"):
+        trainer.load_state_dict(state)
+    for name, value in trainer.flow.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_averaging_leaves_the_trained_flow_alone(ema) -> None:
     """Its state stays, bit for bit, and so do its next steps; the copy keeps its promises."""

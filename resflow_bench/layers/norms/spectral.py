@@ -235,7 +235,7 @@ def follow_together(norms: Sequence[tuple[SpectralNorm, Operator]], *, align: bo
     """
     side, n_squarings = (SIDE_AT_ALL, SQUARINGS) if align else (SIDE_IN_UPDATE, SQUARINGS_IN_UPDATE)
     small = [operator.collapsed() for _, operator in norms]
-    for members, a in _stacks(small, side):
+    for members, a, size in _stacks(small, side):
         bound, power = gram_norm(a @ a.mT, n_squarings)
         x = largest_column(power)  # (k, n)
         y = unit((x[:, None] @ a)[:, 0])  # (k, m)
@@ -251,7 +251,7 @@ def follow_together(norms: Sequence[tuple[SpectralNorm, Operator]], *, align: bo
             eps = torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps
             slack += eps * math.sqrt(sum(a.shape[1:]))
         else:  # a device may convolve in a coarser type
-            sigma = torch.stack([norms[k][0].sigma_hat(small[k]) for k in members]).to(a)
+            sigma = torch.stack([norms[k][0].sigma_hat(small[k]) for k in members]).to(a) / size
         inflation = _inflation(bound * slack, sigma).to(x)
         for row, k in enumerate(members):
             norms[k][0].carry_inflation(inflation[row])
@@ -271,8 +271,8 @@ def bounds_together(operators: Sequence[Operator]) -> list[Tensor]:
     """`SpectralNorm.bound` of operators that are not on the CPU, without a wait of the host."""
     small = [operator.collapsed().to(torch.float64) for operator in operators]
     bounds: dict[int, Tensor] = {}
-    for members, a in _stacks(small, SIDE_AT_ALL):
-        found = gram_norm(a @ a.mT)[0] * (1 + gram_rounding(a))
+    for members, a, size in _stacks(small, SIDE_AT_ALL):
+        found = gram_norm(a @ a.mT)[0] * (1 + gram_rounding(a)) * size
         bounds |= {k: found[row] for row, k in enumerate(members)}
     for k, operator in enumerate(small):
         if k not in bounds and isinstance(operator, Convolution):
@@ -280,11 +280,11 @@ def bounds_together(operators: Sequence[Operator]) -> list[Tensor]:
     return [bounds[k] for k in range(len(small))]
 
 
-def _stacks(operators: Sequence[Operator], side: int) -> Iterator[tuple[list[int], Tensor]]:
-    """The small operators as batches of matrices A or A^T, (k, n, m) with n <= m, in float64.
+def _stacks(operators: Sequence[Operator], side: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """(places in `operators`, batch, sizes) of the small ones, in float64.
 
-    Each with the places of its members in `operators`. Matrices of at most `PADDED` rows and
-    columns share a batch, padded with zeros.
+    A batch (k, n, m), n <= m, has A or A^T divided by its largest entry, the size, (k,), so that no
+    square overflows. Matrices of at most `PADDED` rows and columns share one, padded with zeros.
     """
     alike: dict[Any, list[int]] = {}
     for k, a in enumerate(operators):
@@ -300,13 +300,13 @@ def _stacks(operators: Sequence[Operator], side: int) -> Iterator[tuple[list[int
             stack = dense_stack([operators[k] for k in some])
             stack = stack if a.n_out <= a.n_in else stack.mT
             if stack.shape[-1] > PADDED:
-                yield some, stack
+                yield some, *_scaled(stack)
             else:
                 padded.setdefault(key[:3], []).append((some, stack))
     for parts in padded.values():
         n, m = (max(stack.shape[axis] for _, stack in parts) for axis in (1, 2))
         stacks = [pad(s, (0, m - s.shape[2], 0, n - s.shape[1])) for _, s in parts]
-        yield [k for some, _ in parts for k in some], torch.cat(stacks)
+        yield [k for some, _ in parts for k in some], *_scaled(torch.cat(stacks))
 
 
 def _is_small(operator: Operator, side: int) -> bool:
@@ -314,9 +314,15 @@ def _is_small(operator: Operator, side: int) -> bool:
     return isinstance(operator, Matrix) or min(operator.n_in, operator.n_out) <= side
 
 
+def _scaled(a: Tensor) -> tuple[Tensor, Tensor]:
+    """(k, n, m) matrices, each divided by its largest entry, and these, (k,)."""
+    size = a.abs().amax((1, 2)).clamp(min=torch.finfo(a.dtype).tiny)
+    return a / size[:, None, None], size
+
+
 def _inflation(bound: Tensor, sigma: Tensor) -> Tensor:
     """max(1, bound / sigma); 1 where sigma is 0, so that W stays W, and NaN where either is."""
-    return torch.where(sigma <= 0, 1.0, bound / sigma).clamp(min=1.0)
+    return torch.where((sigma <= 0) & (bound < math.inf), 1.0, bound / sigma).clamp(min=1.0)
 
 
 def _alive(operator: Convolution, start: Tensor) -> Tensor:
