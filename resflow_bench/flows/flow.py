@@ -17,6 +17,7 @@ from resflow_bench.fixed_point import Outcome, Solution
 from resflow_bench.flows.actnorm import ActNorm, check_examples
 from resflow_bench.flows.composition import AnyBijection, Chain
 from resflow_bench.flows.copies import in_float64
+from resflow_bench.flows.implicit import attached
 from resflow_bench.flows.inversion import AnyInversion, ToError, ToTolerance
 from resflow_bench.flows.residual import ResidualBlock, compare_all, follow
 from resflow_bench.layers import Activation, Branch, LinearBranch, LipSwish, mlp_branch
@@ -148,7 +149,7 @@ class ResidualFlow(nn.Module):
                 f"A flow needs latents of shape (B, {self.dim}) for its base density; got "
                 f"{tuple(z.shape)}. End its layers with Flatten or FactorOut."
             )
-        return -0.5 * (z.square().sum(-1) + self.dim * math.log(2 * math.pi)) + log_det
+        return self._log_base(z) + log_det
 
     @torch.no_grad()
     def inverse(
@@ -227,7 +228,7 @@ class ResidualFlow(nn.Module):
         """n draws x = f^-1(z), z ~ N(0, I): (n, *event), constants for autograd.
 
         A loss of samples, such as the reverse Kullback-Leibler divergence, has no gradient through
-        them: what autograd returns for it is wrong.
+        them; `rsample` has.
 
         Warns:
             UserWarning: a branch does not keep its promise, see `update`.
@@ -237,13 +238,39 @@ class ResidualFlow(nn.Module):
             ArithmeticError: an inverse diverged, reached its cap on steps, or could not certify
                 the error of `ToError`.
         """
-        check_count("sample", "n", n, 0)
-        like = next(t for t in self.state_dict().values() if t.is_floating_point())
-        device = drawn_on(like, generator)
-        z = torch.randn(n, self.dim, generator=generator, dtype=like.dtype, device=device)
-        z = z.to(like.device, non_blocking=True)
-        solution = self.inverse(z, inversion, certify=isinstance(inversion, ToError))
-        return solution.raise_if_failed().value
+        return self._sampled(n, generator, inversion)[1]
+
+    def rsample(
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        inversion: AnyInversion = ToTolerance(),
+    ) -> Tensor:
+        """`sample`, (n, *event), differentiable in the parameters at a fixed z.
+
+        By the implicit function theorem, at the x that was found: memory does not grow with the
+        steps of the inverse, and the backward pass solves one linear system a block.
+
+        Raises:
+            TypeError: a bijection that is iterated and no `ResidualBlock`.
+            ArithmeticError: as `sample`; also in the backward pass, if a system is not solved.
+        """
+        z, x = self._sampled(n, generator, inversion)
+        return attached(self.layers, z, x)
+
+    def sample_and_log_prob(
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        inversion: AnyInversion = ToTolerance(),
+    ) -> tuple[Tensor, Tensor]:
+        """(x, log p(x)) of n draws, (n, *event) and (n,) nats, both differentiable; see `rsample`.
+
+        The mean of log p(x) - log q(x) is the reverse Kullback-Leibler divergence to q.
+        """
+        z, x = self._sampled(n, generator, inversion)
+        x = attached(self.layers, z, x)
+        return x, self._log_base(z) + self.forward_and_log_det(x, generator)[1]
 
     def inputs(self, x: Tensor) -> Iterator[tuple[AnyBijection, Tensor]]:
         """(layer, that layer's input) from data to latent, those inside other layers included."""
@@ -284,6 +311,23 @@ class ResidualFlow(nn.Module):
     def align(self) -> None:
         """Make every branch keep its promise as tightly as it can, by exact norms."""
         follow(self.blocks, align=True)
+
+    @torch.no_grad()
+    def _sampled(
+        self, n: int, generator: torch.Generator | None, inversion: AnyInversion
+    ) -> tuple[Tensor, Tensor]:
+        """z and f^-1(z) of n draws."""
+        check_count("sample", "n", n, 0)
+        like = next(t for t in self.state_dict().values() if t.is_floating_point())
+        device = drawn_on(like, generator)
+        z = torch.randn(n, self.dim, generator=generator, dtype=like.dtype, device=device)
+        z = z.to(like.device, non_blocking=True)
+        solution = self.inverse(z, inversion, certify=isinstance(inversion, ToError))
+        return z, solution.raise_if_failed().value
+
+    def _log_base(self, z: Tensor) -> Tensor:
+        """log N(z; 0, I), (B,) nats."""
+        return -0.5 * (z.square().sum(-1) + self.dim * math.log(2 * math.pi))
 
     def _check(self, x: Tensor) -> None:
         check_batch("This flow", x, self.event, self._dtype())
