@@ -48,7 +48,7 @@ def kind(jacobian: Jacobian) -> object:
     )
 
 
-class Size(NamedTuple):
+class BlockSize(NamedTuple):
     """The most numbers of a vector of one probe on its way through J, and of a matrix of J.
 
     Both are infinite if J has no like.
@@ -58,16 +58,16 @@ class Size(NamedTuple):
     matrix: float
 
 
-def size(jacobian: Jacobian) -> Size:
+def size(jacobian: Jacobian) -> BlockSize:
     """The size of J at its batch."""
     if not isinstance(jacobian, JacobianChain) or len(_numbers(jacobian)) < len(jacobian.stages):
-        return Size(math.inf, math.inf)
+        return BlockSize(math.inf, math.inf)
     slopes = [stage.slope for stage in jacobian.stages if isinstance(stage, SlopeStage)]
     matrices = [stage.weight for stage in jacobian.stages if isinstance(stage, MatrixStage)]
     if not slopes or not matrices:
-        return Size(math.inf, math.inf)
+        return BlockSize(math.inf, math.inf)
     width = max(n for weight in matrices for n in weight.shape)
-    return Size(len(slopes[0]) * width, max(weight.numel() for weight in matrices))
+    return BlockSize(len(slopes[0]) * width, max(weight.numel() for weight in matrices))
 
 
 def side_by_side(each: Sequence[Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from resflow_bench.arguments import check_batch, check_count
 from resflow_bench.jacobian import Jacobian, Map, Products, linearise
-from resflow_bench.jacobian.blocks import Size, block_diagonal, kind, side_by_side, size
+from resflow_bench.jacobian.blocks import BlockSize, block_diagonal, kind, side_by_side, size
 from resflow_bench.logdet.expansions.expansion import Expansion, series_sign
 from resflow_bench.logdet.expansions.taylor import Taylor
 from resflow_bench.logdet.gradients import Gradient, Neumann
@@ -23,7 +23,7 @@ from resflow_bench.logdet.truncation import Fixed, Terms, Truncation
 P = ParamSpec("P")
 R = TypeVar("R")
 
-MOST_JOINED, MOST_JOINED_ELSEWHERE = Size(2**12, 2**17), Size(2**20, 2**22)
+MOST_JOINED, MOST_JOINED_ELSEWHERE = BlockSize(2**12, 2**17), BlockSize(2**20, 2**22)
 """Sizes of a block, on a CPU and elsewhere, up to which the series of all blocks are evaluated as
 one. Beyond, a product takes longer than it takes to start, and that all blocks are held at a time
 takes more memory than it is worth; matrices that fit into the cache one by one may not do so all

@@ -7,9 +7,11 @@ from typing import Any
 from resflow_bench.lab import Grid, Preset, Suite
 from resflow_bench.peers import PEERS, TRAINING
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
+from resflow_bench.speed.standin import standin
+from resflow_bench.speed.timing import Call
 from suites.grids import ESTIMATOR_AXES, Axes, Point
 from suites.launches.claims import CLAIMS
-from suites.launches.measure import measure_launches
+from suites.launches.measure import build_call, check_supported, measure_launches
 
 ESTIMATED = ("log_prob", "gradient", "train_step")
 OTHERS = ("update", "sample", "inversion", "certified_inversion")
@@ -95,7 +97,7 @@ SUITE = Suite(
 
 
 class Launches(SuiteBenchmark):
-    """Launches and waits of a call on the stand-in accelerator, whose time means nothing."""
+    """Launches and waits of a call on the stand-in accelerator, and the host's time."""
 
     suite = SUITE
     effort = {}
@@ -109,6 +111,21 @@ class Launches(SuiteBenchmark):
             for name in ("update", "sample", "certified_inversion")
         },
     }
+
+    def build(self) -> Call:
+        """The call alone, whose time is that of the host: it queues kernels that do little."""
+        check_supported()
+        with standin():
+            call = build_call(self.cell, seed=0)
+
+        def inside() -> None:
+            with standin():
+                call()
+
+        return inside
+
+    def time_call(self, name: str) -> None:
+        self.call()
 
     @described(unit="1")
     def track_n_launches(self, name: str) -> dict[str, Any]:

@@ -35,8 +35,7 @@ def measure_launches(cell: Cell, context: Context) -> Iterable[Observation]:
     Raises:
         Skip: the process has no stand-in accelerator, or the implementation no such call.
     """
-    if reason := unsupported():
-        raise Skip(reason)
+    check_supported()
     with standin():
         call = build_call(cell, context.generator_seed(cell))
         call()
@@ -46,6 +45,12 @@ def measure_launches(cell: Cell, context: Context) -> Iterable[Observation]:
     lines = [f"{n} in {line}" for line, n in counts.waiting_lines[:N_LINES]]
     n_waits = float(counts.n_waits)
     yield Observation("n_waits", n_waits, "1", 0.0, n_waits, n_waits, message=", ".join(lines))
+
+
+def check_supported() -> None:
+    """Skip where the process has no stand-in accelerator."""
+    if reason := unsupported():
+        raise Skip(reason)
 
 
 def build_call(cell: Cell, seed: int) -> Call:

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from resflow_bench.flows import ActNorm, Chain, ResidualBlock, ResidualFlow
 from resflow_bench.jacobian import JacobianChain, Linearisation, MatrixStage, linearise
-from resflow_bench.jacobian.blocks import Size
+from resflow_bench.jacobian.blocks import BlockSize
 from resflow_bench.layers import Branch, Linear, LinearBranch, LipSwish, Tanh, mlp_branch
 from resflow_bench.logdet import (
     Fixed,
@@ -69,7 +69,7 @@ FLOWS = {
 @contextmanager
 def joining(most: float, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
-        patch.setattr(estimator, "MOST_JOINED", Size(most, math.inf))
+        patch.setattr(estimator, "MOST_JOINED", BlockSize(most, math.inf))
         yield
 
 
