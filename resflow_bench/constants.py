@@ -19,7 +19,7 @@ def constant(make: Make, dtype: torch.dtype, device: torch.device) -> Tensor:
     While torch traces a function, or records a CUDA graph, nothing is kept: such a tensor has no
     numbers, or none before a replay.
     """
-    if torch.compiler.is_compiling() or detect_fake_mode() is not None:
+    if torch.compiler.is_compiling() or _is_fake():
         return make(dtype, device)
     key = make, dtype, device
     if key not in _MADE:
@@ -29,3 +29,9 @@ def constant(make: Make, dtype: torch.dtype, device: torch.device) -> Tensor:
             return made
         _MADE[key] = made
     return _MADE[key]
+
+
+def _is_fake() -> bool:
+    """True inside a mode of tensors without numbers; at once where there is no mode at all."""
+    n_modes = torch._C._len_torch_dispatch_stack()  # noqa: SLF001 - there is no public question
+    return n_modes > 0 and detect_fake_mode() is not None

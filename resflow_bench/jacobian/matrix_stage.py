@@ -30,10 +30,11 @@ class MatrixStage(Stage):
     weight: Tensor
 
     def vjp(self, v: Tensor) -> Tensor:
-        return _times(v, self.weight)
+        return v @ self.weight if self.weight.ndim == 2 else _of_blocks(v, self.weight)
 
     def push(self, v: Tensor) -> Tensor:
-        return _times(v, self.weight.mT)
+        weight = self.weight.mT
+        return v @ weight if weight.ndim == 2 else _of_blocks(v, weight)
 
     def mapped(self, common: TensorMap, each: TensorMap) -> MatrixStage:
         return MatrixStage(common(self.weight))
@@ -82,10 +83,8 @@ class PackedMatrixStage(Stage):
         return MatrixStage(common(self.transposed.mT))
 
 
-def _times(v: Tensor, weight: Tensor) -> Tensor:
-    """v^T W, of each block where there is a W for each."""
-    if weight.ndim == 2:
-        return v @ weight
+def _of_blocks(v: Tensor, weight: Tensor) -> Tensor:
+    """v^T W of each block."""
     product = torch.bmm(_of_each_block(v), weight)
     return product.transpose(0, 1).unflatten(0, v.shape[:-2])
 

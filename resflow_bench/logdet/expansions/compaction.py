@@ -87,10 +87,12 @@ def longest_first(jacobian: Jacobian, v: Tensor, terms: Terms) -> Work:
     n = v.shape[1]
     n_active = [n] * len(weights)
     if jacobian.shrinks and n > 0:
-        for k in range(len(weights)):
-            needed = int((terms.n_terms > k).sum(0).max())
-            n = needed if needed <= COMPACT_AT * n else n
-            n_active[k] = n
+        k = np.arange(len(weights)).reshape(-1, *[1] * terms.n_terms.ndim)
+        needed = (terms.n_terms > k).sum(1)  # (N,), or (N, n_blocks)
+        needed = needed.max(1) if needed.ndim == 2 else needed
+        for place, count in enumerate(needed.tolist()):
+            n = count if count <= COMPACT_AT * n else n
+            n_active[place] = n
     if n == v.shape[1]:
         return Work(jacobian, v, weights, n_active, None)
     order = torch.from_numpy(np.argsort(-terms.n_terms, axis=0, kind="stable"))
