@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from resflow_bench import theory
 from resflow_bench.arguments import check_count
+from resflow_bench.constants import constant
 from resflow_bench.logdet.probes import Probe
 from resflow_bench.theory import Law
 
@@ -47,6 +48,10 @@ class Terms(NamedTuple):
             weights = [functional.pad(w, (0, 0, 0, longest - len(w))) for w in weights]
         stacked = torch.stack(weights).movedim(0, -1)
         return cls(stacked.expand(longest, batch_size, -1), n_terms)
+
+
+def _one(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.ones(1, 1, dtype=dtype, device=device)
 
 
 def _unrepeated(t: Tensor) -> Tensor:
@@ -117,7 +122,7 @@ class Fixed:
 
     def draw(self, batch_size: int, like: Tensor, generator: torch.Generator | None) -> Terms:
         """Ones, (n_terms, B); draws no random number."""
-        one = torch.ones(1, 1, dtype=like.dtype, device=like.device)
+        one = constant(_one, like.dtype, like.device)
         return Terms(one.expand(self.n_terms, batch_size), np.full(batch_size, self.n_terms))
 
     def bias(self, jacobian: np.ndarray) -> np.ndarray:

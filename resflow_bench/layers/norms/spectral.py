@@ -316,7 +316,8 @@ def _is_small(operator: Operator, side: int) -> bool:
 
 def _scaled(a: Tensor) -> tuple[Tensor, Tensor]:
     """(k, n, m) matrices, each divided by its largest entry, and these, (k,)."""
-    size = a.abs().amax((1, 2)).clamp(min=torch.finfo(a.dtype).tiny)
+    largest = torch.linalg.vector_norm(a, math.inf, dim=(1, 2))
+    size = largest.clamp(min=torch.finfo(a.dtype).tiny)
     return a / size[:, None, None], size
 
 
