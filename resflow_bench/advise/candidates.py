@@ -50,7 +50,7 @@ class Candidate:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the estimator has neither bias nor variance."""
+        """True if the estimator has neither bias nor variance."""
         return isinstance(self.estimator, Determinant)
 
 

@@ -128,7 +128,7 @@ class Contender:
 
     @property
     def variance_is_known(self) -> bool:
-        """Whether the variance is zero or known from enough draws."""
+        """True if the variance is zero, or known from enough draws."""
         n_draws = len(self.draws) * self.n_examples
         return self.candidate.is_exact or n_draws >= CONTEST.enough_draws
 

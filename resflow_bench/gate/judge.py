@@ -99,7 +99,7 @@ def _ended(verdict: str, reason: str) -> dict[str, Any]:
 
 
 def _lines(base: pd.DataFrame, new: pd.DataFrame, margins: Margins) -> Iterator[dict[str, Any]]:
-    """Of each metric, some of `_COLUMNS`: its verdict, or the evidence from which one follows."""
+    """A line for each metric with some of `_COLUMNS`: its verdict, or the evidence for one."""
     before = dict(iter(base.groupby(KEYS[:2], sort=False)))
     after = dict(iter(new.groupby(KEYS[:2], sort=False)))
     for suite, cell in dict.fromkeys([*before, *after]):

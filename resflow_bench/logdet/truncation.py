@@ -38,7 +38,7 @@ class Terms(NamedTuple):
 
     @classmethod
     def of_blocks(cls, each: Sequence[Terms]) -> Terms:
-        """Those of several blocks as one."""
+        """The terms of several blocks, joined into those of one block-diagonal J."""
         n_terms = np.stack([terms.n_terms for terms in each], axis=-1)
         weights = [terms.weights for terms in each]
         longest, batch_size = max(map(len, weights)), weights[0].shape[1]

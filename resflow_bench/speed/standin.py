@@ -72,7 +72,7 @@ _INDEXING = frozenset({"index", "index_put", "index_put_", "_index_put_impl_", "
 @final
 @dataclass(frozen=True)
 class Counts:
-    """What the calls inside a `standin` have asked of the device.
+    """Launches, waits and copies of all calls inside a `standin`.
 
     launches: how often each operation was launched, a kernel or a copy; views and allocations are
         none.
@@ -151,7 +151,7 @@ _lock = threading.Lock()
 
 @contextmanager
 def _changed_torch() -> Iterator[None]:
-    """What is the whole process's: changed by the first to enter, put back by the last to leave."""
+    """Change torch for the whole process when the first enters; restore it when the last leaves."""
     global _n_inside  # noqa: PLW0603 - of all threads
     with _lock:
         _n_inside += 1
@@ -373,14 +373,14 @@ def _on_sim(leaf: Any) -> Any:
 
 @functools.cache
 def _is_view(func: Any) -> bool:
-    """Whether an operation returns other names of its argument's values, and no new ones."""
+    """True if an operation returns views of its argument, and computes no new values."""
     returned = (item.alias_info for item in func._schema.returns)
     name = func._schema.name.removeprefix("aten::")
     return name in _FREE or any(alias is not None and not alias.is_write for alias in returned)
 
 
 def _waits(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], goes_to_sim: bool) -> bool:
-    """Whether the host waits for the device in an operation that involves it."""
+    """True if the host waits for the device in this operation, which involves the device."""
     if name == "_to_copy":
         crosses = isinstance(args[0], _SimTensor) != goes_to_sim
         return crosses and not (goes_to_sim and kwargs.get("non_blocking", False))

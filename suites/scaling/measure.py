@@ -19,7 +19,7 @@ from suites.sampling import NORMAL_99
 
 N_BLOCKS = 2
 LIPSCHITZ = 0.9
-"""Of all flows here: neither the weights nor K change what a fixed number of terms costs."""
+"""The promised constant of all flows here: weights and K do not change the cost of fixed terms."""
 
 FACTORS = (1, 2, 4, 8)
 """Sizes of a ladder's rungs, over the first one's."""

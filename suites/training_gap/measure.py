@@ -20,7 +20,7 @@ from suites.sampling import sample_errors
 from suites.trained import held_out_points, largest_certified, recipe_for, train_all, trained_flow
 
 GAP_TRAINING = Training(n_steps=2000, batch_size=64, learning_rate=2e-3)
-"""Of `training_gap`, whatever the objective: its cells look at one training on the way."""
+"""The training of every cell, whatever its objective: cells measure it after different steps."""
 
 
 def measure_training_gap(cell: Cell, context: Context) -> Iterable[Observation]:

@@ -42,7 +42,7 @@ def start(words: str = "", *arguments: str, script: str = TOYS) -> subprocess.Po
 
 
 class Outcome:
-    """What a call in this process printed, and how it ended."""
+    """The output and the exit code of a call in this process."""
 
     def __init__(self, code: int, out: str, err: str) -> None:
         self.code, self.out, self.err = code, out, err
