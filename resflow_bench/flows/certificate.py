@@ -10,13 +10,13 @@ m = 1 - Lip(g) always holds; it is attained by g = -K x alone. Two better ones a
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
 
 from resflow_bench.jacobian import dense_jacobian
-from resflow_bench.layers import Branch, Conv2d, DenseLayer, Linear, LinearBranch
+from resflow_bench.layers import AnyBranch, Branch, Conv2d, DenseLayer, Linear, LinearBranch
 from resflow_bench.layers.activations import Activation, Curved, Sloped
 
 ROUNDING = 8.0
@@ -46,13 +46,13 @@ class BranchBounds(NamedTuple):
     curvature: float
 
 
-def branch_bounds(branch: Branch | LinearBranch) -> BranchBounds:
+def branch_bounds(branch: AnyBranch) -> BranchBounds:
     """The bounds at the present weights, by norms in float64."""
     lipschitz = branch.lipschitz_certified()
     apart = 1.0 - lipschitz
     if isinstance(branch, LinearBranch):
         return BranchBounds(lipschitz, max(apart, 1.0 + _lowest(branch.matrix)), 0.0)
-    if branch.order != 2.0:
+    if not isinstance(branch, Branch) or branch.order != 2.0:
         return BranchBounds(lipschitz, apart, math.inf)
     return BranchBounds(lipschitz, max(apart, _apart_by_averages(branch)), _curvature(branch))
 
@@ -84,7 +84,9 @@ def apart_near(
     return 1.0 - torch.cat(norms) - n_stages * rounding - known.curvature * radius
 
 
-def near_is_known(branch: Branch | LinearBranch, dim: int, known: BranchBounds) -> bool:
+def near_is_known(
+    branch: AnyBranch, dim: int, known: BranchBounds
+) -> TypeGuard[Branch | LinearBranch]:
     """True if `apart_near` can give a bound."""
     return branch.order == 2.0 and dim <= LARGEST and known.curvature < math.inf
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -20,7 +21,8 @@ from resflow_bench.flows.copies import in_float64
 from resflow_bench.flows.implicit import attached
 from resflow_bench.flows.inversion import AnyInversion, ToError, ToTolerance
 from resflow_bench.flows.residual import ResidualBlock, compare_all, follow
-from resflow_bench.layers import Activation, Branch, LinearBranch, LipSwish, mlp_branch
+from resflow_bench.flows.saving import described, read
+from resflow_bench.layers import Activation, AnyBranch, LipSwish, mlp_branch
 from resflow_bench.logdet import Geometric, LogDetEstimator, Rademacher, Roulette
 from resflow_bench.logdet.estimator import Estimator
 from resflow_bench.logdet.probes import drawn_on
@@ -117,6 +119,28 @@ class ResidualFlow(nn.Module):
         view = copy.copy(self)
         view.estimator = estimator
         return view
+
+    def save(self, file: str | Path, about: Mapping[str, Any] | None = None) -> None:
+        """Write architecture and numbers into one file, without the estimator; see `load`.
+
+        Args:
+            about: notes in plain values, such as the data it was trained on.
+
+        Raises:
+            ValueError: a part that a file cannot hold, see `flows.saving`.
+            OSError: the file cannot be written.
+        """
+        described(self, about or {}).write(Path(file))
+
+    @classmethod
+    def load(cls, file: str | Path, estimator: Estimator = DEFAULT_ESTIMATOR) -> Self:
+        """The flow that `save` wrote, on the CPU, in the dtype it had. No code of the file is run.
+
+        Raises:
+            ValueError: it is no file of a flow, or has parts that this package does not know.
+        """
+        flow: Self = read(Path(file)).rebuilt(cls).with_estimator(estimator)
+        return flow
 
     def forward(self, x: Tensor) -> Tensor:
         """z = f(x), (B, *event) -> (B, d)."""
@@ -277,7 +301,7 @@ class ResidualFlow(nn.Module):
         self._check(x)
         yield from self.layers.inputs(x)
 
-    def branches(self, x: Tensor) -> list[tuple[Branch | LinearBranch, Tensor]]:
+    def branches(self, x: Tensor) -> list[tuple[AnyBranch, Tensor]]:
         """(g, its input) of each residual block, from data to latent."""
         return [(f.branch, h) for f, h in self.inputs(x) if isinstance(f, ResidualBlock)]
 

@@ -24,7 +24,7 @@ from resflow_bench.fixed_point import (
 from resflow_bench.fixed_point.newton import Product
 from resflow_bench.flows.copies import memoised, recast
 from resflow_bench.jacobian import dense_jacobian
-from resflow_bench.layers import Branch, LinearBranch
+from resflow_bench.layers import AnyBranch, Branch, LinearBranch, Uncertified
 from resflow_bench.layers.maps import Composition
 
 MAX_STEPS = 2000
@@ -68,7 +68,7 @@ class ToTolerance:
     atol: float | None = None
     max_steps: int = MAX_STEPS
 
-    def __call__(self, branch: Branch | LinearBranch, z: Tensor) -> Solution:
+    def __call__(self, branch: AnyBranch, z: Tensor) -> Solution:
         """Solve x + g(x) = z from x = z, (B, *event)."""
         return self.start(branch.normalised(), z, z)
 
@@ -111,7 +111,8 @@ class ToRounding:
     1. P = (I + J)^-1 at the batch's mean slopes at z. Iterate x <- x + P (z - x - g(x)) in the
        coarse dtype from x = z, until that changes x by `START` (1 + ||x||).
     2. Correct x by (I + J)^-1 (z - x - g(x)): the residual in z's dtype, J that of the coarse x.
-    3. Where that did not reach the tolerance, iterate without P in z's dtype.
+    3. Where that did not reach the tolerance, iterate without P in z's dtype. An `Uncertified` g,
+       whose products J v are not known, is left to 3 alone.
 
     coarse, fine: the steps of 1 and of 3.
     max_steps: for each block, in each of 1, 2 and 3.
@@ -133,10 +134,12 @@ class ToRounding:
                 f"got {self.dtype}."
             )
 
-    def __call__(self, branch: Branch | LinearBranch, z: Tensor) -> Solution:
+    def __call__(self, branch: AnyBranch, z: Tensor) -> Solution:
         """Solve x + g(x) = z from x = z, (B, *event); `n_steps` counts those of 1, 2 and 3."""
         iterate = ToTolerance(self.fine, max_steps=self.max_steps)
         if z.dtype != torch.float64 or self.dtype == torch.float64:
+            return iterate(branch, z)
+        if isinstance(branch, Uncertified):
             return iterate(branch, z)
         fine = memoised(branch, _normalised)
         solution = self._refined(fine, memoised(recast(branch, self.dtype), _normalised), z)
@@ -188,15 +191,18 @@ class Planned:
 
     solver: ToRounding = ToRounding()
 
-    def __call__(self, branch: Branch | LinearBranch, z: Tensor) -> Solution:
+    def __call__(self, branch: AnyBranch, z: Tensor) -> Solution:
         """Solve x + g(x) = z from x = z, (B, *event)."""
         steps = min(UNASKED, self.solver.max_steps)
         iterate = ToTolerance(self.solver.fine, max_steps=steps)
-        if z.dtype != torch.float64 or self.solver.dtype == torch.float64:
+        coarse_dtype = self.solver.dtype
+        if z.dtype != torch.float64 or coarse_dtype == torch.float64:
+            return iterate(branch, z)
+        if isinstance(branch, Uncertified):
             return iterate(branch, z)
         fine = memoised(branch, _normalised)
-        coarse = memoised(recast(branch, self.solver.dtype), _normalised)
-        x = target = z.to(self.solver.dtype)
+        coarse = memoised(recast(branch, coarse_dtype), _normalised)
+        x = target = z.to(coarse_dtype)
         n_start = min(PLANNED_START, steps)
 
         def product(x: Tensor) -> Product:
@@ -204,7 +210,7 @@ class Planned:
 
         step: Step
         if math.prod(z.shape[1:]) <= LARGEST_DIRECT:
-            step = Newton(product, self.solver.dtype)
+            step = Newton(product, coarse_dtype)
             for _ in range(n_start):
                 g, jacobian = coarse.linearise(x)
                 x = x + direct(jacobian.push, target - x - g)
@@ -245,7 +251,7 @@ class ToError:
         if not 0 < self.error < math.inf:
             raise ValueError(f"An inversion needs a positive, finite `error`; got {self.error}.")
 
-    def __call__(self, branch: Branch | LinearBranch, z: Tensor) -> Solution:
+    def __call__(self, branch: AnyBranch, z: Tensor) -> Solution:
         return self.solver(branch, z)
 
     def planned(self) -> list[AnyInversion]:

@@ -16,7 +16,7 @@ from resflow_bench.flows.bijection import ROUNDING
 from resflow_bench.flows.certificate import apart_near, branch_bounds, near_is_known
 from resflow_bench.flows.copies import in_float64, memoised, on_host, recast
 from resflow_bench.flows.inversion import AnyInversion, ToError
-from resflow_bench.layers import Branch, Layer, LinearBranch, together
+from resflow_bench.layers import AnyBranch, Branch, Layer, together
 from resflow_bench.layers.branches import Contraction
 from resflow_bench.layers.orders import conversion, norm
 from resflow_bench.logdet.estimator import Estimator
@@ -40,13 +40,14 @@ class ResidualBlock(nn.Module):
 
     _kept: tuple[int, ...] = ()  # the versions at which the promise was last known
 
-    def __init__(self, branch: Branch | LinearBranch) -> None:
+    def __init__(self, branch: AnyBranch) -> None:
         super().__init__()
         if not isinstance(branch, Contraction):
             raise TypeError(
                 "ResidualBlock needs a g with a promised Lipschitz constant, a `Branch` or a "
                 f"`LinearBranch`; got {type(branch).__name__}. Build it with `Branch(*stages, "
-                "lipschitz=...)` from layers and activations of this package."
+                "lipschitz=...)` from layers and activations of this package, or take "
+                "`Uncertified(g)` to do without a certificate."
             )
         self.branch = branch
         self._kept = self._versions()

@@ -20,10 +20,12 @@ from resflow_bench.layers.norms.induced import Induced
 from resflow_bench.layers.norms.norm import Certificate, Norm
 from resflow_bench.layers.norms.spectral import Spectral
 from resflow_bench.layers.orders import LearnableOrder, Order
+from resflow_bench.layers.uncertified import AnyBranch, Uncertified
 
 __all__ = [
     "ELU",
     "Activation",
+    "AnyBranch",
     "Branch",
     "CLipSwish",
     "Certificate",
@@ -46,6 +48,7 @@ __all__ = [
     "SpectralConv2d",
     "SpectralLinear",
     "Tanh",
+    "Uncertified",
     "conv_branch",
     "dense_branch",
     "dense_conv_branch",
