@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from resflow_bench.architectures import LINEAR_FAMILIES
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -51,4 +53,5 @@ def telling(cells: pd.DataFrame) -> pd.DataFrame:
 
 def named(cell: pd.Series) -> str:
     """The cell's model in a sentence."""
-    return NAMES.get(cell["model"], f"the {cell['model']} map")
+    name = cell["model"]
+    return NAMES.get(name, f"the {name} map" if name in LINEAR_FAMILIES else name)

@@ -108,9 +108,12 @@ def _given(asked: Mapping[str, Any]) -> dict[str, Any]:
 def _begin(asked: Mapping[str, Any], store: Store) -> tuple[Plan, Run]:
     from resflow_bench.lab.discovery import load, names
     from resflow_bench.lab.plan import Plan, begin
+    from resflow_bench.models.own import digests, settler
 
     chosen = dict.fromkeys(asked["suites"] or names())
-    plan = Plan(tuple(map(load, chosen)), asked["preset"], asked["set"], asked["seed"])
+    suites, models = tuple(map(load, chosen)), asked["set"].get("model", ())
+    files, settle = digests(models, store.results), settler(store.results)
+    plan = Plan(suites, asked["preset"], asked["set"], asked["seed"], files, settle)
     return plan, begin(plan, store, group.this_machine())
 
 
@@ -118,11 +121,19 @@ def _go_on(given: Mapping[str, Any], measured: Run) -> tuple[Plan, Run]:
     """A run's own plan; options that the user gave beside its name must agree with it."""
     from resflow_bench.lab.discovery import load
     from resflow_bench.lab.plan import Plan
+    from resflow_bench.models.own import digests, settler
 
     if group.command_of(measured) != "run":
         command = group.resumption(measured, measured.path.parents[1])
         raise ValueError(f"run `{measured.name}` is a training; resume it with `{command}`.")
-    plan = Plan.recorded(measured.about, load)
+    results = measured.path.parents[1]
+    plan = Plan.recorded(measured.about, load, settler(results))
+    for name, now in digests(plan.files, results).items():
+        if now != plan.files[name]:
+            raise ValueError(
+                f"run `{measured.name}` was begun with another `{name}` (digest "
+                f"{plan.files[name]}; got {now}). Put the file back, or begin another run."
+            )
     recorded = plan.record()
     for name, value in given.items():
         if value != recorded[name]:

@@ -5,10 +5,18 @@ from resflow_bench.models.build import (
     build_expansion,
     build_flow,
     build_points,
+    model_named,
     prepare_models,
 )
 from resflow_bench.models.catalogue import MODELS
-from resflow_bench.models.problem import Problem, build_problem, dense_truth, realised, sizes
+from resflow_bench.models.problem import (
+    Problem,
+    build_problem,
+    convergent,
+    dense_truth,
+    realised,
+    sizes,
+)
 
 __all__ = [
     "MODELS",
@@ -18,7 +26,9 @@ __all__ = [
     "build_flow",
     "build_points",
     "build_problem",
+    "convergent",
     "dense_truth",
+    "model_named",
     "prepare_models",
     "realised",
     "sizes",

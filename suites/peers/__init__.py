@@ -99,7 +99,7 @@ class Peers(SuiteBenchmark):
         peer = PEERS[self.cell["implementation"]](
             build_flow(self.cell, Path("results")), Request("evaluation")
         )
-        x = build_points(self.cell, self.cell["batch_size"])
+        x = build_points(self.cell, self.cell["batch_size"], Path("results"))
 
         def log_prob() -> None:
             with torch.no_grad(), peer.seeded(0):
