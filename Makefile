@@ -60,11 +60,9 @@ $(STAMP): pyproject.toml constraints.txt
 test: env
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --timeout 240
 
-# Exit code 1 means that some cells failed; the report is still written, and the code is passed on.
+# The page is there after the first suite, and grows.
 bench: env
-	@status=0; $(BIN)/resflow-bench run --preset $(PRESET) --results '$(RESULTS)' || status=$$?; \
-	test $$status -le 1 || exit $$status; \
-	$(BIN)/resflow-bench report --results '$(RESULTS)' --out '$(REPORTS)' && exit $$status
+	@$(BIN)/resflow-bench run --preset $(PRESET) --results '$(RESULTS)' --out '$(REPORTS)'
 
 check: env
 	$(BIN)/python -m ruff check .

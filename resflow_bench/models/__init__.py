@@ -1,6 +1,7 @@
 """The axis `model`: flows by name, the points they are measured at, and their exact values."""
 
 from resflow_bench.models.build import (
+    PREPARED_BY,
     build_estimator,
     build_expansion,
     build_flow,
@@ -20,6 +21,7 @@ from resflow_bench.models.problem import (
 
 __all__ = [
     "MODELS",
+    "PREPARED_BY",
     "Problem",
     "build_estimator",
     "build_expansion",

@@ -82,6 +82,10 @@ def build_expansion(cell: Cell) -> logdet.Expansion:
     return logdet.EXPANSIONS[name](cell["lipschitz"])
 
 
+PREPARED_BY = ("model", "dim", "lipschitz")
+"""The axes by whose values the work of `prepare_models` differs."""
+
+
 def prepare_models(cells: list[Cell], context: Context) -> None:
     """Train each flow that the cells need, once, before the workers start."""
     wanted = {(cell["model"], cell["dim"], cell["lipschitz"]) for cell in cells}

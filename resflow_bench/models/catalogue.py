@@ -14,6 +14,7 @@ from torch import Tensor
 from resflow_bench.architectures import LINEAR_FAMILIES, linear_flow, mlp_flow, steep_flow
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab import Skip
+from resflow_bench.models.published import published
 from resflow_bench.training.recipe import Recipe, dataset, finite_moments_estimator
 from resflow_bench.training.trainer import Training
 from resflow_bench.training.weights import trained
@@ -80,6 +81,7 @@ class Untrained:
 class Trained:
     """A flow after maximum likelihood, at held-out examples.
 
+    published: the promised constants whose weights come with the package; others are trained.
     n_traced: exact leading traces in the objective, as many as the branches admit or fewer.
     """
 
@@ -87,15 +89,23 @@ class Trained:
     architecture: str
     dataset: str
     training: Training
+    published: tuple[float, ...] = ()
     n_traced: int = 0
     n_distinct_points = None
 
     def flow(self, dim: int, lipschitz: float, results: Path, say: Say) -> ResidualFlow:
         if dim != (needed := math.prod(dataset(self.dataset).event)):
             raise Skip(f"the {self.name} flow has data of dim={needed}; got dim={dim}")
+        return published(self.name, lipschitz) or self.train(lipschitz, results, say)
+
+    def train(self, lipschitz: float, results: Path, say: Say) -> ResidualFlow:
+        """The flow of a training, which is cached under `results`."""
+        return trained(self.recipe(lipschitz), results, say)
+
+    def recipe(self, lipschitz: float) -> Recipe:
+        """The recipe of the flow's weights."""
         objective = finite_moments_estimator(lipschitz, per="batch", n_traced=self.n_traced)
-        recipe = Recipe(self.architecture, self.dataset, lipschitz, self.training, objective)
-        return trained(recipe, results, say)
+        return Recipe(self.architecture, self.dataset, lipschitz, self.training, objective)
 
     def points(self, n: int, dim: int) -> Tensor:
         return held_out(self.dataset, n)
