@@ -22,6 +22,8 @@ NAMES = {
     "multiscale": "the trained multi-scale flow",
     "shallow": "the trained shallow flow",
     "patches": "the flow trained on patches",
+    "checkerboard": "the flow trained on the checkerboard",
+    "eight-gaussians": "the flow trained on eight Gaussians",
     "init": "the untrained flow",
     "steep": "the steep flow",
     "minus-identity": "g(x) = −Kx",
