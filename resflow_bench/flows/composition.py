@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import replace
@@ -44,6 +45,20 @@ class Chain(nn.Sequential):
         """The layers, from data to latent."""
         return [part.form if isinstance(part, Formulas) else part for part in self._parts]
 
+    def given(self, context: Tensor) -> Chain:
+        """A view with conditional blocks at the contexts of a batch, (B, n_context)."""
+        view = copy.copy(self)
+        view._parts = [  # noqa: SLF001 - a view of this class
+            part.given(context) if isinstance(part, Chain | FactorOut | ResidualBlock) else part
+            for part in self._parts
+        ]
+        return view
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self._parts:
+            x = part(x)
+        return x
+
     def forward_and_log_det(
         self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -57,7 +72,7 @@ class Chain(nn.Sequential):
                 x, term = layer.forward_and_log_det(x, estimator, generator)
                 log_det = log_det + term
                 continue
-            draws.append(series.draw(layer.branch, x, generator))
+            draws.append(series.draw(layer.g, x, generator))
             x = x + draws[-1].g
             if not series.joins(draws[-1]):
                 log_det = log_det + series.total([draws.pop()])
@@ -126,6 +141,12 @@ class FactorOut(nn.Module):
         self.inner = Chain(*inner)
         self.event = tuple(event)
         self.n_kept = event[0] // 2
+
+    def given(self, context: Tensor) -> FactorOut:
+        """As `Chain.given`."""
+        view = FactorOut(*self.inner, event=self.event)
+        view.inner = self.inner.given(context)
+        return view
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, d)."""

@@ -15,9 +15,9 @@ from torch import Tensor
 from resflow_bench.fixed_point import Auto, solve
 from resflow_bench.flows.bijection import ClosedForm
 from resflow_bench.flows.composition import AnyBijection, Chain, FactorOut
+from resflow_bench.flows.inversion import AnyBranch
 from resflow_bench.flows.residual import ResidualBlock
 from resflow_bench.jacobian import JacobianChain, linearise
-from resflow_bench.layers import Branch, LinearBranch
 
 MAX_STEPS = 2000
 """Cap on the steps of a block's backward solve."""
@@ -56,7 +56,7 @@ def _inverse(bijection: AnyBijection, z: Tensor, x: Tensor) -> Tensor:
             inner = _inverse(bijection.inner, z[:, n_latents:], x[:, bijection.n_kept :])
             return torch.cat([kept, inner], dim=1)
         case ResidualBlock():
-            return _block(bijection.branch, z, x)
+            return _block(bijection.g, z, x)
         case ClosedForm():
             return bijection.inverse(z)
     raise TypeError(
@@ -76,14 +76,14 @@ def _chain(chain: Chain, z: Tensor, x: Tensor) -> Tensor:
     return z
 
 
-def _block(branch: Branch | LinearBranch, z: Tensor, x: Tensor) -> Tensor:
+def _block(branch: AnyBranch, z: Tensor, x: Tensor) -> Tensor:
     again = z - branch(x)  # with the derivative dz - dg
     if again.requires_grad:
         again.register_hook(partial(_solved, branch, x))
     return again
 
 
-def _solved(branch: Branch | LinearBranch, x: Tensor, v: Tensor) -> Tensor:
+def _solved(branch: AnyBranch, x: Tensor, v: Tensor) -> Tensor:
     """w with (I + J)^T w = v, from w = v - J^T w."""
     if torch.is_grad_enabled():
         raise ValueError(

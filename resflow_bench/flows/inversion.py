@@ -24,8 +24,10 @@ from resflow_bench.fixed_point import (
 from resflow_bench.fixed_point.newton import Product
 from resflow_bench.flows.copies import memoised, recast
 from resflow_bench.jacobian import dense_jacobian
-from resflow_bench.layers import Branch, LinearBranch
+from resflow_bench.layers import Branch, GivenBranch, LinearBranch
 from resflow_bench.layers.maps import Composition
+
+AnyBranch = Branch | LinearBranch | GivenBranch
 
 MAX_STEPS = 2000
 """Default cap on the steps of a block."""
@@ -68,21 +70,21 @@ class ToTolerance:
     atol: float | None = None
     max_steps: int = MAX_STEPS
 
-    def __call__(self, branch: Branch | LinearBranch, z: Tensor) -> Solution:
+    def __call__(self, branch: AnyBranch, z: Tensor) -> Solution:
         """Solve x + g(x) = z from x = z, (B, *event)."""
         return self.start(branch.normalised(), z, z)
 
-    def start(self, g: Callable[[Tensor], Tensor], z: Tensor, x: Tensor) -> Solution:
+    def start(self, g: Composition, z: Tensor, x: Tensor) -> Solution:
         """Solve x + g(x) = z from x, (B, *event) both."""
         floor = 10 * torch.finfo(z.dtype).eps
         return solve(
-            lambda x, y: y - g(x),
+            lambda x, y, g: y - g(x),
             x,
             self.step,
             rtol=floor if self.rtol is None else self.rtol,
             atol=floor if self.atol is None else self.atol,
             max_steps=self.max_steps,
-            args=(z,),
+            args=(z, g),
         )
 
     def reference(self, dtype: torch.dtype) -> ToTolerance | ToRounding:
@@ -133,17 +135,17 @@ class ToRounding:
                 f"got {self.dtype}."
             )
 
-    def __call__(self, branch: Branch | LinearBranch, z: Tensor) -> Solution:
+    def __call__(self, branch: AnyBranch, z: Tensor) -> Solution:
         """Solve x + g(x) = z from x = z, (B, *event); `n_steps` counts those of 1, 2 and 3."""
         iterate = ToTolerance(self.fine, max_steps=self.max_steps)
         if z.dtype != torch.float64 or self.dtype == torch.float64:
             return iterate(branch, z)
-        fine = memoised(branch, _normalised)
-        solution = self._refined(fine, memoised(recast(branch, self.dtype), _normalised), z)
+        fine = _normalised(branch)
+        solution = self._refined(fine, _normalised(recast(branch, self.dtype)), z)
         rest = (~solution.converged).nonzero()[:, 0]
         if not len(rest):
             return solution
-        last = iterate.start(fine, z[rest], solution.value[rest])
+        last = iterate.start(fine.select(rest), z[rest], solution.value[rest])
         return replace(
             solution,
             value=solution.value.index_copy(0, rest, last.value),
@@ -157,15 +159,15 @@ class ToRounding:
         target = z.to(self.dtype)
         precondition = mean_preconditioner(coarse, target)
         start = solve(
-            lambda x, y: x + precondition(y - x - coarse(x)),
+            lambda x, y, g: x + precondition(y - x - g(x)),
             target,
             self.coarse,
             rtol=START,
             atol=START,
             max_steps=self.max_steps,
-            args=(target,),
+            args=(target, coarse),
         )
-        newton = NewtonKrylov(lambda x: coarse.linearise(x)[1].push, precondition, self.dtype)
+        newton = NewtonKrylov(_Products(coarse), precondition, self.dtype)
         rounds = min(MAX_REFINEMENTS, self.max_steps)
         refine = ToTolerance(newton, max_steps=rounds)
         solution = refine.start(fine, z, start.value.to(z.dtype))
@@ -188,20 +190,17 @@ class Planned:
 
     solver: ToRounding = ToRounding()
 
-    def __call__(self, branch: Branch | LinearBranch, z: Tensor) -> Solution:
+    def __call__(self, branch: AnyBranch, z: Tensor) -> Solution:
         """Solve x + g(x) = z from x = z, (B, *event)."""
         steps = min(UNASKED, self.solver.max_steps)
         iterate = ToTolerance(self.solver.fine, max_steps=steps)
         if z.dtype != torch.float64 or self.solver.dtype == torch.float64:
             return iterate(branch, z)
-        fine = memoised(branch, _normalised)
-        coarse = memoised(recast(branch, self.solver.dtype), _normalised)
+        fine = _normalised(branch)
+        coarse = _normalised(recast(branch, self.solver.dtype))
         x = target = z.to(self.solver.dtype)
         n_start = min(PLANNED_START, steps)
-
-        def product(x: Tensor) -> Product:
-            return coarse.linearise(x)[1].push
-
+        product = _Products(coarse)
         step: Step
         if math.prod(z.shape[1:]) <= LARGEST_DIRECT:
             step = Newton(product, self.solver.dtype)
@@ -245,7 +244,7 @@ class ToError:
         if not 0 < self.error < math.inf:
             raise ValueError(f"An inversion needs a positive, finite `error`; got {self.error}.")
 
-    def __call__(self, branch: Branch | LinearBranch, z: Tensor) -> Solution:
+    def __call__(self, branch: AnyBranch, z: Tensor) -> Solution:
         return self.solver(branch, z)
 
     def planned(self) -> list[AnyInversion]:
@@ -299,7 +298,32 @@ def mean_preconditioner(g: Composition, x: Tensor) -> Callable[[Tensor], Tensor]
     return lambda r: (r.flatten(1) @ inverse).view_as(r)
 
 
+@dataclass(frozen=True, eq=False)
+class _Products:
+    """x -> (v -> J_g(x) v)."""
+
+    g: Composition
+
+    def __call__(self, x: Tensor) -> Product:
+        return self.g.linearise(x)[1].push
+
+    def select(self, examples: Tensor) -> _Products:
+        return _Products(self.g.select(examples))
+
+
 @torch.no_grad()
-def _normalised(branch: Branch | LinearBranch) -> Composition:
+def _normalised(branch: AnyBranch) -> Composition:
     """g with its norms computed once; a norm costs as much as a product with some 100 examples."""
+    if isinstance(branch, GivenBranch):
+        return branch.shifted(memoised(branch.branch, _unshifted))
+    return memoised(branch, _unconditional)
+
+
+@torch.no_grad()
+def _unconditional(branch: Branch | LinearBranch) -> Composition:
     return branch.normalised()
+
+
+@torch.no_grad()
+def _unshifted(branch: Branch) -> Composition:
+    return branch.unshifted()
