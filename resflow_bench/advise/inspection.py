@@ -13,8 +13,8 @@ from resflow_bench import theory
 from resflow_bench.advise.budget import Budget, now
 from resflow_bench.advise.settings import BIAS_SHARE, SEARCH
 from resflow_bench.flows import ResidualFlow
+from resflow_bench.flows.inversion import AnyBranch
 from resflow_bench.jacobian import Map
-from resflow_bench.layers import Branch, LinearBranch
 from resflow_bench.logdet import Determinant, Taylor, linearise
 from resflow_bench.models import dense_truth
 from resflow_bench.speed.timing import elapsed
@@ -36,7 +36,7 @@ class Inspection:
 
     flow: ResidualFlow
     x: Tensor
-    branches: list[tuple[Branch | LinearBranch, Tensor]]
+    branches: list[tuple[AnyBranch, Tensor]]
     dims: list[int]
     constants: list[float]
     product_seconds: list[float]

@@ -81,7 +81,8 @@ class ResidualBlock(nn.Module):
         if not isinstance(self.branch, Branch) or self.branch.conditioner is None:
             return self
         view = copy.copy(self)
-        view._given = GivenBranch(self.branch, context)  # noqa: SLF001 - of this class
+        # Past `nn.Module`, which would register it in the modules that the view shares.
+        view.__dict__["_given"] = GivenBranch(self.branch, context)
         return view
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from resflow_bench.arguments import check_batch
 from resflow_bench.jacobian import Examples, JacobianChain
-from resflow_bench.jacobian.stages import rows
+from resflow_bench.jacobian.stages import rows as some_rows
 from resflow_bench.layers.branches import Branch
 from resflow_bench.layers.conditioner import Conditioner
 from resflow_bench.layers.maps import Composition, Shifted
@@ -33,6 +36,43 @@ def conditional(
     n_out = sum(layer.n_out for layer in branch.layers)
     conditioner = Conditioner(n_context, n_out, width, generator)
     return Branch(*branch.stages, lipschitz=branch.lipschitz, conditioner=conditioner)
+
+
+def context_rows(
+    context: Tensor | None,
+    n_context: int | None,
+    n: int,
+    dtype: Callable[[], torch.dtype | None],
+) -> Tensor | None:
+    """The contexts of n examples, (n, n_context), of a flow with such contexts; None without.
+
+    Args:
+        context: (n, n_context); or one for all, (n_context,) or (1, n_context).
+        dtype: that of the flow's parameters, asked for only if there is a context.
+
+    Raises:
+        ValueError: a context is missing, is not needed, or has another shape or dtype.
+        TypeError: a context that is no tensor.
+    """
+    if n_context is None and context is None:
+        return None
+    if n_context is None:
+        raise ValueError(
+            "This flow takes no context; got one. Leave it out, or make the flow with `context`, "
+            "the size of one."
+        )
+    if context is None:
+        raise ValueError(
+            f"This flow needs `context`, {n_context} numbers for each example; got none."
+        )
+    check_batch("This flow", context, (...,), name="context")
+    rows = context[None] if context.ndim == 1 else context
+    check_batch("This flow", rows, (n_context,), dtype(), "context")
+    if len(rows) not in (1, n):
+        raise ValueError(
+            f"This flow needs a context for each of {n} examples, or one for all; got {len(rows)}."
+        )
+    return rows.expand(n, -1)
 
 
 class GivenBranch(nn.Module):
@@ -97,7 +137,7 @@ class GivenBranch(nn.Module):
 
     def select(self, examples: Examples) -> GivenBranch:
         """The map of some of the examples."""
-        return GivenBranch(self.branch, rows(self.context, examples))
+        return GivenBranch(self.branch, some_rows(self.context, examples))
 
     def magnitude(self, x: Tensor) -> Tensor:
         """As `Branch.magnitude`, with the sizes of the shifts."""
