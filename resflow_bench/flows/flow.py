@@ -357,7 +357,8 @@ class ResidualFlow(nn.Module):
         batch_size: int | None = None,
     ) -> Tensor:
         """f^-1(z), so many examples at a time."""
-        size = check_count("sample", "batch_size", batch_size or max(1, len(z)))
+        size = max(1, len(z)) if batch_size is None else batch_size
+        check_count("sample", "batch_size", size)
         rows = self._rows(context, len(z))
         certify = isinstance(inversion, ToError)
         parts = []

@@ -65,7 +65,7 @@ class NormalMixture(nn.Module):
         self,
         dim: int,
         n_components: int,
-        spread: float = 2.0,
+        spread: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
