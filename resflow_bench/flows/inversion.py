@@ -167,7 +167,7 @@ class ToRounding:
             max_steps=self.max_steps,
             args=(target, coarse),
         )
-        newton = NewtonKrylov(_Products(coarse), precondition, self.dtype)
+        newton = NewtonKrylov(_Pushes(coarse), precondition, self.dtype)
         rounds = min(MAX_REFINEMENTS, self.max_steps)
         refine = ToTolerance(newton, max_steps=rounds)
         solution = refine.start(fine, z, start.value.to(z.dtype))
@@ -200,7 +200,7 @@ class Planned:
         coarse = _normalised(recast(branch, self.solver.dtype))
         x = target = z.to(self.solver.dtype)
         n_start = min(PLANNED_START, steps)
-        product = _Products(coarse)
+        product = _Pushes(coarse)
         step: Step
         if math.prod(z.shape[1:]) <= LARGEST_DIRECT:
             step = Newton(product, self.solver.dtype)
@@ -299,7 +299,7 @@ def mean_preconditioner(g: Composition, x: Tensor) -> Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class _Products:
+class _Pushes:
     """x -> (v -> J_g(x) v)."""
 
     g: Composition
@@ -307,8 +307,8 @@ class _Products:
     def __call__(self, x: Tensor) -> Product:
         return self.g.linearise(x)[1].push
 
-    def select(self, examples: Tensor) -> _Products:
-        return _Products(self.g.select(examples))
+    def select(self, examples: Tensor) -> _Pushes:
+        return _Pushes(self.g.select(examples))
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from resflow_bench.jacobian.operator import (
     Jacobian,
     Linearisation,
     Map,
-    OfExamples,
+    PerExampleMap,
     Products,
 )
 from resflow_bench.jacobian.stages import ConcatenationStage, KernelStage, SlopeStage, Stage
@@ -28,7 +28,7 @@ __all__ = [
     "Linearisation",
     "Map",
     "MatrixStage",
-    "OfExamples",
+    "PerExampleMap",
     "Products",
     "SlopeStage",
     "Stage",

@@ -25,7 +25,7 @@ Map = Callable[[Tensor], Tensor]
 
 
 @runtime_checkable
-class OfExamples(Protocol):
+class PerExampleMap(Protocol):
     """A `Map` with numbers of its own for each example of a batch, a context for instance."""
 
     def __call__(self, x: Tensor, /) -> Tensor: ...

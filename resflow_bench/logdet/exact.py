@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from resflow_bench.jacobian import (
     CHUNK_NUMBERS,
     Map,
-    OfExamples,
+    PerExampleMap,
     Products,
     autograd,
     dense_jacobian,
@@ -109,7 +109,7 @@ def _slices(g: Map, x: Tensor) -> Iterator[tuple[Map, Tensor]]:
     size = max(1, CHUNK_NUMBERS // math.prod(x.shape[1:]) ** 2)
     for k in range(0, max(1, len(x)), size):
         piece = slice(k, k + size)
-        yield (g.select(piece) if isinstance(g, OfExamples) else g), x[piece]
+        yield (g.select(piece) if isinstance(g, PerExampleMap) else g), x[piece]
 
 
 def in_float64(g: Map, x: Tensor) -> tuple[Map, Tensor]:
