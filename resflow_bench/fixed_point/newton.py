@@ -12,6 +12,9 @@ from torch import Tensor
 Product = Callable[[Tensor], Tensor]
 """v -> J v, (B, *event) -> (B, *event)."""
 
+Linearise = Callable[[Tensor], Product]
+"""x -> (v -> -J_f(x) v), (B, *event)."""
+
 # Off the CPU the host waits for the device once in so many products, to learn whether all systems
 # are solved. A system takes about ten.
 PRODUCTS_PER_CHECK = 8
@@ -29,7 +32,8 @@ class NewtonKrylov:
     a step reaches ||r||^2 at best, and nothing below the floor. Where a residual grew, the example
     takes Picard's step.
 
-    linearise: x -> (v -> -J_f(x) v), x rounded to `dtype` and the products in it.
+    linearise: x -> (v -> -J_f(x) v), x rounded to `dtype` and the products in it; with a `select`
+        if the examples' maps differ, see `Step`.
     precondition: an approximation of (I + J)^-1, the same for all examples; None is I.
     dtype: of the products.
     reduction, loosest: bounds on the tolerance of a system, relative to r.
@@ -38,18 +42,22 @@ class NewtonKrylov:
     Source: Dembo, Eisenstat and Steihaug (1982), "Inexact Newton methods".
     """
 
-    linearise: Callable[[Tensor], Product]
+    linearise: Linearise
     precondition: Product | None = None
     dtype: torch.dtype = torch.float32
     reduction: float = 1e-6
     loosest: float = 1e-2
     max_steps: int = 200
 
-    def init(self, x0: Tensor) -> Tensor:
-        """||r|| of the step before, (B,): infinite at first."""
-        return torch.full((len(x0),), torch.inf, dtype=x0.dtype, device=x0.device)
+    def init(self, x0: Tensor) -> tuple[Tensor, Linearise]:
+        """||r|| of the step before, (B,), infinite at first, and `linearise` of the examples."""
+        norm = torch.full((len(x0),), torch.inf, dtype=x0.dtype, device=x0.device)
+        return norm, self.linearise
 
-    def next(self, x: Tensor, fx: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def next(
+        self, x: Tensor, fx: Tensor, state: tuple[Tensor, Linearise]
+    ) -> tuple[Tensor, tuple[Tensor, Linearise]]:
+        before, linearise = state
         residual = fx - x
         norm = residual.flatten(1).norm(dim=1)
         scale = norm.view(-1, *[1] * (x.ndim - 1))
@@ -57,11 +65,11 @@ class NewtonKrylov:
         right = torch.where(scale > 0, residual / scale, 0.0).to(self.dtype)
         floor = torch.finfo(x.dtype).eps * x.flatten(1).norm(dim=1)
         wanted = torch.maximum(norm, floor / norm).clamp(self.reduction, self.loosest)
-        product = self.linearise(x.to(self.dtype))
+        product = linearise(x.to(self.dtype))
         d = minimal_residuals(product, right, wanted, self.max_steps, self.precondition)
-        grew = ~(norm <= state)
+        grew = ~(norm <= before)
         newton = x + scale * d.to(x.dtype)
-        return torch.where(grew.view_as(scale), fx, newton), norm
+        return torch.where(grew.view_as(scale), fx, newton), (norm, linearise)
 
 
 @dataclass(frozen=True)
@@ -73,14 +81,14 @@ class Newton:
     linearise, dtype: as in `NewtonKrylov`.
     """
 
-    linearise: Callable[[Tensor], Product]
+    linearise: Linearise
     dtype: torch.dtype = torch.float32
 
-    def init(self, x0: Tensor) -> None:
-        return None
+    def init(self, x0: Tensor) -> Linearise:
+        return self.linearise
 
-    def next(self, x: Tensor, fx: Tensor, state: None) -> tuple[Tensor, None]:
-        product = self.linearise(x.to(self.dtype))
+    def next(self, x: Tensor, fx: Tensor, state: Linearise) -> tuple[Tensor, Linearise]:
+        product = state(x.to(self.dtype))
         return x + direct(product, (fx - x).to(self.dtype)).to(x.dtype), state
 
 

@@ -1,6 +1,12 @@
 """Flows: bijections in a chain, a base density, likelihood, sampling and a certified inverse."""
 
 from resflow_bench.flows.actnorm import ActNorm
+from resflow_bench.flows.bases import (
+    BaseDensity,
+    DiagonalNormal,
+    NormalMixture,
+    StandardNormal,
+)
 from resflow_bench.flows.bijection import Bijection, ClosedForm
 from resflow_bench.flows.composition import Chain, FactorOut
 from resflow_bench.flows.flow import ResidualFlow
@@ -13,18 +19,22 @@ from resflow_bench.flows.squeeze import Flatten, Squeeze
 
 __all__ = [
     "ActNorm",
+    "BaseDensity",
     "Bijection",
     "Chain",
     "ClosedForm",
+    "DiagonalNormal",
     "FactorOut",
     "Flatten",
     "Inversion",
     "Logit",
     "Mixing",
     "MultiScale",
+    "NormalMixture",
     "ResidualBlock",
     "ResidualFlow",
     "Squeeze",
+    "StandardNormal",
     "ToError",
     "ToRounding",
     "ToTolerance",

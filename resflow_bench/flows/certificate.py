@@ -15,8 +15,16 @@ from typing import NamedTuple, TypeGuard
 import torch
 from torch import Tensor
 
-from resflow_bench.jacobian import dense_jacobian
-from resflow_bench.layers import AnyBranch, Branch, Conv2d, DenseLayer, Linear, LinearBranch
+from resflow_bench.jacobian import Examples, dense_jacobian
+from resflow_bench.layers import (
+    AnyBranch,
+    Branch,
+    Conv2d,
+    DenseLayer,
+    GivenBranch,
+    Linear,
+    LinearBranch,
+)
 from resflow_bench.layers.activations import Activation, Curved, Sloped
 
 ROUNDING = 8.0
@@ -28,6 +36,8 @@ LARGEST = 256
 
 EXAMPLES = 32
 """Examples whose J is formed at a time: at d = 64 the numbers stay in the cache."""
+
+Certified = Branch | LinearBranch | GivenBranch
 
 POWER = 16
 """The p of (sum_i |lambda_i|^p)^(1/p), which exceeds max_i |lambda_i| by 64^(1/16) = 1.3 at most at
@@ -58,9 +68,7 @@ def branch_bounds(branch: AnyBranch) -> BranchBounds:
 
 
 @torch.no_grad()
-def apart_near(
-    branch: Branch | LinearBranch, x: Tensor, radius: Tensor, known: BranchBounds
-) -> Tensor:
+def apart_near(branch: AnyBranch, x: Tensor, radius: Tensor, known: BranchBounds) -> Tensor:
     """m with ||f(y) - f(x)|| >= m ||y - x|| for all y within `radius` of x, (B,) float64.
 
     m = 1 - ||H(x)||_2 - Lip(J) radius, with ||H||_2 <= (sum_i lambda_i^16)^(1/16) of the dense H,
@@ -78,20 +86,25 @@ def apart_near(
     dim = math.prod(x.shape[1:])
     if not near_is_known(branch, dim, known):
         return torch.full_like(radius, -math.inf)
-    norms = [_norm_near(branch, piece) for piece in x.split(EXAMPLES)]
+    parts = [slice(k, k + EXAMPLES) for k in range(0, len(x), EXAMPLES)]
+    norms = [_norm_near(of_examples(branch, part), x[part]) for part in parts]
     rounding = ROUNDING * torch.finfo(torch.float32).eps * math.sqrt(dim) * known.lipschitz
-    n_stages = 1 if isinstance(branch, LinearBranch) else len(branch.stages)
+    whole = branch.branch if isinstance(branch, GivenBranch) else branch
+    n_stages = 1 if isinstance(whole, LinearBranch) else len(whole.stages)
     return 1.0 - torch.cat(norms) - n_stages * rounding - known.curvature * radius
 
 
-def near_is_known(
-    branch: AnyBranch, dim: int, known: BranchBounds
-) -> TypeGuard[Branch | LinearBranch]:
+def near_is_known(branch: AnyBranch, dim: int, known: BranchBounds) -> TypeGuard[Certified]:
     """True if `apart_near` can give a bound."""
     return branch.order == 2.0 and dim <= LARGEST and known.curvature < math.inf
 
 
-def _norm_near(branch: Branch | LinearBranch, x: Tensor) -> Tensor:
+def of_examples(branch: Certified, examples: Examples) -> Certified:
+    """The map of some of the examples."""
+    return branch.select(examples) if isinstance(branch, GivenBranch) else branch
+
+
+def _norm_near(branch: Certified, x: Tensor) -> Tensor:
     """(sum_i lambda_i^16)^(1/16) of the symmetric part of J(x), (B,)."""
     matrix = dense_jacobian(branch.linearise(x)[1].to(torch.float32), x.float())
     power = (matrix + matrix.mT) / 2

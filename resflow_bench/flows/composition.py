@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.arguments import check_batch
-from resflow_bench.fixed_point import Solution
+from resflow_bench.arguments import check_batch, finite_rows
+from resflow_bench.fixed_point import Outcome, Solution
+from resflow_bench.flows.actnorm import ActNorm
 from resflow_bench.flows.bijection import Bijection, ClosedForm, Formulas, as_bijection, or_zeros
-from resflow_bench.flows.inversion import AnyInversion
-from resflow_bench.flows.residual import ResidualBlock
+from resflow_bench.flows.copies import in_float64
+from resflow_bench.flows.inversion import AnyInversion, ToError, ToTolerance
+from resflow_bench.flows.residual import ResidualBlock, compare_all
+from resflow_bench.layers import Activation, conditional, mlp_branch
 from resflow_bench.logdet.estimator import Estimator, LogDetEstimator
 
 AnyBijection = Bijection | ClosedForm
@@ -44,6 +48,22 @@ class Chain(nn.Sequential):
         """The layers, from data to latent."""
         return [part.form if isinstance(part, Formulas) else part for part in self._parts]
 
+    def given(self, context: Tensor | None) -> Chain:
+        """A view with conditional blocks at the contexts of a batch, (B, n_context); or itself."""
+        if context is None:
+            return self
+        view = copy.copy(self)
+        view._parts = [  # noqa: SLF001 - a view of this class
+            part.given(context) if isinstance(part, Chain | FactorOut | ResidualBlock) else part
+            for part in self._parts
+        ]
+        return view
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self._parts:
+            x = part(x)
+        return x
+
     def forward_and_log_det(
         self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -57,7 +77,7 @@ class Chain(nn.Sequential):
                 x, term = layer.forward_and_log_det(x, estimator, generator)
                 log_det = log_det + term
                 continue
-            draws.append(series.draw(layer.branch, x, generator))
+            draws.append(series.draw(layer.g, x, generator))
             x = x + draws[-1].g
             if not series.joins(draws[-1]):
                 log_det = log_det + series.total([draws.pop()])
@@ -127,6 +147,12 @@ class FactorOut(nn.Module):
         self.event = tuple(event)
         self.n_kept = event[0] // 2
 
+    def given(self, context: Tensor) -> FactorOut:
+        """As `Chain.given`."""
+        view = FactorOut(*self.inner, event=self.event)
+        view.inner = self.inner.given(context)
+        return view
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, d)."""
         check_batch("FactorOut", x, self.event)
@@ -165,3 +191,73 @@ class FactorOut(nn.Module):
 
     def _join(self, x: Tensor, z: Tensor) -> Tensor:
         return torch.cat([x[:, : self.n_kept].flatten(1), z], dim=1)
+
+
+def inverse_of(
+    chain: Chain, context: Tensor | None, z: Tensor, inversion: AnyInversion, certify: bool
+) -> Solution:
+    """`ResidualFlow.inverse` by the layers of the flow, at contexts (B, n_context) if any."""
+    layers = chain.given(context)
+    if _is_off_cpu(z):
+        compare_all([part for part in chain.modules() if isinstance(part, ResidualBlock)])
+    if not certify:
+        if isinstance(inversion, ToError):
+            raise ValueError(
+                f"An inverse with error={inversion.error:g} needs a certificate; got "
+                "certify=False. Leave one of them out."
+            )
+        return _solved(layers, z, inversion, certify=False)
+    reference = inversion
+    if isinstance(inversion, ToTolerance):
+        reference = inversion.reference(z.dtype)
+    exact = _solved(in_float64(chain).given(context), z.double(), reference, certify=True)
+    if reference is inversion:
+        value, residual = exact.value.to(z.dtype), exact.residual.to(z.dtype)
+        solution = replace(exact, value=value, residual=residual)
+    else:
+        solution = _solved(layers, z, inversion, certify=False)
+    bound = (solution.value.double() - exact.value).flatten(1).norm(dim=1) + exact.error_bound
+    bound = torch.where(bound < torch.inf, bound, torch.inf)  # also if it is not a number
+    solution = replace(solution, error_bound=bound)
+    return solution.demand(inversion.error) if isinstance(inversion, ToError) else solution
+
+
+def _solved(layers: Chain, z: Tensor, inversion: AnyInversion, certify: bool) -> Solution:
+    """`layers.inverse`; off the CPU the first of the `planned` attempts that suffices, if one does.
+
+    An attempt suffices if all examples converged or, with `ToError`, have a bound within the error;
+    to ask for that is the only wait. A z that is not finite is no reason for another attempt.
+    """
+    for attempt in inversion.planned() if _is_off_cpu(z) else []:
+        solution = layers.inverse(z, attempt, certify=certify)
+        if isinstance(inversion, ToError) and solution.error_bound is not None:
+            is_near = solution.error_bound <= inversion.error
+            lost = torch.where(finite_rows(z), Outcome.MAX_STEPS, Outcome.DIVERGED)
+            outcome = torch.where(is_near, Outcome.CONVERGED, lost).to(torch.int8)
+            solution = replace(solution, outcome=outcome)
+        if bool((solution.converged | ~finite_rows(z)).all()):
+            return solution
+    return layers.inverse(z, inversion, certify=certify)
+
+
+def _is_off_cpu(x: Tensor) -> bool:
+    return x.device.type != "cpu"
+
+
+def mlp_layers(
+    dim: int,
+    hidden: Sequence[int],
+    n_blocks: int,
+    lipschitz: float,
+    activation: Callable[[], Activation],
+    generator: torch.Generator,
+    context: int | None = None,
+) -> list[nn.Module]:
+    """The layers of `ResidualFlow.mlp`: `n_blocks` times ActNorm and a residual block."""
+    layers: list[nn.Module] = []
+    for _ in range(n_blocks):
+        branch = mlp_branch(dim, hidden, lipschitz, activation, generator=generator)
+        if context is not None:
+            branch = conditional(branch, context, generator=generator)
+        layers += [ActNorm(dim), ResidualBlock(branch)]
+    return layers

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
+
+from resflow_bench.layers import GivenBranch
 
 Module = TypeVar("Module", bound=nn.Module)
 Made = TypeVar("Made")
@@ -20,14 +22,17 @@ def recast(part: Module, dtype: torch.dtype) -> Module:
 
     Off the CPU a copy too if it has that dtype, unless `part` is a copy: what is made from a copy
     is known to hold without a look at its values, for which the host would have to wait.
+
+    Of a branch given contexts the copy is that of the branch, given the same.
     """
+    if isinstance(part, GivenBranch):
+        return cast(Module, GivenBranch(recast(part.branch, dtype), part.context))
     state = _state(part)
     if (part in _COPIES or _on_cpu(state)) and all(
         t.dtype == dtype for t in state if t.is_floating_point()
     ):
         return part
-    copied: Module = memoised(part, _copy_to(dtype))
-    return copied
+    return cast(Module, memoised(part, _copy_to(dtype)))
 
 
 def in_float64(part: Module) -> Module:

@@ -1,11 +1,10 @@
-"""A residual flow: bijections in a chain and a standard normal base."""
+"""A residual flow: bijections in a chain and a base density."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
@@ -13,37 +12,44 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.arguments import check_batch, check_count, finite_rows
-from resflow_bench.fixed_point import Outcome, Solution
+from resflow_bench.arguments import check_batch, check_count
+from resflow_bench.fixed_point import Solution
 from resflow_bench.flows.actnorm import ActNorm, check_examples
-from resflow_bench.flows.composition import AnyBijection, Chain
-from resflow_bench.flows.copies import in_float64
+from resflow_bench.flows.bases import BaseDensity, StandardNormal
+from resflow_bench.flows.bases.base import check_gradient, drawn, log_density
+from resflow_bench.flows.composition import AnyBijection, Chain, inverse_of, mlp_layers
 from resflow_bench.flows.implicit import attached
 from resflow_bench.flows.inversion import AnyInversion, ToError, ToTolerance
-from resflow_bench.flows.residual import ResidualBlock, compare_all, follow
+from resflow_bench.flows.residual import ResidualBlock, follow
 from resflow_bench.flows.saving import described, read
-from resflow_bench.layers import Activation, AnyBranch, LipSwish, mlp_branch
+from resflow_bench.layers import Activation, AnyBranch, LipSwish
+from resflow_bench.layers.given import context_rows
 from resflow_bench.logdet import Geometric, LogDetEstimator, Rademacher, Roulette
 from resflow_bench.logdet.estimator import Estimator
-from resflow_bench.logdet.probes import drawn_on
 
 DEFAULT_ESTIMATOR = LogDetEstimator(Rademacher(), Roulette(Geometric(0.1), n_exact=3))
 """Unbiased, and of finite variance while the spectral radius stays below 0.94."""
 
 
 class ResidualFlow(nn.Module):
-    """z = f_L(... f_1(x)),  log p(x) = log N(z; 0, I) + sum_l ln|det df_l/dx_(l-1)|.
+    """z = f_L(... f_1(x)),  log p(x) = log p_base(z) + sum_l ln|det df_l/dx_(l-1)|.
 
     Data x go to latents z; each log-det is taken at that layer's own input.
+
+    A flow with conditional blocks, g(x; c), has a density log p(x | c). All its methods then need
+    `context`: c, (B, n_context) in the dtype of the parameters, a row for each example; or one row
+    for all, (n_context,) or (1, n_context). Another flow refuses it.
 
     Args:
         layers: bijections, from data to latent; the output of the last is vectors, (B, d).
         event: shape of one x; an int d is (d,). d is the product of the event's sizes.
         estimator: evaluates the log-det of each residual block.
+        base: the density of z, by default the standard normal; see `BaseDensity`.
 
     Raises:
-        ValueError: no layer, or a size below 1.
-        TypeError: a layer that is no bijection.
+        ValueError: no layer, a size below 1, or blocks with contexts of different sizes; in all
+            methods a missing context, one that is not needed, or one of another shape or dtype.
+        TypeError: a layer that is no bijection, a base that is no density.
 
     Source: Chen et al. (2019), "Residual Flows for Invertible Generative Modeling".
 
@@ -58,6 +64,7 @@ class ResidualFlow(nn.Module):
         layers: Sequence[nn.Module],
         event: int | Sequence[int],
         estimator: Estimator = DEFAULT_ESTIMATOR,
+        base: BaseDensity | None = None,
     ) -> None:
         super().__init__()
         sizes = tuple(event) if isinstance(event, Sequence) else (event,)
@@ -67,6 +74,21 @@ class ResidualFlow(nn.Module):
         self.dim = math.prod(self.event)
         self.layers = Chain(*layers)
         self.estimator = estimator
+        if base is None:
+            base = StandardNormal(self.dim, next(self._numbers(), None))
+        if not isinstance(base, BaseDensity):
+            raise TypeError(
+                "A flow needs a base density with `log_prob` and `sample`, see `BaseDensity`; "
+                f"{type(base).__name__} lacks them."
+            )
+        self.base = base
+        sizes_of_c = {n for block in self.blocks if (n := block.n_context) is not None}
+        if len(sizes_of_c) > 1:
+            raise ValueError(
+                "A flow has one context for all its blocks; got blocks with contexts of sizes "
+                f"{sorted(sizes_of_c)}. Give them one `n_context`."
+            )
+        self.n_context = next(iter(sizes_of_c), None)
 
     @classmethod
     def mlp(
@@ -78,6 +100,8 @@ class ResidualFlow(nn.Module):
         activation: Callable[[], Activation] = LipSwish,
         estimator: Estimator = DEFAULT_ESTIMATOR,
         generator: torch.Generator | None = None,
+        context: int | None = None,
+        base: BaseDensity | None = None,
     ) -> Self:
         """`n_blocks` times ActNorm and a block whose g is W phi W ... phi W.
 
@@ -88,14 +112,16 @@ class ResidualFlow(nn.Module):
             activation: phi.
             generator: draws the initial weights; None is a fresh one with seed 0. The flow is made
                 on its device.
+            context: the size of c, for a conditional flow, see `layers.conditional`.
+            base: the density of z, by default the standard normal.
 
         Raises:
             ValueError: if `lipschitz` is outside (0, 1) or `n_blocks` is below 1.
         """
         check_count("A flow", "n_blocks", n_blocks)
         generator = generator or torch.Generator().manual_seed(0)
-        layers = mlp_layers(dim, hidden, n_blocks, lipschitz, activation, generator)
-        return cls(layers, dim, estimator).to(generator.device)
+        layers = mlp_layers(dim, hidden, n_blocks, lipschitz, activation, generator, context)
+        return cls(layers, dim, estimator, base).to(generator.device)
 
     @property
     def bijections(self) -> list[AnyBijection]:
@@ -142,21 +168,30 @@ class ResidualFlow(nn.Module):
         flow: Self = read(Path(file)).rebuilt(cls).with_estimator(estimator)
         return flow
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """z = f(x), (B, *event) -> (B, d)."""
         self._check(x)
-        z: Tensor = self.layers(x)
+        z: Tensor = self._given(context, len(x))(x)
         return z
 
     def forward_and_log_det(
-        self, x: Tensor, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+        context: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(z, ln|det df/dx|), (B, d) and (B,) nats, differentiable in x and in the parameters."""
+        """(z, ln|det df/dx|), (B, d) and (B,) nats, differentiable in x, c and the parameters."""
         self._check(x)
-        return self.layers.forward_and_log_det(x, self.estimator, generator)
+        layers = self._given(context, len(x))
+        return layers.forward_and_log_det(x, self.estimator, generator)
 
-    def log_prob(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """log p(x), (B,), nats: unbiased if the estimator is.
+    def log_prob(
+        self,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """log p(x), or log p(x | c), (B,), nats: unbiased if the estimator is.
 
         With a random estimator two calls differ (by 2 nat at d = 64, by the default one). The same
         number every time, without noise and at d products:
@@ -167,17 +202,21 @@ class ResidualFlow(nn.Module):
             ValueError: x is not (B, *event) in the dtype of the parameters; the layers do not end
                 in vectors, (B, d).
         """
-        z, log_det = self.forward_and_log_det(x, generator)
+        z, log_det = self.forward_and_log_det(x, generator, context)
         if z.shape[1:] != (self.dim,):
             raise ValueError(
                 f"A flow needs latents of shape (B, {self.dim}) for its base density; got "
                 f"{tuple(z.shape)}. End its layers with Flatten or FactorOut."
             )
-        return self._log_base(z) + log_det
+        return log_density(self.base, z) + log_det
 
     @torch.no_grad()
     def inverse(
-        self, z: Tensor, inversion: AnyInversion = ToTolerance(), certify: bool = True
+        self,
+        z: Tensor,
+        inversion: AnyInversion = ToTolerance(),
+        certify: bool = True,
+        context: Tensor | None = None,
     ) -> Solution:
         """x near x* = f^-1(z), layer by layer, with a bound on ||x - x*|| for each example.
 
@@ -219,28 +258,8 @@ class ResidualFlow(nn.Module):
         """
         dtype = self._dtype() if isinstance(inversion, ToTolerance) else None
         check_batch("A flow's inverse", z, (self.dim,), dtype, "z")
-        if _is_off_cpu(z):
-            compare_all(self.blocks)
-        if not certify:
-            if isinstance(inversion, ToError):
-                raise ValueError(
-                    f"An inverse with error={inversion.error:g} needs a certificate; got "
-                    "certify=False. Leave one of them out."
-                )
-            return _solved(self.layers, z, inversion, certify=False)
-        reference = inversion
-        if isinstance(inversion, ToTolerance):
-            reference = inversion.reference(z.dtype)
-        exact = _solved(in_float64(self.layers), z.double(), reference, certify=True)
-        if reference is inversion:
-            value, residual = exact.value.to(z.dtype), exact.residual.to(z.dtype)
-            solution = replace(exact, value=value, residual=residual)
-        else:
-            solution = _solved(self.layers, z, inversion, certify=False)
-        bound = (solution.value.double() - exact.value).flatten(1).norm(dim=1) + exact.error_bound
-        bound = torch.where(bound < torch.inf, bound, torch.inf)  # also if it is not a number
-        solution = replace(solution, error_bound=bound)
-        return solution.demand(inversion.error) if isinstance(inversion, ToError) else solution
+        rows = self._rows(context, len(z))
+        return inverse_of(self.layers, rows, z, inversion, certify)
 
     @torch.no_grad()
     def sample(
@@ -248,71 +267,88 @@ class ResidualFlow(nn.Module):
         n: int,
         generator: torch.Generator | None = None,
         inversion: AnyInversion = ToTolerance(),
+        context: Tensor | None = None,
+        temperature: float = 1.0,
+        batch_size: int | None = None,
     ) -> Tensor:
-        """n draws x = f^-1(z), z ~ N(0, I): (n, *event), constants for autograd.
+        """n draws x = f^-1(z), z ~ `base`: (n, *event), constants for autograd.
 
         A loss of samples, such as the reverse Kullback-Leibler divergence, has no gradient through
         them; `rsample` has.
+
+        Args:
+            temperature: T > 0; z ~ p_T, proportional to p(z)^(1/T^2), for a normal base that of T
+                times its standard deviations. x is then no draw from p(x).
+            batch_size: examples that are inverted at a time; None is all. All z are drawn
+                beforehand, so that the draws do not depend on it, except by rounding.
 
         Warns:
             UserWarning: a branch does not keep its promise, see `update`.
 
         Raises:
-            ValueError: n is no whole number of at least 0.
+            ValueError: n is no whole number of at least 0, `batch_size` none of at least 1;
+                a temperature not positive and finite, or not 1 with a base that has none.
             ArithmeticError: an inverse diverged, reached its cap on steps, or could not certify
                 the error of `ToError`.
         """
-        return self._sampled(n, generator, inversion)[1]
+        z = drawn(self.base, n, generator, temperature)
+        return self._inverted(z, inversion, context, batch_size)
 
     def rsample(
         self,
         n: int,
         generator: torch.Generator | None = None,
         inversion: AnyInversion = ToTolerance(),
+        context: Tensor | None = None,
+        temperature: float = 1.0,
     ) -> Tensor:
-        """`sample`, (n, *event), differentiable in the parameters at a fixed z.
+        """`sample`, (n, *event), differentiable in c and in the parameters, the base's included.
 
         By the implicit function theorem, at the x that was found: memory does not grow with the
         steps of the inverse, and the backward pass solves one linear system a block.
 
         Raises:
-            TypeError: a bijection that is iterated and no `ResidualBlock`.
+            TypeError: a bijection that is iterated and no `ResidualBlock`; a base with parameters
+                that are trained and samples without a gradient in them.
             ArithmeticError: as `sample`; also in the backward pass, if a system is not solved.
         """
-        z, x = self._sampled(n, generator, inversion)
-        return attached(self.layers, z, x)
+        return self._moving(n, generator, inversion, context, temperature)[1]
 
     def sample_and_log_prob(
         self,
         n: int,
         generator: torch.Generator | None = None,
         inversion: AnyInversion = ToTolerance(),
+        context: Tensor | None = None,
+        temperature: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """(x, log p(x)) of n draws, (n, *event) and (n,) nats, both differentiable; see `rsample`.
 
-        The mean of log p(x) - log q(x) is the reverse Kullback-Leibler divergence to q.
+        The mean of log p(x) - log q(x) is the reverse Kullback-Leibler divergence to q. p is the
+        density of the flow at any temperature, not that of tempered draws.
         """
-        z, x = self._sampled(n, generator, inversion)
-        x = attached(self.layers, z, x)
-        return x, self._log_base(z) + self.forward_and_log_det(x, generator)[1]
+        z, x = self._moving(n, generator, inversion, context, temperature)
+        return x, log_density(self.base, z) + self.forward_and_log_det(x, generator, context)[1]
 
-    def inputs(self, x: Tensor) -> Iterator[tuple[AnyBijection, Tensor]]:
+    def inputs(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> Iterator[tuple[AnyBijection, Tensor]]:
         """(layer, that layer's input) from data to latent, those inside other layers included."""
         self._check(x)
-        yield from self.layers.inputs(x)
+        yield from self._given(context, len(x)).inputs(x)
 
-    def branches(self, x: Tensor) -> list[tuple[AnyBranch, Tensor]]:
+    def branches(self, x: Tensor, context: Tensor | None = None) -> list[tuple[AnyBranch, Tensor]]:
         """(g, its input) of each residual block, from data to latent."""
-        return [(f.branch, h) for f, h in self.inputs(x) if isinstance(f, ResidualBlock)]
+        return [(f.g, h) for f, h in self.inputs(x, context) if isinstance(f, ResidualBlock)]
 
     @torch.no_grad()
-    def initialise(self, x: Tensor) -> None:
+    def initialise(self, x: Tensor, context: Tensor | None = None) -> None:
         """Set every ActNorm from the batch x, (B, *event), each from its own input.
 
         Raises:
             ValueError: x has no example, or one that is not finite at the input of an ActNorm.
         """
-        lost = [layer.fit(h) for layer, h in self.inputs(x) if isinstance(layer, ActNorm)]
+        lost = [layer.fit(h) for layer, h in self.inputs(x, context) if isinstance(layer, ActNorm)]
         if lost:  # read at once, as the host waits for an accelerator here
             for n_lost in torch.stack(lost).tolist():
                 check_examples(len(x), n_lost)
@@ -337,64 +373,56 @@ class ResidualFlow(nn.Module):
         follow(self.blocks, align=True)
 
     @torch.no_grad()
-    def _sampled(
-        self, n: int, generator: torch.Generator | None, inversion: AnyInversion
-    ) -> tuple[Tensor, Tensor]:
-        """z and f^-1(z) of n draws."""
-        check_count("sample", "n", n, 0)
-        like = next(t for t in self.state_dict().values() if t.is_floating_point())
-        device = drawn_on(like, generator)
-        z = torch.randn(n, self.dim, generator=generator, dtype=like.dtype, device=device)
-        z = z.to(like.device, non_blocking=True)
-        solution = self.inverse(z, inversion, certify=isinstance(inversion, ToError))
-        return z, solution.raise_if_failed().value
+    def _inverted(
+        self,
+        z: Tensor,
+        inversion: AnyInversion,
+        context: Tensor | None,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """f^-1(z), so many examples at a time."""
+        size = max(1, len(z)) if batch_size is None else batch_size
+        check_count("sample", "batch_size", size)
+        rows = self._rows(context, len(z))
+        certify = isinstance(inversion, ToError)
+        parts = []
+        for k in range(0, max(1, len(z)), size):
+            c = None if rows is None else rows[k : k + size]
+            solution = self.inverse(z[k : k + size], inversion, certify, c)
+            parts.append(solution.raise_if_failed().value)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def _log_base(self, z: Tensor) -> Tensor:
-        """log N(z; 0, I), (B,) nats."""
-        return -0.5 * (z.square().sum(-1) + self.dim * math.log(2 * math.pi))
+    def _moving(
+        self,
+        n: int,
+        generator: torch.Generator | None,
+        inversion: AnyInversion,
+        context: Tensor | None,
+        temperature: float,
+    ) -> tuple[Tensor, Tensor]:
+        """z and f^-1(z) of n draws, differentiable."""
+        z = drawn(self.base, n, generator, temperature)
+        check_gradient(self.base, z)
+        x = self._inverted(z.detach(), inversion, context)
+        return z, attached(self._given(context, n), z, x)
+
+    def _given(self, context: Tensor | None, n: int) -> Chain:
+        """The layers, at the contexts of n examples if the flow is conditional."""
+        return self.layers.given(self._rows(context, n))
+
+    def _rows(self, context: Tensor | None, n: int) -> Tensor | None:
+        """The contexts of n examples, (n, n_context)."""
+        return context_rows(context, self.n_context, n, self._dtype)
 
     def _check(self, x: Tensor) -> None:
         check_batch("This flow", x, self.event, self._dtype())
 
     def _dtype(self) -> torch.dtype | None:
         """That of the parameters, or else of the buffers; None if there is neither."""
-        state = chain(self.parameters(), self.buffers())
-        return next((t.dtype for t in state if t.is_floating_point()), None)
+        like = next(self._numbers(), None)
+        return None if like is None else like.dtype
 
-
-def _solved(layers: Chain, z: Tensor, inversion: AnyInversion, certify: bool) -> Solution:
-    """`layers.inverse`; off the CPU the first of the `planned` attempts that suffices, if one does.
-
-    An attempt suffices if all examples converged or, with `ToError`, have a bound within the error;
-    to ask for that is the only wait. A z that is not finite is no reason for another attempt.
-    """
-    for attempt in inversion.planned() if _is_off_cpu(z) else []:
-        solution = layers.inverse(z, attempt, certify=certify)
-        if isinstance(inversion, ToError) and solution.error_bound is not None:
-            is_near = solution.error_bound <= inversion.error
-            lost = torch.where(finite_rows(z), Outcome.MAX_STEPS, Outcome.DIVERGED)
-            outcome = torch.where(is_near, Outcome.CONVERGED, lost).to(torch.int8)
-            solution = replace(solution, outcome=outcome)
-        if bool((solution.converged | ~finite_rows(z)).all()):
-            return solution
-    return layers.inverse(z, inversion, certify=certify)
-
-
-def _is_off_cpu(x: Tensor) -> bool:
-    return x.device.type != "cpu"
-
-
-def mlp_layers(
-    dim: int,
-    hidden: Sequence[int],
-    n_blocks: int,
-    lipschitz: float,
-    activation: Callable[[], Activation],
-    generator: torch.Generator,
-) -> list[nn.Module]:
-    """The layers of `ResidualFlow.mlp`: `n_blocks` times ActNorm and a residual block."""
-    layers: list[nn.Module] = []
-    for _ in range(n_blocks):
-        branch = mlp_branch(dim, hidden, lipschitz, activation, generator=generator)
-        layers += [ActNorm(dim), ResidualBlock(branch)]
-    return layers
+    def _numbers(self) -> Iterator[Tensor]:
+        """The layers' parameters and buffers of floating point."""
+        state: Iterator[Tensor] = chain(self.layers.parameters(), self.layers.buffers())
+        return (t for t in state if t.is_floating_point())

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from resflow_bench.arguments import check_count
 from resflow_bench.flows.actnorm import ActNorm
-from resflow_bench.flows.composition import FactorOut
-from resflow_bench.flows.flow import DEFAULT_ESTIMATOR, ResidualFlow, mlp_layers
+from resflow_bench.flows.composition import FactorOut, mlp_layers
+from resflow_bench.flows.flow import DEFAULT_ESTIMATOR, ResidualFlow
 from resflow_bench.flows.logit import Logit
 from resflow_bench.flows.mixing import Mixing
 from resflow_bench.flows.residual import ResidualBlock
 from resflow_bench.flows.squeeze import Flatten, Squeeze
-from resflow_bench.layers import Activation, LipSwish, conv_branch
+from resflow_bench.layers import Activation, LipSwish, conditional, conv_branch
 from resflow_bench.logdet.estimator import Estimator
 
 
@@ -36,6 +36,7 @@ class MultiScale:
     leading_activation: whether one comes before the first convolution of each block but the first.
     mixing: whether channels are mixed before each convolutional block.
     margin: of the logit transform that comes first; None leaves it out, for data on R^d.
+    context: the size of c, for a conditional flow; c is a vector, also for images.
 
     Raises:
         ValueError: a count below its minimum, or kernels that do not fit `hidden`.
@@ -52,6 +53,7 @@ class MultiScale:
     leading_activation: bool = False
     mixing: bool = False
     margin: float | None = 0.05
+    context: int | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("n_scales", 1), ("n_blocks", 1), ("n_tail", 0)):
@@ -140,6 +142,8 @@ def _scale(
             generator,
             leading_activation=architecture.leading_activation and (scale, index) != (0, 0),
         )
+        if architecture.context is not None:
+            branch = conditional(branch, architecture.context, generator=generator)
         layers.append(ResidualBlock(branch))
     if scale == architecture.n_scales - 1:
         tail = mlp_layers(
@@ -149,6 +153,7 @@ def _scale(
             architecture.lipschitz,
             architecture.activation,
             generator,
+            architecture.context,
         )
         return [*layers, Flatten(event), *tail]
     squeezed = (4 * channels, height // 2, width // 2)

@@ -56,7 +56,7 @@ def _inverse(bijection: AnyBijection, z: Tensor, x: Tensor) -> Tensor:
             inner = _inverse(bijection.inner, z[:, n_latents:], x[:, bijection.n_kept :])
             return torch.cat([kept, inner], dim=1)
         case ResidualBlock():
-            return _block(bijection.branch, z, x)
+            return _block(bijection.g, z, x)
         case ClosedForm():
             return bijection.inverse(z)
     raise TypeError(

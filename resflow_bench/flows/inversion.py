@@ -24,7 +24,7 @@ from resflow_bench.fixed_point import (
 from resflow_bench.fixed_point.newton import Product
 from resflow_bench.flows.copies import memoised, recast
 from resflow_bench.jacobian import dense_jacobian
-from resflow_bench.layers import AnyBranch, Branch, LinearBranch, Uncertified
+from resflow_bench.layers import AnyBranch, Branch, GivenBranch, LinearBranch, Uncertified
 from resflow_bench.layers.maps import Composition
 
 MAX_STEPS = 2000
@@ -72,17 +72,17 @@ class ToTolerance:
         """Solve x + g(x) = z from x = z, (B, *event)."""
         return self.start(branch.normalised(), z, z)
 
-    def start(self, g: Callable[[Tensor], Tensor], z: Tensor, x: Tensor) -> Solution:
+    def start(self, g: Composition | Uncertified, z: Tensor, x: Tensor) -> Solution:
         """Solve x + g(x) = z from x, (B, *event) both."""
         floor = 10 * torch.finfo(z.dtype).eps
         return solve(
-            lambda x, y: y - g(x),
+            lambda x, y, g: y - g(x),
             x,
             self.step,
             rtol=floor if self.rtol is None else self.rtol,
             atol=floor if self.atol is None else self.atol,
             max_steps=self.max_steps,
-            args=(z,),
+            args=(z, g),
         )
 
     def reference(self, dtype: torch.dtype) -> ToTolerance | ToRounding:
@@ -141,12 +141,12 @@ class ToRounding:
             return iterate(branch, z)
         if isinstance(branch, Uncertified):
             return iterate(branch, z)
-        fine = memoised(branch, _normalised)
-        solution = self._refined(fine, memoised(recast(branch, self.dtype), _normalised), z)
+        fine = _normalised(branch)
+        solution = self._refined(fine, _normalised(recast(branch, self.dtype)), z)
         rest = (~solution.converged).nonzero()[:, 0]
         if not len(rest):
             return solution
-        last = iterate.start(fine, z[rest], solution.value[rest])
+        last = iterate.start(fine.select(rest), z[rest], solution.value[rest])
         return replace(
             solution,
             value=solution.value.index_copy(0, rest, last.value),
@@ -160,15 +160,15 @@ class ToRounding:
         target = z.to(self.dtype)
         precondition = mean_preconditioner(coarse, target)
         start = solve(
-            lambda x, y: x + precondition(y - x - coarse(x)),
+            lambda x, y, g: x + precondition(y - x - g(x)),
             target,
             self.coarse,
             rtol=START,
             atol=START,
             max_steps=self.max_steps,
-            args=(target,),
+            args=(target, coarse),
         )
-        newton = NewtonKrylov(lambda x: coarse.linearise(x)[1].push, precondition, self.dtype)
+        newton = NewtonKrylov(_Pushes(coarse), precondition, self.dtype)
         rounds = min(MAX_REFINEMENTS, self.max_steps)
         refine = ToTolerance(newton, max_steps=rounds)
         solution = refine.start(fine, z, start.value.to(z.dtype))
@@ -200,14 +200,11 @@ class Planned:
             return iterate(branch, z)
         if isinstance(branch, Uncertified):
             return iterate(branch, z)
-        fine = memoised(branch, _normalised)
-        coarse = memoised(recast(branch, coarse_dtype), _normalised)
+        fine = _normalised(branch)
+        coarse = _normalised(recast(branch, coarse_dtype))
         x = target = z.to(coarse_dtype)
         n_start = min(PLANNED_START, steps)
-
-        def product(x: Tensor) -> Product:
-            return coarse.linearise(x)[1].push
-
+        product = _Pushes(coarse)
         step: Step
         if math.prod(z.shape[1:]) <= LARGEST_DIRECT:
             step = Newton(product, coarse_dtype)
@@ -305,7 +302,32 @@ def mean_preconditioner(g: Composition, x: Tensor) -> Callable[[Tensor], Tensor]
     return lambda r: (r.flatten(1) @ inverse).view_as(r)
 
 
+@dataclass(frozen=True, eq=False)
+class _Pushes:
+    """x -> (v -> J_g(x) v)."""
+
+    g: Composition
+
+    def __call__(self, x: Tensor) -> Product:
+        return self.g.linearise(x)[1].push
+
+    def select(self, examples: Tensor) -> _Pushes:
+        return _Pushes(self.g.select(examples))
+
+
 @torch.no_grad()
-def _normalised(branch: Branch | LinearBranch) -> Composition:
+def _normalised(branch: Branch | LinearBranch | GivenBranch) -> Composition:
     """g with its norms computed once; a norm costs as much as a product with some 100 examples."""
+    if isinstance(branch, GivenBranch):
+        return branch.shifted(memoised(branch.branch, _unshifted))
+    return memoised(branch, _unconditional)
+
+
+@torch.no_grad()
+def _unconditional(branch: Branch | LinearBranch) -> Composition:
     return branch.normalised()
+
+
+@torch.no_grad()
+def _unshifted(branch: Branch) -> Composition:
+    return branch.unshifted()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Sequence
@@ -13,10 +14,15 @@ from torch import Tensor, nn
 from resflow_bench.arguments import check_batch
 from resflow_bench.fixed_point import Solution
 from resflow_bench.flows.bijection import ROUNDING
-from resflow_bench.flows.certificate import apart_near, branch_bounds, near_is_known
+from resflow_bench.flows.certificate import (
+    apart_near,
+    branch_bounds,
+    near_is_known,
+    of_examples,
+)
 from resflow_bench.flows.copies import in_float64, memoised, on_host, recast
 from resflow_bench.flows.inversion import AnyInversion, ToError
-from resflow_bench.layers import AnyBranch, Branch, Layer, together
+from resflow_bench.layers import AnyBranch, Branch, GivenBranch, Layer, together
 from resflow_bench.layers.branches import Contraction
 from resflow_bench.layers.orders import conversion, norm
 from resflow_bench.logdet.estimator import Estimator
@@ -38,7 +44,8 @@ class ResidualBlock(nn.Module):
     Source: Behrmann et al. (2019), Theorem 1.
     """
 
-    _kept: tuple[int, ...] = ()  # the versions at which the promise was last known
+    _kept: Sequence[int] = ()  # the versions at which the promise was last known
+    _given: GivenBranch | None = None  # of a view
 
     def __init__(self, branch: AnyBranch) -> None:
         super().__init__()
@@ -50,19 +57,42 @@ class ResidualBlock(nn.Module):
                 "`Uncertified(g)` to do without a certificate."
             )
         self.branch = branch
-        self._kept = self._versions()
+        self.promise_is_kept()
 
     @property
     def lipschitz(self) -> float:
         return self.branch.lipschitz
 
+    @property
+    def g(self) -> AnyBranch:
+        """The branch; in a view, the branch at the contexts that it was given."""
+        return self._given or self.branch
+
+    @property
+    def n_context(self) -> int | None:
+        """The size of the context, if the block is conditional."""
+        conditioner = self.branch.conditioner if isinstance(self.branch, Branch) else None
+        return None if conditioner is None else conditioner.n_context
+
+    def given(self, context: Tensor) -> ResidualBlock:
+        """A view at the contexts of a batch, (B, n_context), all else shared; itself without one.
+
+        Its inverse is that of the shifts by the context as they are computed in float64.
+        """
+        if not isinstance(self.branch, Branch) or self.branch.conditioner is None:
+            return self
+        view = copy.copy(self)
+        # Past `nn.Module`, which would register it in the modules that the view shares.
+        view.__dict__["_given"] = GivenBranch(self.branch, context)
+        return view
+
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.branch(x)
+        return x + self.g(x)
 
     def forward_and_log_det(
         self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        g, log_det, _ = estimator(self.branch, x, generator)
+        g, log_det, _ = estimator(self.g, x, generator)
         return x + g, log_det
 
     @torch.no_grad()
@@ -89,14 +119,14 @@ class ResidualBlock(nn.Module):
         """
         check_batch("ResidualBlock", z, (...,), name="z")
         self._warn_of_a_broken_promise()
-        solution = inversion(self.branch, z)
+        solution = inversion(self.g, z)
         if not certify:
             return solution
-        branch, z, x = in_float64(self.branch), z.double(), solution.value.double()
+        branch, z, x = in_float64(self.g), z.double(), solution.value.double()
         order, n = branch.order, math.prod(z.shape[1:])
-        known = memoised(on_host(branch), branch_bounds)
+        known = memoised(on_host(in_float64(self.branch)), branch_bounds)
         # Float32 has enough digits for sizes.
-        inside = recast(self.branch, torch.float32).magnitude(x.float()).double()
+        inside = recast(self.g, torch.float32).magnitude(x.float()).double()
         sizes = norm(x.flatten(1), order) + norm(z.flatten(1), order) + inside
         if solution.value.dtype == torch.float64 and order == 2.0:
             residual = solution.residual  # at that x, of that g
@@ -112,7 +142,7 @@ class ResidualBlock(nn.Module):
             loose = (bound > SHARE * inversion.error) & (bound < torch.inf)
             rows = loose.nonzero()[:, 0]
             if len(rows):
-                near = apart_near(branch, x[rows], bound[rows], known)
+                near = apart_near(of_examples(branch, rows), x[rows], bound[rows], known)
                 better = residual[rows] / torch.where(near > known.apart, near, known.apart)
                 bound = bound.index_copy(0, rows, better)
         return replace(solution, error_bound=bound)
@@ -127,12 +157,12 @@ class ResidualBlock(nn.Module):
 
     def promise_is_kept(self) -> None:
         """Take note that the promise holds for the weights as they are."""
-        self._kept = self._versions()
+        self.__dict__.setdefault("_kept", [])[:] = self._versions()  # a list that views share
 
-    def _versions(self) -> tuple[int, ...]:
+    def _versions(self) -> list[int]:
         """A number for each tensor of the branch that grows whenever it is written to."""
         state = (*self.branch.parameters(), *self.branch.buffers())
-        return tuple(0 if t.is_inference() else t._version for t in state)  # noqa: SLF001
+        return [0 if t.is_inference() else t._version for t in state]  # noqa: SLF001
 
     def _warn_of_a_broken_promise(self) -> None:
         """Compare the certified constant with the promised one where the weights have changed."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from resflow_bench import layers
 from resflow_bench.files import written_whole
 from resflow_bench.flows.actnorm import ActNorm
+from resflow_bench.flows.bases import DiagonalNormal, NormalMixture, StandardNormal
 from resflow_bench.flows.composition import Chain, FactorOut
 from resflow_bench.flows.logit import Logit
 from resflow_bench.flows.mixing import Mixing
@@ -35,7 +36,8 @@ _CLASSES: tuple[type, ...] = (
     *(ActNorm, Chain, FactorOut, Flatten, Logit, Mixing, ResidualBlock, Squeeze),
     *(layers.Branch, layers.LinearBranch, layers.Linear, layers.Conv2d, layers.DenseLayer),
     *(layers.LipSwish, layers.CLipSwish, layers.Tanh, layers.ELU, layers.Softplus, layers.Sine),
-    *(layers.ReLU, layers.LearnableOrder, layers.Spectral, layers.Induced),
+    *(layers.ReLU, layers.LearnableOrder, layers.Spectral, layers.Induced, layers.Conditioner),
+    *(StandardNormal, DiagonalNormal, NormalMixture),
 )
 PARTS: dict[str, type] = {one.__name__: one for one in _CLASSES}
 """The classes that a file may name."""

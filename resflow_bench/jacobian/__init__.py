@@ -10,6 +10,7 @@ from resflow_bench.jacobian.operator import (
     Jacobian,
     Linearisation,
     Map,
+    PerExampleMap,
     Products,
 )
 from resflow_bench.jacobian.stages import ConcatenationStage, KernelStage, SlopeStage, Stage
@@ -27,6 +28,7 @@ __all__ = [
     "Linearisation",
     "Map",
     "MatrixStage",
+    "PerExampleMap",
     "Products",
     "SlopeStage",
     "Stage",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +22,17 @@ Examples = slice | Tensor
 
 Map = Callable[[Tensor], Tensor]
 """A g: (B, *event) -> (B, *event) that treats the examples of a batch independently."""
+
+
+@runtime_checkable
+class PerExampleMap(Protocol):
+    """A `Map` with numbers of its own for each example of a batch, a context for instance."""
+
+    def __call__(self, x: Tensor, /) -> Tensor: ...
+
+    def select(self, examples: Examples) -> Map:
+        """The map of some of the examples."""
+
 
 VectorMap = Callable[[Tensor], Tensor]
 """v -> A v or v^T A for a linear A of each example: (m, B, *event) -> (m, B, *event)."""

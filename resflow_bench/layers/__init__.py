@@ -12,8 +12,10 @@ from resflow_bench.layers.activations import (
 )
 from resflow_bench.layers.branches import Branch, LinearBranch
 from resflow_bench.layers.builders import conv_branch, dense_branch, dense_conv_branch, mlp_branch
+from resflow_bench.layers.conditioner import Conditioner
 from resflow_bench.layers.conv import Conv2d, InducedConv2d, SpectralConv2d
 from resflow_bench.layers.dense import DenseLayer
+from resflow_bench.layers.given import GivenBranch, conditional
 from resflow_bench.layers.layer import Layer
 from resflow_bench.layers.linear import InducedLinear, Linear, SpectralLinear
 from resflow_bench.layers.norms.induced import Induced
@@ -29,8 +31,10 @@ __all__ = [
     "Branch",
     "CLipSwish",
     "Certificate",
+    "Conditioner",
     "Conv2d",
     "DenseLayer",
+    "GivenBranch",
     "Induced",
     "InducedConv2d",
     "InducedLinear",
@@ -49,6 +53,7 @@ __all__ = [
     "SpectralLinear",
     "Tanh",
     "Uncertified",
+    "conditional",
     "conv_branch",
     "dense_branch",
     "dense_conv_branch",

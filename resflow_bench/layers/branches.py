@@ -14,8 +14,9 @@ from resflow_bench.arguments import check_batch
 from resflow_bench.jacobian import JacobianChain
 from resflow_bench.layers import fused, together
 from resflow_bench.layers.activations import Activation
+from resflow_bench.layers.conditioner import Conditioner
 from resflow_bench.layers.layer import Layer
-from resflow_bench.layers.maps import Affine, Composition, Elementwise
+from resflow_bench.layers.maps import Affine, Composition, Elementwise, Shifted
 from resflow_bench.layers.norms.operators import Matrix
 from resflow_bench.layers.norms.spectral import bounds_together
 from resflow_bench.layers.orders import Order, norm, same_order
@@ -54,14 +55,22 @@ class Branch(nn.Module):
     Args:
         stages: layers and activations in the order in which x meets them; the last is a layer.
         lipschitz: the constant promised for the whole branch, in (0, 1), in the norm `order`.
+        conditioner: of a conditional branch g(x; c), the shifts of its layers, see `conditional`;
+            such a branch is evaluated by a `GivenBranch`.
 
     Raises:
         TypeError: a stage that is no module, or neither a layer nor an activation.
         ValueError: a promise outside (0, 1), no layer at the end, sizes or norms that do not fit,
-            or coefficients and activations whose product exceeds the promise.
+            coefficients and activations whose product exceeds the promise, or a conditioner of
+            another size; a conditional branch evaluated without a context.
     """
 
-    def __init__(self, *stages: Layer | Activation, lipschitz: float) -> None:
+    def __init__(
+        self,
+        *stages: Layer | Activation,
+        lipschitz: float,
+        conditioner: Conditioner | None = None,
+    ) -> None:
         super().__init__()
         self.lipschitz = contractive(lipschitz, "Branch")
         self.stages = nn.ModuleList()
@@ -85,8 +94,15 @@ class Branch(nn.Module):
                 f"promised lipschitz={lipschitz}; got {bound:.6g}. Lower `coefficient`."
             )
         # Once, since a search for a Protocol's members takes as long as a small product.
-        self._is_layer = [isinstance(stage, Layer) for stage in stages]
+        self.is_layer = [isinstance(stage, Layer) for stage in stages]
         self._fusable = fused.fusable(stages)
+        self.conditioner = conditioner
+        n_out = sum(layer.n_out for layer in layers)
+        if conditioner is not None and conditioner.n_out != n_out:
+            raise ValueError(
+                f"Branch needs a conditioner of its layers' n_out together, {n_out}; got "
+                f"n_out={conditioner.n_out}. Make it with `conditional`."
+            )
 
     @property
     def layers(self) -> list[Layer]:
@@ -103,11 +119,16 @@ class Branch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """g(x), shapes (B, *event) -> (B, *event)."""
-        self._check(x)
+        self.check(x)
         return self.normalised()(x)
 
     def normalised(self) -> Composition:
         """g with its weights normalised once, for many evaluations at the same parameters."""
+        self._check_context()
+        return self.unshifted()
+
+    def unshifted(self) -> Composition:
+        """`normalised`, of a conditional branch without the shifts by its context."""
         stages = [s.normalised() if layer else Elementwise(s) for s, layer in self._kinds()]
         return Composition(stages)
 
@@ -122,7 +143,8 @@ class Branch(nn.Module):
         uses stay attached to the parameters and to x, so that sum(J.vjp(s) * v) has the gradient of
         s^T J v in weights, beta and x. Call linearise with gradients enabled for that.
         """
-        self._check(x)
+        self.check(x)
+        self._check_context()
         if self._fusable is not None and fused.pays(self._fusable, x):
             y, stages = fused.linearise(self._fusable, x)
             return y, JacobianChain(stages)
@@ -142,13 +164,19 @@ class Branch(nn.Module):
         Times a few units in the last place, it bounds the rounding of all stages at the end of the
         branch, that of large biases that cancel in g(x) included.
         """
+        return self.magnitude_of(self.normalised(), x)
+
+    def magnitude_of(self, maps: Composition, x: Tensor) -> Tensor:
+        """`magnitude` by maps of the stages; a shift's own norm is added to that of its z_j."""
         total = x.new_zeros(len(x))
         size = norm(x.flatten(1), self.order)
-        for stage, apply in zip(self.stages, self.normalised().stages, strict=True):
+        for stage, apply in zip(self.stages, maps.stages, strict=True):
             x = apply(x)
             constant = _promised(stage)
             before, size = size, norm(x.flatten(1), self.order)
             total = constant * total + size + constant * before
+            if isinstance(apply, Shifted):
+                total = total + norm(apply.along(x).expand_as(x).flatten(1), self.order)
         return total
 
     def lipschitz_certified(self) -> float:
@@ -168,12 +196,21 @@ class Branch(nn.Module):
     def extra_repr(self) -> str:
         return f"lipschitz={self.lipschitz:.6g}"
 
-    def _check(self, x: Tensor) -> None:
+    def check(self, x: Tensor) -> None:
+        """Refuse an x that is no batch in the dtype of the parameters."""
         check_batch("Branch", x, (None, ...), next((p.dtype for p in self.parameters()), None))
+
+    def _check_context(self) -> None:
+        if self.conditioner is not None:
+            raise ValueError(
+                f"This branch needs a context of {self.conditioner.n_context} numbers for each "
+                "example; got none. Evaluate `GivenBranch(branch, context)`, or pass the flow's "
+                "methods `context`."
+            )
 
     def _kinds(self) -> Iterator[tuple[Any, bool]]:
         """Pairs (stage, True if it is a layer)."""
-        return zip(self.stages, self._is_layer, strict=True)
+        return zip(self.stages, self.is_layer, strict=True)
 
 
 class LinearBranch(nn.Module):
@@ -189,6 +226,7 @@ class LinearBranch(nn.Module):
     """
 
     order: Order = 2.0
+    conditioner: None = None
 
     def __init__(self, matrix: Tensor, lipschitz: float) -> None:
         super().__init__()

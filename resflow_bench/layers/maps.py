@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,13 +11,14 @@ from torch.nn import functional
 
 from resflow_bench.jacobian import (
     ConcatenationStage,
+    Examples,
     JacobianChain,
     KernelStage,
     MatrixStage,
     SlopeStage,
     Stage,
 )
-from resflow_bench.jacobian.stages import FAST, padding
+from resflow_bench.jacobian.stages import FAST, padding, rows
 from resflow_bench.layers.activations import Activation
 from resflow_bench.layers.layer import Normalised
 
@@ -86,10 +87,44 @@ class Elementwise:
 
 
 @dataclass(frozen=True, eq=False)
+class Shifted:
+    """s(x) + shift, with the Jacobian of s.
+
+    shift: (B, n_out), of each example; the same at all positions of a grid.
+    """
+
+    stage: Normalised
+    shift: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = self.stage(x)
+        return y + self.along(y)
+
+    def linearise(self, x: Tensor) -> tuple[Tensor, Stage]:
+        y, jacobian = self.stage.linearise(x)
+        return y + self.along(y), jacobian
+
+    def along(self, y: Tensor) -> Tensor:
+        """The shift as (B, n_out, 1...), to broadcast with y, (B, n_out, *grid)."""
+        return self.shift.view(*self.shift.shape, *[1] * (y.ndim - 2))
+
+
+@dataclass(frozen=True, eq=False)
 class Composition:
     """s_L o ... o s_1, the stages in the order in which x meets them."""
 
     stages: Sequence[Normalised]
+
+    def select(self, examples: Examples) -> Composition:
+        """The map of some of the examples: another one only where a stage is shifted."""
+        return Composition(
+            [
+                replace(stage, shift=rows(stage.shift, examples))
+                if isinstance(stage, Shifted)
+                else stage
+                for stage in self.stages
+            ]
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         for stage in self.stages:

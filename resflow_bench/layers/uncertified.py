@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from resflow_bench.jacobian import Examples
 from resflow_bench.layers.branches import Branch, LinearBranch
+from resflow_bench.layers.given import GivenBranch
 from resflow_bench.layers.orders import Order
 
 
@@ -35,9 +36,13 @@ class Uncertified(nn.Module):
         y: Tensor = self.g(x)
         return y
 
-    def normalised(self) -> Callable[[Tensor], Tensor]:
+    def normalised(self) -> Uncertified:
         """g itself: there is nothing to normalise."""
-        return self.g
+        return self
+
+    def select(self, examples: Examples) -> Uncertified:
+        """The map of some of the examples, which is the same."""
+        return self
 
     def update(self) -> None:
         """Nothing to do: nothing is promised."""
@@ -59,5 +64,5 @@ class Uncertified(nn.Module):
         return torch.full((), math.inf, dtype=torch.float64, device=device)
 
 
-AnyBranch = Branch | LinearBranch | Uncertified
+AnyBranch = Branch | LinearBranch | GivenBranch | Uncertified
 """The g of a residual block."""

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.jacobian import CHUNK_NUMBERS, Map, Products, autograd, dense_jacobian, linearise
+from resflow_bench.jacobian import (
+    CHUNK_NUMBERS,
+    Map,
+    PerExampleMap,
+    Products,
+    autograd,
+    dense_jacobian,
+    linearise,
+)
 from resflow_bench.jacobian.linearisation import same_shape
 from resflow_bench.logdet.estimator import Estimate, check_input
 from resflow_bench.threads import one_torch_thread
@@ -44,9 +53,7 @@ def exact_log_det(g: Map, x: Tensor) -> Tensor:
     True
     """
     check_input("exact_log_det", x)
-    dim = math.prod(x.shape[1:])
-    slices = x.split(max(1, CHUNK_NUMBERS // dim**2))
-    return torch.cat([dense_log_det(jacobian(g, piece)) for piece in slices])
+    return torch.cat([dense_log_det(jacobian(g, piece)) for g, piece in _slices(g, x)])
 
 
 def dense_log_det(matrix: Tensor) -> Tensor:
@@ -89,13 +96,20 @@ class Determinant:
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
         check_input("Determinant", x)
-        dim = math.prod(x.shape[1:])
         values, log_dets = [], []
-        for piece in x.split(max(1, CHUNK_NUMBERS // dim**2)):
-            value, operator = self.products(g, piece)
+        for of_piece, piece in _slices(g, x):
+            value, operator = self.products(of_piece, piece)
             values.append(value)
             log_dets.append(dense_log_det(dense_jacobian(operator, piece)))
-        return Estimate(torch.cat(values), torch.cat(log_dets), dim)
+        return Estimate(torch.cat(values), torch.cat(log_dets), math.prod(x.shape[1:]))
+
+
+def _slices(g: Map, x: Tensor) -> Iterator[tuple[Map, Tensor]]:
+    """Slices of examples with Jacobians of `CHUNK_NUMBERS` together, each with its map."""
+    size = max(1, CHUNK_NUMBERS // math.prod(x.shape[1:]) ** 2)
+    for k in range(0, max(1, len(x)), size):
+        piece = slice(k, k + size)
+        yield (g.select(piece) if isinstance(g, PerExampleMap) else g), x[piece]
 
 
 def in_float64(g: Map, x: Tensor) -> tuple[Map, Tensor]:

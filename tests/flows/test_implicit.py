@@ -43,7 +43,7 @@ def unrolled(layer: object, z: Tensor) -> Tensor:
         case ResidualBlock():
             x = z
             for _ in range(200):
-                x = z - layer.branch(x)
+                x = z - layer.g(x)
             return x
         case ClosedForm():
             return layer.inverse(z)
@@ -66,7 +66,27 @@ def images() -> ResidualFlow:
     return image_flow((2, 4, 4), settings)
 
 
-FLOWS: dict[str, Callable[[], ResidualFlow]] = {"vectors": vectors, "images": images}
+def conditional() -> ResidualFlow:
+    return ResidualFlow.mlp(3, (8,), 3, 0.9, context=2)
+
+
+FLOWS: dict[str, Callable[[], ResidualFlow]] = {
+    "vectors": vectors,
+    "images": images,
+    "conditional": conditional,
+}
+
+
+def context_of(flow: ResidualFlow, n: int) -> Tensor | None:
+    """Contexts of n examples, whose gradient is also tested, if the flow takes any."""
+    if flow.n_context is None:
+        return None
+    c = torch.randn(n, flow.n_context, generator=generator(9), dtype=DTYPE)
+    return c.requires_grad_()
+
+
+def inputs(flow: ResidualFlow, context: Tensor | None) -> list[Tensor]:
+    return [*flow.parameters(), *([] if context is None else [context])]
 
 
 def disturbed(flow: ResidualFlow) -> ResidualFlow:
@@ -84,11 +104,10 @@ def relative_error(found: list[Tensor], expected: list[Tensor]) -> float:
     return float((one - other).norm() / other.norm())
 
 
-def gradients(flow: ResidualFlow, x: Tensor) -> list[Tensor]:
+def gradients(flow: ResidualFlow, x: Tensor, context: Tensor | None) -> list[Tensor]:
     weights = torch.linspace(-1.0, 2.0, x.numel(), dtype=x.dtype).view_as(x)
-    found = torch.autograd.grad(
-        (weights * x + x.sin()).sum(), list(flow.parameters()), allow_unused=True
-    )
+    value = (weights * x + x.sin()).sum()
+    found = torch.autograd.grad(value, inputs(flow, context), allow_unused=True)
     return [torch.zeros(()) if g is None else g for g in found]
 
 
@@ -96,34 +115,38 @@ def gradients(flow: ResidualFlow, x: Tensor) -> list[Tensor]:
 def test_the_gradient_is_that_of_an_unrolled_inverse(name) -> None:
     flow = disturbed(FLOWS[name]())
     z = torch.randn(5, flow.dim, generator=generator(7), dtype=DTYPE)
-    x = flow.rsample(5, generator(7))
-    assert torch.equal(x.detach(), flow.sample(5, generator(7)))
-    expected = gradients(flow, unrolled(flow.layers, z))
-    assert relative_error(gradients(flow, x), expected) < 1e-9
-    constant = flow.sample(5, generator(7))  # with a step of each layer's own inverse attached
-    assert relative_error(gradients(flow, one_step(flow, z, constant)), expected) > 1e-3
-    single = implicit.attached(flow.float().layers, z.float(), constant.float())
-    assert relative_error(gradients(flow, single), expected) < 1e-4
+    c = context_of(flow, 5)
+    x = flow.rsample(5, generator(7), context=c)
+    assert torch.equal(x.detach(), flow.sample(5, generator(7), context=c))
+    expected = gradients(flow, unrolled(flow.layers.given(c), z), c)
+    assert relative_error(gradients(flow, x, c), expected) < 1e-9
+    constant = flow.sample(5, generator(7), context=c)  # with a step of each layer's own inverse
+    short = one_step(flow.layers.given(c), z, constant)
+    assert relative_error(gradients(flow, short, c), expected) > 1e-3
+    layers = flow.float().layers.given(None if c is None else c.float())
+    single = implicit.attached(layers, z.float(), constant.float())
+    assert relative_error(gradients(flow, single, c), expected) < 1e-4
 
 
-def one_step(flow: ResidualFlow, z: Tensor, x: Tensor) -> Tensor:
+def one_step(layers: Chain, z: Tensor, x: Tensor) -> Tensor:
     """The error that the test has to see: blocks' systems left unsolved, x = z - g(x)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(implicit, "_solved", lambda branch, x, v: v)
-        return implicit.attached(flow.layers, z, x)
+        return implicit.attached(layers, z, x)
 
 
 @pytest.mark.parametrize("name", FLOWS)
 def test_log_prob_of_samples_has_the_gradient_of_the_whole(name) -> None:
     """d/dtheta of log q_theta(x_theta(z)), the log-determinant and the inverse both moving."""
     flow = disturbed(FLOWS[name]()).with_estimator(Determinant())
-    x, log_q = flow.sample_and_log_prob(4, generator(3))
-    torch.testing.assert_close(log_q, flow.log_prob(x), rtol=1e-9, atol=1e-9)
-    parameters = list(flow.parameters())
+    c = context_of(flow, 4)
+    x, log_q = flow.sample_and_log_prob(4, generator(3), context=c)
+    torch.testing.assert_close(log_q, flow.log_prob(x, context=c), rtol=1e-9, atol=1e-9)
+    parameters = inputs(flow, c)
     found = torch.autograd.grad(log_q.sum() + x.sum(), parameters, allow_unused=True)
     z = torch.randn(4, flow.dim, generator=generator(3), dtype=DTYPE)
-    whole = unrolled(flow.layers, z)
-    total = flow.log_prob(whole).sum() + whole.sum()
+    whole = unrolled(flow.layers.given(c), z)
+    total = flow.log_prob(whole, context=c).sum() + whole.sum()
     expected = torch.autograd.grad(total, parameters, allow_unused=True)
     pairs = [(a, b) for a, b in zip(found, expected, strict=True) if b is not None]
     assert relative_error([a for a, _ in pairs], [b for _, b in pairs]) < 1e-6

@@ -18,9 +18,9 @@ from resflow_bench.flows import (
     ResidualFlow,
     ToRounding,
     ToTolerance,
+    composition,
     image_flow,
 )
-from resflow_bench.flows import flow as flow_module
 from resflow_bench.flows import inversion as inversion_module
 from resflow_bench.flows.composition import Chain
 from resflow_bench.flows.copies import in_float64, memoised, on_host, recast
@@ -70,7 +70,7 @@ def off_cpu(monkeypatch):
     """Has flows go the way of other devices, or back."""
 
     def go(there: bool = True) -> None:
-        monkeypatch.setattr(flow_module, "_is_off_cpu", lambda x: there)
+        monkeypatch.setattr(composition, "_is_off_cpu", lambda x: there)
         monkeypatch.setattr(inversion_module, "solve", in_windows if there else solve)
 
     return go

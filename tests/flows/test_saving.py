@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from resflow_bench import flows, layers
 from resflow_bench.architectures import ARCHITECTURES, linear_flow
-from resflow_bench.flows import ActNorm, ResidualBlock, ResidualFlow, saving
+from resflow_bench.flows import (
+    ActNorm,
+    DiagonalNormal,
+    NormalMixture,
+    ResidualBlock,
+    ResidualFlow,
+    saving,
+)
 from resflow_bench.layers import (
     Branch,
     Induced,
@@ -51,6 +58,8 @@ MADE = {
     "induced": induced_flow(),
     "shared": shared_flow(),
     "double": ResidualFlow.mlp(3, (8,), 2, 0.9).double(),
+    "learnt base": ResidualFlow.mlp(3, (8,), 1, 0.9, base=DiagonalNormal(3)),
+    "mixture": ResidualFlow.mlp(3, (8,), 1, 0.9, base=NormalMixture(3, 2)).double(),
     **{
         name: ResidualFlow.mlp(2, (6,), 1, 0.9, getattr(layers, name))
         for name in ("ELU", "Tanh", "Sine", "Softplus", "ReLU")
@@ -87,7 +96,20 @@ def test_every_part_of_the_package_can_be_saved() -> None:
     public = [getattr(room, name) for room in (flows, layers) for name in room.__all__]
     modules = [p for p in public if isinstance(p, type) and issubclass(p, nn.Module)]
     missing = {m.__name__ for m in modules} - set(saving.PARTS)
-    assert missing == {"ResidualFlow", "Uncertified"}
+    # The flow itself, a branch without a certificate, and a view.
+    assert missing == {"ResidualFlow", "Uncertified", "GivenBranch"}
+
+
+def test_a_conditional_flow(tmp_path: Path) -> None:
+    flow = ResidualFlow.mlp(2, (8,), 2, 0.9, context=3).with_estimator(Determinant())
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    flow.update()
+    flow.save(tmp_path / "flow.pt")
+    again = ResidualFlow.load(tmp_path / "flow.pt", Determinant())
+    x, c = torch.randn(5, 2), torch.randn(5, 3)
+    assert torch.equal(again.log_prob(x, context=c), flow.log_prob(x, context=c))
 
 
 class Doubling(nn.Module):
