@@ -11,6 +11,9 @@ MODEL_AXES = ("model", "dim", "lipschitz", "dtype", "device")
 ESTIMATOR_AXES = ("truncation", "n_terms", "roulette", "n_exact", "probe", "n_probes")
 IMAGE_FLOWS = ("conv", "multiscale")
 TRAINED_FLOWS = ("trained", *IMAGE_FLOWS)
+PLANE_FLOWS = ("checkerboard", "eight-gaussians")
+DIM = {**dict.fromkeys(PLANE_FLOWS, 2), "patches": 192}
+"""The dimension of a flow's data; 64 for all others."""
 
 LAWS = ("geometric(0.5)", "geometric(0.1)", "poisson(2)")
 
@@ -28,11 +31,14 @@ def model_grids(
     axes: Axes,
     flows: tuple[str, ...] = ("trained",),
 ) -> tuple[Grid, ...]:
-    """`models` at d = 64 and each promised constant; the digits `flows` at those in `trained`."""
+    """`models` at d = 64 and each promised constant; the trained `flows` at those in `trained`."""
     free: Axes = {"device": ("cpu",), **axes}
     return (
         Grid({"model": models, "dim": (64,), "lipschitz": constants, **free}),
-        *(Grid({"lipschitz": trained, **free}, {"model": name, "dim": 64}) for name in flows),
+        *(
+            Grid({"lipschitz": trained, **free}, {"model": name, "dim": DIM.get(name, 64)})
+            for name in flows
+        ),
     )
 
 

@@ -8,7 +8,7 @@ from resflow_bench.architectures import LINEAR_FAMILIES
 from resflow_bench.lab import Preset, Suite
 from resflow_bench.models import PREPARED_BY, prepare_models
 from resflow_bench.speed.benchmark import SuiteBenchmark
-from suites.grids import MODEL_AXES, TRAINED_FLOWS, model_grids
+from suites.grids import MODEL_AXES, PLANE_FLOWS, TRAINED_FLOWS, model_grids
 from suites.lipschitz.claims import CLAIMS
 from suites.lipschitz.measure import measure_lipschitz
 
@@ -21,7 +21,13 @@ SUITE = Suite(
     presets={
         "smoke": Preset(model_grids(("gaussian", "init"), (0.5,), (), DTYPES), {"n_points": 16}),
         "quick": Preset(
-            model_grids((*LINEAR_FAMILIES, "init"), (0.5, 0.9), (0.9,), DTYPES, TRAINED_FLOWS),
+            model_grids(
+                (*LINEAR_FAMILIES, "init"),
+                (0.5, 0.9),
+                (0.9,),
+                DTYPES,
+                (*TRAINED_FLOWS, "shallow", "patches", *PLANE_FLOWS),
+            ),
             {"n_points": 32},
         ),
         "full": Preset(
