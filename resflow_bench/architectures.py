@@ -36,6 +36,8 @@ LINEAR_FAMILIES = (
 )
 
 MLP_BLOCKS = 8
+DEEP_BLOCKS = 24
+"""Each block stretches by at most 1 + K: sharp edges of a density need many."""
 MIN_WIDTH = 64
 """The smallest hidden layer: a density in the plane needs more than 2d = 4 units."""
 
@@ -131,6 +133,11 @@ def shallow_architecture(event: Event, lipschitz: float) -> ResidualFlow:
     return _mlp_blocks(event, lipschitz, n_hidden=1)
 
 
+def deep_architecture(event: Event, lipschitz: float) -> ResidualFlow:
+    """Twenty-four blocks of two hidden layers of max(2d, 64) LipSwish units."""
+    return _mlp_blocks(event, lipschitz, n_hidden=2, n_blocks=DEEP_BLOCKS)
+
+
 def dense_architecture(event: Event, lipschitz: float) -> ResidualFlow:
     """Eight blocks of three dense layers, each adding max(d, 32) CLipSwish units."""
     growth = max(math.prod(event) // 2, 16)
@@ -163,6 +170,7 @@ def multiscale_architecture(event: Event, lipschitz: float) -> ResidualFlow:
 ARCHITECTURES: dict[str, Architecture] = {
     "mlp": mlp_architecture,
     "shallow": shallow_architecture,
+    "deep": deep_architecture,
     "dense": dense_architecture,
     "conv": conv_architecture,
     "multiscale": multiscale_architecture,
@@ -189,17 +197,22 @@ def _require_images(event: Event, name: str) -> None:
         )
 
 
-def _mlp_blocks(event: Event, lipschitz: float, n_hidden: int) -> ResidualFlow:
+def _mlp_blocks(
+    event: Event, lipschitz: float, n_hidden: int, n_blocks: int = MLP_BLOCKS
+) -> ResidualFlow:
     hidden = (max(2 * math.prod(event), MIN_WIDTH),) * n_hidden
-    return _fully_connected(event, partial(mlp_branch, hidden=hidden, lipschitz=lipschitz))
+    make_branch = partial(mlp_branch, hidden=hidden, lipschitz=lipschitz)
+    return _fully_connected(event, make_branch, n_blocks)
 
 
-def _fully_connected(event: Event, make_branch: Callable[..., Branch]) -> ResidualFlow:
-    """Eight times ActNorm and a block; images go through the logit and are flattened first."""
+def _fully_connected(
+    event: Event, make_branch: Callable[..., Branch], n_blocks: int = MLP_BLOCKS
+) -> ResidualFlow:
+    """Pairs of ActNorm and a block; images go through the logit and are flattened first."""
     dim = math.prod(event)
     generator = torch.Generator().manual_seed(0)
     layers: list[nn.Module] = [Logit(), Flatten(event)] if len(event) > 1 else []
-    for _ in range(MLP_BLOCKS):
+    for _ in range(n_blocks):
         layers += [ActNorm(dim), ResidualBlock(make_branch(dim, generator=generator))]
     return ResidualFlow(layers, event)
 

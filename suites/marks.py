@@ -26,6 +26,8 @@ MODELS = {
     MAIN: (style.ACCENT, "o"),
     "shallow": ("#00688b", "v"),
     "patches": ("#a0522d", "*"),
+    "checkerboard": ("#556b2f", ">"),
+    "eight-gaussians": ("#2f4f4f", "X"),
     "conv": ("#8a5a00", "p"),
     "multiscale": ("#5b2a86", "d"),
     "init": (style.ORANGE, "h"),
@@ -37,7 +39,10 @@ MODELS = {
     "gaussian": (style.BROWN, "X"),
     "triangular": (style.GREY, ">"),
 }
-FLOWS = {MAIN, "shallow", "patches", "conv", "multiscale", "init", "steep"}
+FLOWS = {
+    *(MAIN, "shallow", "patches", "conv", "multiscale", "checkerboard", "eight-gaussians"),
+    *("init", "steep"),
+}
 
 
 def drawn_from(*names: str) -> Callable[[style.Draw], style.Draw]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from resflow_bench.architectures import LINEAR_FAMILIES
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -20,6 +22,8 @@ NAMES = {
     "multiscale": "the trained multi-scale flow",
     "shallow": "the trained shallow flow",
     "patches": "the flow trained on patches",
+    "checkerboard": "the flow trained on the checkerboard",
+    "eight-gaussians": "the flow trained on eight Gaussians",
     "init": "the untrained flow",
     "steep": "the steep flow",
     "minus-identity": "g(x) = −Kx",
@@ -51,4 +55,5 @@ def telling(cells: pd.DataFrame) -> pd.DataFrame:
 
 def named(cell: pd.Series) -> str:
     """The cell's model in a sentence."""
-    return NAMES.get(cell["model"], f"the {cell['model']} map")
+    name = cell["model"]
+    return NAMES.get(name, f"the {name} map" if name in LINEAR_FAMILIES else name)

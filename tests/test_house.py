@@ -29,7 +29,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 # Rooms, lowest first. Those on one line do not import each other.
 FLOORS = (
-    {"arguments", "constants"},
+    {"arguments", "constants", "files"},
     {"theory", "intervals", "threads"},
     {"jacobian", "fixed_point", "data"},
     {"layers", "logdet"},
@@ -37,13 +37,14 @@ FLOORS = (
     {"architectures"},
     {"lab"},
     {"training", "speed"},
-    {"models"},
     {"peers"},
+    {"models"},
     {"advise"},
     {"analysis"},
     {"gate"},
     {"report"},
     {"cli"},
+    {"notebook"},
     {"__main__"},
     {"suites"},
 )

@@ -14,6 +14,7 @@ import pytest
 import torch
 from test_workflows import wrong
 
+from resflow_bench import measure
 from resflow_bench.lab import Context
 from suites import load
 
@@ -70,6 +71,23 @@ def test_the_python_of_the_readme_runs() -> None:
 def test_the_python_of_the_efficiency_page_runs() -> None:
     for block in python_blocks(ROOT / "docs" / "efficiency.md"):
         exec(block, {})
+
+
+def test_the_python_of_the_page_on_own_flows_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make, notebook, file = python_blocks(ROOT / "docs" / "own_flow.md")
+    assert len([line for line in make.splitlines() if line]) <= 10, "ten lines are promised"
+    found: dict[str, Any] = {}
+    exec(make, found)
+    exec(notebook, found)
+    assert list(found["errors"]["n_terms"])[:2] == [1, 5]
+    assert found["figures"].keys() == {"bias"}
+    exec(file, found)
+    assert torch.equal(found["again"](torch.ones(1, 2)), found["flow"](torch.ones(1, 2)))
+    rows = measure(["bias", "inverse"], preset="smoke", model=found["make"])
+    assert set(rows["status"]) == {"ok"}
 
 
 def test_the_python_of_the_suite_page_is_that_of_the_example_or_measures(tmp_path) -> None:

@@ -64,6 +64,21 @@ def prepare(cells: list[Cell], context: Context) -> None:
     raise ArithmeticError("loss is not finite")
 
 
+def prepare_dim(cells: list[Cell], context: Context) -> None:
+    """Says so, and leaves a file for the dim that all these cells have."""
+    (dim,) = {cell["dim"] for cell in cells}
+    context.say(f"preparing dim {dim}")
+    time.sleep(0.2)
+    with (context.results / f"prepared-{dim}").open("x") as file:  # a second time fails
+        file.write(str(len(cells)))
+
+
+def measure_prepared(cell: Cell, context: Context) -> Iterable[Observation]:
+    """The number of cells that were prepared together with this one; fails where it was not."""
+    number = (context.results / f"prepared-{cell['dim']}").read_text()
+    yield Observation("n_together", float(number), "1")
+
+
 def toy(name: str, dims: int, n_terms: tuple[int, ...] = (1,), **options: object) -> Suite:
     """A suite of `dims` times `n_terms` cells."""
     grid = Grid({"dim": tuple(range(1, dims + 1)), "n_terms": n_terms, "device": ("cpu",)})
@@ -80,6 +95,7 @@ CRASH = toy("mixed", 2, (1, 6))
 MISTAKE = toy("mixed", 1, (1, 7))
 SLOW = toy("slow", 32)
 REPAIRED = toy("repaired", 3)
+PREPARED = toy("prepared", 3, (1, 2), prepare=prepare_dim, prepared_by=("dim",))
 ALONE = toy("rows", 2, exclusive=True)
 SUITES = {"rows": ROWS, "mixed": MIXED, "slow": SLOW, "repaired": REPAIRED}
 

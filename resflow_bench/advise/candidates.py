@@ -94,6 +94,8 @@ class Search:
         """`logdet.tuned` from as many points as there is time for, or the message if it is none."""
         base = LogDetEstimator(probe, Fixed(n_traced + 1), n_traced=n_traced)
         name = ", ".join(["tuned", *_parts(base)])
+        if not all(g.lipschitz < 1.0 for g, _ in self.inspection.branches):
+            return f"{name}: a branch promises no constant"
         n_products = SEARCH.n_pilot_terms * PROBES_A_DRAW * SEARCH.n_pilot_draws
         flow, x = self.inspection.flow, self.inspection.x
         needed = n_products * sum(self.inspection.product_seconds) / SEARCH.share  # for one point

@@ -13,8 +13,8 @@ from resflow_bench import theory
 from resflow_bench.advise.budget import Budget, now
 from resflow_bench.advise.settings import BIAS_SHARE, SEARCH
 from resflow_bench.flows import ResidualFlow
-from resflow_bench.flows.inversion import AnyBranch
 from resflow_bench.jacobian import Map
+from resflow_bench.layers import AnyBranch
 from resflow_bench.logdet import Determinant, Taylor, linearise
 from resflow_bench.models import dense_truth
 from resflow_bench.speed.timing import elapsed
@@ -29,7 +29,8 @@ class Inspection:
     flow, x: the flow and the batch, (B, *event).
     branches: (g, its input) of each residual block, from data to latent.
     dims: dimension of each block.
-    constants: certified Lipschitz constant of each branch.
+    constants: certified Lipschitz constant of each branch, or its largest ||J||_2 at a few points
+        where one has no certificate.
     product_seconds: seconds of a vector-Jacobian product of each branch, per example.
     eigenvalues: of J of all blocks at P points, (P, sum of dims); None if a block is too large.
     """
@@ -77,11 +78,35 @@ def inspect(flow: ResidualFlow, x: Tensor, target_error: float, budget: Budget) 
         branches = flow.branches(x)
     dims = [math.prod(h.shape[1:]) for _, h in branches]
     constants = [float(g.lipschitz_certified()) for g, _ in branches]
+    if math.inf in constants:
+        constants = _realised(flow, x, max(dims))
     seconds = [_product_seconds(g, h) for g, h in branches]
     eigenvalues = None
     if max(dims) <= SEARCH.max_dense:
         eigenvalues = _eigenvalues(flow, x, max(dims), target_error, budget)
     return Inspection(flow, x, branches, dims, constants, seconds, eigenvalues)
+
+
+def _realised(flow: ResidualFlow, x: Tensor, dim: int) -> list[float]:
+    """The largest ||J||_2 of each block at a few points, of a flow without a promise.
+
+    Raises:
+        ValueError: a block is too large for its J, or the series of one diverges.
+    """
+    if dim > SEARCH.max_dense:
+        raise ValueError(
+            f"advise needs a certified constant for a block of more than {SEARCH.max_dense} "
+            f"dimensions; got d={dim} and a g without one. Build g of layers of this package."
+        )
+    with one_thread():
+        jacobians, _ = dense_truth(flow, x[: SEARCH.n_pilot_points])
+    norms = [float(np.linalg.norm(m, 2, axis=(-2, -1)).max()) for m in jacobians]
+    if max(norms) >= 1.0:
+        raise ValueError(
+            f"advise needs blocks of norm below 1; got ||J||_2 = {max(norms):.4g} at these points. "
+            "Scale g down."
+        )
+    return norms
 
 
 def _eigenvalues(

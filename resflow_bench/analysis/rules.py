@@ -147,6 +147,7 @@ class AtLeast:
 class Exactly:
     """value <= bound, two numbers without sampling error, up to rounding.
 
+    A cell whose bound is infinite is left out.
     `words`: value to words, for a metric whose numbers are codes.
     """
 
@@ -159,6 +160,7 @@ class Exactly:
         return _named(self.metric, self.bound)
 
     def test(self, cells: pd.DataFrame) -> pd.DataFrame:
+        cells = cells[~np.isposinf(_column(cells, self.bound))]
         value, bound = _column(cells, self.metric), _column(cells, self.bound)
         shown = value <= bound + ROUNDING * np.abs(bound)
         digits = np.where(shown, 3, 8)  # a violation may be small

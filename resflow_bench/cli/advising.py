@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from resflow_bench.cli.group import cli, refusals, results_option
+from resflow_bench.cli.group import cli, is_given, refusals, results_option
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +53,8 @@ def advise(
     from resflow_bench.lab import Cell, Skip
     from resflow_bench.lab.axes import AXES as RULES
     from resflow_bench.lab.progress import Progress, shown
-    from resflow_bench.models import MODELS, build_flow, build_points
+    from resflow_bench.models import build_flow, build_points, model_named
+    from resflow_bench.models.own import settler
 
     with refusals(ValueError, Skip), shown("advise") as listen:
         given = {name: parse(RULES[name], text) for name, text in axes.items()}
@@ -68,14 +69,16 @@ def advise(
                 f"{seconds:g}. Give for example --target-error 0.01 --seconds 5."
             )
         cell = Cell("advise", {name: given[name] for name in AXES})
+        cell = settler(results)(cell, [name for name in AXES if is_given(name)])
 
         def say(message: str) -> None:
             listen(Progress(message=message))
 
         # Built once with a listener: a model that has to be trained first takes minutes.
-        MODELS[cell["model"]].flow(cell["dim"], cell["lipschitz"], results, say)
+        model = model_named(cell["model"], results)
+        model.flow(cell["dim"], cell["lipschitz"], results, say)
         flow = build_flow(cell, results).requires_grad_(gradient == "yes")
-        x = build_points(cell, int(given["batch_size"]))
+        x = build_points(cell, int(given["batch_size"]), results)
         advice = measure(flow, x, target_error, seconds, unbiased, gradient == "yes", listen)
     code = f"{_problem(cell, results, len(x), gradient == 'yes')}\n{advice.code}"
     request = {**axes, "target_error": target_error, "unbiased": unbiased, "gradient": gradient}
@@ -85,15 +88,17 @@ def advise(
 
 def _problem(cell: Cell, results: Path, n: int, gradient: bool) -> str:
     """Python that makes `flow` and `x`."""
-    axes = json.dumps({name: cell[name] for name in AXES})
+    # Python has no word for infinity, the constant of a flow without a promise.
+    axes = json.dumps({name: cell[name] for name in AXES}).replace("Infinity", 'float("inf")')
     return f"""\
 from pathlib import Path
 from resflow_bench.models.build import build_flow, build_points
 from resflow_bench.lab.cells import Cell
 
 cell = Cell("advise", {axes})
-flow = build_flow(cell, Path({json.dumps(str(results))})){".requires_grad_()" * gradient}
-x = build_points(cell, {n})
+results = Path({json.dumps(str(results))})
+flow = build_flow(cell, results){".requires_grad_()" * gradient}
+x = build_points(cell, {n}, results)
 """
 
 

@@ -36,7 +36,13 @@ def rule_of(axis: Axis, text: str = "") -> str | None:
             return f"must be a law such as geometric(0.5) or poisson(2): {error}".rstrip(".")
         return None
     names = resolve_name(_NAMES[axis.name]) if axis.name in _NAMES else None
-    return None if names is None or text in names else f"must be one of {', '.join(names)}"
+    if names is None or text in names:
+        return None
+    if axis.name == "model":
+        from resflow_bench.models.own import FORMS, is_own
+
+        return None if is_own(text) else f"must be one of {', '.join(names)}, {FORMS}"
+    return f"must be one of {', '.join(names)}"
 
 
 def parse(axis: Axis, text: str) -> Value:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,11 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from resflow_bench.lab import Suite
     from resflow_bench.lab.plan import Plan
     from resflow_bench.lab.store import Run, Store
     from resflow_bench.lab.sweep import Tally
 
 N_FAILURES_SHOWN = 3
+PAGE_SHARE = 20.0
+"""Seconds between two pages of a run, per second that the first of them took."""
 
 
 @group.cli.command("list")
@@ -55,8 +59,14 @@ def list_suites() -> None:
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes.  [default: one per core]")
 @group.results_option
 @click.option("--resume", metavar="RUN", help="Measure what this run is missing.")
+@click.option("--out", type=group.folder, help="Write the page there whenever a suite is done.")
 def run(
-    names: tuple[str, ...], results: Path, resume: str | None, jobs: int | None, **asked: Any
+    names: tuple[str, ...],
+    results: Path,
+    resume: str | None,
+    jobs: int | None,
+    out: Path | None,
+    **asked: Any,
 ) -> int:
     """Measure SUITEs, or all of them, and store the rows.
 
@@ -78,9 +88,34 @@ def run(
         else:
             plan, measured = _go_on(_given(asked), store.open(resume))
     with group.refusals(), shown("{}/{} cells") as listen:
-        tally = sweep(plan, measured, jobs or cores(), listen)
+        tally = sweep(plan, measured, jobs or cores(), listen, _Page(measured, out))
         group.no_more_signals(tally.signal)
-    return _conclude(measured, tally, results)
+    return _conclude(measured, tally, results, out)
+
+
+class _Page:
+    """The page of a run that is under way, in the folder `out` if there is one.
+
+    It is written for the first suite that is done, and for later ones if the last page is older
+    than some twenty times what it took, so that pages cost little of the run.
+    """
+
+    def __init__(self, run: Run, out: Path | None) -> None:
+        self.run, self.out = run, out
+        self.due = 0.0
+
+    def __call__(self, suite: Suite) -> None:
+        from resflow_bench.cli.reading import write_page
+
+        if self.out is None or (begun := monotonic()) < self.due:
+            return
+        try:
+            page, _ = write_page([self.run], self.out)
+        except click.ClickException as error:
+            click.echo(f"note: {error.format_message()}", err=True)
+        else:
+            click.echo(f"page: {page}, with {suite.name}", err=True)
+        self.due = monotonic() + PAGE_SHARE * (monotonic() - begun)
 
 
 def _overrides(asked: Mapping[str, Any], names: Iterable[str]) -> dict[str, tuple[Any, ...]]:
@@ -108,9 +143,12 @@ def _given(asked: Mapping[str, Any]) -> dict[str, Any]:
 def _begin(asked: Mapping[str, Any], store: Store) -> tuple[Plan, Run]:
     from resflow_bench.lab.discovery import load, names
     from resflow_bench.lab.plan import Plan, begin
+    from resflow_bench.models.own import digests, settler
 
     chosen = dict.fromkeys(asked["suites"] or names())
-    plan = Plan(tuple(map(load, chosen)), asked["preset"], asked["set"], asked["seed"])
+    suites, models = tuple(map(load, chosen)), asked["set"].get("model", ())
+    files, settle = digests(models, store.results), settler(store.results)
+    plan = Plan(suites, asked["preset"], asked["set"], asked["seed"], files, settle)
     return plan, begin(plan, store, group.this_machine())
 
 
@@ -118,11 +156,19 @@ def _go_on(given: Mapping[str, Any], measured: Run) -> tuple[Plan, Run]:
     """A run's own plan; options that the user gave beside its name must agree with it."""
     from resflow_bench.lab.discovery import load
     from resflow_bench.lab.plan import Plan
+    from resflow_bench.models.own import digests, settler
 
     if group.command_of(measured) != "run":
         command = group.resumption(measured, measured.path.parents[1])
         raise ValueError(f"run `{measured.name}` is a training; resume it with `{command}`.")
-    plan = Plan.recorded(measured.about, load)
+    results = measured.path.parents[1]
+    plan = Plan.recorded(measured.about, load, settler(results))
+    for name, now in digests(plan.files, results).items():
+        if now != plan.files[name]:
+            raise ValueError(
+                f"run `{measured.name}` was begun with another `{name}` (digest "
+                f"{plan.files[name]}; got {now}). Put the file back, or begin another run."
+            )
     recorded = plan.record()
     for name, value in given.items():
         if value != recorded[name]:
@@ -135,7 +181,9 @@ def _go_on(given: Mapping[str, Any], measured: Run) -> tuple[Plan, Run]:
     return plan, measured
 
 
-def _conclude(measured: Run, tally: Tally, results: Path) -> int:
+def _conclude(measured: Run, tally: Tally, results: Path, out: Path | None) -> int:
+    from resflow_bench.cli.reading import echo_page
+
     again = group.again_by(measured, results)
     for result in tally.failed[:N_FAILURES_SHOWN]:
         click.echo(f"failed: {result.cell}: {result.message}", err=True)
@@ -152,5 +200,8 @@ def _conclude(measured: Run, tally: Tally, results: Path) -> int:
     others = {"kept": tally.n_kept, "skipped": len(tally.skipped), "failed": len(tally.failed)}
     counts = [f"{n_measured} cells measured", *(f"{n} {how}" for how, n in others.items() if n)]
     click.echo(f"run {measured.name}: {', '.join(counts)}")
-    click.echo(f"next: resflow-bench report {again}")
+    if out is None:
+        click.echo(f"next: resflow-bench report {again}")
+    else:
+        echo_page([measured], out)
     return group.CELLS_FAILED if tally.failed else 0

@@ -11,9 +11,12 @@ import click
 from resflow_bench.cli.group import cli, folder, refusals, results_option, resumption
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import pandas as pd
+
+    from resflow_bench.lab.store import Run
 
 
 @cli.command()
@@ -22,23 +25,42 @@ if TYPE_CHECKING:
 @click.option("--out", type=folder, default="reports", show_default=True, help="The page's folder.")
 def report(runs: tuple[str, ...], results: Path, out: Path) -> None:
     """Write one page from RUNs, or from the newest; a cell in several is taken from the last."""
-    from resflow_bench.lab.store import Store, merge
+    from resflow_bench.lab.store import Store
 
     with refusals():
         store = Store(results)
         chosen = [store.open(name) for name in runs] or store.runs()[-1:]
-        frames = merge(chosen)
-        provenance = [run.about for run in chosen]
-    if not frames:
-        raise click.ClickException(
-            f"run `{chosen[-1].name}` has no finished cell; resume it with "
-            f"`{resumption(chosen[-1], results)}`."
-        )
+    echo_page(chosen, out)
+
+
+def echo_page(runs: Sequence[Run], out: Path) -> None:
+    """Write the page, and print its findings and its place."""
+    page, sentences = write_page(runs, out)
+    for sentence in sentences:
+        click.echo(f"- {sentence}")
+    click.echo(f"report: {page}, of {', '.join(run.name for run in runs)}")
+
+
+def write_page(runs: Sequence[Run], out: Path) -> tuple[Path, list[str]]:
+    """Write the page of the runs; its file, and its findings.
+
+    Raises:
+        click.ClickException: no cell is finished, a run cannot be read, or the folder not written.
+    """
     from resflow_bench.analysis.findings import findings
     from resflow_bench.cli.suites import suites_of
+    from resflow_bench.lab.store import merge
     from resflow_bench.report.page import FiguresError, write_report
 
-    suites = suites_of(chosen)
+    with refusals():
+        frames = merge(runs)
+        provenance = [run.about for run in runs]
+    if not frames:
+        raise click.ClickException(
+            f"run `{runs[-1].name}` has no finished cell; resume it with "
+            f"`{resumption(runs[-1], runs[-1].path.parents[1])}`."
+        )
+    suites = suites_of(runs)
     try:
         with refusals(FiguresError):
             page = write_report(frames, provenance, out, suites)
@@ -47,9 +69,7 @@ def report(runs: tuple[str, ...], results: Path, out: Path) -> None:
             f"reports folder `{out}` cannot be written ({error.strerror}); name another with "
             "--out DIR."
         ) from error
-    for finding in findings(frames, suites):
-        click.echo(f"- {finding}")
-    click.echo(f"report: {page}, of {', '.join(run.name for run in chosen)}")
+    return page, findings(frames, suites)
 
 
 @cli.command()

@@ -35,6 +35,11 @@ class ActNorm(nn.Module):
         self.shift = nn.Parameter(torch.zeros(n_channels))
         self.log_scale = nn.Parameter(torch.zeros(n_channels))
 
+    @property
+    def n_channels(self) -> int:
+        """C."""
+        return len(self.shift)
+
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
         """Normalise the batch x, (B, C, *grid).

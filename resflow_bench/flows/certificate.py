@@ -10,14 +10,21 @@ m = 1 - Lip(g) always holds; it is attained by g = -K x alone. Two better ones a
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
 
-from resflow_bench.flows.inversion import AnyBranch
 from resflow_bench.jacobian import Examples, dense_jacobian
-from resflow_bench.layers import Branch, Conv2d, DenseLayer, GivenBranch, Linear, LinearBranch
+from resflow_bench.layers import (
+    AnyBranch,
+    Branch,
+    Conv2d,
+    DenseLayer,
+    GivenBranch,
+    Linear,
+    LinearBranch,
+)
 from resflow_bench.layers.activations import Activation, Curved, Sloped
 
 ROUNDING = 8.0
@@ -29,6 +36,8 @@ LARGEST = 256
 
 EXAMPLES = 32
 """Examples whose J is formed at a time: at d = 64 the numbers stay in the cache."""
+
+Certified = Branch | LinearBranch | GivenBranch
 
 POWER = 16
 """The p of (sum_i |lambda_i|^p)^(1/p), which exceeds max_i |lambda_i| by 64^(1/16) = 1.3 at most at
@@ -47,13 +56,13 @@ class BranchBounds(NamedTuple):
     curvature: float
 
 
-def branch_bounds(branch: Branch | LinearBranch) -> BranchBounds:
+def branch_bounds(branch: AnyBranch) -> BranchBounds:
     """The bounds at the present weights, by norms in float64."""
     lipschitz = branch.lipschitz_certified()
     apart = 1.0 - lipschitz
     if isinstance(branch, LinearBranch):
         return BranchBounds(lipschitz, max(apart, 1.0 + _lowest(branch.matrix)), 0.0)
-    if branch.order != 2.0:
+    if not isinstance(branch, Branch) or branch.order != 2.0:
         return BranchBounds(lipschitz, apart, math.inf)
     return BranchBounds(lipschitz, max(apart, _apart_by_averages(branch)), _curvature(branch))
 
@@ -85,17 +94,17 @@ def apart_near(branch: AnyBranch, x: Tensor, radius: Tensor, known: BranchBounds
     return 1.0 - torch.cat(norms) - n_stages * rounding - known.curvature * radius
 
 
-def near_is_known(branch: AnyBranch, dim: int, known: BranchBounds) -> bool:
+def near_is_known(branch: AnyBranch, dim: int, known: BranchBounds) -> TypeGuard[Certified]:
     """True if `apart_near` can give a bound."""
     return branch.order == 2.0 and dim <= LARGEST and known.curvature < math.inf
 
 
-def of_examples(branch: AnyBranch, examples: Examples) -> AnyBranch:
+def of_examples(branch: Certified, examples: Examples) -> Certified:
     """The map of some of the examples."""
     return branch.select(examples) if isinstance(branch, GivenBranch) else branch
 
 
-def _norm_near(branch: AnyBranch, x: Tensor) -> Tensor:
+def _norm_near(branch: Certified, x: Tensor) -> Tensor:
     """(sum_i lambda_i^16)^(1/16) of the symmetric part of J(x), (B,)."""
     matrix = dense_jacobian(branch.linearise(x)[1].to(torch.float32), x.float())
     power = (matrix + matrix.mT) / 2

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -18,9 +19,10 @@ from resflow_bench.flows.bases import BaseDensity, StandardNormal
 from resflow_bench.flows.bases.base import check_gradient, drawn, log_density
 from resflow_bench.flows.composition import AnyBijection, Chain, inverse_of, mlp_layers
 from resflow_bench.flows.implicit import attached
-from resflow_bench.flows.inversion import AnyBranch, AnyInversion, ToError, ToTolerance
+from resflow_bench.flows.inversion import AnyInversion, ToError, ToTolerance
 from resflow_bench.flows.residual import ResidualBlock, follow
-from resflow_bench.layers import Activation, LipSwish
+from resflow_bench.flows.saving import described, read
+from resflow_bench.layers import Activation, AnyBranch, LipSwish
 from resflow_bench.layers.given import context_rows
 from resflow_bench.logdet import Geometric, LogDetEstimator, Rademacher, Roulette
 from resflow_bench.logdet.estimator import Estimator
@@ -143,6 +145,28 @@ class ResidualFlow(nn.Module):
         view = copy.copy(self)
         view.estimator = estimator
         return view
+
+    def save(self, file: str | Path, about: Mapping[str, Any] | None = None) -> None:
+        """Write architecture and numbers into one file, without the estimator; see `load`.
+
+        Args:
+            about: notes in plain values, such as the data it was trained on.
+
+        Raises:
+            ValueError: a part that a file cannot hold, see `flows.saving`.
+            OSError: the file cannot be written.
+        """
+        described(self, about or {}).write(Path(file))
+
+    @classmethod
+    def load(cls, file: str | Path, estimator: Estimator = DEFAULT_ESTIMATOR) -> Self:
+        """The flow that `save` wrote, on the CPU, in the dtype it had. No code of the file is run.
+
+        Raises:
+            ValueError: it is no file of a flow, or has parts that this package does not know.
+        """
+        flow: Self = read(Path(file)).rebuilt(cls).with_estimator(estimator)
+        return flow
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """z = f(x), (B, *event) -> (B, d)."""

@@ -15,9 +15,9 @@ from torch import Tensor
 from resflow_bench.fixed_point import Auto, solve
 from resflow_bench.flows.bijection import ClosedForm
 from resflow_bench.flows.composition import AnyBijection, Chain, FactorOut
-from resflow_bench.flows.inversion import AnyBranch
 from resflow_bench.flows.residual import ResidualBlock
-from resflow_bench.jacobian import JacobianChain, linearise
+from resflow_bench.jacobian import Jacobian, dense, linearise
+from resflow_bench.layers import AnyBranch
 
 MAX_STEPS = 2000
 """Cap on the steps of a block's backward solve."""
@@ -90,11 +90,13 @@ def _solved(branch: AnyBranch, x: Tensor, v: Tensor) -> Tensor:
             "the gradient of samples has no derivative itself. Leave out `create_graph=True`."
         )
 
-    def step(w: Tensor, v: Tensor, jacobian: JacobianChain) -> Tensor:
+    def step(w: Tensor, v: Tensor, jacobian: Jacobian) -> Tensor:
         return v - jacobian.vjp(w[None])[0]
 
     with torch.no_grad():
         jacobian = linearise(branch, x).jacobian
+        if not jacobian.shrinks:  # the solver drops the examples that are done
+            jacobian = dense(branch, x).jacobian
         rtol = ROUNDING * torch.finfo(v.dtype).eps
         args = (v, jacobian)
         return (

@@ -24,10 +24,8 @@ from resflow_bench.fixed_point import (
 from resflow_bench.fixed_point.newton import Product
 from resflow_bench.flows.copies import memoised, recast
 from resflow_bench.jacobian import dense_jacobian
-from resflow_bench.layers import Branch, GivenBranch, LinearBranch
+from resflow_bench.layers import AnyBranch, Branch, GivenBranch, LinearBranch, Uncertified
 from resflow_bench.layers.maps import Composition
-
-AnyBranch = Branch | LinearBranch | GivenBranch
 
 MAX_STEPS = 2000
 """Default cap on the steps of a block."""
@@ -74,7 +72,7 @@ class ToTolerance:
         """Solve x + g(x) = z from x = z, (B, *event)."""
         return self.start(branch.normalised(), z, z)
 
-    def start(self, g: Composition, z: Tensor, x: Tensor) -> Solution:
+    def start(self, g: Composition | Uncertified, z: Tensor, x: Tensor) -> Solution:
         """Solve x + g(x) = z from x, (B, *event) both."""
         floor = 10 * torch.finfo(z.dtype).eps
         return solve(
@@ -113,7 +111,8 @@ class ToRounding:
     1. P = (I + J)^-1 at the batch's mean slopes at z. Iterate x <- x + P (z - x - g(x)) in the
        coarse dtype from x = z, until that changes x by `START` (1 + ||x||).
     2. Correct x by (I + J)^-1 (z - x - g(x)): the residual in z's dtype, J that of the coarse x.
-    3. Where that did not reach the tolerance, iterate without P in z's dtype.
+    3. Where that did not reach the tolerance, iterate without P in z's dtype. An `Uncertified` g,
+       whose products J v are not known, is left to 3 alone.
 
     coarse, fine: the steps of 1 and of 3.
     max_steps: for each block, in each of 1, 2 and 3.
@@ -139,6 +138,8 @@ class ToRounding:
         """Solve x + g(x) = z from x = z, (B, *event); `n_steps` counts those of 1, 2 and 3."""
         iterate = ToTolerance(self.fine, max_steps=self.max_steps)
         if z.dtype != torch.float64 or self.dtype == torch.float64:
+            return iterate(branch, z)
+        if isinstance(branch, Uncertified):
             return iterate(branch, z)
         fine = _normalised(branch)
         solution = self._refined(fine, _normalised(recast(branch, self.dtype)), z)
@@ -194,16 +195,19 @@ class Planned:
         """Solve x + g(x) = z from x = z, (B, *event)."""
         steps = min(UNASKED, self.solver.max_steps)
         iterate = ToTolerance(self.solver.fine, max_steps=steps)
-        if z.dtype != torch.float64 or self.solver.dtype == torch.float64:
+        coarse_dtype = self.solver.dtype
+        if z.dtype != torch.float64 or coarse_dtype == torch.float64:
+            return iterate(branch, z)
+        if isinstance(branch, Uncertified):
             return iterate(branch, z)
         fine = _normalised(branch)
-        coarse = _normalised(recast(branch, self.solver.dtype))
-        x = target = z.to(self.solver.dtype)
+        coarse = _normalised(recast(branch, coarse_dtype))
+        x = target = z.to(coarse_dtype)
         n_start = min(PLANNED_START, steps)
         product = _Pushes(coarse)
         step: Step
         if math.prod(z.shape[1:]) <= LARGEST_DIRECT:
-            step = Newton(product, self.solver.dtype)
+            step = Newton(product, coarse_dtype)
             for _ in range(n_start):
                 g, jacobian = coarse.linearise(x)
                 x = x + direct(jacobian.push, target - x - g)
@@ -312,7 +316,7 @@ class _Pushes:
 
 
 @torch.no_grad()
-def _normalised(branch: AnyBranch) -> Composition:
+def _normalised(branch: Branch | LinearBranch | GivenBranch) -> Composition:
     """g with its norms computed once; a norm costs as much as a product with some 100 examples."""
     if isinstance(branch, GivenBranch):
         return branch.shifted(memoised(branch.branch, _unshifted))

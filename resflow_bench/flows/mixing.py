@@ -42,6 +42,11 @@ class Mixing(nn.Module):
         self.register_buffer("sign", scale.sign().to(dtype))
         self.register_buffer("rows", permutation.argmax(1))
 
+    @property
+    def n_channels(self) -> int:
+        """C."""
+        return len(self.sign)
+
     def weight(self, dtype: torch.dtype | None = None) -> Tensor:
         """W, (C, C), differentiable; computed in `dtype`, by default the parameters'."""
         lower, upper = self._factors(dtype)

@@ -21,8 +21,8 @@ from resflow_bench.flows.certificate import (
     of_examples,
 )
 from resflow_bench.flows.copies import in_float64, memoised, on_host, recast
-from resflow_bench.flows.inversion import AnyBranch, AnyInversion, ToError
-from resflow_bench.layers import Branch, GivenBranch, Layer, LinearBranch, together
+from resflow_bench.flows.inversion import AnyInversion, ToError
+from resflow_bench.layers import AnyBranch, Branch, GivenBranch, Layer, together
 from resflow_bench.layers.branches import Contraction
 from resflow_bench.layers.orders import conversion, norm
 from resflow_bench.logdet.estimator import Estimator
@@ -47,13 +47,14 @@ class ResidualBlock(nn.Module):
     _kept: Sequence[int] = ()  # the versions at which the promise was last known
     _given: GivenBranch | None = None  # of a view
 
-    def __init__(self, branch: Branch | LinearBranch) -> None:
+    def __init__(self, branch: AnyBranch) -> None:
         super().__init__()
         if not isinstance(branch, Contraction):
             raise TypeError(
                 "ResidualBlock needs a g with a promised Lipschitz constant, a `Branch` or a "
                 f"`LinearBranch`; got {type(branch).__name__}. Build it with `Branch(*stages, "
-                "lipschitz=...)` from layers and activations of this package."
+                "lipschitz=...)` from layers and activations of this package, or take "
+                "`Uncertified(g)` to do without a certificate."
             )
         self.branch = branch
         self.promise_is_kept()
@@ -70,7 +71,7 @@ class ResidualBlock(nn.Module):
     @property
     def n_context(self) -> int | None:
         """The size of the context, if the block is conditional."""
-        conditioner = self.branch.conditioner
+        conditioner = self.branch.conditioner if isinstance(self.branch, Branch) else None
         return None if conditioner is None else conditioner.n_context
 
     def given(self, context: Tensor) -> ResidualBlock:

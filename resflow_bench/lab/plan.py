@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,20 @@ if TYPE_CHECKING:
     from resflow_bench.lab.suite import Suite
 
 
+Settle = Callable[["Cell", Collection[str]], "Cell"]
+"""(cell, axes that the user set) -> the cell with the axes that a value of another one decides."""
+
+
+def _as_it_is(cell: Cell, _: Collection[str]) -> Cell:
+    return cell
+
+
 @dataclass(frozen=True)
 class Plan:
     """Suites at a preset, the axes that the user set, and a seed. Equal plans, equal numbers.
+
+    files: value of an axis -> digest of the file that it stands for; resuming needs the same bytes.
+    settle: completes cells whose axes depend on each other.
 
     Raises:
         ValueError: if two suites have one name, a suite lacks the preset, no suite has an axis that
@@ -29,6 +40,8 @@ class Plan:
     preset: str
     overrides: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
     seed: int = 0
+    files: Mapping[str, str] = field(default_factory=dict)
+    settle: Settle = field(default=_as_it_is, compare=False)
 
     def __post_init__(self) -> None:
         listed = [suite.name for suite in self.suites]
@@ -58,7 +71,8 @@ class Plan:
             )
 
     def cells(self, suite: Suite) -> list[Cell]:
-        return suite.cells(self.preset, self.overrides)
+        cells = suite.cells(self.preset, self.overrides)
+        return list(dict.fromkeys(self.settle(cell, self.overrides) for cell in cells))
 
     def record(self) -> dict[str, Any]:
         """The plan's part of `run.json`; `arguments` are a command that measures it again."""
@@ -72,11 +86,14 @@ class Plan:
             "suites": suites,
             "questions": {suite.name: suite.question for suite in self.suites},
             "set": chosen,
+            **({"files": dict(self.files)} if self.files else {}),
             "arguments": ["run", *suites, *options],
         }
 
     @classmethod
-    def recorded(cls, about: Mapping[str, Any], load: Callable[[str], Suite]) -> Plan:
+    def recorded(
+        cls, about: Mapping[str, Any], load: Callable[[str], Suite], settle: Settle = _as_it_is
+    ) -> Plan:
         """The plan in a `run.json`.
 
         Raises:
@@ -86,9 +103,10 @@ class Plan:
             suites = tuple(map(load, about["suites"]))
             overrides = {axis: tuple(values) for axis, values in about["set"].items()}
             preset, seed = str(about["preset"]), int(about["seed"])
+            files = dict(about.get("files", {}))
         except (KeyError, TypeError, AttributeError):
             raise ValueError("its run.json does not say what was to be measured.") from None
-        return cls(suites, preset, overrides, seed)
+        return cls(suites, preset, overrides, seed, files, settle)
 
 
 def now() -> str:

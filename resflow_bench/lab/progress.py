@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isnan, nan
+from threading import current_thread, main_thread
 from time import monotonic
 
 SECONDS_BEFORE_FIRST_LINE, SECONDS_BETWEEN_LINES = 3.0, 5.0
@@ -52,7 +53,8 @@ def shown(count: str) -> Iterator[Listener]:
     Args:
         count: the count's format, such as "{}/{} cells" for `n_done` and `n_total`.
     """
-    if not sys.stderr.isatty():
+    # Only one bar may be on the screen at a time.
+    if not sys.stderr.isatty() or current_thread() is not main_thread():
         yield _LinePrinter(count)
         return
     from rich import progress as bars

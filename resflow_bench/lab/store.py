@@ -29,8 +29,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from resflow_bench import __version__
+from resflow_bench.files import written_whole
 from resflow_bench.lab.axes import axis_named
-from resflow_bench.lab.files import written_whole
 from resflow_bench.lab.observe import Result
 from resflow_bench.lab.suite import Suite
 

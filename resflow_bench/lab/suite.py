@@ -57,6 +57,7 @@ class Suite:
     exclusive: whether cells are measured one at a time in the main process, on all threads, as
         timings have to be.
     prepare: does once what many cells share, such as training a model; every cell can do without.
+    prepared_by: the axes by whose values preparations differ; with none, all cells share one.
     has_pictures: whether rows have a column for pictures.
     claims: margins, statements and findings about the rows.
     table: the metrics of the table on the page; all of them if none is named.
@@ -74,6 +75,7 @@ class Suite:
     measure: Measure
     exclusive: bool = False
     prepare: Callable[[list[Cell], Context], None] | None = None
+    prepared_by: tuple[str, ...] = ()
     has_pictures: bool = False
     claims: Claims = field(default_factory=Claims)
     table: tuple[str, ...] = ()

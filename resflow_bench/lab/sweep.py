@@ -6,9 +6,9 @@ every cell draws from seeds derived from its own id and runs on one thread, unle
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from math import nan
 from pathlib import Path
@@ -18,8 +18,8 @@ from resflow_bench.lab.observe import Result
 from resflow_bench.lab.plan import Plan, now
 from resflow_bench.lab.progress import Listener, Progress, ignore
 from resflow_bench.lab.store import Run
-from resflow_bench.lab.suite import Context
-from resflow_bench.lab.workers import FAILURES, Answer, Task, by_workers, explain, in_turn
+from resflow_bench.lab.suite import Context, Suite
+from resflow_bench.lab.workers import Answer, Job, Task, by_workers, in_turn, preparations
 from resflow_bench.threads import one_thread
 
 
@@ -76,13 +76,20 @@ class Tally:
             (self.failed if result.status == "failed" else self.skipped).append(result)
 
 
-def sweep(plan: Plan, run: Run, jobs: int = 1, listen: Listener = ignore) -> Tally:
+def sweep(
+    plan: Plan,
+    run: Run,
+    jobs: int = 1,
+    listen: Listener = ignore,
+    finished: Callable[[Suite], None] = lambda _: None,
+) -> Tally:
     """Measure every cell of the plan that the run lacks, and mark the run as finished.
 
     Args:
         run: receives the rows. Its own rows stay, but failed cells are measured again.
         jobs: processes that share the cells; exclusive suites come last, alone, in this one.
         listen: is called after every cell, and with the messages of preparations.
+        finished: is called after the last cell of each suite, whose rows are then on disk.
 
     Returns:
         The tally. Where SIGINT or SIGTERM ended the sweep, every finished cell is on disk.
@@ -93,8 +100,9 @@ def sweep(plan: Plan, run: Run, jobs: int = 1, listen: Listener = ignore) -> Tal
     resumed, done = bool(run.suites), run.done()
     tally = Tally()
     tasks = list(_tasks(plan, run.path.parents[1], tally, done))
-    shared = [task for task in tasks if not task.suite.exclusive]
     exclusive = [task for task in tasks if task.suite.exclusive]
+    shared = list(_in_order([task for task in tasks if not task.suite.exclusive]))
+    shared += preparations(exclusive)
     jobs = max(1, min(jobs, len(shared)))
     for task in tasks:
         workers = 1 if task.suite.exclusive else jobs
@@ -102,8 +110,8 @@ def sweep(plan: Plan, run: Run, jobs: int = 1, listen: Listener = ignore) -> Tal
     status = "interrupted"
     with Interrupts() as interrupts:
         try:
-            _prepare(tasks, tally, listen, interrupts)
-            with closing(_answers(shared, exclusive, jobs, interrupts)) as answers:
+            say = _saying(tally, listen)
+            with closing(_answers(shared, exclusive, jobs, interrupts, say)) as answers:
                 for answer in answers:
                     if answer is None:
                         run.flush()
@@ -111,6 +119,9 @@ def sweep(plan: Plan, run: Run, jobs: int = 1, listen: Listener = ignore) -> Tal
                     run.append(answer.task.suite, answer.result)
                     tally.add(answer)
                     listen(tally.progress(str(answer.task.cell)))
+                    if not tally.paces[answer.task.suite.name].n_left:
+                        run.flush()
+                        finished(answer.task.suite)
             run.flush()
             if resumed:
                 run.drop_superseded()
@@ -136,28 +147,29 @@ def _tasks(plan: Plan, results: Path, tally: Tally, done: set[str]) -> Iterator[
                 yield Task(suite, cell, context)
 
 
-def _prepare(tasks: list[Task], tally: Tally, listen: Listener, interrupts: Interrupts) -> None:
-    """Run each suite's `prepare`; where it fails, the cells themselves will fail and say so."""
-    for name, several in groupby(tasks, key=lambda task: task.suite.name):
-        shares = list(several)
-        suite, _, context = shares[0]
-        if suite.prepare is None:
-            continue
-        context = replace(context, say=lambda message: listen(tally.progress(message)))
-        try:
-            with one_thread(), interrupts.allowed():
-                suite.prepare([task.cell for task in shares], context)
-        except FAILURES as error:
-            listen(tally.progress(f"preparing {name} failed: {explain(error)}"))
+def _in_order(tasks: list[Task]) -> Iterator[Job]:
+    """Suite by suite, its preparations before its cells."""
+    for _, several in groupby(tasks, key=lambda task: task.suite.name):
+        cells = list(several)
+        yield from preparations(cells)
+        yield from cells
+
+
+def _saying(tally: Tally, listen: Listener) -> Callable[[str], None]:
+    return lambda message: listen(tally.progress(message))
 
 
 def _answers(
-    shared: list[Task], exclusive: list[Task], jobs: int, interrupts: Interrupts
+    shared: list[Job],
+    exclusive: list[Task],
+    jobs: int,
+    interrupts: Interrupts,
+    say: Callable[[str], None],
 ) -> Generator[Answer | None, None, None]:
     """Answers in the order of completion; None while there is none."""
     if jobs > 1:
-        yield from by_workers(shared, jobs, interrupts)
+        yield from by_workers(shared, jobs, interrupts, say)
     else:
         with one_thread():
-            yield from in_turn(shared, interrupts)
-    yield from in_turn(exclusive, interrupts)
+            yield from in_turn(shared, interrupts, say)
+    yield from in_turn(exclusive, interrupts, say)

@@ -1,4 +1,4 @@
-"""Measuring cells, in this process or in several worker processes, any of which may die."""
+"""Preparing and measuring cells, in this process or in several workers, any of which may die."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing import connection, resource_tracker
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -37,12 +37,56 @@ class Task(NamedTuple):
     context: Context
 
     def __reduce__(self) -> tuple[Callable[..., Task], tuple[object, ...]]:
-        """A suite in a folder is pickled as its reference: its modules are on no import path."""
-        return _task, (self.suite.reference or self.suite, self.cell, self.context)
+        return _task, (_by_reference(self.suite), self.cell, self.context)
+
+
+class Preparation(NamedTuple):
+    """What some cells of a suite share and have to wait for, such as the training of a flow."""
+
+    suite: Suite
+    cells: list[Cell]
+    context: Context
+
+    def __reduce__(self) -> tuple[Callable[..., Preparation], tuple[object, ...]]:
+        return _preparation, (_by_reference(self.suite), self.cells, self.context)
+
+
+Job = Task | Preparation
+
+
+def shared(job: Job) -> tuple[object, ...]:
+    """The suite's name and the cell's values of `prepared_by`: equal for cells that share one."""
+    cell = job.cell if isinstance(job, Task) else job.cells[0]
+    return (job.suite.name, *(cell.get(axis) for axis in job.suite.prepared_by))
+
+
+def preparations(tasks: Iterable[Task]) -> list[Preparation]:
+    """What the tasks' suites prepare, each once."""
+    groups: dict[tuple[object, ...], Preparation] = {}
+    for task in tasks:
+        if task.suite.prepare is not None:
+            group = groups.setdefault(shared(task), Preparation(task.suite, [], task.context))
+            group.cells.append(task.cell)
+    return list(groups.values())
+
+
+def _by_reference(suite: Suite) -> Suite | str:
+    """A suite in a folder is pickled as its reference: its modules are on no import path."""
+    return suite.reference or suite
 
 
 def _task(suite: Suite | str, cell: Cell, context: Context) -> Task:
     return Task(load(suite) if isinstance(suite, str) else suite, cell, context)
+
+
+def _preparation(suite: Suite | str, cells: list[Cell], context: Context) -> Preparation:
+    return Preparation(load(suite) if isinstance(suite, str) else suite, cells, context)
+
+
+class _Prepared(NamedTuple):
+    """The end of a preparation; where it failed, with the reason: its cells will fail, too."""
+
+    failure: str = ""
 
 
 class Answer(NamedTuple):
@@ -74,53 +118,89 @@ def explain(error: BaseException) -> str:
     return text if isinstance(error, Failure) else f"{type(error).__name__}: {text}"
 
 
-def in_turn(tasks: Iterable[Task], interrupts: Interrupts) -> Iterator[Answer]:
-    """Measure the tasks in this process, one after the other."""
-    for task in tasks:
+def prepare(job: Preparation, say: Callable[[str], None]) -> _Prepared:
+    """Prepare, on one thread; `say` receives the progress."""
+    assert job.suite.prepare is not None  # or there would be no such job
+    try:
+        with one_thread():
+            job.suite.prepare(job.cells, replace(job.context, say=say))
+    except FAILURES as error:
+        return _Prepared(f"preparing {job.suite.name} failed: {explain(error)}")
+    return _Prepared()
+
+
+def in_turn(
+    jobs: Iterable[Job], interrupts: Interrupts, say: Callable[[str], None]
+) -> Iterator[Answer]:
+    """Do the jobs in this process, one after the other."""
+    for job in jobs:
         with interrupts.allowed():
-            answer = measure(task)
-        yield answer
+            answer = measure(job) if isinstance(job, Task) else prepare(job, say)
+        if isinstance(answer, Answer):
+            yield answer
+        elif answer.failure:
+            say(answer.failure)
 
 
 def by_workers(
-    tasks: Iterable[Task], n_workers: int, interrupts: Interrupts
+    jobs: Iterable[Job], n_workers: int, interrupts: Interrupts, say: Callable[[str], None]
 ) -> Iterator[Answer | None]:
-    """Measure the tasks in worker processes; yield None now and then while no answer is ready.
+    """Do the jobs in worker processes; yield None now and then while no answer is ready.
 
-    A worker that is killed (out of memory, a crash in C) costs the cell that it held; a new worker
-    replaces it.
+    A task waits for its preparation; others take its turn meanwhile. A worker that is killed (out
+    of memory, a crash in C) costs the cell that it held; a new worker replaces it.
     """
-    waiting = deque(tasks)
+    agenda, idle = _Agenda(jobs), list[_Worker]()
     busy: dict[Any, _Worker] = {}  # by their pipe
-
-    def employ(worker: _Worker) -> None:
-        worker.start(waiting.popleft())
-        busy[worker.pipe] = worker
-
     try:
-        while waiting and len(busy) < n_workers:
-            employ(_Worker())
-        while busy:
+        while busy or (agenda.waiting and interrupts.received is None):
+            while interrupts.received is None and len(busy) < n_workers:
+                if (job := agenda.take()) is None:
+                    break
+                worker = idle.pop() if idle else _Worker()
+                worker.start(job)
+                busy[worker.pipe] = worker
             ready = connection.wait(list(busy), timeout=0.2)
             if not ready:
                 interrupts.check()
                 yield None
             for pipe in ready:
+                heard = busy[pipe].receive()
+                if isinstance(heard, str):
+                    say(heard)
+                    continue
                 worker = busy.pop(pipe)
-                answer = worker.finish()
-                if not waiting or interrupts.received is not None:
-                    worker.kill()
+                if worker.process.is_alive():
+                    idle.append(worker)
+                if isinstance(heard, Answer):
+                    yield heard
                 else:
-                    employ(worker if worker.process.is_alive() else _Worker())
-                yield answer
+                    agenda.unprepared.discard(shared(worker.job))
+                    if heard.failure:
+                        say(heard.failure)
         interrupts.check()
     finally:
-        for worker in busy.values():
+        for worker in (*busy.values(), *idle):
             worker.kill()
 
 
+class _Agenda:
+    """Jobs that wait for a worker."""
+
+    def __init__(self, jobs: Iterable[Job]) -> None:
+        self.waiting = list(jobs)
+        self.unprepared = {shared(job) for job in self.waiting if isinstance(job, Preparation)}
+
+    def take(self) -> Job | None:
+        """The next job that can begin."""
+        for place, job in enumerate(self.waiting):
+            if isinstance(job, Preparation) or shared(job) not in self.unprepared:
+                return self.waiting.pop(place)
+        return None
+
+
 class _Worker:
-    """A process that measures one task at a time, and its current task."""
+    """A process that does one job at a time, and its current job."""
 
     def __init__(self) -> None:
         self.pipe, theirs = _SPAWN.Pipe()
@@ -136,22 +216,28 @@ class _Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
 
-    def start(self, task: Task) -> None:
-        self.task = task
-        with suppress(BrokenPipeError):  # the process died; `finish` will notice
-            self.pipe.send(task)
+    def start(self, job: Job) -> None:
+        self.job = job
+        with suppress(BrokenPipeError):  # the process died; `receive` will notice
+            self.pipe.send(job)
 
-    def finish(self) -> Answer:
+    def receive(self) -> Answer | _Prepared | str:
+        """The job's result, or a message of its progress."""
         try:
-            return self.pipe.recv()
+            heard: Answer | _Prepared | str = self.pipe.recv()
         except (EOFError, ConnectionResetError):
             self.process.join()
-        number = -(self.process.exitcode or 0)
+        else:
+            return heard
+        number, job = -(self.process.exitcode or 0), self.job
+        what = job.cell if isinstance(job, Task) else f"a preparation of {job.suite.name}"
         if number <= 0:
-            raise RuntimeError(f"a worker could not go on at {self.task.cell}; see above why.")
+            raise RuntimeError(f"a worker could not go on at {what}; see above why.")
         name = signal.Signals(number).name
         message = f"its process was killed by {name}; SIGKILL is what a full memory brings"
-        return Answer(self.task, Result(self.task.cell, "failed", message=message), 0.0)
+        if isinstance(job, Preparation):
+            return _Prepared(f"{what} failed: {message}")
+        return Answer(job, Result(job.cell, "failed", message=message), 0.0)
 
     def kill(self) -> None:
         self.process.kill()
@@ -160,15 +246,15 @@ class _Worker:
 
 
 def _serve(pipe: connection.Connection) -> None:
-    """Measure each task that the pipe brings, until its other end is closed."""
+    """Do each job that the pipe brings, until its other end is closed."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
     names()  # so that a task finds our suites, whatever folder it is unpickled in
     try:
-        task = pipe.recv()  # imports the suite, and with it every library that one_thread limits
+        job = pipe.recv()  # imports the suite, and with it every library that one_thread limits
         with one_thread():
             while True:
-                pipe.send(measure(task))
-                task = pipe.recv()
+                pipe.send(measure(job) if isinstance(job, Task) else prepare(job, pipe.send))
+                job = pipe.recv()
     except (EOFError, BrokenPipeError):
         return
 

@@ -22,10 +22,12 @@ from resflow_bench.layers.norms.induced import Induced
 from resflow_bench.layers.norms.norm import Certificate, Norm
 from resflow_bench.layers.norms.spectral import Spectral
 from resflow_bench.layers.orders import LearnableOrder, Order
+from resflow_bench.layers.uncertified import AnyBranch, Uncertified
 
 __all__ = [
     "ELU",
     "Activation",
+    "AnyBranch",
     "Branch",
     "CLipSwish",
     "Certificate",
@@ -50,6 +52,7 @@ __all__ = [
     "SpectralConv2d",
     "SpectralLinear",
     "Tanh",
+    "Uncertified",
     "conditional",
     "conv_branch",
     "dense_branch",

@@ -85,6 +85,12 @@ class Conv2d(nn.Module):
         self.coefficient = self.norm.coefficient
 
     @property
+    def kernel_size(self) -> tuple[int, int]:
+        """(kh, kw)."""
+        height, width = self.weight.shape[2:]
+        return height, width
+
+    @property
     def operator(self) -> Convolution:
         """A(W), whose norm is the divisor's."""
         return Convolution(self.weight, self.grid)

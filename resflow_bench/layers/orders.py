@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+# The orders that a learnable one may begin with.
+LEAST, LARGEST = 1.00001, 100_000.0
 # Beyond |raw| = 12 the order is within 7e-6 of 1, or above 160,000: 1 and infinity to float32.
 _RAW_LIMIT = 12.0
 
@@ -34,12 +36,17 @@ class LearnableOrder(nn.Module):
 
     def __init__(self, initial: float = 2.0) -> None:
         super().__init__()
-        if not 1.00001 <= initial <= 100_000:
+        if not LEAST <= initial <= LARGEST:
             raise ValueError(
                 f"LearnableOrder needs 1.00001 <= initial <= 100000; got {initial}. "
                 "For the orders 1 and infinity give the float itself."
             )
         self.raw = nn.Parameter(torch.tensor(-math.log(initial - 1)))
+
+    @property
+    def initial(self) -> float:
+        """p as it is, within what a new order may begin with."""
+        return min(max(float(self().detach()), LEAST), LARGEST)
 
     def forward(self) -> Tensor:
         """p, a scalar, in float32 or finer."""

@@ -84,7 +84,16 @@ def tuned(
         n_draws: of the pilot, with `PROBES_A_DRAW` probes each, at every point.
 
     Properties: costs 64 products for each of the pilot's probes, points and branches, once.
+
+    Raises:
+        ValueError: a branch promises no constant below 1.
     """
+    for g, _ in branches:
+        if not 0.0 < g.lipschitz < 1.0:
+            raise ValueError(
+                "tuned needs branches that promise a constant below 1, where the variance is to "
+                f"be finite; got {g.lipschitz:g} of a {type(g).__name__}. Choose a law by hand."
+            )
     options = [
         _options(pilot(base, g, x, PROBES_A_DRAW * n_draws, generator), base, g.lipschitz)
         for g, x in branches

@@ -11,7 +11,20 @@ from torch import Tensor
 from resflow_bench import logdet
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab import Cell, Context, Skip, silent
-from resflow_bench.models.catalogue import MODELS
+from resflow_bench.models.catalogue import MODELS, Model
+from resflow_bench.models.own import FORMS, own_model
+
+
+def model_named(name: str, results: Path) -> Model:
+    """The model that a value of the axis names: of the catalogue, or of the user's own.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = MODELS.get(name) or own_model(name, results)
+    if found is None:
+        raise ValueError(f"a model is one of {', '.join(MODELS)}, {FORMS}; got `{name}`.")
+    return found
 
 
 def build_flow(cell: Cell, results: Path, aligned: bool = True) -> ResidualFlow:
@@ -26,15 +39,16 @@ def build_flow(cell: Cell, results: Path, aligned: bool = True) -> ResidualFlow:
     Raises:
         Skip: where the model does not exist at this dim.
     """
-    flow = MODELS[cell["model"]].flow(cell["dim"], cell["lipschitz"], results, silent)
+    model = model_named(cell["model"], results)
+    flow = model.flow(cell["dim"], cell["lipschitz"], results, silent)
     if aligned:
         flow.align()
     return flow.to(cell["device"], getattr(torch, cell["dtype"])).requires_grad_(False)
 
 
-def build_points(cell: Cell, n: int) -> Tensor:
+def build_points(cell: Cell, n: int, results: Path) -> Tensor:
     """n inputs of the cell's model, (n, *event), in its dtype and on its device."""
-    points = MODELS[cell["model"]].points(n, cell["dim"])
+    points = model_named(cell["model"], results).points(n, cell["dim"])
     return points.to(cell["device"], getattr(torch, cell["dtype"]))
 
 
@@ -68,9 +82,13 @@ def build_expansion(cell: Cell) -> logdet.Expansion:
     return logdet.EXPANSIONS[name](cell["lipschitz"])
 
 
+PREPARED_BY = ("model", "dim", "lipschitz")
+"""The axes by whose values the work of `prepare_models` differs."""
+
+
 def prepare_models(cells: list[Cell], context: Context) -> None:
     """Train each flow that the cells need, once, before the workers start."""
     wanted = {(cell["model"], cell["dim"], cell["lipschitz"]) for cell in cells}
     for name, dim, lipschitz in sorted(wanted):
         with suppress(Skip):  # the cell's own row says so
-            MODELS[name].flow(dim, lipschitz, context.results, context.say)
+            model_named(name, context.results).flow(dim, lipschitz, context.results, context.say)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -15,10 +16,10 @@ from torch import Tensor
 
 from resflow_bench.flows import ResidualBlock, ResidualFlow
 from resflow_bench.flows.bijection import as_bijection
-from resflow_bench.lab import Cell, Observation, exactly
+from resflow_bench.lab import Cell, Failure, Observation, exactly
 from resflow_bench.logdet import dense_log_det, jacobian
-from resflow_bench.models.build import build_flow, build_points
-from resflow_bench.models.catalogue import MODELS
+from resflow_bench.models.build import build_flow, build_points, model_named
+from resflow_bench.models.own import version
 from resflow_bench.threads import one_thread
 
 
@@ -49,6 +50,11 @@ class Problem:
             for matrices in self.jacobians
         )
 
+    @property
+    def is_promised(self) -> bool:
+        """True if every branch promises a Lipschitz constant, from which bounds can be claimed."""
+        return all(block.lipschitz < math.inf for block in self.flow.blocks)
+
     def over_blocks(self, per_block: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """The sum over blocks of a function of a block's J, (P, d, d) -> (P,)."""
         return np.sum([per_block(matrices) for matrices in self.jacobians], axis=0)
@@ -60,16 +66,31 @@ class Problem:
 
 def build_problem(cell: Cell, results: Path, n_points: int) -> Problem:
     """The cell's flow at `n_points` points, or at fewer if fewer differ in their Jacobian."""
-    n_points = MODELS[cell["model"]].n_distinct_points or n_points
+    n_points = model_named(cell["model"], results).n_distinct_points or n_points
     axes = ("model", "dim", "lipschitz", "dtype", "device")
     key = Cell(cell.suite, {name: cell[name] for name in axes})
-    return _problem(key, results, n_points)
+    return _problem(key, results, n_points, version(cell["model"], results))
+
+
+def convergent(problem: Problem) -> Problem:
+    """The problem, if the series of its log-determinants converge.
+
+    Raises:
+        Failure: a block has an eigenvalue of modulus 1 or more, as one without a promise may.
+    """
+    if problem.spectral_radius >= 1.0:
+        raise Failure(
+            f"a block has an eigenvalue of modulus {problem.spectral_radius:.4g} and norm "
+            f"{problem.norm:.4g} at these points: its series diverges, and x + g(x) may have no "
+            "inverse. Scale g down."
+        )
+    return problem
 
 
 @lru_cache(maxsize=8)
-def _problem(cell: Cell, results: Path, n_points: int) -> Problem:
+def _problem(cell: Cell, results: Path, n_points: int, version: int) -> Problem:  # noqa: ARG001
     flow = build_flow(cell, results)
-    x = build_points(cell, n_points)
+    x = build_points(cell, n_points, results)
     with one_thread():  # sums of several threads differ in their last bits
         jacobians, log_det = dense_truth(flow, x)
     return Problem(flow, x, jacobians, log_det, *sizes(jacobians))

@@ -22,8 +22,8 @@ from resflow_bench.analysis import rules, verdicts
 from resflow_bench.analysis.findings import findings
 from resflow_bench.analysis.tables import axes, label, plain, units, varying, wide
 from resflow_bench.analysis.words import number, with_interval
+from resflow_bench.files import written_whole
 from resflow_bench.lab import Statement, Suite
-from resflow_bench.lab.files import written_whole
 from resflow_bench.lab.store import BESIDE
 from resflow_bench.report import style
 from resflow_bench.report.picture import Picture

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from resflow_bench.files import written_whole
 from resflow_bench.flows import ResidualFlow
-from resflow_bench.lab.files import written_whole
 from resflow_bench.threads import one_thread
 from resflow_bench.training.recipe import Recipe, dataset
 from resflow_bench.training.trainer import Trainer

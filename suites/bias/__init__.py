@@ -6,7 +6,7 @@ from typing import Any
 
 from resflow_bench.architectures import LINEAR_FAMILIES
 from resflow_bench.lab import Preset, Suite
-from resflow_bench.models import prepare_models
+from resflow_bench.models import PREPARED_BY, prepare_models
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from suites import grids
 from suites.bias.claims import CLAIMS
@@ -62,6 +62,7 @@ SUITE = Suite(
     },
     measure=measure_bias,
     prepare=prepare_models,
+    prepared_by=PREPARED_BY,
     claims=CLAIMS,
     table=("bias", "bias_paired", "bias_expected", "bias_bound", "log_det_exact"),
     figures="suites.bias.figures",

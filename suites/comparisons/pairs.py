@@ -35,7 +35,8 @@ def flow_and_points(model: str) -> tuple[ResidualFlow, Tensor]:
     """The flow of that name, d = 64, K = 0.9, float32, such as "trained", and a batch."""
     axes: dict[str, Value] = {"model": model, "dim": 64, "lipschitz": 0.9}
     cell = Cell("throughput", {**axes, "dtype": "float32", "device": "cpu"})
-    return build_flow(cell, Path("results")), build_points(cell, BATCH_SIZE)
+    results = Path("results")
+    return build_flow(cell, results), build_points(cell, BATCH_SIZE, results)
 
 
 def interleaved(calls: Sequence[Callable[[], T]]) -> list[list[T]]:

@@ -51,6 +51,7 @@ SUITE = Suite(
     },
     measure=measure_density,
     prepare=prepare_densities,
+    prepared_by=("dataset", "architecture", "lipschitz"),
     has_pictures=True,
     claims=CLAIMS,
     table=(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from resflow_bench.lab import Grid, Preset, Suite
-from resflow_bench.models import prepare_models
+from resflow_bench.models import PREPARED_BY, prepare_models
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from suites.efficiency.claims import CLAIMS
 from suites.efficiency.measure import build_draw, measure_efficiency
@@ -150,6 +150,7 @@ SUITE = Suite(
     measure=measure_efficiency,
     exclusive=True,
     prepare=prepare_models,
+    prepared_by=PREPARED_BY,
     claims=CLAIMS,
     table=(
         *("variance", "variance_expected", "variance_is_finite", "bias", "bias_expected"),

@@ -97,7 +97,7 @@ def measure_efficiency(cell: Cell, context: Context) -> Iterable[Observation]:
     """
     problem = build_problem(cell, context.results, int(context.effort["n_points"]))
     flow, x, exact = without_logit(problem)
-    sampler = _sampler(cell, problem, flow)
+    sampler = _sampler(cell, problem, flow, context.results)
     rounding = rounding_of(x, exact)
     errors = _errors(sampler, x, exact, cell, context)  # (n_calls, R, P)
     n, bias = errors.size, widened(_bias(sampler, errors), rounding)
@@ -142,7 +142,7 @@ def without_logit(problem: Problem) -> tuple[ResidualFlow, Tensor, np.ndarray]:
     return flow, x.to(problem.x), problem.log_det - log_det.cpu().numpy()
 
 
-def _sampler(cell: Cell, problem: Problem, flow: ResidualFlow) -> Sampler:
+def _sampler(cell: Cell, problem: Problem, flow: ResidualFlow, results: Path) -> Sampler:
     implementation = cell.get("implementation", "ours")
     if implementation != "ours":
         peer = PEERS[implementation](flow, Request(cell["mode"]))
@@ -158,7 +158,7 @@ def _sampler(cell: Cell, problem: Problem, flow: ResidualFlow) -> Sampler:
             bias=None if peer.bias is None else problem.over_blocks(peer.bias),
             note=peer.version,
         )
-    estimator = build_candidate(cell, problem)
+    estimator = build_candidate(cell, problem, results)
     generator = torch.Generator(problem.x.device)
 
     @contextmanager
@@ -190,7 +190,8 @@ def build_draw(cell: Cell, results: Path) -> Callable[[], object]:
     """The call that `seconds_per_example` times: a draw of `batch_size` examples."""
     problem = build_problem(cell, results, n_points=2)
     flow, x, _ = without_logit(problem)
-    sampler, batch = _sampler(cell, problem, flow), repeated(x, int(cell["batch_size"]))
+    sampler = _sampler(cell, problem, flow, results)
+    batch = repeated(x, int(cell["batch_size"]))
 
     def draw() -> None:
         with torch.no_grad(), sampler.seeded(0):
@@ -231,7 +232,7 @@ def _series(expansion: logdet.Expansion) -> logdet.Expansion:
     return expansion.expansion if isinstance(expansion, logdet.Controlled) else expansion
 
 
-def build_candidate(cell: Cell, problem: Problem) -> logdet.Estimator:
+def build_candidate(cell: Cell, problem: Problem, results: Path) -> logdet.Estimator:
     """The axis `estimator`: a probed series, one tuned to each branch, or the determinant of J.
 
     A tuned estimator is tuned at other points than those it is measured at, which are the model's
@@ -249,7 +250,7 @@ def build_candidate(cell: Cell, problem: Problem) -> logdet.Estimator:
         expansion=_series(expansion),
     )
     n_pilot = min(16, max(2, PILOT // cell["dim"]))
-    points = build_points(cell, N_FIRST + n_pilot)[N_FIRST:]
+    points = build_points(cell, N_FIRST + n_pilot, results)[N_FIRST:]
     generator = torch.Generator(points.device).manual_seed(0)
     branches = problem.flow.branches(points)
     each = logdet.tuned(branches, base, generator=generator, n_draws=16).estimators

@@ -6,7 +6,7 @@ from typing import Any
 
 from resflow_bench.architectures import LINEAR_FAMILIES
 from resflow_bench.lab import Grid, Preset, Suite
-from resflow_bench.models import prepare_models
+from resflow_bench.models import PREPARED_BY, prepare_models
 from resflow_bench.speed.benchmark import SuiteBenchmark
 from suites.grids import IMAGE_FLOWS, MODEL_AXES, TRAINED_FLOWS, Axes, everywhere, model_grids
 from suites.inverse.claims import CLAIMS
@@ -71,6 +71,7 @@ SUITE = Suite(
     },
     measure=measure_inverse,
     prepare=prepare_models,
+    prepared_by=PREPARED_BY,
     claims=CLAIMS,
     table=(
         *("inverse_error", "inverse_error_bound", "inverse_error_banach"),

@@ -20,17 +20,21 @@ LINES: dict[str, tuple[Any, Any]] = {
 }
 """dtype to the line styles of Banach's rate and of the certificate."""
 
+BANACH = "inverse_error_banach"
+
 
 @drawn_from("inverse_error", "inverse_error_bound")
 def against_bounds(cells: pd.DataFrame, columns: int) -> Figure | None:
     """The inverse's error against its certificate, and its steps against Banach's count."""
+    cells = cells[np.isfinite(cells["inverse_error_bound"])]
+    if cells.empty:
+        return None
     pairs = [("inverse_error_bound", "inverse_error", "certificate", "error", "‖x̂ − x‖")]
     if {"n_steps", "n_steps_bound"} <= set(cells):
         pairs.append(("n_steps_bound", "n_steps", "Banach's count", "steps", "steps"))
     figure, panels = style.make_panels(len(pairs), columns, height=3.2)
     for ax, (bound, metric, against, word, title) in zip(panels, pairs, strict=True):
         some = cells.dropna(subset=[bound, metric])
-        some = some[np.isfinite(some[bound])]
         edges = [style.log_axis(ax, xy, [some[m]]) for xy, m in (("x", bound), ("y", metric))]
         x, y = some[bound].clip(lower=edges[0]), some[metric].clip(lower=edges[1])
         ends = np.array([min(edges) / 2, max(x.max(), y.max()) * 2])
@@ -48,9 +52,14 @@ def against_bounds(cells: pd.DataFrame, columns: int) -> Figure | None:
     return figure
 
 
-@drawn_from("inverse_error", "inverse_error_bound", "inverse_error_banach")
+@drawn_from("inverse_error", "inverse_error_bound", "tolerance")
 def convergence(cells: pd.DataFrame, columns: int) -> Figure | None:
     """Error of the inverse after a number of steps, its certificate and Banach's rate."""
+    cells = cells[cells["tolerance"] == 0].replace({"inverse_error_bound": np.inf}, np.nan)
+    if cells.empty:
+        return None
+    if BANACH not in cells:  # of flows without a promise alone
+        cells = cells.assign(**{BANACH: np.nan})
     pairs = cells[["model", "lipschitz"]].drop_duplicates()
     rank = pairs.groupby("model")["lipschitz"].rank(ascending=False)
     order = pairs["model"].map({name: i for i, name in enumerate(MODELS)}).fillna(len(MODELS))
@@ -60,12 +69,12 @@ def convergence(cells: pd.DataFrame, columns: int) -> Figure | None:
     for ax, (_, pair) in zip(panels, pairs.iterrows(), strict=True):
         here = cells[(cells["model"] == pair["model"]) & (cells["lipschitz"] == pair["lipschitz"])]
         here = here.sort_values("max_steps")
-        known, rates = here[["inverse_error", "inverse_error_bound"]], here["inverse_error_banach"]
+        known, rates = here[["inverse_error", "inverse_error_bound"]], here[BANACH]
         floor = style.log_axis(ax, "y", [known.stack(), rates[rates > known.max(axis=1)]])
         for dtype, some in reversed(list(here.groupby("dtype"))):
             steps, error = some["max_steps"].astype(float), some["inverse_error"]
             rate, certificate = LINES[dtype]
-            ax.plot(steps, some["inverse_error_banach"], color=style.INK, lw=1.1, ls=rate)
+            ax.plot(steps, some[BANACH], color=style.INK, lw=1.1, ls=rate)
             ax.plot(steps, some["inverse_error_bound"], color=style.BLUE, lw=1.2, ls=certificate)
             at, below = (steps, error.clip(lower=floor)), (error <= floor).to_numpy()
             draw_points(ax, pair["model"], at, below=below, hollow=dtype == "float32")

@@ -6,7 +6,7 @@ from typing import Any
 
 from resflow_bench.architectures import LINEAR_FAMILIES
 from resflow_bench.lab import Preset, Suite
-from resflow_bench.models import prepare_models
+from resflow_bench.models import PREPARED_BY, prepare_models
 from resflow_bench.speed.benchmark import SuiteBenchmark
 from suites.grids import MODEL_AXES, TRAINED_FLOWS, model_grids
 from suites.lipschitz.claims import CLAIMS
@@ -37,6 +37,7 @@ SUITE = Suite(
     },
     measure=measure_lipschitz,
     prepare=prepare_models,
+    prepared_by=PREPARED_BY,
     claims=CLAIMS,
     table=(
         *("lipschitz_promised", "lipschitz_certified", "lipschitz_power_iteration"),

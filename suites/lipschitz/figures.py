@@ -22,15 +22,14 @@ CONSTANTS = {
 UNALIGNED = "lipschitz_power_iteration"
 
 
-@drawn_from(*CONSTANTS)
+@drawn_from("lipschitz_realised", "spectral_radius")
 def constants(cells: pd.DataFrame, columns: int) -> Figure | None:
     """Promised, certified and realised constant and the spectral radius, a row per cell."""
+    cells = cells.assign(**dict.fromkeys({*CONSTANTS, UNALIGNED} - set(cells), np.nan))
     order = cells["model"].map({name: i for i, name in enumerate(MODELS)}).fillna(len(MODELS))
     cells = cells.assign(_order=order).sort_values(["_order", "lipschitz"], kind="stable")
     cells = cells.drop_duplicates(["model", *CONSTANTS]).head(style.MAX_ROWS)
     shown = [axis for axis in ("lipschitz", "dim", "dtype") if axis in cells]
-    if UNALIGNED not in cells:
-        cells = cells.assign(**{UNALIGNED: np.nan})
     figure, ax = make_rows(cells, ["model", *varying(cells, shown)], columns)
     ax.invert_yaxis()
     rows = np.arange(len(cells))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from resflow_bench.lab import Grid, Preset, Suite
-from resflow_bench.models import build_flow, build_points, prepare_models
+from resflow_bench.models import PREPARED_BY, build_flow, build_points, prepare_models
 from resflow_bench.peers import MODES, PEERS, Request
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from suites.grids import MODEL_AXES, Axes, Point, everywhere
@@ -70,6 +70,7 @@ SUITE = Suite(
     measure=measure_peers,
     exclusive=True,
     prepare=prepare_models,
+    prepared_by=PREPARED_BY,
     claims=CLAIMS,
     table=(
         *("bias", "bias_expected", "variance", "batch_correlation", "gradient_error"),
@@ -99,7 +100,7 @@ class Peers(SuiteBenchmark):
         peer = PEERS[self.cell["implementation"]](
             build_flow(self.cell, Path("results")), Request("evaluation")
         )
-        x = build_points(self.cell, self.cell["batch_size"])
+        x = build_points(self.cell, self.cell["batch_size"], Path("results"))
 
         def log_prob() -> None:
             with torch.no_grad(), peer.seeded(0):

@@ -58,7 +58,7 @@ def measure_peers(cell: Cell, context: Context) -> Iterable[Observation]:
                 yield gradient_error(peer, double, problem.x, n_draws, n_copies, seed)
             else:
                 yield from inverse_error(double, problem.x.double(), seed)
-            x = build_points(cell, cell["batch_size"])
+            x = build_points(cell, cell["batch_size"], context.results)
             yield from _costs(peer, PEERS["ours"](problem.flow, request), request, x,
                               int(context.effort["n_pairs"]), seed)  # fmt: skip
         yield from realised(problem.norm, problem.spectral_radius)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from resflow_bench.lab import Preset, Suite
-from resflow_bench.models import prepare_models
+from resflow_bench.models import PREPARED_BY, prepare_models
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from resflow_bench.speed.timing import peak_bytes
 from suites import grids
@@ -65,6 +65,7 @@ SUITE = Suite(
     measure=measure_throughput,
     exclusive=True,
     prepare=prepare_models,
+    prepared_by=PREPARED_BY,
     claims=CLAIMS,
     table=("examples_per_s", "wall_s", "cold_s", "replayed_s", "peak_bytes", "flops_fraction"),
     figures="suites.throughput.figures",

@@ -78,7 +78,7 @@ def build_call(cell: Cell, results: Path) -> Call:
         Skip: for any other operation.
     """
     flow = build_flow(cell, results).with_estimator(build_estimator(cell))
-    x = build_points(cell, cell["batch_size"])
+    x = build_points(cell, cell["batch_size"], results)
     # Elsewhere the default one, which a CUDA graph knows.
     generator = torch.Generator().manual_seed(0) if x.is_cpu else None
     if cell["operation"] == "log_prob":

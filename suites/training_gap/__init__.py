@@ -60,6 +60,10 @@ SUITE = Suite(
     },
     measure=measure_training_gap,
     prepare=prepare_gaps,
+    prepared_by=(
+        *("dataset", "architecture", "lipschitz"),
+        *("truncation", "n_terms", "roulette", "n_exact"),
+    ),
     claims=CLAIMS,
     table=(
         *("log_prob_objective", "log_prob_unbiased", "log_prob_exact"),

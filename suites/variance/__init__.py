@@ -6,7 +6,7 @@ from typing import Any
 
 from resflow_bench.architectures import LINEAR_FAMILIES
 from resflow_bench.lab import Preset, Suite
-from resflow_bench.models import prepare_models
+from resflow_bench.models import PREPARED_BY, prepare_models
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from suites import grids
 from suites.variance.claims import CLAIMS
@@ -66,6 +66,7 @@ SUITE = Suite(
     },
     measure=measure_variance,
     prepare=prepare_models,
+    prepared_by=PREPARED_BY,
     claims=CLAIMS,
     table=(
         *("variance", "variance_expected", "variance_bound", "variance_bound_lipschitz"),

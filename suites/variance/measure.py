@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -9,13 +10,13 @@ import numpy as np
 from resflow_bench import theory
 from resflow_bench.lab import Cell, Context, Observation, exactly, observe, replicates
 from resflow_bench.logdet import Fixed, LogDetEstimator, Roulette
-from resflow_bench.models import Problem, build_estimator, build_problem, realised
+from resflow_bench.models import Problem, build_estimator, build_problem, convergent, realised
 from suites import sampling
 
 
 def measure_variance(cell: Cell, context: Context) -> Iterable[Observation]:
     """The per-example variance, mean over points, against its closed form and three bounds."""
-    problem = build_problem(cell, context.results, int(context.effort["n_points"]))
+    problem = convergent(build_problem(cell, context.results, int(context.effort["n_points"])))
     estimator = build_estimator(cell)
     truncation, m = estimator.truncation, estimator.n_probes
     n_points = len(problem.x)
@@ -37,8 +38,10 @@ def measure_variance(cell: Cell, context: Context) -> Iterable[Observation]:
     yield exactly("variance_reachable", _reachable(problem, estimator).mean(), "nat^2")
     bound = problem.over_blocks(lambda matrices: truncation.variance_bound(matrices, m)).mean()
     yield exactly("variance_bound", bound, "nat^2")
-    k = cell["lipschitz"]
-    uniform = problem.over_dims(lambda d: truncation.variance_bound_lipschitz(k, d, m))
+    uniform = math.inf  # none is claimed for a flow without a promise
+    if problem.is_promised:
+        k = cell["lipschitz"]
+        uniform = problem.over_dims(lambda d: truncation.variance_bound_lipschitz(k, d, m))
     yield exactly("variance_bound_lipschitz", uniform, "nat^2")
     if isinstance(truncation, Fixed):
         n_terms = truncation.n_terms

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -401,6 +402,25 @@ def test_listeners_hear_of_preparations_cells_and_the_time_left(tmp_path: Path) 
     assert left[0] != left[0], "nothing is known before the first cell"
     assert left[2] > 0.0
     assert left[-1] == 0.0
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_cells_wait_for_their_preparation_which_is_made_once(
+    jobs: int, exclusive: bool, tmp_path: Path
+) -> None:
+    suite = replace(toys.PREPARED, exclusive=exclusive)
+    plan = Plan((suite, toys.MIXED), "smoke")
+    run, heard, done = begin(plan, Store(tmp_path)), [], []
+    tally = sweep(
+        plan, run, jobs, lambda now: heard.append(now.message), lambda one: done.append(one.name)
+    )
+    assert tally.n_done == 11
+    frame = run.frame("prepared")
+    assert list(frame["status"]) == ["ok"] * 6
+    assert set(frame["value"]) == {2.0}
+    assert {f"preparing dim {dim}" for dim in (1, 2, 3)} <= set(heard)
+    assert sorted(done) == ["mixed", "prepared"]
 
 
 def test_a_sweep_costs_less_than_five_milliseconds_a_cell(tmp_path: Path) -> None:

@@ -141,6 +141,7 @@ def test_a_control_keeps_the_mean_that_is_known_and_not_the_variance() -> None:
     built = lab.build_candidate(
         Cell("efficiency", {**WHERE, **TUNED, **axes, "probe": "hadamard"}),
         build_problem(Cell("efficiency", {**WHERE, **axes}), Path("results"), 2),
+        Path("results"),
     )
     assert isinstance(built, PerBranch)
     assert {one.expansion for one in built.estimators.values()} == {Controlled()}

@@ -79,7 +79,7 @@ class InducedNorm(nn.Module):
         super().__init__()
         self.coefficient = checked_coefficient(coefficient)
         # In a tuple a learnable order is no submodule: the layer registers it, once.
-        self._orders = (orders.domain, orders.codomain)
+        self.orders = (orders.domain, orders.codomain)
         weight = operator.weight
         self.v: Tensor  # (n_in,)
         self.d_in: Tensor  # (n_in,), diagonals of the best balanced bound; else 1
@@ -100,13 +100,13 @@ class InducedNorm(nn.Module):
 
     def sigma_hat(self, operator: Operator) -> Tensor:
         """||A v||_q / ||v||_p, or the norm itself where it is easy, ()."""
-        p, q = (value(order) for order in self._orders)
+        p, q = (value(order) for order in self.orders)
         dtype = torch.promote_types(self.v.dtype, torch.float32)
         with full_precision(self.v):
             operator = operator.to(dtype)
-            if self._orders[0] == 1:
+            if self.orders[0] == 1:
                 return operator.column_norms(q).amax()
-            if self._orders[1] == math.inf:
+            if self.orders[1] == math.inf:
                 return operator.row_norms(mixed.dual(p)).amax()
             return mixed.ratio(operator, self.v.to(dtype), p, q)
 
@@ -151,7 +151,7 @@ class InducedNorm(nn.Module):
 
     def _exactly(self, operator: Operator) -> tuple[Operator, float, float]:
         """The arguments of a bound: the operator in float64, dense if it is small, p and q."""
-        p, q = (float(value(order)) for order in self._orders)
+        p, q = (float(value(order)) for order in self.orders)
         operator = operator.to(torch.float64)
         if isinstance(operator, Convolution) and min(operator.n_in, operator.n_out) <= DENSE:
             operator = operator.dense()
@@ -169,7 +169,7 @@ class InducedNorm(nn.Module):
         """Power iteration in rounds of (steps, vectors kept); then the bound, and the inflation."""
         if operator.weight.is_cpu:  # elsewhere sigma_hat is not finite either, without a wait
             finite(operator.weight)
-        domain, codomain = self._orders
+        domain, codomain = self.orders
         if domain == 1 or codomain == math.inf:  # easy, whatever a learnable order's value
             return
         with full_precision(self.v):
@@ -204,5 +204,5 @@ class InducedNorm(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        orders = ["p" if isinstance(o, LearnableOrder) else f"{o:g}" for o in self._orders]
+        orders = ["p" if isinstance(o, LearnableOrder) else f"{o:g}" for o in self.orders]
         return f"coefficient={self.coefficient:.6g}, orders {orders[0]} -> {orders[1]}"
