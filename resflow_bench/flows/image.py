@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from resflow_bench.arguments import check_count
 from resflow_bench.flows.actnorm import ActNorm
+from resflow_bench.flows.bases import BaseDensity
 from resflow_bench.flows.composition import FactorOut, mlp_layers
 from resflow_bench.flows.flow import DEFAULT_ESTIMATOR, ResidualFlow
 from resflow_bench.flows.logit import Logit
@@ -70,6 +71,7 @@ def image_flow(
     architecture: MultiScale = MultiScale(),
     estimator: Estimator = DEFAULT_ESTIMATOR,
     generator: torch.Generator | None = None,
+    base: BaseDensity | None = None,
 ) -> ResidualFlow:
     """Logit, then scale by scale: blocks, Squeeze, FactorOut(the next scale ... tail).
 
@@ -80,6 +82,7 @@ def image_flow(
         event: (C, H, W) of the images; H and W have to be multiples of 2^(n_scales - 1).
         generator: draws the initial weights; None is a fresh one with seed 0. The flow is made on
             its device.
+        base: the density of the latents, by default the standard normal.
 
     Raises:
         ValueError: an event that is not (C, H, W), or sizes that cannot be halved so often.
@@ -99,7 +102,7 @@ def image_flow(
     if architecture.margin is not None:
         layers.append(Logit(architecture.margin))
     layers += _scale(tuple(event), 0, architecture, generator)
-    return ResidualFlow(layers, event, estimator).to(generator.device)
+    return ResidualFlow(layers, event, estimator, base).to(generator.device)
 
 
 def sample_grid(

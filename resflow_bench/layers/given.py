@@ -66,7 +66,7 @@ def context_rows(
             f"This flow needs `context`, {n_context} numbers for each example; got none."
         )
     check_batch("This flow", context, (...,), name="context")
-    rows = context[None] if context.ndim == 1 else context
+    rows = context[None] if context.shape == (n_context,) else context
     check_batch("This flow", rows, (n_context,), dtype(), "context")
     if len(rows) not in (1, n):
         raise ValueError(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.flows import ActNorm, Flatten, ResidualBlock, ResidualFlow
+from resflow_bench.flows import ActNorm, Flatten, ResidualBlock, ResidualFlow, StandardNormal
 from resflow_bench.layers import Branch, Conv2d, Linear, LipSwish
 from resflow_bench.layers.norms.spectral import SpectralNorm
 from resflow_bench.logdet import Fixed
@@ -121,6 +121,8 @@ def normflows_flow(
     from normflows.distributions import DiagGaussian
     from normflows.flows import Residual
 
+    if not isinstance(flow.base, StandardNormal):
+        raise _without_counterpart(flow.base)
     settings = {"n_power_series": n_power_series, "n_samples": n_samples}
     layers: list[Any] = []
     for layer in flow.bijections:
@@ -164,6 +166,8 @@ def _net(branch: Any) -> Any:
     """A branch as a `Sequential` of normflows layers; no activation precedes the first."""
     if not isinstance(branch, Branch):
         raise _without_counterpart(branch)
+    if branch.conditioner is not None:
+        raise _without_counterpart(branch.conditioner)
     with torch.random.fork_rng(devices=[]):  # their layers draw initial weights
         return torch.nn.Sequential(*map(_stage, branch.stages))
 

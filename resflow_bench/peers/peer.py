@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.flows import ActNorm, Flatten, ResidualBlock, ResidualFlow
+from resflow_bench.flows import ActNorm, Flatten, ResidualBlock, ResidualFlow, StandardNormal
 from resflow_bench.lab import Skip
 from resflow_bench.layers import Branch, Conv2d, Linear, LipSwish
 from resflow_bench.layers.norms.spectral import SpectralNorm
@@ -106,8 +106,13 @@ def check_convertible(flow: ResidualFlow, convolutions: bool = False) -> None:
         convolutions: whether Conv2d, and a Flatten at the end, are accepted as well.
 
     Raises:
-        Skip: the flow has another layer.
+        Skip: the flow has another layer, a context, or a base density that is not standard normal.
     """
+    if flow.n_context is not None or not isinstance(flow.base, StandardNormal):
+        raise Skip(
+            "this peer holds flows without a context, of a standard normal base density; got "
+            f"n_context={flow.n_context} and {type(flow.base).__name__}. Take another model"
+        )
     held = (Linear, LipSwish, *((Conv2d,) if convolutions else ()))
     for layer in flow.bijections:
         if isinstance(layer, ActNorm) or (convolutions and isinstance(layer, Flatten)):

@@ -10,6 +10,8 @@ import torch
 from small_flows import generator, normal
 from torch import Tensor, nn
 
+from resflow_bench.fixed_point import Solution
+from resflow_bench.fixed_point.windows import solve_in_windows
 from resflow_bench.flows import (
     ActNorm,
     Inversion,
@@ -17,8 +19,10 @@ from resflow_bench.flows import (
     ResidualBlock,
     ResidualFlow,
     ToTolerance,
+    composition,
     image_flow,
 )
+from resflow_bench.flows import inversion as inversion_module
 from resflow_bench.jacobian import dense_jacobian
 from resflow_bench.layers import GivenBranch, conditional, conv_branch, dense_branch, mlp_branch
 from resflow_bench.logdet import (
@@ -221,6 +225,37 @@ def test_examples_that_end_early_take_their_contexts_with_them() -> None:
     torch.testing.assert_close(whole, refined, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("make", [vectors, images])
+@pytest.mark.parametrize("settings", [{}, {"error": 1e-4}], ids=str)
+def test_the_attempts_of_other_devices_take_contexts(make, settings, monkeypatch) -> None:
+    """Few steps for all examples, planned beforehand, reach the same x within its bound."""
+    flow = disturbed(make())
+    x, context = points(flow)
+    z, inversion = flow(x, context), Inversion(**settings)
+    expected = flow.inverse(z, inversion, context=context).value
+    monkeypatch.setattr(composition, "_is_off_cpu", lambda x: True)
+    monkeypatch.setattr(inversion_module, "solve", in_windows)
+    solution = flow.inverse(z, inversion, context=context).raise_if_failed()
+    error = (solution.value - x).flatten(1).norm(dim=1)
+    assert (error <= solution.error_bound + 1e-9).all()
+    torch.testing.assert_close(solution.value, expected, rtol=0, atol=1e-4)
+
+
+def in_windows(f, x0, step, *, rtol, atol, max_steps, args) -> Solution:
+    return solve_in_windows(f, x0, step, rtol, atol, max_steps, args)
+
+
+def test_a_shift_that_cancels_a_bias_counts_as_rounding() -> None:
+    g = conditional(mlp_branch(3, (8,), 0.9), N_CONTEXT).double()
+    x, c = normal(2, 3).double(), torch.ones(2, N_CONTEXT, dtype=DTYPE)
+    g.conditioner.out.data[-3:] = 1e6
+    shift = g.conditioner(c)[:, -3:]
+    g.layers[-1].bias.data -= shift[0]
+    given = GivenBranch(g, c)
+    assert (given(x).norm(dim=1) < 10).all()
+    assert (given.magnitude(x) > shift.norm(dim=1)).all()
+
+
 def test_a_view_leaves_the_flow_as_it_is_and_certifies_once() -> None:
     flow = disturbed(vectors())
     x, context = points(flow)
@@ -294,6 +329,7 @@ def test_what_does_not_fit_is_refused() -> None:
         (c[:3], "a context for each of 4 examples, or one for all; got 3"),
         (c.double(), "got context of torch.float64|got context of float64"),
         (torch.tensor(1.0), "context of shape"),
+        (c[:, 0], r"context of shape \(B, 3\); got \(4,\)"),
     ):
         with pytest.raises(ValueError, match=said):
             flow.sample(4, context=wrong)

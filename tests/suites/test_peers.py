@@ -15,12 +15,13 @@ import torch
 from scipy import linalg
 
 import suites
-from resflow_bench.flows import ResidualFlow
+from resflow_bench.flows import DiagonalNormal, ResidualFlow
 from resflow_bench.lab import Cell, Context, Observation, Skip
 from resflow_bench.logdet import Fixed, Geometric, Poisson, Roulette
 from resflow_bench.models import build_problem, dense_truth
 from resflow_bench.peers import MODES, PEERS, Peer, Request, peer
-from resflow_bench.peers.normflows import neumann_bias
+from resflow_bench.peers.normflows import neumann_bias, normflows_flow
+from resflow_bench.peers.peer import check_convertible
 from resflow_bench.peers.torchflows import roulette_bias
 from suites.peers.figures import side_by_side
 from suites.peers.measure import (
@@ -366,3 +367,14 @@ def test_the_figure_shows_each_peer_once(rows) -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()][:3] == list(PEERS)
     assert side_by_side(pd.DataFrame(lines).assign(status="failed"), 3) is None
     assert side_by_side(pd.DataFrame(lines).assign(n_probes=4), 3) is None
+
+
+def test_a_context_and_another_base_density_have_no_counterpart() -> None:
+    for name, given in (
+        ("DiagonalNormal", ResidualFlow.mlp(2, (4,), 1, 0.9, base=DiagonalNormal(2))),
+        ("Conditioner", ResidualFlow.mlp(2, (4,), 1, 0.9, context=3)),
+    ):
+        with pytest.raises(Skip, match="without a context, of a standard normal base"):
+            check_convertible(given)
+        with pytest.raises(ValueError, match=f"got {name}"):
+            normflows_flow(given, reduce_memory=False)
