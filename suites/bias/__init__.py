@@ -63,7 +63,7 @@ SUITE = Suite(
     measure=measure_bias,
     prepare=prepare_models,
     claims=CLAIMS,
-    table=("bias", "bias_paired", "bias_expected", "bias_bound", "log_det_exact"),
+    table=("bias", "bias_paired", "bias_expected", "bias_bound", "weight_bias", "log_det_exact"),
     figures="suites.bias.figures",
 )
 
