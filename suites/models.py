@@ -38,8 +38,8 @@ GLOSSARY = {
 
 
 WEIGHTS = {
-    "weight_bias": "ln E[exp(e)], e = estimate − log-det: by how much importance weights exp(e) are "
-    "too large on average, in nats; 0.01 is 1 %",
+    "weight_bias": "ln E[exp(e)], e = estimate − log-det: by how much importance weights exp(e) "
+    "are too large on average, in nats; 0.01 is 1 %",
     "ess_loss": "1 − E[w]²/E[w²], w = exp(e): the share of the effective sample size that the "
     "noise of the estimate costs, beside what the weights cost anyway; a bias that is the same at "
     "all points costs nothing",

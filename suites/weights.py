@@ -34,7 +34,8 @@ LogMoment = Callable[[float], float]
 
 def log_moment_of(problem: Problem, estimator: LogDetEstimator) -> LogMoment:
     """Exact for fixed terms and Gaussian probes; else for normal errors of the exact bias and
-    variance of each point, an approximation."""
+    variance of each point, an approximation.
+    """
     truncation, m = estimator.truncation, estimator.n_probes
     bias = problem.over_blocks(truncation.bias)  # (P,)
     variance = total_variance(problem, estimator)  # (P,)
@@ -94,7 +95,8 @@ def _mean(weights: np.ndarray) -> np.ndarray:
 
 def _loss(weights: np.ndarray) -> np.ndarray:
     """Numbers (n,) whose mean is 1 - mean(w)^2/mean(w^2) and whose spread is, to first order, its
-    error (the delta method)."""
+    error (the delta method).
+    """
     first, second = weights.mean(), (weights**2).mean()
     ratio = first**2 / second
     return np.asarray(1.0 - ratio * (2.0 * weights / first - weights**2 / second).mean(1))

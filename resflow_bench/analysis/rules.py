@@ -140,7 +140,7 @@ class AtLeast:
     def test(self, cells: pd.DataFrame) -> pd.DataFrame:
         value, low, high = (self.metric + end for end in ("", "_low", "_high"))
         negated = {value: -cells[value], low: -cells[high], high: -cells[low]}
-        negated |= {name: -cells[name] for name in (self.bound, self.theory) if name in cells}
+        negated |= {name: -cells[name] for name in _named(self.bound, self.theory)}
         bound = self.bound if isinstance(self.bound, str) else -self.bound
         lines = AtMost(self.metric, bound, self.theory).test(cells.assign(**negated))
         reference = _column(cells, self.bound)
