@@ -9,6 +9,7 @@ MEMORY = Metric("more", rtol=0.05)
 COUNT = Metric("more", rtol=0.05)
 SAMPLED_NAT = Metric("other", atol=0.01)
 EXACT = Metric("other", rtol=1e-3, atol=1e-6)  # float32's rounding, on another machine
+SHARE = Metric("more", atol=0.005)  # of the whole, half of the last digit of "1 %"
 BITS = Metric("other", atol=0.005)  # bit/dim: half of the last digit that is printed
 NOISE = Metric("more", rtol=0.05, atol=1e-9)
 FLAG = Metric("less")  # 0 or 1, and 1 is better

@@ -41,6 +41,19 @@ GLOSSARY = {
 }
 
 
+WEIGHTS = {
+    "weight_bias": "ln E[exp(e)], e = estimate − log-det: by how much importance weights exp(e) "
+    "are too large on average, in nats; 0.01 is 1 %",
+    "ess_loss": "1 − E[w]²/E[w²], w = exp(e): the share of the effective sample size that the "
+    "noise of the estimate costs, beside what the weights cost anyway; a bias that is the same at "
+    "all points costs nothing",
+    "weight_bias_expected, ess_loss_expected": "exact for fixed terms and Gaussian probes; "
+    "else for normal errors of the closed-form bias and variance, an approximation. Where the "
+    "variance is infinite: ∞ and 1",
+}
+"""What the suites that measure importance weights add to their glossary."""
+
+
 def telling(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells of the most telling model that was measured, at its largest Lipschitz constant.
 

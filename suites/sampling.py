@@ -58,6 +58,7 @@ class Errors(NamedTuple):
     plain: of estimate - ln|det df/dx|.
     paired: of estimate - sum_blocks (1/m) sum_j v_j^T log(I + J) v_j, with the estimate's probes.
     shares: the same two means from each share of the draws.
+    draws: estimate - ln|det df/dx| of each draw, (n_draws, P).
     n: examples that were drawn.
     message: why the draws ended, and which interval it is.
     """
@@ -65,6 +66,7 @@ class Errors(NamedTuple):
     plain: Interval
     paired: Interval
     shares: tuple[tuple[float, ...], tuple[float, ...]]
+    draws: np.ndarray
     n: int
     message: str
 
@@ -102,6 +104,7 @@ def sample_errors(
         interval(errors, variance),
         interval(paired, variance - probe_noise),
         (replicates(errors, np.mean), replicates(paired, np.mean)),
+        errors,
         n_draws * n_points,
         message,
     )

@@ -1,6 +1,6 @@
 """Advice: the estimator that reaches a requested error on a flow in the least time."""
 
-from resflow_bench.advise.advice import Advice, advise
+from resflow_bench.advise.advice import Advice, advise, error_of
 from resflow_bench.advise.contest import Measured
 
-__all__ = ["Advice", "Measured", "advise"]
+__all__ = ["Advice", "Measured", "advise", "error_of"]

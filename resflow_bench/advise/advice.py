@@ -16,15 +16,21 @@ from resflow_bench.advise.inspection import inspect
 from resflow_bench.arguments import finite_rows
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab.progress import Listener, ignore
+from resflow_bench.theory import error_of_ess
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+DEFAULT_ERROR = 0.01
+"""Nats: the target error where none is given."""
 
 
 @dataclass(frozen=True)
 class Advice:
     """The best estimator, the runners-up, and the candidates that were not measured.
 
+    target_error: nats; that of `target_ess`, where it was given.
     measured: the best estimator first, then the others by their seconds to the target.
     left_out: a message for each candidate that was not measured.
     """
@@ -66,11 +72,12 @@ class Advice:
 def advise(
     flow: ResidualFlow,
     x: Tensor,
-    target_error: float = 0.01,
+    target_error: float | None = None,
     seconds: float = 5.0,
     unbiased: bool = False,
     gradient: bool = False,
     listen: Listener = ignore,
+    target_ess: float | None = None,
 ) -> Advice:
     """The estimator of least n t with bias^2 + variance/n <= target_error^2; |bias| <= a tenth.
 
@@ -86,22 +93,28 @@ def advise(
     Args:
         flow: its parameters stay unchanged.
         x: (B, *event), a batch of typical points, of the size that will be used.
-        target_error: root mean square error over examples, nats, of the whole flow's log-det.
+        target_error: root mean square error over examples, nats, of the whole flow's log-det; 0.01
+            if neither it nor `target_ess` is given.
         seconds: for everything, including inspection and tuning. Candidates for which there is no
             time, the most expensive ones, are named in `left_out`. A few calls of the cheapest
             candidate and the Jacobians at two points are computed in any case.
         unbiased: leave out fixed numbers of terms.
         gradient: time and count the backward pass too; the error is that of the value.
         listen: called before each step, with its name and the seconds left.
+        target_ess: in place of `target_error`, ESS/n of importance weights exp(error): the share
+            of n samples that the error leaves, exp(-(bias^2 + variance/n)) or more if it is normal,
+            as the mean of many draws nearly is. In (0, 1); `target_error` is sqrt(-ln target_ess).
 
     Properties: a result may differ from call to call where timings are close. All draws come from
         generators of their own.
 
     Raises:
-        ValueError: `target_error` or `seconds` is not positive; x is not a batch of the flow's
+        ValueError: `target_error` or `seconds` is not positive; `target_ess` is outside (0, 1), or
+            given with `target_error`; x is not a batch of the flow's
             events; the flow has no residual block; with `gradient`, it has no parameter that
             requires a gradient; or the target is below what x's dtype resolves.
     """
+    target_error = error_of(target_error, target_ess)
     _check(flow, x, target_error, seconds, gradient)
     budget = Budget(seconds, listen)
     search = Search(inspect(flow, x, target_error, budget), target_error, budget)
@@ -112,6 +125,22 @@ def advise(
     best = measured.pop(fastest(measured))
     rest = sorted(measured, key=lambda one: one.seconds_to_target)
     return Advice(target_error, (best, *rest), (*left_out, *contest.left_out))
+
+
+def error_of(target_error: float | None, target_ess: float | None) -> float:
+    """The root mean square error, nats, of the one target that is given; else `DEFAULT_ERROR`.
+
+    Raises:
+        ValueError: both are given, or `target_ess` is outside (0, 1).
+    """
+    if target_ess is None:
+        return DEFAULT_ERROR if target_error is None else target_error
+    if target_error is not None:
+        raise ValueError(
+            f"advise needs one target; got target_error={target_error} and "
+            f"target_ess={target_ess}. Leave one of them out."
+        )
+    return error_of_ess(target_ess)
 
 
 def _check(

@@ -61,6 +61,11 @@ class Measured:
         return math.sqrt(self.bias**2 + self.variance / self.n_draws)
 
     @property
+    def ess_expected(self) -> float:
+        """exp(-(bias^2 + variance/n)): ESS/n of importance weights exp(error), a normal error."""
+        return math.exp(-(self.error_expected**2))
+
+    @property
     def code(self) -> str:
         """Python that computes `log_det`, (B,), to the target error from `flow` and `x`."""
         lines = list(self.lines)

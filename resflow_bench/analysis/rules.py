@@ -114,7 +114,8 @@ class AtMost:
             interval = interval.mirrored(interval.value < 0)
         attained = np.zeros(len(cells), bool)
         if self.theory:
-            attained = np.abs(_column(cells, self.theory)) >= bound * (1 - 1e-3)
+            theory = _column(cells, self.theory)
+            attained = (np.abs(theory) if self.absolute else theory) >= bound - 1e-3 * np.abs(bound)
         reason = np.select(
             [interval.missing, shown, interval.low > bound, attained],
             [NO_INTERVAL, "", CHANCE, ATTAINED],
@@ -129,16 +130,19 @@ class AtLeast:
     """mean >= bound, one-sided; `AtMost` of the negatives."""
 
     metric: str
-    bound: float
+    bound: str | float
+    theory: str = ""
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return (self.metric,)
+        return _named(self.metric, self.bound, self.theory)
 
     def test(self, cells: pd.DataFrame) -> pd.DataFrame:
         value, low, high = (self.metric + end for end in ("", "_low", "_high"))
         negated = {value: -cells[value], low: -cells[high], high: -cells[low]}
-        lines = AtMost(self.metric, -self.bound).test(cells.assign(**negated))
+        negated |= {name: -cells[name] for name in _named(self.bound, self.theory)}
+        bound = self.bound if isinstance(self.bound, str) else -self.bound
+        lines = AtMost(self.metric, bound, self.theory).test(cells.assign(**negated))
         reference = _column(cells, self.bound)
         return lines.assign(detail=_Intervals.of(cells, self.metric).against("at least", reference))
 

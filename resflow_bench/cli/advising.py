@@ -23,8 +23,13 @@ AXES = ("model", "dim", "lipschitz", "device", "dtype")
 @click.option("--model", default="trained", show_default=True, help="See `resflow-bench list`.")
 @click.option("--dim", default="64", show_default=True, help="Dimension of the data.")
 @click.option("--lipschitz", default="0.9", show_default=True, help="Promised for each branch.")
-@click.option("--target-error", type=float, default=0.01, show_default=True,
-              help="Root mean square error of the flow's log-det, nats.")  # fmt: skip
+@click.option(
+    "--target-error",
+    type=float,
+    help="Root mean square error of the flow's log-det, nats.  [default: 0.01]",
+)
+@click.option("--target-ess", type=float, help="In its place: the share of the effective sample "
+              "size that importance weights exp(error) keep, such as 0.99.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--dtype", default="float32", show_default=True, help="float32 or float64.")
 @click.option("--batch-size", default="256", show_default=True, help="Examples of a call.")
@@ -36,7 +41,8 @@ AXES = ("model", "dim", "lipschitz", "device", "dtype")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @results_option
 def advise(
-    target_error: float,
+    target_error: float | None,
+    target_ess: float | None,
     seconds: float,
     unbiased: bool,
     gradient: str,
@@ -49,6 +55,7 @@ def advise(
     For a flow of your own, call resflow_bench.advise.advise(flow, x) from Python.
     """
     from resflow_bench.advise import advise as measure
+    from resflow_bench.advise import error_of
     from resflow_bench.cli.choices import parse
     from resflow_bench.lab import Cell, Skip
     from resflow_bench.lab.axes import AXES as RULES
@@ -63,6 +70,7 @@ def advise(
                 "advise computes determinants, which needs float32 or float64; got bfloat16. "
                 "Give --dtype float32."
             )
+        target_error = error_of(target_error, target_ess)
         if not (target_error > 0.0 and seconds > 0.0):
             raise ValueError(
                 f"--target-error and --seconds must be positive; got {target_error:g} and "
@@ -81,7 +89,8 @@ def advise(
         x = build_points(cell, int(given["batch_size"]), results)
         advice = measure(flow, x, target_error, seconds, unbiased, gradient == "yes", listen)
     code = f"{_problem(cell, results, len(x), gradient == 'yes')}\n{advice.code}"
-    request = {**axes, "target_error": target_error, "unbiased": unbiased, "gradient": gradient}
+    request = {**axes, "target_error": target_error, "target_ess": target_ess}
+    request |= {"unbiased": unbiased, "gradient": gradient}
     text = _json(advice, request, code) if as_json else _text(advice, str(cell), code)
     click.echo(text, nl=False)
 
@@ -113,7 +122,8 @@ def _text(advice: Advice, cell: str, code: str) -> str:
     expected = (
         f"expected: root mean square error {best.error_expected:.2g} nat of {target:g} "
         f"requested, variance {best.variance / best.n_draws:.2g} nat^2, "
-        f"{best.seconds_to_target:.2g} s an example"
+        f"{best.seconds_to_target:.2g} s an example; importance weights exp(error) keep "
+        f"{100 * best.ess_expected:.4g} % of their effective sample size"
     )
     lines = [
         table.to_string(index=False, float_format="{:.3g}".format, line_width=terminal_width()),
@@ -130,5 +140,10 @@ def _text(advice: Advice, cell: str, code: str) -> str:
 def _json(advice: Advice, request: dict[str, Any], code: str) -> str:
     rows = advice.table.to_dict(orient="records")
     whole = {"asked": request, "best": rows[0], "error_expected": advice.best.error_expected}
-    whole |= {"ways": rows, "left_out": list(advice.left_out), "code": code}
+    whole |= {
+        "ess_expected": advice.best.ess_expected,
+        "ways": rows,
+        "left_out": list(advice.left_out),
+        "code": code,
+    }
     return json.dumps(whole, indent=1, allow_nan=False) + "\n"

@@ -42,6 +42,12 @@ from resflow_bench.theory.roulette import (
 )
 from resflow_bench.theory.tails import spectral_radius, tail_moments
 from resflow_bench.theory.target import draws_to_target, seconds_to_target
+from resflow_bench.theory.weights import (
+    error_of_ess,
+    ess_loss,
+    gaussian_log_moment,
+    normal_log_moment,
+)
 
 __all__ = [
     "Law",
@@ -52,11 +58,15 @@ __all__ = [
     "chebyshev_bias",
     "chebyshev_coefficients",
     "draws_to_target",
+    "error_of_ess",
+    "ess_loss",
+    "gaussian_log_moment",
     "hadamard_variance",
     "hutchinson_variance",
     "iid_variance",
     "log_tail",
     "moments",
+    "normal_log_moment",
     "optimal_survival",
     "orthogonal_variance",
     "printed_variance_bound",

@@ -64,7 +64,7 @@ SUITE = Suite(
     prepare=prepare_models,
     prepared_by=PREPARED_BY,
     claims=CLAIMS,
-    table=("bias", "bias_paired", "bias_expected", "bias_bound", "log_det_exact"),
+    table=("bias", "bias_paired", "bias_expected", "bias_bound", "weight_bias", "log_det_exact"),
     figures="suites.bias.figures",
 )
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from resflow_bench.analysis.rules import AtMost, Equals
+from resflow_bench.analysis.rules import AtLeast, AtMost, Equals
 from resflow_bench.analysis.words import interval, measured, number
 from resflow_bench.lab import Claims, Finding, Statement
 from suites.margins import BIAS_RESOLUTION, EXACT, REALISED, SAMPLED_NAT, each
-from suites.models import FIRST, GLOSSARY, named, telling
+from suites.models import FIRST, GLOSSARY, WEIGHTS, named, telling
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +43,13 @@ STATEMENTS = (
         Equals("bias", 0.0, BIAS_RESOLUTION),
         only="truncation == 'roulette'",
     ),
+    Statement(
+        "weight bias at least the bias",
+        "ln E[exp(e)] ≥ E[e], e = estimate − ln|det(I + J)|: an unbiased estimate gives a weight "
+        "that is too large on average",
+        "Jensen's inequality",
+        AtLeast("weight_bias", "bias_expected", theory="weight_bias_expected"),
+    ),
 )
 
 
@@ -67,12 +74,12 @@ def truncation(cells: pd.DataFrame) -> str:
 
 CLAIMS = Claims(
     metrics={
-        **each(SAMPLED_NAT, "bias", "bias_paired"),
-        **each(EXACT, "bias_expected", "bias_bound", "log_det_exact"),
+        **each(SAMPLED_NAT, "bias", "bias_paired", "weight_bias"),
+        **each(EXACT, "bias_expected", "bias_bound", "log_det_exact", "weight_bias_expected"),
         **REALISED,
     },
     statements=STATEMENTS,
     findings=(Finding(10, truncation),),
     first=FIRST,
-    glossary=GLOSSARY,
+    glossary={**GLOSSARY, **WEIGHTS},
 )

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from resflow_bench.lab import Cell, Context, Observation, exactly, observe
 from resflow_bench.models import build_estimator, build_problem, convergent, realised
 from suites.sampling import sample_errors
+from suites.weights import observe_weight_bias
 
 
 def measure_bias(cell: Cell, context: Context) -> Iterable[Observation]:
@@ -15,7 +16,8 @@ def measure_bias(cell: Cell, context: Context) -> Iterable[Observation]:
 
     `bias` is that mean. `bias_paired` is the mean of estimate - (1/m) sum_j v_j^T log(I + J) v_j
     with the estimate's own probes: the same mean, for any probe with E v v^T = I, but without the
-    noise of the probes, which hides a small bias.
+    noise of the probes, which hides a small bias. `weight_bias` is ln E[exp(estimate - exact)], the
+    bias of an importance weight, from the draws of `bias`.
 
     Draws are made until the 99 % interval of `bias` is `half_width` nat to either side, or
     `max_draws` examples are spent. Their number follows from the closed-form variance: it is fixed
@@ -43,4 +45,5 @@ def measure_bias(cell: Cell, context: Context) -> Iterable[Observation]:
     yield exactly("bias_expected", expected.mean(), "nat")
     yield exactly("bias_bound", bound, "nat")
     yield exactly("log_det_exact", problem.log_det.mean(), "nat")
+    yield from observe_weight_bias(problem, estimator, sampled.draws)
     yield from realised(problem.norm, problem.spectral_radius)

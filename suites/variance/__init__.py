@@ -70,7 +70,7 @@ SUITE = Suite(
     claims=CLAIMS,
     table=(
         *("variance", "variance_expected", "variance_bound", "variance_bound_lipschitz"),
-        *("variance_bound_printed", "variance_is_finite"),
+        *("variance_bound_printed", "variance_is_finite", "ess_loss", "ess_loss_expected"),
     ),
     figures="suites.variance.figures",
 )

@@ -9,11 +9,15 @@ import numpy as np
 from resflow_bench.analysis.rules import AtMost, Equals
 from resflow_bench.analysis.words import interval, measured, number
 from resflow_bench.lab import Claims, Finding, Statement
-from suites.margins import EXACT, FLAG, NOISE, REALISED, TARGET, each
-from suites.models import FIRST, GLOSSARY, named, telling
+from resflow_bench.theory import error_of_ess
+from suites.margins import EXACT, FLAG, NOISE, REALISED, SHARE, TARGET, each
+from suites.models import FIRST, GLOSSARY, WEIGHTS, named, telling
 
 if TYPE_CHECKING:
     import pandas as pd
+
+KEPT = 0.99
+"""The share of the effective sample size that users who reweight ask for."""
 
 STATEMENTS = (
     Statement(
@@ -34,6 +38,14 @@ STATEMENTS = (
         "the corresponding sum)",
         "‖Jᵏ‖_F ≤ √d Kᵏ and the triangle inequality",
         AtMost("variance", "variance_bound_lipschitz", theory="variance_expected"),
+    ),
+    Statement(
+        "effective sample size as expected",
+        "weights exp(e) lose the share 1 − E[w]²/E[w²] of the effective sample size, "
+        "with E[exp(t vᵀAv)] = det(I − 2t sym A)^(−1/2) for a Gaussian probe v",
+        "the moment generating function of a quadratic form",
+        Equals("ess_loss", "ess_loss_expected"),
+        only="truncation == 'fixed' and probe == 'gaussian'",
     ),
 )
 
@@ -69,6 +81,22 @@ def probes(cells: pd.DataFrame) -> str:
     )
 
 
+def weights(cells: pd.DataFrame) -> str:
+    """The effective sample size of weights from one draw, and the draws that keep `KEPT` of it."""
+    cells = measured(cells, "ess_loss", "ess_loss_expected", "variance_expected")
+    cells = cells[(cells["truncation"] == "roulette") & (cells["variance_expected"] > 0)]
+    cells = cells[np.isfinite(cells["variance_expected"])]
+    if cells.empty:
+        return ""
+    c = telling(cells).sort_values(["variance_expected"], kind="stable").iloc[0]
+    n = float(f"{max(1.0, c['variance_expected'] / error_of_ess(KEPT) ** 2):.2g}")
+    return (
+        f"Importance weights from one draw of {c['roulette']} on {named(c)} keep "
+        f"{100 * (1 - c['ess_loss']):.2g} % of the effective sample size; the mean of about "
+        f"{n:,.0f} draws keeps {100 * KEPT:g} %."
+    )
+
+
 def infinite(cells: pd.DataFrame) -> str:
     """The roulettes of infinite variance."""
     cells = measured(cells, "variance_is_finite", "roulette", "spectral_radius")
@@ -96,13 +124,15 @@ CLAIMS = Claims(
             "variance_bound",
             "variance_bound_lipschitz",
             "variance_bound_printed",
+            "ess_loss_expected",
         ),
+        "ess_loss": SHARE,
         "variance_is_finite": FLAG,
         **REALISED,
     },
     statements=STATEMENTS,
     disputed=DISPUTED,
-    findings=(Finding(50, probes), Finding(70, infinite)),
+    findings=(Finding(50, probes), Finding(60, weights), Finding(70, infinite)),
     first=FIRST,
-    glossary=GLOSSARY,
+    glossary={**GLOSSARY, **WEIGHTS},
 )

@@ -12,10 +12,15 @@ from resflow_bench.lab import Cell, Context, Observation, exactly, observe, repl
 from resflow_bench.logdet import Fixed, LogDetEstimator, Roulette
 from resflow_bench.models import Problem, build_estimator, build_problem, convergent, realised
 from suites import sampling
+from suites.weights import observe_ess_loss
 
 
 def measure_variance(cell: Cell, context: Context) -> Iterable[Observation]:
-    """The per-example variance, mean over points, against its closed form and three bounds."""
+    """The per-example variance, mean over points, against its closed form and three bounds.
+
+    `ess_loss` is the share of the effective sample size that importance weights
+    exp(estimate - exact) lose, from the same draws.
+    """
     problem = convergent(build_problem(cell, context.results, int(context.effort["n_points"])))
     estimator = build_estimator(cell)
     truncation, m = estimator.truncation, estimator.n_probes
@@ -47,6 +52,7 @@ def measure_variance(cell: Cell, context: Context) -> Iterable[Observation]:
         n_terms = truncation.n_terms
         printed = problem.over_dims(lambda d: float(theory.printed_variance_bound(d, n_terms, m)))
         yield exactly("variance_bound_printed", printed, "nat^2")
+    yield from observe_ess_loss(problem, estimator, estimates - problem.log_det)
     yield from realised(problem.norm, problem.spectral_radius)
 
 

@@ -125,6 +125,26 @@ def run(code: str, flow: ResidualFlow, x: torch.Tensor) -> dict[str, Any]:
 # --- the promise
 
 
+def test_an_effective_sample_size_is_an_error(flow: ResidualFlow) -> None:
+    """exp(-s^2) = 0.9 at s = 0.3246: the Python surface, and its two refusals."""
+    answer = advise(flow, points(64), target_ess=0.9, seconds=0.5)
+    assert answer.target_error == pytest.approx(0.3246, abs=1e-4)
+    for one in answer.measured:
+        assert one.ess_expected >= 0.9 - 1e-9
+        assert one.ess_expected == pytest.approx(np.exp(-(one.error_expected**2)))
+    x, noisy = points(64), [one for one in answer.measured if one.variance > 0.0]
+    assert noisy
+    for one in noisy:
+        running, generator = flow.with_estimator(one.estimator), noise(3)
+        draws = torch.stack([running.forward_and_log_det(x, generator)[1] for _ in range(32)])
+        weights = (draws - truth(flow, x)).exp()
+        assert float(weights.mean() ** 2 / weights.square().mean()) > 0.87
+    with pytest.raises(ValueError, match="one target"):
+        advise(flow, points(8), 0.1, target_ess=0.9)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        advise(flow, points(8), target_ess=1.0)
+
+
 def test_every_estimator_reaches_the_target(flow: ResidualFlow, advice: Advice) -> None:
     """One draw, where four or more are advised, does not: the twin that forgets `n_draws`."""
     cheap = [one for one in advice.measured if one.n_draws <= 32]
