@@ -376,6 +376,7 @@ def test_the_suites_take_flows_on_images(tmp_path, monkeypatch, model) -> None:
         return flow
 
     monkeypatch.setattr(models, "trained", strong)
+    monkeypatch.setattr(models, "published", lambda *_: None)
     axes = {"model": model, "dim": 64, "lipschitz": 0.9}
     cell = Cell("bias", {**axes, "dtype": "float64", "device": "cpu"})
     problem = build_problem(cell, tmp_path, 2)
