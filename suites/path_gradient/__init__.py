@@ -35,21 +35,17 @@ SUITE = Suite(
         ),
         "quick": Preset(
             grids.estimator_grids(
-                models=("steep",),
-                constants=(0.9,),
                 trained=(0.9,),
                 fixed={"n_terms": (1, 2, 5, 10)},
-                roulette={"roulette": ("geometric(0.3)",), "n_exact": (3,)},
+                roulette={"roulette": ("geometric(0.1)",), "n_exact": (3,)},
                 common=COMMON,
             )
             + grids.estimator_grids(
-                models=("steep",),
-                constants=(0.9,),
-                fixed={"n_terms": (20,)},
+                trained=(0.9,),
+                fixed={"n_terms": (10,)},
                 common={**COMMON, "tolerance": (1e-1, 1e-2, 1e-3)},
-                flows=(),
             ),
-            {"n_points": 8, "n_draws": 64},
+            {"n_points": 8, "n_draws": 32},
         ),
         "full": Preset(
             grids.estimator_grids(

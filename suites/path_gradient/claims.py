@@ -49,6 +49,25 @@ def noise(cells: pd.DataFrame) -> str:
     )
 
 
+def loose(cells: pd.DataFrame) -> str:
+    """The bias of a short series beside that of a loose inverse."""
+    cells = measured(cells, "gradient_bias", "gradient_bias_expected", "tolerance")
+    cells = telling(cells[cells["truncation"] == "fixed"]) if len(cells) else cells
+    short = cells[cells["tolerance"] == cells["tolerance"].min()]
+    rough = cells[cells["tolerance"].between(1e-3, 0.05)]
+    if rough.empty or short.empty:
+        return ""
+    a = short.sort_values("n_terms", kind="stable").iloc[0]
+    b = rough.sort_values(["tolerance", "n_terms"], ascending=False, kind="stable").iloc[0]
+    n = int(a["n_terms"])
+    return (
+        f"A series cut after {n} term{'s' * (n > 1)} biases that gradient by "
+        f"{100 * a['gradient_bias_expected']:.2g} % of its length; {int(b['n_terms'])} terms at "
+        f"samples that were inverted to a tolerance of {b['tolerance']:g} bias it by "
+        f"{100 * b['gradient_bias_expected']:.2g} %."
+    )
+
+
 CLAIMS = Claims(
     metrics={
         "gradient_bias": Metric("other", atol=0.01),
@@ -58,7 +77,7 @@ CLAIMS = Claims(
         **REALISED,
     },
     statements=STATEMENTS,
-    findings=(Finding(80, noise),),
+    findings=(Finding(80, noise), Finding(81, loose)),
     first=FIRST,
     glossary={
         **GLOSSARY,
