@@ -20,6 +20,7 @@ NAMES = (
     "efficiency",
     "peers",
     "launches",
+    "path_gradient",
 )
 
 PAGE = (*NAMES[:6], "training", *NAMES[6:])

@@ -57,6 +57,8 @@ def bias_cells(draw: np.random.Generator) -> Iterator[tuple[dict[str, Any], Obse
                 "bias_expected": expected,
                 "bias_bound": bound,
                 "log_det_exact": DIM * math.log1p(a),
+                "weight_bias": (measured + 0.5, 0.1),
+                "weight_bias_expected": expected + 0.5,
             },
         )
     yield (
@@ -93,6 +95,8 @@ def variance_cells(draw: np.random.Generator) -> Iterator[tuple[dict[str, Any], 
             MODEL | ROULETTE | {"model": model, "roulette": law},
             {
                 "variance": (9.0, 0.5),
+                "ess_loss": (0.99, 0.01),
+                "ess_loss_expected": 1.0 - math.exp(-9.1) if finite else 1.0,
                 "variance_expected": 9.1 if finite else math.inf,
                 "variance_bound": 12.0 if finite else math.inf,
                 "variance_bound_lipschitz": math.inf,
@@ -291,6 +295,26 @@ def launches_cells() -> Iterator[tuple[dict[str, Any], Observed]]:
         yield axes | call, {"n_launches": n_launches, "n_waits": n_waits}
 
 
+def path_gradient_cells() -> Iterator[tuple[dict[str, Any], Observed]]:
+    """A series of few terms, whose bias shrinks, and a roulette."""
+    common = {
+        "gradient_variance": (0.01, 0.001),
+        "sampling_variance": 0.5,
+        "path_variance": 0.02,
+    }
+    axes = MODEL | {"model": "trained", "tolerance": 1e-12}
+    for n in (1, 2, 5):
+        bias = 0.1 ** (n / 2)
+        yield (
+            axes | FIXED | {"n_terms": n},
+            common | {"gradient_bias": (1.01 * bias, 0.01), "gradient_bias_expected": bias},
+        )
+    yield (
+        axes | ROULETTE | {"roulette": "geometric(0.5)"},
+        common | {"gradient_bias": (0.001, 0.01), "gradient_bias_expected": 0.0},
+    )
+
+
 def make_frames() -> dict[str, pd.DataFrame]:
     draw = np.random.default_rng(0)
     frames = {
@@ -301,6 +325,7 @@ def make_frames() -> dict[str, pd.DataFrame]:
         "throughput": rows("throughput", throughput_cells()),
         "scaling": rows("scaling", scaling_cells()),
         "launches": rows("launches", launches_cells()),
+        "path_gradient": rows("path_gradient", path_gradient_cells()),
         "training_gap": rows("training_gap", training_gap_cells()),
         "density": density_frame(),
         "efficiency": rows("efficiency", efficiency_cells()),

@@ -89,7 +89,7 @@ def weights(cells: pd.DataFrame) -> str:
     if cells.empty:
         return ""
     c = telling(cells).sort_values(["variance_expected"], kind="stable").iloc[0]
-    n = float(f"{max(1.0, c['variance_expected'] / error_of_ess(KEPT) ** 2):.2g}")
+    n = max(2.0, float(f"{c['variance_expected'] / error_of_ess(KEPT) ** 2:.2g}"))
     return (
         f"Importance weights from one draw of {c['roulette']} on {named(c)} keep "
         f"{100 * (1 - c['ess_loss']):.2g} % of the effective sample size; the mean of about "

@@ -1,0 +1,92 @@
+"""Claims about the gradient through samples: margins, statements, a finding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from resflow_bench.analysis.rules import Equals
+from resflow_bench.analysis.words import interval, measured, number
+from resflow_bench.lab import Claims, Finding, Metric, Statement
+from suites.margins import EXACT, NOISE, REALISED, each
+from suites.models import FIRST, GLOSSARY, named, telling
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RESOLUTION = 0.05
+"""Of the gradient's length: a step that is as much too long matters less than its noise."""
+
+STATEMENTS = (
+    Statement(
+        "gradient bias as expected",
+        "the mean gradient of a truncated estimate is that of tr S_N, also with the Neumann "
+        "gradient; that of a roulette is the determinant's at the samples that the inverse found",
+        "Hutchinson (1989): E vᵀAv = tr A; Chen et al. (2019), theorem 2",
+        Equals("gradient_bias", "gradient_bias_expected", RESOLUTION),
+    ),
+    Statement(
+        "roulette gradient unbiased",
+        "with a roulette and samples to rounding the gradient has no bias, whatever the law",
+        "Chen et al. (2019), theorem 2",
+        Equals("gradient_bias", 0.0, RESOLUTION),
+        only="truncation == 'roulette' and tolerance <= 1e-9",
+    ),
+)
+
+
+def noise(cells: pd.DataFrame) -> str:
+    """The noise of the log-det beside that of the samples."""
+    cells = measured(cells, "gradient_variance", "sampling_variance", "path_variance")
+    cells = cells[cells["truncation"] == "roulette"]
+    if cells.empty:
+        return ""
+    c = telling(cells).sort_values("tolerance", kind="stable").iloc[0]
+    return (
+        f"In the gradient of a reverse KL divergence of {named(c)} to N(0, I), one draw of "
+        f"{c['roulette']} adds a variance of {interval(c, 'gradient_variance')} of the squared "
+        f"gradient, beside {number(c['sampling_variance'])} from the samples themselves and "
+        f"{number(c['path_variance'])} without the score."
+    )
+
+
+def loose(cells: pd.DataFrame) -> str:
+    """The bias of a short series beside that of a loose inverse."""
+    cells = measured(cells, "gradient_bias", "gradient_bias_expected", "tolerance")
+    cells = telling(cells[cells["truncation"] == "fixed"]) if len(cells) else cells
+    short = cells[cells["tolerance"] == cells["tolerance"].min()]
+    rough = cells[cells["tolerance"].between(1e-3, 0.05)]
+    if rough.empty or short.empty:
+        return ""
+    a = short.sort_values("n_terms", kind="stable").iloc[0]
+    b = rough.sort_values(["tolerance", "n_terms"], ascending=False, kind="stable").iloc[0]
+    n = int(a["n_terms"])
+    return (
+        f"A series cut after {n} term{'s' * (n > 1)} biases that gradient by "
+        f"{100 * a['gradient_bias_expected']:.2g} % of its length; {int(b['n_terms'])} terms at "
+        f"samples that were inverted to a tolerance of {b['tolerance']:g} bias it by "
+        f"{100 * b['gradient_bias_expected']:.2g} %."
+    )
+
+
+CLAIMS = Claims(
+    metrics={
+        "gradient_bias": Metric("other", atol=0.01),
+        "gradient_variance": NOISE,
+        **each(EXACT, "gradient_bias_expected", "gradient_norm"),
+        **each(EXACT, "sampling_variance", "path_variance"),
+        **REALISED,
+    },
+    statements=STATEMENTS,
+    findings=(Finding(80, noise), Finding(81, loose)),
+    first=FIRST,
+    glossary={
+        **GLOSSARY,
+        "gradient_bias": "the mean error of the gradient of E[log p(x) − log q(x)], x = f⁻¹(z), "
+        "q = N(0, I), relative to the length of the exact gradient; along the expected bias where "
+        "there is one, else along the gradient",
+        "gradient_variance, sampling_variance": "the variance of that gradient, relative to its "
+        "squared length: from the log-det's noise, and from the choice of z",
+        "path_variance": "the sampling variance without the score, the derivative of log p at a "
+        "fixed x: its mean is zero, and without it the noise vanishes where p = q",
+    },
+)
