@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -39,6 +40,7 @@ MODELS = {
     "gaussian": (style.BROWN, "X"),
     "triangular": (style.GREY, ">"),
 }
+OTHERS = [(color, shape) for shape in "os^DvP" for color in (style.BLUE, style.GREEN, style.BROWN)]
 FLOWS = {
     *(MAIN, "shallow", "patches", "conv", "multiscale", "checkerboard", "eight-gaussians"),
     *("init", "steep"),
@@ -64,8 +66,8 @@ def drawn_from(*names: str) -> Callable[[style.Draw], style.Draw]:
 
 
 def mark(model: str) -> tuple[str, str]:
-    """Colour and marker of a model; grey and round for one that is not in `MODELS`."""
-    return MODELS.get(model, (style.GREY, "o"))
+    """Colour and marker of a model; of one that is not in `MODELS`, the same for its name always."""
+    return MODELS.get(model, OTHERS[crc32(model.encode()) % len(OTHERS)])
 
 
 def models_in(cells: pd.DataFrame) -> list[str]:
