@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from resflow_bench.data import Dataset
     from resflow_bench.lab.store import Run
-    from resflow_bench.training.plan import TrainingPlan
 
 
 @group.cli.command()
@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 @click.option("--ema", type=float, help="Decay of the moving average of the weights; 0 keeps none.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of batches and noise.  [default: 0]")
 @click.option("--device", help="[default: cpu]")
+@click.option("--held-out", type=float,
+              help="Share of a file's rows that are not trained on.  [default: 0.1]")  # fmt: skip
+@click.option("--standardise/--no-standardise", default=None,
+              help="Columns of a file to mean 0 and standard deviation 1.  [default: yes, unless "
+              "images]")  # fmt: skip
 @click.option("--data", type=group.folder, envvar="RESFLOW_DATA", default="data", show_default=True,
               help="Folder of the files of mnist, cifar10 and imagenet32.")  # fmt: skip
 @group.results_option
@@ -39,10 +44,12 @@ if TYPE_CHECKING:
 def train(data: Path, results: Path, resume: str | None, **options: Any) -> int:
     """Train a flow on DATASET by maximum likelihood; save its log and its weights.
 
+    DATASET is a name, or the path of a .npy, .npz, .csv or .parquet file or of a folder of images.
+
     An option that is not given has the preset's value. An interrupted or killed training loses at
     most a few seconds of work; --resume continues it to the same numbers.
     """
-    from resflow_bench.data import DATASETS, FROM_FOLDER, dataset_named
+    from resflow_bench.data import DATASETS, FORMS, FROM_FOLDER, Reading, dataset_named
     from resflow_bench.lab.progress import shown
     from resflow_bench.lab.store import Store
     from resflow_bench.training.plan import TrainingPlan, begin
@@ -52,19 +59,22 @@ def train(data: Path, results: Path, resume: str | None, **options: Any) -> int:
         store = Store(results)
         if resume is None:
             if (name := options["dataset"]) is None:
-                raise ValueError(f"name a DATASET ({', '.join(DATASETS)}), or --resume RUN.")
+                raise ValueError(
+                    f"name a DATASET ({', '.join(DATASETS)}, {FORMS}), or --resume RUN."
+                )
             if group.is_given("data") and name not in FROM_FOLDER:
                 raise ValueError(
                     f"--data is the folder of {', '.join(FROM_FOLDER)}; got {data} with {name}, "
                     "which needs no files. Leave it out."
                 )
-            examples = dataset_named(name, data)
+            reading = Reading(options["held_out"], options["standardise"])
+            examples = dataset_named(name, data, reading)
             plan = TrainingPlan.requested(examples, options)
             run = begin(plan, store, group.this_machine())
         else:
             run = store.open(resume)
             plan = TrainingPlan.recorded(run, options)
-            examples = dataset_named(plan.recipe.dataset, data)
+            examples = dataset_named(plan.recipe.dataset, data, plan.reading or Reading())
             if run.about["status"] != "finished" and examples.digest == plan.digest:
                 group.note_changes(run)
         result = carry_out(plan, examples, run, listen)
@@ -79,13 +89,13 @@ def train(data: Path, results: Path, resume: str | None, **options: Any) -> int:
     if result.failure:
         click.echo(f"failed: {result.failure}", err=True)
     click.echo(f"run {run.name}: {plan.recipe}, {steps}")
-    for line in _summary(run, plan):
+    for line in _summary(run, examples):
         click.echo(line)
     click.echo(f"next: resflow-bench report {again}")
     return group.CELLS_FAILED if result.failure else 0
 
 
-def _summary(run: Run, plan: TrainingPlan) -> Iterator[str]:
+def _summary(run: Run, data: Dataset) -> Iterator[str]:
     """The last held-out log-likelihood, the file of the weights, and Python that loads them."""
     from resflow_bench.analysis.tables import wide
     from resflow_bench.analysis.words import interval
@@ -99,11 +109,9 @@ def _summary(run: Run, plan: TrainingPlan) -> Iterator[str]:
         n, step = last["log_prob_test_n"], last["step"]
         yield f"held-out log-likelihood: {nats} nat, {bits} bits/dim"
         yield f"  of {n:,.0f} examples by the averaged weights at step {step}, 99 % intervals"
+        if data.scale:
+            yield f"  of standardised columns; in the units of the file {-data.log_scale:+.4g} nat"
     if (file := TrainingFiles(run).weights).exists():
-        architecture, lipschitz = plan.recipe.architecture, plan.recipe.lipschitz
         yield f"weights: {file}"
-        yield "  import torch, resflow_bench.architectures as architectures"
-        named = f'architectures.architecture_named("{architecture}")'
-        yield f"  flow = {named}({plan.event}, {lipschitz})"
-        quoted = json.dumps(str(file))
-        yield f"  flow.load_state_dict(torch.load({quoted}, weights_only=True))"
+        yield "  from resflow_bench.flows import ResidualFlow"
+        yield f"  flow = ResidualFlow.load({json.dumps(str(file))})"

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from resflow_bench.architectures import architecture_named
+from resflow_bench.data import Reading
+from resflow_bench.flows.saving import described
 from resflow_bench.lab import Cell, Observation, Skip, Suite
 from resflow_bench.lab.axes import axis_named
 from resflow_bench.lab.plan import now
@@ -68,6 +70,7 @@ class TrainingPlan:
 
     event: the shape of one example.
     digest: of the data; the files behind a dataset's name may change.
+    reading: of the data, if they are a file of the user's own.
     preset: the source of the settings that were not requested.
     n_test: the largest number of held-out points that a row evaluates.
     """
@@ -78,6 +81,7 @@ class TrainingPlan:
     preset: str
     n_test: int
     device: str = "cpu"
+    reading: Reading | None = None
 
     @classmethod
     def requested(cls, data: Dataset, options: Mapping[str, Any]) -> Self:
@@ -102,8 +106,9 @@ class TrainingPlan:
         settings = replace(settings, warm_up=min(settings.warm_up, settings.n_steps // 10))
         objective = finite_moments_estimator(lipschitz, per="batch")
         recipe = Recipe(architecture, data.name, lipschitz, settings, objective)
-        plan = cls(recipe, data.event, data.digest, preset, N_TEST[preset], chosen["device"])
-        plan.flow()  # so that a flow that cannot be built is refused before the run begins
+        n_test, device = N_TEST[preset], chosen["device"]
+        plan = cls(recipe, data.event, data.digest, preset, n_test, device, data.reading)
+        described(plan.flow(), {})  # refuses what cannot be built or saved, before the run begins
         return plan
 
     @classmethod
@@ -122,7 +127,8 @@ class TrainingPlan:
                 objective=finite_moments_estimator(record["lipschitz"], per="batch"),
             )
             event, n_test, device = tuple(record["event"]), record["n_test"], record["device"]
-            plan = cls(recipe, event, record["digest"], about["preset"], n_test, device)
+            reading = Reading(**record["reading"]) if record.get("reading") else None
+            plan = cls(recipe, event, record["digest"], about["preset"], n_test, device, reading)
         except (KeyError, TypeError):
             raise ValueError(
                 f"run `{run.name}` is no training; continue it with `resflow-bench run --resume`."
@@ -137,8 +143,8 @@ class TrainingPlan:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Option of the command `train` -> value."""
-        recipe = self.recipe
+        """Option of the command `train` -> value; None where an option has no use."""
+        recipe, reading = self.recipe, self.reading or Reading()
         settings = {name: getattr(recipe.training, field) for name, field in _SETTINGS.items()}
         return {
             "dataset": recipe.dataset,
@@ -147,13 +153,18 @@ class TrainingPlan:
             "lipschitz": recipe.lipschitz,
             **settings,
             "device": self.device,
+            "held_out": reading.held_out,
+            "standardise": reading.standardise,
         }
 
     def record(self) -> dict[str, Any]:
         """The plan's part of `run.json`; `arguments` are of a command that trains it again."""
         recipe = self.recipe
-        options = {name.replace("_", "-"): value for name, value in self.options.items()}
-        name = options.pop("dataset")
+        arguments = [
+            _argument(name.replace("_", "-"), value)
+            for name, value in self.options.items()
+            if value is not None and name != "dataset"
+        ]
         return {
             "seed": recipe.training.seed,
             "preset": self.preset,
@@ -169,8 +180,20 @@ class TrainingPlan:
                 "objective": repr(recipe.objective.truncation),
                 "n_test": self.n_test,
                 "device": self.device,
+                "reading": asdict(self.reading) if self.reading else None,
             },
-            "arguments": ["train", name, *(f"--{n}={value}" for n, value in options.items())],
+            "arguments": ["train", recipe.dataset, *arguments],
+        }
+
+    def weights_about(self) -> dict[str, Any]:
+        """The notes in the file of the weights, from which the data are found again."""
+        recipe = self.recipe
+        return {
+            "dataset": recipe.dataset,
+            "digest": self.digest,
+            "reading": asdict(self.reading or Reading()),
+            "architecture": recipe.architecture,
+            "lipschitz": recipe.lipschitz,
         }
 
     def flow(self) -> ResidualFlow:
@@ -196,6 +219,13 @@ def begin(course: TrainingPlan, store: Store, about: Mapping[str, Any] | None = 
     """
     times = {"start": now(), "end": None, "status": "running"}
     return store.create({**course.record(), **times, **(about or provenance())})
+
+
+def _argument(option: str, value: Any) -> str:
+    match value:
+        case bool():
+            return f"--{option}" if value else f"--no-{option}"
+    return f"--{option}={value}"
 
 
 def _round_up(number: float) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -165,8 +165,15 @@ class _Session:
         return TrainingResult(self.n_done, failure=failure)
 
     def save_weights(self) -> None:
-        """Save the average of the parameters, aligned, on the CPU."""
-        self._save(self.trainer.averaged().cpu().state_dict(), self.files.weights)
+        """Save the flow with the average of its parameters, aligned."""
+        about = {
+            **self.plan.weights_about(),
+            "steps": self.n_done,
+            "mean": list(self.data.mean),
+            "scale": list(self.data.scale),
+        }
+        flow = self.trainer.averaged()
+        self._write(self.files.weights, lambda file: flow.save(file, about))
 
     def _take_step(self) -> None:
         self.step = self.n_done + 1
@@ -244,7 +251,9 @@ class _Session:
             yield Observation("n_not_finite", n_lost, "1", n=n, message=why)
             return
         interval = mean_interval(log_prob)
-        yield observe("log_prob_test", interval, "nat", n)
+        units = f"in the units of the file {-self.data.log_scale:+.6g} nat"
+        message = f"of standardised columns; {units}" if self.data.scale else ""
+        yield observe("log_prob_test", interval, "nat", n, message)
         bits = interval._replace(
             value=self._bits(interval.value),
             standard_error=abs(self._bits(interval.standard_error) - self._bits(0.0)),
@@ -261,14 +270,15 @@ class _Session:
         before = monotonic()
         self.run.flush()
         due = {"losses": self.losses, "step_s": self.step_s, "excess": self.excess}
-        self._save({"trainer": self.trainer.state_dict()} | due, self.files.checkpoint)
+        state = {"trainer": self.trainer.state_dict()} | due
+        self._write(self.files.checkpoint, lambda file: save_whole(state, file))
         self.n_saved, self.saved_at = self.n_done, monotonic()
         self.save_s = self.saved_at - before
 
-    def _save(self, state: object, file: Path) -> None:
+    def _write(self, file: Path, write: Callable[[Path], None]) -> None:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_whole(state, file)
+            write(file)
         except OSError as error:
             raise StoreError(
                 f"weights cannot be written to `{file.parent}` ({error.strerror}); make room, then "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ class _WeightsCache:
 
     def nearest(self, step: int) -> dict[str, Any] | None:
         """The saved state with the most steps, at most `step`; None if there is none."""
-        snapshots = self.folder.glob(f"{self.stem}-step*.pt")
+        snapshots = self.folder.glob(f"{glob.escape(self.stem)}-step*.pt")
         saved = {int(file.stem.rpartition("-step")[2]): file for file in snapshots}
         saved.setdefault(self.checkpoint_step(), self.checkpoint)
         best = max((s for s in saved if s <= step), default=0)
