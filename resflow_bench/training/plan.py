@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from resflow_bench.architectures import architecture_named
@@ -16,6 +17,7 @@ from resflow_bench.lab.plan import now
 from resflow_bench.lab.provenance import provenance
 from resflow_bench.training.recipe import Recipe, finite_moments_estimator
 from resflow_bench.training.trainer import Training
+from resflow_bench.training.weights import TrainingFiles, load_weights, weights_digest
 
 if TYPE_CHECKING:
     from resflow_bench.data import Dataset
@@ -43,8 +45,13 @@ PRESETS = {
 """Settings for vectors and for images. A training takes seconds at `smoke`, about a minute on one
 core at `quick`, and has a paper's scale at `full`."""
 
-_SETTINGS = {"steps": "n_steps"} | {n: n for n in ("batch_size", "learning_rate", "ema", "seed")}
+_SETTINGS = {"steps": "n_steps"} | {
+    name: name for name in ("batch_size", "learning_rate", "ema", "seed", "decay_steps")
+}
 """Option of the command `train` -> field of `Training`."""
+
+_ADDED = ("init", "init_digest", "patience")
+"""Fields of a plan that earlier records lack."""
 
 N_TEST = {"smoke": 200, "quick": 1000, "full": 10_000}
 """Largest number of held-out points that a row evaluates."""
@@ -70,9 +77,11 @@ class TrainingPlan:
 
     event: the shape of one example.
     digest: of the data; the files behind a dataset's name may change.
-    reading: of the data, if they are a file of the user's own.
     preset: the source of the settings that were not requested.
     n_test: the largest number of held-out points that a row evaluates.
+    reading: of the data, if they are a file of the user's own.
+    init, init_digest: the weights to begin with, a file or `run:RUN`, and their digest.
+    patience: number of rows without an improvement beyond noise that end the training; 0 is no end.
     """
 
     recipe: Recipe
@@ -82,17 +91,23 @@ class TrainingPlan:
     n_test: int
     device: str = "cpu"
     reading: Reading | None = None
+    init: str = ""
+    init_digest: str = ""
+    patience: int = 0
 
     @classmethod
-    def requested(cls, data: Dataset, options: Mapping[str, Any]) -> Self:
+    def requested(
+        cls, data: Dataset, options: Mapping[str, Any], results: Path = Path("results")
+    ) -> Self:
         """The plan of a preset for these data, with the given options in place of its settings.
 
         Args:
             options: as in the property `options`; a missing option, or None, is the preset's.
+            results: the folder of the run that `init` may name.
 
         Raises:
             ValueError: a setting is outside its range, or the architecture does not accept such
-                examples.
+                examples or these initial weights.
         """
         given = {name: value for name, value in options.items() if value is not None}
         chosen: dict[str, Any] = {"preset": "quick", "lipschitz": 0.9, "device": "cpu"} | given
@@ -103,20 +118,33 @@ class TrainingPlan:
         architecture = given.get("architecture", architecture)
         changes = {field: given[option] for option, field in _SETTINGS.items() if option in given}
         settings = replace(PRESETS[preset][kind], **changes)
-        settings = replace(settings, warm_up=min(settings.warm_up, settings.n_steps // 10))
+        warm_up = min(settings.warm_up, settings.schedule_steps // 10)
+        settings = replace(settings, warm_up=warm_up)
         objective = finite_moments_estimator(lipschitz, per="batch")
         recipe = Recipe(architecture, data.name, lipschitz, settings, objective)
-        n_test, device = N_TEST[preset], chosen["device"]
-        plan = cls(recipe, data.event, data.digest, preset, n_test, device, data.reading)
-        described(plan.flow(), {})  # refuses what cannot be built or saved, before the run begins
+        plan = cls(
+            *(recipe, data.event, data.digest, preset, N_TEST[preset], chosen["device"]),
+            reading=data.reading,
+            init=(init := given.get("init", "")),
+            init_digest=weights_digest(init, results) if init else "",
+            patience=given.get("patience", 0),
+        )
+        flow = plan.flow()  # what cannot be built or saved is refused before the run begins
+        described(flow, {})
+        if init:
+            load_weights(flow, init, results)
         return plan
 
     @classmethod
     def recorded(cls, run: Run, options: Mapping[str, Any]) -> Self:
         """The plan in a run's `run.json`, if the given options agree with it.
 
+        More `steps` than it was begun with prolong it: the schedule of its learning rate stays, so
+        that they are taken at the rate of its end, a tenth.
+
         Raises:
-            ValueError: the run is no training, or an option differs from the plan's.
+            ValueError: the run is no training, or an option differs from the plan's; or it cannot
+                be prolonged, as it stopped early or has no checkpoint.
         """
         about = run.about
         try:
@@ -128,11 +156,16 @@ class TrainingPlan:
             )
             event, n_test, device = tuple(record["event"]), record["n_test"], record["device"]
             reading = Reading(**record["reading"]) if record.get("reading") else None
-            plan = cls(recipe, event, record["digest"], about["preset"], n_test, device, reading)
+            plan = cls(
+                *(recipe, event, record["digest"], about["preset"], n_test, device, reading),
+                **{name: record[name] for name in _ADDED if name in record},
+            )
         except (KeyError, TypeError):
             raise ValueError(
                 f"run `{run.name}` is no training; continue it with `resflow-bench run --resume`."
             ) from None
+        if (options.get("steps") or 0) > recipe.training.n_steps:
+            plan = plan._prolonged(run, options["steps"])
         for name, value in plan.options.items():
             if options.get(name) not in (None, value):
                 raise ValueError(
@@ -141,11 +174,32 @@ class TrainingPlan:
                 )
         return plan
 
+    def is_longer_than(self, run: Run) -> bool:
+        """True if the run was begun with fewer steps."""
+        return bool(run.about["training"]["settings"]["n_steps"] < self.recipe.training.n_steps)
+
+    def _prolonged(self, run: Run, n_steps: int) -> Self:
+        settings, about = self.recipe.training, run.about
+        n_done = about.get("n_steps_done", settings.n_steps)
+        if about["status"] == "finished" and n_done < settings.n_steps:
+            raise ValueError(
+                f"run `{run.name}` was stopped at step {n_done} by its patience of {self.patience} "
+                f"rows; begin another run from its weights with --init run:{run.name}."
+            )
+        if about["status"] == "finished" and not TrainingFiles(run).checkpoint.exists():
+            raise ValueError(
+                f"run `{run.name}` has no checkpoint to go on from; begin another run from its "
+                f"weights with --init run:{run.name}."
+            )
+        settings = replace(settings, n_steps=n_steps, decay_steps=settings.schedule_steps)
+        return replace(self, recipe=replace(self.recipe, training=settings))
+
     @property
     def options(self) -> dict[str, Any]:
         """Option of the command `train` -> value; None where an option has no use."""
         recipe, reading = self.recipe, self.reading or Reading()
         settings = {name: getattr(recipe.training, field) for name, field in _SETTINGS.items()}
+        settings["decay_steps"] = settings["decay_steps"] or None
         return {
             "dataset": recipe.dataset,
             "preset": self.preset,
@@ -155,6 +209,8 @@ class TrainingPlan:
             "device": self.device,
             "held_out": reading.held_out,
             "standardise": reading.standardise,
+            "init": self.init or None,
+            "patience": self.patience or None,
         }
 
     def record(self) -> dict[str, Any]:
@@ -181,6 +237,7 @@ class TrainingPlan:
                 "n_test": self.n_test,
                 "device": self.device,
                 "reading": asdict(self.reading) if self.reading else None,
+                **{name: getattr(self, name) for name in _ADDED},
             },
             "arguments": ["train", recipe.dataset, *arguments],
         }
@@ -206,9 +263,13 @@ class TrainingPlan:
         return Cell(TRAINING.name, {axis: settings[axis] for axis in TRAINING.axes})
 
     def is_logged(self, step: int) -> bool:
-        """True at the last step and at every multiple of a spacing of 1, 2 or 5 times 10^k."""
-        n_steps = self.recipe.training.n_steps
-        return step % _round_up(max(MIN_STEPS, n_steps / MAX_ROWS)) == 0 or step == n_steps
+        """True at every multiple of a spacing of 1, 2 or 5 times 10^k, and at the last step.
+
+        So too at the end of the learning rate's decay, where a prolonged training once ended.
+        """
+        settings = self.recipe.training
+        spacing = _round_up(max(MIN_STEPS, settings.schedule_steps / MAX_ROWS))
+        return step % spacing == 0 or step in (settings.n_steps, settings.schedule_steps)
 
 
 def begin(course: TrainingPlan, store: Store, about: Mapping[str, Any] | None = None) -> Run:
