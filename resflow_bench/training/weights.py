@@ -8,16 +8,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from resflow_bench.files import written_whole
 from resflow_bench.flows import ResidualFlow, saving
-from resflow_bench.lab.store import Run
 from resflow_bench.threads import one_thread
 from resflow_bench.training.recipe import Recipe, dataset
 from resflow_bench.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from resflow_bench.lab.store import Run
 
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
 
