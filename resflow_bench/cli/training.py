@@ -121,7 +121,8 @@ def _summary(run: Run, data: Dataset, files: TrainingFiles) -> Iterator[str]:
         yield f"held-out log-likelihood: {nats} nat, {bits} bits/dim"
         yield f"  of {n:,.0f} examples by the averaged weights at step {step}, 99 % intervals"
         if data.scale:
-            yield f"  of standardised columns; in the units of the file {-data.log_scale:+.4g} nat"
+            units = f"in the units of the file add {-data.log_scale:.4g} nat"
+            yield f"  of standardised columns; {units}"
     if files.weights.exists():
         yield f"weights: {files.weights}"
         yield "  from resflow_bench.flows import ResidualFlow"

@@ -32,6 +32,8 @@ class FileArrays:
 
 def is_path(name: str) -> bool:
     """True for what `read_arrays` takes: a suffix of `READERS`, a `/`, or an existing folder."""
+    if not name:  # which Path takes for the working directory
+        return False
     return Path(name).suffix.lower() in READERS or "/" in name or Path(name).is_dir()
 
 

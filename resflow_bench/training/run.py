@@ -291,7 +291,7 @@ class _Session:
             yield Observation("n_not_finite", n_lost, "1", n=n, message=why)
             return
         interval = mean_interval(log_prob)
-        units = f"in the units of the file {-self.data.log_scale:+.6g} nat"
+        units = f"in the units of the file add {-self.data.log_scale:.6g} nat"
         message = f"of standardised columns; {units}" if self.data.scale else ""
         yield observe("log_prob_test", interval, "nat", n, message)
         bits = interval._replace(

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from resflow_bench.data import DATASETS, Reading, dataset_named, read_dataset
+from resflow_bench.data import DATASETS, Reading, dataset_named, is_path, read_dataset
 
 ROWS = np.random.default_rng(0).normal([1.0, -20.0, 300.0], [0.1, 2.0, 30.0], (50, 3))
 COUNTS = np.random.default_rng(1).integers(0, 256, (20, 4, 6, 3), dtype=np.uint8)
@@ -262,4 +262,5 @@ def test_a_folder_with_the_name_of_a_dataset_needs_its_slash() -> None:
     write_images("digits", COUNTS)
     assert dataset_named("digits").event == (1, 8, 8)
     assert dataset_named("./digits").event == (3, 4, 6)
+    assert not is_path("")
     assert not any("/" in name or "." in name for name in DATASETS)

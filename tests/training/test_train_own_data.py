@@ -43,12 +43,12 @@ def test_own_rows_from_file_to_bound(call: Call, monkeypatch: pytest.MonkeyPatch
     assert lines[0].startswith(f"run {whole.name}: mine.npy-mlp-K0.9, 12 of 12 steps")
     assert lines[2].startswith("  of 12 examples")
     assert lines[3] == (
-        f"  of standardised columns; in the units of the file {-data.log_scale:+.4g} nat"
+        f"  of standardised columns; in the units of the file add {-data.log_scale:.4g} nat"
     )
     rows = whole.frame("training")
     assert set(rows["dataset"]) == {"./mine.npy"}
     (message,) = set(rows["message"][rows["metric"] == "log_prob_test"])
-    assert f"in the units of the file {-data.log_scale:+.6g} nat" in message
+    assert f"in the units of the file add {-data.log_scale:.6g} nat" in message
     about = saving.read(TrainingFiles(whole).weights).about
     assert about["dataset"] == "./mine.npy"
     assert about["steps"] == 12
