@@ -10,6 +10,7 @@ from math import log
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_workflows import wrong
@@ -88,6 +89,17 @@ def test_the_python_of_the_page_on_own_flows_runs(
     assert torch.equal(found["again"](torch.ones(1, 2)), found["flow"](torch.ones(1, 2)))
     rows = measure(["bias", "inverse"], preset="smoke", model=found["make"])
     assert set(rows["status"]) == {"ok"}
+
+
+def test_the_python_of_the_page_on_training_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    for block in python_blocks(ROOT / "docs" / "training.md"):
+        exec(block, found)
+    rows = {round(x, 3) for x in np.load("mine.npy")[:, 0].tolist()}
+    assert {round(x, 3) for x in found["rows"][:, 0].tolist()} <= rows
 
 
 def test_the_python_of_the_suite_page_is_that_of_the_example_or_measures(tmp_path) -> None:

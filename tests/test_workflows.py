@@ -34,7 +34,7 @@ def wrong(text: str) -> set[str]:
             text
             for option in cli.commands[name].params
             if isinstance(option, click.Option)
-            for text in option.opts
+            for text in (*option.opts, *option.secondary_opts, "--help")
         }
         found |= {f"{name} {option}" for option in options - known}
     return found

@@ -42,6 +42,11 @@ def rule_of(axis: Axis, text: str = "") -> str | None:
         from resflow_bench.models.own import FORMS, is_own
 
         return None if is_own(text) else f"must be one of {', '.join(names)}, {FORMS}"
+    if axis.name == "dataset":
+        from resflow_bench.data import FORMS as PATHS
+        from resflow_bench.data import is_path
+
+        return None if is_path(text) else f"must be one of {', '.join(names)}, {PATHS}"
     return f"must be one of {', '.join(names)}"
 
 

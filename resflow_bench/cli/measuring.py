@@ -146,8 +146,9 @@ def _begin(asked: Mapping[str, Any], store: Store) -> tuple[Plan, Run]:
     from resflow_bench.models.own import digests, settler
 
     chosen = dict.fromkeys(asked["suites"] or names())
-    suites, models = tuple(map(load, chosen)), asked["set"].get("model", ())
-    files, settle = digests(models, store.results), settler(store.results)
+    suites, sets = tuple(map(load, chosen)), asked["set"]
+    own = (*sets.get("model", ()), *sets.get("dataset", ()))
+    files, settle = digests(own, store.results), settler(store.results)
     plan = Plan(suites, asked["preset"], asked["set"], asked["seed"], files, settle)
     return plan, begin(plan, store, group.this_machine())
 

@@ -1,10 +1,11 @@
-"""Datasets for flows: densities in the plane, images from scikit-learn, images from a folder."""
+"""Datasets for flows: densities in the plane, images from scikit-learn, files of the user's own."""
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from resflow_bench.data.dataset import Dataset
+from resflow_bench.data.arrays import READERS, is_path
+from resflow_bench.data.dataset import Dataset, Reading
 from resflow_bench.data.densities import (
     DENSITIES,
     Checkerboard,
@@ -18,6 +19,7 @@ from resflow_bench.data.densities import (
 )
 from resflow_bench.data.folders import cifar10, imagenet32, mnist
 from resflow_bench.data.images import DIGITS_LEVELS, LOGIT_MARGIN, digits, digits_images, patches
+from resflow_bench.data.own import read_dataset
 
 
 def _without_folder(make: Callable[[], Dataset]) -> Callable[[Path | None], Dataset]:
@@ -38,20 +40,33 @@ DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
 FROM_FOLDER = ("mnist", "cifar10", "imagenet32")
 
 
-def dataset_named(name: str, folder: Path | None = None) -> Dataset:
-    """The dataset that the maker `DATASETS[name]` returns.
+FORMS = f"or a path of {', '.join(READERS)} or of a folder of images"
+"""The names of data of the user's own."""
+
+
+def dataset_named(name: str, folder: Path | None = None, reading: Reading = Reading()) -> Dataset:
+    """The dataset that the maker `DATASETS[name]` returns, or `read_dataset(name, reading)`.
 
     Args:
         folder: of the downloaded files; needed by those in `FROM_FOLDER`.
+        reading: of a file of the user's own.
 
     Raises:
-        ValueError: if `name` is not a key, or the folder lacks the dataset's files.
+        ValueError: if `name` is neither a key nor a path, the files are missing or no data for a
+            flow, or a dataset of `DATASETS` is to be split or standardised.
 
     >>> dataset_named("digits").n_levels
     17
     """
     if name not in DATASETS:
-        raise ValueError(f"A dataset is one of {', '.join(DATASETS)}; got {name!r}. Name one.")
+        if is_path(name):
+            return read_dataset(name, reading)
+        raise ValueError(f"A dataset is one of {', '.join(DATASETS)}, {FORMS}; got {name!r}.")
+    if reading != Reading():
+        raise ValueError(
+            f"{name} has its own split and units; a held-out share and standardising are for files "
+            "of your own. Leave them out."
+        )
     return DATASETS[name](folder)
 
 
@@ -59,14 +74,17 @@ __all__ = [
     "DATASETS",
     "DENSITIES",
     "DIGITS_LEVELS",
+    "FORMS",
     "FROM_FOLDER",
     "LOGIT_MARGIN",
+    "READERS",
     "Checkerboard",
     "Dataset",
     "EightGaussians",
     "NoisyCurve",
     "Pinwheel",
     "PlaneDensity",
+    "Reading",
     "Rings",
     "cifar10",
     "dataset_named",
@@ -75,6 +93,8 @@ __all__ = [
     "digits",
     "digits_images",
     "imagenet32",
+    "is_path",
     "mnist",
     "patches",
+    "read_dataset",
 ]

@@ -15,6 +15,26 @@ NOISE_STEPS = 2**15
 bits, which float32 represents exactly: no pixel is rounded up into the next count's bin."""
 
 
+@dataclass(frozen=True)
+class Reading:
+    """The way in which a file of the user's own becomes a dataset.
+
+    held_out: share of the rows that are held out, by a random split with a fixed seed; None is 0.1,
+        or the test rows that the file has.
+    standardise: columns to mean 0 and standard deviation 1; None is True for vectors only.
+
+    Raises:
+        ValueError: the share is not between 0 and 1.
+    """
+
+    held_out: float | None = None
+    standardise: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.held_out is not None and not 0 < self.held_out < 1:
+            raise ValueError(f"the held-out share is between 0 and 1; got {self.held_out:g}.")
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """x = (count + u)/n_levels, u ~ U[0, 1): counts, as a sample from a density on the unit cube.
@@ -27,10 +47,12 @@ class Dataset:
     by Jensen's inequality, so a flow's bits per dimension bound those of a model of the counts
     from above. Continuous data are used unchanged.
 
-    name: the key in `DATASETS`.
+    name: the key in `DATASETS`, or the path of a file of the user's own.
     train, test: (n, *event), with the same event shape; uint8 counts in 0..n_levels - 1 if
         `n_levels` is given, else floating-point numbers.
     n_levels: number of distinct counts, 2 to 256; None for continuous data.
+    reading: of the user's file; None for a dataset of `DATASETS`.
+    mean, scale: of each column, if `train` and `test` are (row - mean)/scale; else empty.
 
     Raises:
         ValueError: if `train` or `test` breaks these rules, is empty or is not finite.
@@ -50,6 +72,9 @@ class Dataset:
     train: Tensor
     test: Tensor
     n_levels: int | None = None
+    reading: Reading | None = None
+    mean: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.n_levels is not None and not 2 <= self.n_levels <= 256:
@@ -94,16 +119,26 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """First 16 hex digits of the SHA-256 of the examples, their shapes and `n_levels`."""
+        """First 16 hex digits of the SHA-256 of the examples, their shapes, `n_levels` and units.
+
+        Units are `mean` and `scale`.
+        """
         digest = hashlib.sha256(f"{self.train.shape} {self.test.shape} {self.n_levels}".encode())
         for x in (self.train, self.test):
             digest.update(x.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        if self.scale:
+            digest.update(repr((self.mean, self.scale)).encode())
         return digest.hexdigest()[:16]
 
     @property
     def event(self) -> tuple[int, ...]:
         """The shape of one example."""
         return tuple(self.train.shape[1:])
+
+    @property
+    def log_scale(self) -> float:
+        """sum ln scale, nats: ln p(row) = ln p(x) - log_scale in the units of the file."""
+        return sum(map(math.log, self.scale))
 
     def prepare(self, batch: Tensor, generator: torch.Generator) -> Tensor:
         """(count + u)/n_levels, or the batch itself if the data are continuous.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from resflow_bench.architectures import LINEAR_FAMILIES, linear_flow, mlp_flow, steep_flow
+from resflow_bench.data import Reading
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab import Skip
 from resflow_bench.models.published import published
@@ -138,12 +139,12 @@ def normal_points(n: int, dim: int) -> Tensor:
     return torch.randn(n, dim, generator=torch.Generator().manual_seed(0))
 
 
-def held_out(name: str, n: int) -> Tensor:
+def held_out(name: str, n: int, reading: Reading = Reading()) -> Tensor:
     """n prepared test examples of a dataset, the same at every call; repeated if it has fewer.
 
     They are taken in a random order with a fixed seed, since the first examples of a file may
     differ from the rest, as MNIST's do.
     """
-    data, generator = dataset(name), torch.Generator().manual_seed(0)
+    data, generator = dataset(name, reading), torch.Generator().manual_seed(0)
     order = torch.randperm(len(data.test), generator=generator)
     return data.prepare(data.test[order[torch.arange(n) % len(order)]], generator)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from resflow_bench.data import READERS, Reading
 from resflow_bench.flows import Flatten, ResidualBlock, ResidualFlow, saving
 from resflow_bench.lab import Cell, Skip, Value
 from resflow_bench.layers import Uncertified
@@ -63,11 +64,13 @@ class OwnModel:
         pair of one of these and points, (n, *event); or a function of `dim`, `lipschitz`, both or
         neither that returns any of these. torch's global generator is seeded around its call.
     data: the name of the dataset whose held-out examples are the points, if the flow was trained.
+    reading: of the data, if they are a file of the user's own.
     """
 
     name: str
     source: Any
     data: str = ""
+    reading: Reading = Reading()
     n_distinct_points = None
 
     @property
@@ -101,7 +104,7 @@ class OwnModel:
         if self.data:
             from resflow_bench.models.catalogue import held_out
 
-            return held_out(self.data, n)
+            return held_out(self.data, n, self.reading)
         flow, x = self._made({**_AXES, "dim": dim})
         if x is not None:
             return x[torch.arange(n) % len(x)]
@@ -155,11 +158,11 @@ def own_model(name: str, results: Path) -> OwnModel | None:
 
 
 def file_of(name: str, results: Path) -> Path | None:
-    """The file that a value of the axis stands for; None for a name."""
+    """The file that a value of the axis `model` or `dataset` stands for; None for a name."""
     if name.startswith(_RUN):
         return results / "models" / f"{name.removeprefix(_RUN)}.pt"
     place = name.rpartition(":")[0] or name
-    return Path(place) if place.endswith((".pt", ".py")) else None
+    return Path(place) if place.endswith((".pt", ".py", *READERS)) else None
 
 
 def digests(names: Collection[Value], results: Path) -> dict[str, str]:
@@ -246,10 +249,14 @@ def _saved(name: str, file: Path, stamp: int) -> OwnModel:  # noqa: ARG001 -- pa
         flow = saved.rebuilt(ResidualFlow)
     except ValueError as error:
         raise ValueError(f"model `{name}`: {error}") from error
-    data = str(saved.about.get("dataset", ""))
-    if data:
-        dataset(data)  # which refuses data that are not there
-    return OwnModel(name, flow, data)
+    data, digest = str(saved.about.get("dataset", "")), saved.about.get("digest")
+    reading = Reading(**saved.about.get("reading", {}))
+    if data and digest not in (None, dataset(data, reading).digest):  # which refuses missing data
+        raise ValueError(
+            f"model `{name}` was trained on other bytes of {data} (digest {digest}; got "
+            f"{dataset(data, reading).digest}). Put the file back, or train again."
+        )
+    return OwnModel(name, flow, data, reading)
 
 
 @lru_cache(maxsize=8)

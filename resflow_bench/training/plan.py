@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from resflow_bench.architectures import architecture_named
+from resflow_bench.data import Reading
+from resflow_bench.flows.saving import described
 from resflow_bench.lab import Cell, Observation, Skip, Suite
 from resflow_bench.lab.axes import axis_named
 from resflow_bench.lab.plan import now
 from resflow_bench.lab.provenance import provenance
 from resflow_bench.training.recipe import Recipe, finite_moments_estimator
 from resflow_bench.training.trainer import Training
+from resflow_bench.training.weights import TrainingFiles, load_weights, weights_digest
 
 if TYPE_CHECKING:
     from resflow_bench.data import Dataset
@@ -41,8 +45,13 @@ PRESETS = {
 """Settings for vectors and for images. A training takes seconds at `smoke`, about a minute on one
 core at `quick`, and has a paper's scale at `full`."""
 
-_SETTINGS = {"steps": "n_steps"} | {n: n for n in ("batch_size", "learning_rate", "ema", "seed")}
+_SETTINGS = {"steps": "n_steps"} | {
+    name: name for name in ("batch_size", "learning_rate", "ema", "seed", "decay_steps")
+}
 """Option of the command `train` -> field of `Training`."""
+
+_ADDED = ("init", "init_digest", "patience")
+"""Fields of a plan that earlier records lack."""
 
 N_TEST = {"smoke": 200, "quick": 1000, "full": 10_000}
 """Largest number of held-out points that a row evaluates."""
@@ -70,6 +79,9 @@ class TrainingPlan:
     digest: of the data; the files behind a dataset's name may change.
     preset: the source of the settings that were not requested.
     n_test: the largest number of held-out points that a row evaluates.
+    reading: of the data, if they are a file of the user's own.
+    init, init_digest: the weights to begin with, a file or `run:RUN`, and their digest.
+    patience: number of rows without an improvement beyond noise that end the training; 0 is no end.
     """
 
     recipe: Recipe
@@ -78,17 +90,24 @@ class TrainingPlan:
     preset: str
     n_test: int
     device: str = "cpu"
+    reading: Reading | None = None
+    init: str = ""
+    init_digest: str = ""
+    patience: int = 0
 
     @classmethod
-    def requested(cls, data: Dataset, options: Mapping[str, Any]) -> Self:
+    def requested(
+        cls, data: Dataset, options: Mapping[str, Any], results: Path = Path("results")
+    ) -> Self:
         """The plan of a preset for these data, with the given options in place of its settings.
 
         Args:
             options: as in the property `options`; a missing option, or None, is the preset's.
+            results: the folder of the run that `init` may name.
 
         Raises:
             ValueError: a setting is outside its range, or the architecture does not accept such
-                examples.
+                examples or these initial weights.
         """
         given = {name: value for name, value in options.items() if value is not None}
         chosen: dict[str, Any] = {"preset": "quick", "lipschitz": 0.9, "device": "cpu"} | given
@@ -99,19 +118,33 @@ class TrainingPlan:
         architecture = given.get("architecture", architecture)
         changes = {field: given[option] for option, field in _SETTINGS.items() if option in given}
         settings = replace(PRESETS[preset][kind], **changes)
-        settings = replace(settings, warm_up=min(settings.warm_up, settings.n_steps // 10))
+        warm_up = min(settings.warm_up, settings.schedule_steps // 10)
+        settings = replace(settings, warm_up=warm_up)
         objective = finite_moments_estimator(lipschitz, per="batch")
         recipe = Recipe(architecture, data.name, lipschitz, settings, objective)
-        plan = cls(recipe, data.event, data.digest, preset, N_TEST[preset], chosen["device"])
-        plan.flow()  # so that a flow that cannot be built is refused before the run begins
+        plan = cls(
+            *(recipe, data.event, data.digest, preset, N_TEST[preset], chosen["device"]),
+            reading=data.reading,
+            init=(init := given.get("init", "")),
+            init_digest=weights_digest(init, results) if init else "",
+            patience=given.get("patience", 0),
+        )
+        flow = plan.flow()  # what cannot be built or saved is refused before the run begins
+        described(flow, {})
+        if init:
+            load_weights(flow, init, results)
         return plan
 
     @classmethod
     def recorded(cls, run: Run, options: Mapping[str, Any]) -> Self:
         """The plan in a run's `run.json`, if the given options agree with it.
 
+        More `steps` than it was begun with prolong it: the schedule of its learning rate stays, so
+        that they are taken at the rate of its end, a tenth.
+
         Raises:
-            ValueError: the run is no training, or an option differs from the plan's.
+            ValueError: the run is no training, or an option differs from the plan's; or it cannot
+                be prolonged, as it stopped early or has no checkpoint.
         """
         about = run.about
         try:
@@ -122,11 +155,17 @@ class TrainingPlan:
                 objective=finite_moments_estimator(record["lipschitz"], per="batch"),
             )
             event, n_test, device = tuple(record["event"]), record["n_test"], record["device"]
-            plan = cls(recipe, event, record["digest"], about["preset"], n_test, device)
+            reading = Reading(**record["reading"]) if record.get("reading") else None
+            plan = cls(
+                *(recipe, event, record["digest"], about["preset"], n_test, device, reading),
+                **{name: record[name] for name in _ADDED if name in record},
+            )
         except (KeyError, TypeError):
             raise ValueError(
                 f"run `{run.name}` is no training; continue it with `resflow-bench run --resume`."
             ) from None
+        if (options.get("steps") or 0) > recipe.training.n_steps:
+            plan = plan._prolonged(run, options["steps"])
         for name, value in plan.options.items():
             if options.get(name) not in (None, value):
                 raise ValueError(
@@ -135,11 +174,32 @@ class TrainingPlan:
                 )
         return plan
 
+    def is_longer_than(self, run: Run) -> bool:
+        """True if the run was begun with fewer steps."""
+        return bool(run.about["training"]["settings"]["n_steps"] < self.recipe.training.n_steps)
+
+    def _prolonged(self, run: Run, n_steps: int) -> Self:
+        settings, about = self.recipe.training, run.about
+        n_done = about.get("n_steps_done", settings.n_steps)
+        if about["status"] == "finished" and n_done < settings.n_steps:
+            raise ValueError(
+                f"run `{run.name}` was stopped at step {n_done} by its patience of {self.patience} "
+                f"rows; begin another run from its weights with --init run:{run.name}."
+            )
+        if about["status"] == "finished" and not TrainingFiles(run).checkpoint.exists():
+            raise ValueError(
+                f"run `{run.name}` has no checkpoint to go on from; begin another run from its "
+                f"weights with --init run:{run.name}."
+            )
+        settings = replace(settings, n_steps=n_steps, decay_steps=settings.schedule_steps)
+        return replace(self, recipe=replace(self.recipe, training=settings))
+
     @property
     def options(self) -> dict[str, Any]:
-        """Option of the command `train` -> value."""
-        recipe = self.recipe
+        """Option of the command `train` -> value; None where an option has no use."""
+        recipe, reading = self.recipe, self.reading or Reading()
         settings = {name: getattr(recipe.training, field) for name, field in _SETTINGS.items()}
+        settings["decay_steps"] = settings["decay_steps"] or None
         return {
             "dataset": recipe.dataset,
             "preset": self.preset,
@@ -147,13 +207,20 @@ class TrainingPlan:
             "lipschitz": recipe.lipschitz,
             **settings,
             "device": self.device,
+            "held_out": reading.held_out,
+            "standardise": reading.standardise,
+            "init": self.init or None,
+            "patience": self.patience or None,
         }
 
     def record(self) -> dict[str, Any]:
         """The plan's part of `run.json`; `arguments` are of a command that trains it again."""
         recipe = self.recipe
-        options = {name.replace("_", "-"): value for name, value in self.options.items()}
-        name = options.pop("dataset")
+        arguments = [
+            _argument(name.replace("_", "-"), value)
+            for name, value in self.options.items()
+            if value is not None and name != "dataset"
+        ]
         return {
             "seed": recipe.training.seed,
             "preset": self.preset,
@@ -169,8 +236,21 @@ class TrainingPlan:
                 "objective": repr(recipe.objective.truncation),
                 "n_test": self.n_test,
                 "device": self.device,
+                "reading": asdict(self.reading) if self.reading else None,
+                **{name: getattr(self, name) for name in _ADDED},
             },
-            "arguments": ["train", name, *(f"--{n}={value}" for n, value in options.items())],
+            "arguments": ["train", recipe.dataset, *arguments],
+        }
+
+    def weights_about(self) -> dict[str, Any]:
+        """The notes in the file of the weights, from which the data are found again."""
+        recipe = self.recipe
+        return {
+            "dataset": recipe.dataset,
+            "digest": self.digest,
+            "reading": asdict(self.reading or Reading()),
+            "architecture": recipe.architecture,
+            "lipschitz": recipe.lipschitz,
         }
 
     def flow(self) -> ResidualFlow:
@@ -183,9 +263,13 @@ class TrainingPlan:
         return Cell(TRAINING.name, {axis: settings[axis] for axis in TRAINING.axes})
 
     def is_logged(self, step: int) -> bool:
-        """True at the last step and at every multiple of a spacing of 1, 2 or 5 times 10^k."""
-        n_steps = self.recipe.training.n_steps
-        return step % _round_up(max(MIN_STEPS, n_steps / MAX_ROWS)) == 0 or step == n_steps
+        """True at every multiple of a spacing of 1, 2 or 5 times 10^k, and at the last step.
+
+        So too at the end of the learning rate's decay, where a prolonged training once ended.
+        """
+        settings = self.recipe.training
+        spacing = _round_up(max(MIN_STEPS, settings.schedule_steps / MAX_ROWS))
+        return step % spacing == 0 or step in (settings.n_steps, settings.schedule_steps)
 
 
 def begin(course: TrainingPlan, store: Store, about: Mapping[str, Any] | None = None) -> Run:
@@ -196,6 +280,13 @@ def begin(course: TrainingPlan, store: Store, about: Mapping[str, Any] | None = 
     """
     times = {"start": now(), "end": None, "status": "running"}
     return store.create({**course.record(), **times, **(about or provenance())})
+
+
+def _argument(option: str, value: Any) -> str:
+    match value:
+        case bool():
+            return f"--{option}" if value else f"--no-{option}"
+    return f"--{option}={value}"
 
 
 def _round_up(number: float) -> int:

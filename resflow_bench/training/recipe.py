@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from resflow_bench.architectures import architecture_named
-from resflow_bench.data import Dataset, dataset_named
+from resflow_bench.data import Dataset, Reading, dataset_named
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.logdet import Geometric, LogDetEstimator, Rademacher, Roulette
 from resflow_bench.training.trainer import Training
@@ -33,7 +33,7 @@ class Recipe:
     """The settings that, with the code, determine a flow's weights.
 
     architecture: of `architectures.ARCHITECTURES`.
-    dataset: of `data.DATASETS`.
+    dataset: of `data.DATASETS`, or a path.
     lipschitz: promised for each branch.
     training: the optimiser's settings.
     objective: the estimator whose log-likelihood is maximised.
@@ -73,7 +73,7 @@ class Recipe:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
-        return f"{self.dataset}-{self.architecture}-K{self.lipschitz:g}"
+        return f"{Path(self.dataset).name}-{self.architecture}-K{self.lipschitz:g}"
 
 
 def finite_moments_estimator(
@@ -95,16 +95,20 @@ def finite_moments_estimator(
     return LogDetEstimator(Rademacher(), roulette, n_traced=n_traced)
 
 
-def dataset(name: str) -> Dataset:
-    """`data.dataset_named`, cached.
+def dataset(name: str, reading: Reading = Reading()) -> Dataset:
+    """`data.dataset_named`, cached until the file behind a path changes.
 
     Image files are read from the folder in the environment variable RESFLOW_DATA, or from `data`
     where that is not set.
     """
-    return _dataset(name, Path(os.environ.get("RESFLOW_DATA", "data")))
+    file = Path(name)
+    stamp = file.stat().st_mtime_ns if file.exists() else 0
+    return _dataset(name, Path(os.environ.get("RESFLOW_DATA", "data")), reading, stamp)
 
 
-_dataset = lru_cache(maxsize=4)(dataset_named)
+@lru_cache(maxsize=4)
+def _dataset(name: str, folder: Path, reading: Reading, stamp: int) -> Dataset:  # noqa: ARG001
+    return dataset_named(name, folder, reading)
 
 
 @lru_cache(maxsize=1)

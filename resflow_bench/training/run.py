@@ -1,11 +1,11 @@
-"""A training as a run: rows while it runs, weights at its end, checkpoints to resume from."""
+"""A training as a run: rows and the best weights while it runs, checkpoints to resume from."""
 
 from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from shlex import quote
 from statistics import fmean
@@ -16,17 +16,24 @@ import torch
 from resflow_bench.data import Dataset
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.intervals import mean_interval
-from resflow_bench.lab import Cell, Context, Observation, Result, exactly, observe
+from resflow_bench.lab import Context, Observation, Result, exactly, observe
 from resflow_bench.lab.interrupt import Interrupted, Interrupts
 from resflow_bench.lab.plan import now
 from resflow_bench.lab.progress import Listener, Progress, ignore
 from resflow_bench.lab.store import Run, StoreError
 from resflow_bench.lab.workers import FAILURES, explain
 from resflow_bench.threads import one_thread
+from resflow_bench.training.best import BestHeldOut
 from resflow_bench.training.plan import TRAINING, TrainingPlan
 from resflow_bench.training.recipe import finite_moments_estimator
 from resflow_bench.training.trainer import Diverged, Trainer
-from resflow_bench.training.weights import SECONDS_BETWEEN_CHECKPOINTS, save_whole
+from resflow_bench.training.weights import (
+    SECONDS_BETWEEN_CHECKPOINTS,
+    TrainingFiles,
+    load_weights,
+    save_whole,
+    weights_digest,
+)
 
 CHECKPOINT_SHARE = 0.05
 """Largest share of the wall time that writing checkpoints may take."""
@@ -49,22 +56,17 @@ class TrainingResult:
     failure: str = ""
 
 
-@dataclass(frozen=True)
-class TrainingFiles:
-    """The files of a run outside its folder: `weights` at its end, `checkpoint` until then."""
-
-    run: Run
-
-    @property
-    def weights(self) -> Path:
-        return self.run.path.parents[1] / "models" / f"{self.run.name}.pt"
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.weights.with_suffix(".checkpoint")
+RowListener = Callable[[int, dict[str, float]], object]
+"""Called with the step and the metrics of each logged row, after the row is appended."""
 
 
-def train(plan: TrainingPlan, data: Dataset, run: Run, listen: Listener = ignore) -> TrainingResult:
+def train(
+    plan: TrainingPlan,
+    data: Dataset,
+    run: Run,
+    listen: Listener = ignore,
+    on_row: RowListener | None = None,
+) -> TrainingResult:
     """Train to the last step, from the run's checkpoint if there is one; save rows and weights.
 
     On a CPU, an interrupted and resumed training gives the same bits and rows as an uninterrupted
@@ -73,31 +75,43 @@ def train(plan: TrainingPlan, data: Dataset, run: Run, listen: Listener = ignore
     Args:
         run: receives the rows; the weights are saved in `TrainingFiles(run)`.
         listen: is called after every step, and before the held-out points are evaluated.
+        on_row: such as `lambda step, row: print(step, row["loss"])`. After a kill, rows that no
+            checkpoint holds come again.
 
     Raises:
         StoreError: if the run or its checkpoint cannot be read or written.
-        ValueError: if `data` has another digest than the plan's, or the data or the flow do not
-            fit in memory.
+        ValueError: if `data` or the initial weights have another digest than the plan's, or the
+            data or the flow do not fit in memory.
     """
     if data.digest != plan.digest:
         raise ValueError(
             f"run `{run.name}` was begun on other {data.name} (digest {plan.digest}; got "
             f"{data.digest}). Give the folder of the original files with --data."
         )
-    files, n_steps = TrainingFiles(run), plan.recipe.training.n_steps
-    if run.about["status"] == "finished" and files.weights.exists():
-        return TrainingResult(n_done=n_steps)
+    files, n_steps, about = TrainingFiles(run), plan.recipe.training.n_steps, run.about
+    is_longer = plan.is_longer_than(run)
+    if about["status"] == "finished" and not is_longer and files.weights.exists():
+        return TrainingResult(n_done=about.get("n_steps_done", n_steps))
+    if plan.init and not files.checkpoint.exists():
+        found = weights_digest(plan.init, run.path.parents[1])
+        if found != plan.init_digest:
+            raise ValueError(
+                f"run `{run.name}` was begun from other weights {plan.init} (digest "
+                f"{plan.init_digest}; got {found}). Put the file back, or begin another run."
+            )
+    if is_longer:
+        run.write_about(about | plan.record() | {"status": "running", "end": None})
     status, result = "interrupted", TrainingResult()
     session: _Session | None = None
     with Interrupts() as interrupts, one_thread():
         try:
             with interrupts.allowed():
-                session = _Session(plan, data, run, listen)
+                session = _Session(plan, data, run, listen, on_row)
             session.train(interrupts)
             run.flush()
             run.drop_superseded()
-            session.save_weights()
-            status, result = "finished", TrainingResult(n_done=n_steps)
+            session.finish()
+            status, result = "finished", TrainingResult(n_done=session.n_done)
         except Interrupted:
             result = TrainingResult(session.n_saved if session else 0, interrupts.received)
         except FAILURES as error:
@@ -106,29 +120,39 @@ def train(plan: TrainingPlan, data: Dataset, run: Run, listen: Listener = ignore
             status, result = "failed", session.record_failure(error)
         finally:
             run.flush()
-            run.write_about(run.about | {"status": status, "end": now()})
-    if status == "finished":  # after run.json says so, in case the process is killed in between
-        files.checkpoint.unlink(missing_ok=True)
+            ended = {"status": status, "end": now(), "n_steps_done": result.n_done}
+            run.write_about(run.about | ended)
     return result
 
 
 class _Session:
     """A trainer with the measurements that no row holds yet, and the times of its checkpoints."""
 
-    def __init__(self, plan: TrainingPlan, data: Dataset, run: Run, listen: Listener) -> None:
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        data: Dataset,
+        run: Run,
+        listen: Listener,
+        on_row: RowListener | None,
+    ) -> None:
         device, settings = plan.device, plan.recipe.training
         # The first test images may differ from the rest, as MNIST's do.
         chosen = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))
         test = data.test[chosen[: plan.n_test]]
-        self.plan, self.run, self.listen = plan, run, listen
+        self.plan, self.run, self.listen, self.on_row = plan, run, listen, on_row
         self.data = replace(data, train=data.train.to(device), test=test.to(device))
-        self.trainer = Trainer(plan.flow().to(device), self.data, settings)
+        self.files, results = TrainingFiles(run), run.path.parents[1]
+        flow = plan.flow()
+        if plan.init and not self.files.checkpoint.exists():
+            load_weights(flow, plan.init, results)
+        self.trainer = Trainer(flow.to(device), self.data, settings, initialise=not plan.init)
+        self.best = BestHeldOut()
         self.losses: list[float] = []  # of the steps since the last row, and their seconds
         self.step_s = 0.0
         self.excess: float | None = None  # of the step whose row is due, if one is
         self.certified = math.nan  # the largest constant of a block at the last row
-        self.context = Context(settings.seed, {}, run.path.parents[1])
-        self.files = TrainingFiles(run)
+        self.context = Context(settings.seed, {}, results)
         self.failed_steps = self._resume()
         self.n_before = self.n_saved = self.n_done
         self.step = self.n_done  # the last step that was begun
@@ -139,9 +163,15 @@ class _Session:
     def n_done(self) -> int:
         return self.trainer.n_steps_done
 
+    @property
+    def is_over(self) -> bool:
+        """True after the last step, and once the patience is spent."""
+        is_spent = 0 < self.plan.patience <= self.best.n_without
+        return is_spent or self.n_done >= self.plan.recipe.training.n_steps
+
     def train(self, interrupts: Interrupts) -> None:
         """Take the steps that are left. A signal takes effect at the end of a step."""
-        while self.n_done < self.plan.recipe.training.n_steps or self.excess is not None:
+        while not self.is_over or self.excess is not None:
             if self.excess is None:
                 self._take_step()
             if self.excess is not None:
@@ -157,16 +187,26 @@ class _Session:
         finite = all(p.isfinite().all() for p in self.trainer.flow.parameters())
         if isinstance(error, Diverged) and self.n_done and finite:
             if self.losses and self.n_done > self.n_before:
-                self.run.append(TRAINING, self._row(self.trainer.excess()))
-            self.save_weights()
+                self._keep(*self._evaluated(self.trainer.excess()))
+            self._save_flow(self.trainer.averaged(), self.files.weights)
         message = explain(error)
         self.run.append(TRAINING, Result(self.plan.cell(self.step), "failed", message=message))
         failure = f"step {self.step} of {self.plan.recipe}: {message}"
         return TrainingResult(self.n_done, failure=failure)
 
-    def save_weights(self) -> None:
-        """Save the average of the parameters, aligned, on the CPU."""
-        self._save(self.trainer.averaged().cpu().state_dict(), self.files.weights)
+    def finish(self) -> None:
+        """Save the state, for more steps, and the flow with the average of its parameters."""
+        self._save_checkpoint()
+        self._save_flow(self.trainer.averaged(), self.files.weights)
+
+    def _save_flow(self, flow: ResidualFlow, file: Path) -> None:
+        about = {
+            **self.plan.weights_about(),
+            "steps": self.n_done,
+            "mean": list(self.data.mean),
+            "scale": list(self.data.scale),
+        }
+        self._write(file, lambda file: flow.save(file, about))
 
     def _take_step(self) -> None:
         self.step = self.n_done + 1
@@ -182,12 +222,20 @@ class _Session:
         self._report("held-out points")
         try:
             with interrupts.allowed():
-                row = self._row(excess)
+                evaluated = self._evaluated(excess)
         except Interrupted:
             self._save_checkpoint()
             raise
-        self.run.append(TRAINING, row)
+        self._keep(*evaluated)
         self.losses, self.step_s, self.excess = [], 0.0, None
+
+    def _keep(self, row: Result, flow: ResidualFlow, log_prob: list[float]) -> None:
+        """Append a row, save the flow if it is the best so far, and tell the listener."""
+        self.run.append(TRAINING, row)
+        if self.best.note(self.n_done, log_prob):
+            self._save_flow(flow, self.files.best)
+        if self.on_row is not None:
+            self.on_row(self.n_done, {o.metric: o.value for o in row.observations})
 
     def _report(self, activity: str = "") -> None:
         """Tell the listener the loss, and the `activity` if it is other than a step."""
@@ -203,24 +251,30 @@ class _Session:
         left = step_s * (n_steps - self.n_done)
         self.listen(Progress(self.n_done, n_steps, left, message))
 
-    def _row(self, excess: float) -> Result:
+    def _evaluated(self, excess: float) -> tuple[Result, ResidualFlow, list[float]]:
+        """The row, the averaged flow and its log p of each held-out point."""
         cell, trainer = self.plan.cell(self.n_done), self.trainer
         settings = self.plan.recipe.training
         self.certified = max(block.branch.lipschitz_certified() for block in trainer.flow.blocks)
         batch = min(settings.batch_size, len(self.data.train))
         rate = trainer.optimiser.param_groups[0]["lr"]
-        return Result(
+        generator = torch.Generator().manual_seed(self.context.generator_seed(cell, "test"))
+        estimator = finite_moments_estimator(self.plan.recipe.lipschitz)
+        flow = trainer.averaged().with_estimator(estimator)
+        log_prob = _log_prob(flow, self.data, generator)
+        row = Result(
             cell,
             "ok",
             (
                 self._loss(),
-                *self._held_out(cell),
+                *self._held_out(log_prob),
                 exactly("lipschitz_certified", self.certified, "1"),
                 exactly("lipschitz_excess", excess, "1"),
                 exactly("learning_rate", rate, "1"),
                 Observation("examples_per_s", len(self.losses) * batch / self.step_s, "1/s"),
             ),
         )
+        return row, flow, log_prob
 
     def _loss(self) -> Observation:
         """Mean loss over the steps since the last row, with an interval from their scatter."""
@@ -229,22 +283,17 @@ class _Session:
             return Observation("loss", self.losses[0], "nat")
         return observe("loss", mean_interval(self.losses), "nat", n)
 
-    def _held_out(self, cell: Cell) -> Iterable[Observation]:
-        """Mean log p of the test points under the averaged weights.
-
-        If some are not finite, their number instead.
-        """
-        generator = torch.Generator().manual_seed(self.context.generator_seed(cell, "test"))
-        estimator = finite_moments_estimator(self.plan.recipe.lipschitz)
-        flow = self.trainer.averaged().with_estimator(estimator)
-        log_prob = _log_prob(flow, self.data, generator)
+    def _held_out(self, log_prob: list[float]) -> Iterable[Observation]:
+        """Mean log p of the test points; if some are not finite, their number instead."""
         n, n_lost = len(log_prob), sum(not math.isfinite(value) for value in log_prob)
         if n_lost:
             why = "held-out points without a finite log p, so that log_prob_test is left out"
             yield Observation("n_not_finite", n_lost, "1", n=n, message=why)
             return
         interval = mean_interval(log_prob)
-        yield observe("log_prob_test", interval, "nat", n)
+        units = f"in the units of the file add {-self.data.log_scale:.6g} nat"
+        message = f"of standardised columns; {units}" if self.data.scale else ""
+        yield observe("log_prob_test", interval, "nat", n, message)
         bits = interval._replace(
             value=self._bits(interval.value),
             standard_error=abs(self._bits(interval.standard_error) - self._bits(0.0)),
@@ -261,14 +310,15 @@ class _Session:
         before = monotonic()
         self.run.flush()
         due = {"losses": self.losses, "step_s": self.step_s, "excess": self.excess}
-        self._save({"trainer": self.trainer.state_dict()} | due, self.files.checkpoint)
+        state = {"trainer": self.trainer.state_dict(), "best": asdict(self.best)} | due
+        self._write(self.files.checkpoint, lambda file: save_whole(state, file))
         self.n_saved, self.saved_at = self.n_done, monotonic()
         self.save_s = self.saved_at - before
 
-    def _save(self, state: object, file: Path) -> None:
+    def _write(self, file: Path, write: Callable[[Path], None]) -> None:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_whole(state, file)
+            write(file)
         except OSError as error:
             raise StoreError(
                 f"weights cannot be written to `{file.parent}` ({error.strerror}); make room, then "
@@ -285,6 +335,7 @@ class _Session:
                 self.trainer.load_state_dict(state["trainer"])
                 self.losses, self.step_s = list(state["losses"]), state["step_s"]
                 self.excess = state["excess"]
+                self.best = BestHeldOut(**state.get("best", {}))  # none in an older checkpoint
             except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
                 raise StoreError(
                     f"checkpoint `{file}` does not fit ({explain(error)}); use the code that wrote "

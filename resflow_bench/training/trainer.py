@@ -26,11 +26,13 @@ class Training:
 
     n_steps: optimiser steps.
     batch_size: examples a step, drawn without replacement within an epoch.
-    learning_rate: after a linear warm-up of `warm_up` steps; decays to a tenth by a cosine.
+    learning_rate: after a linear warm-up of `warm_up` steps; decays to a tenth by a cosine over
+        `decay_steps`, and stays there.
     clip_norm: the gradient's norm is clipped at this.
     ema: d of the parameters' average, sum_i d^(t-i) theta_i / sum_i d^(t-i) over the steps i <= t;
         0 keeps none.
     seed: of batches, dequantisation, probes and roulette.
+    decay_steps: 0 is `n_steps`.
 
     Raises:
         ValueError: a number outside its range.
@@ -43,6 +45,7 @@ class Training:
     clip_norm: float = 10.0
     ema: float = 0.0
     seed: int = 0
+    decay_steps: int = 0
 
     def __post_init__(self) -> None:
         for name, value, rule, holds in (
@@ -53,9 +56,15 @@ class Training:
             ("clip_norm", self.clip_norm, "above 0", self.clip_norm > 0),
             ("ema", self.ema, "in [0, 1)", 0 <= self.ema < 1),
             ("seed", self.seed, "in [0, 2^63)", 0 <= self.seed < 2**63),
+            ("decay_steps", self.decay_steps, "at least 0", self.decay_steps >= 0),
         ):
             if not holds:
                 raise ValueError(f"Training needs {name} {rule}; got {value}.")
+
+    @property
+    def schedule_steps(self) -> int:
+        """The steps over which the learning rate decays."""
+        return self.decay_steps or self.n_steps
 
 
 class Diverged(ArithmeticError):
@@ -66,14 +75,18 @@ class Trainer:
     """min_theta -E[log p(x)] by stochastic gradients of an estimated log-likelihood.
 
     Args:
-        flow: trained in place; its ActNorms are set from the first batch.
+        flow: trained in place.
         data: the training data, on the flow's device; `prepare` draws fresh noise for each batch.
+        initialise: whether the ActNorms are set from the first batch; False keeps trained ones.
     """
 
-    def __init__(self, flow: ResidualFlow, data: Dataset, settings: Training) -> None:
+    def __init__(
+        self, flow: ResidualFlow, data: Dataset, settings: Training, initialise: bool = True
+    ) -> None:
         self.flow = flow
         self.data = data
         self.settings = settings
+        self.initialise = initialise
         self.n_steps_done = 0
         self.best_loss = math.inf
         device = data.train.device
@@ -104,7 +117,8 @@ class Trainer:
         if self.n_steps_done == 0:
             untouched = copy.deepcopy(self.flow.state_dict())
             try:
-                self.flow.initialise(x)
+                if self.initialise:
+                    self.flow.initialise(x)
             except ValueError as error:
                 self.flow.load_state_dict(untouched)
                 raise Diverged(f"The training cannot begin. {error}") from error
@@ -144,7 +158,8 @@ class Trainer:
         """The rate of the next step: linear warm-up, then a cosine down to a tenth."""
         settings, done = self.settings, self.n_steps_done
         warm = min(1.0, (done + 1) / settings.warm_up) if settings.warm_up else 1.0
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done / settings.n_steps)))
+        share = min(1.0, done / settings.schedule_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * share))
         return settings.learning_rate * warm * (0.1 + 0.9 * cosine)
 
     def averaged(self) -> ResidualFlow:

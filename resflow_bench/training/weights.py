@@ -1,22 +1,94 @@
-"""Trained weights, cached under results/models by their recipe's fingerprint."""
+"""Trained weights: files of a training, weights to begin with, and a cache by fingerprint."""
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from resflow_bench.files import written_whole
-from resflow_bench.flows import ResidualFlow
+from resflow_bench.flows import ResidualFlow, saving
 from resflow_bench.threads import one_thread
 from resflow_bench.training.recipe import Recipe, dataset
 from resflow_bench.training.trainer import Trainer
 
+if TYPE_CHECKING:
+    from resflow_bench.lab.store import Run
+
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
+
+
+RUN = "run:"
+"""What the name of a training's weights begins with."""
+
+
+@dataclass(frozen=True)
+class TrainingFiles:
+    """The files of a run outside its folder.
+
+    weights: at its end. best: of the row with the largest held-out log-likelihood.
+    checkpoint: the state to go on from, also after the end.
+    """
+
+    run: Run
+
+    @property
+    def weights(self) -> Path:
+        return weights_file(f"{RUN}{self.run.name}", self.run.path.parents[1])
+
+    @property
+    def best(self) -> Path:
+        return weights_file(f"{RUN}{self.run.name}-best", self.run.path.parents[1])
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.weights.with_suffix(".checkpoint")
+
+
+def weights_file(name: str, results: Path) -> Path:
+    """The weights of the training `run:RUN`, or the file of another name."""
+    is_run = name.startswith(RUN)
+    return results / "models" / f"{name.removeprefix(RUN)}.pt" if is_run else Path(name)
+
+
+def weights_digest(name: str, results: Path) -> str:
+    """First 16 hex digits of the SHA-256 of `weights_file`.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    file = weights_file(name, results)
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise ValueError(f"`{file}` cannot be read ({error.strerror}).") from error
+
+
+def load_weights(flow: ResidualFlow, name: str, results: Path) -> None:
+    """Give the flow the numbers of a saved flow, rescaled where they break the flow's promises.
+
+    Raises:
+        ValueError: the file is no saved flow, or of another architecture.
+    """
+    state, wanted = saving.read(weights_file(name, results)).state, flow.state_dict()
+    differ = [
+        key
+        for key in dict.fromkeys((*wanted, *state))
+        if key not in state or key not in wanted or state[key].shape != wanted[key].shape
+    ]
+    if differ:
+        raise ValueError(
+            f"the weights {name} are of another architecture: `{differ[0]}` and {len(differ) - 1} "
+            "more tensors differ. Give the architecture that they were trained with."
+        )
+    flow.load_state_dict(state)
+    flow.align()
 
 
 def trained(
@@ -65,7 +137,7 @@ class _WeightsCache:
 
     def nearest(self, step: int) -> dict[str, Any] | None:
         """The saved state with the most steps, at most `step`; None if there is none."""
-        snapshots = self.folder.glob(f"{self.stem}-step*.pt")
+        snapshots = self.folder.glob(f"{glob.escape(self.stem)}-step*.pt")
         saved = {int(file.stem.rpartition("-step")[2]): file for file in snapshots}
         saved.setdefault(self.checkpoint_step(), self.checkpoint)
         best = max((s for s in saved if s <= step), default=0)

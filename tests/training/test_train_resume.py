@@ -109,7 +109,7 @@ def arrives_at_the_same(whole: Whole, call: Call, run: Run) -> None:
     assert len(pd.read_parquet(run.path / "training")) == len(whole.rows)
     assert run.about["status"] == "finished"
     assert len(run.about["resumed"]) == 1
-    assert not run_of_training.TrainingFiles(run).checkpoint.exists()
+    assert run_of_training.TrainingFiles(run).checkpoint.exists(), "for more steps"
 
 
 def test_a_training_that_was_killed_goes_on_to_the_same_numbers(whole: Whole, call: Call) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from resflow_bench.cli import main
+from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab.store import Run, Store
 from resflow_bench.training.run import TrainingFiles
 from resflow_bench.training.trainer import Training
@@ -83,7 +84,7 @@ def newest(folder: Path) -> Run:
 
 def weights_of(run: Run) -> dict[str, torch.Tensor]:
     """What it has learnt."""
-    return torch.load(TrainingFiles(run).weights, weights_only=True)
+    return ResidualFlow.load(TrainingFiles(run).weights).state_dict()
 
 
 def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
