@@ -66,7 +66,7 @@ def drawn_from(*names: str) -> Callable[[style.Draw], style.Draw]:
 
 
 def mark(model: str) -> tuple[str, str]:
-    """Colour and marker of a model; of one that is not in `MODELS`, the same for its name always."""
+    """Colour and marker of a model; of one not in `MODELS`, always the same for its name."""
     return MODELS.get(model, OTHERS[crc32(model.encode()) % len(OTHERS)])
 
 
