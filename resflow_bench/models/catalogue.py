@@ -128,7 +128,7 @@ _MODELS: tuple[Model, ...] = (
     Trained("multiscale", "multiscale", "digits", IMAGES, (0.9,)),
     Trained("patches", "conv", "patches", replace(IMAGES, n_steps=1500), (0.9,), 1),
     Trained("checkerboard", "deep", "checkerboard", PLANE, (0.9,)),
-    Trained("eight-gaussians", "deep", "eight-gaussians", replace(PLANE, n_steps=3000), (0.9,)),
+    Trained("eight-gaussians", "mlp", "eight-gaussians", replace(PLANE, n_steps=2000), (0.9,)),
 )
 MODELS = {model.name: model for model in _MODELS}
 """The values of the axis `model`."""
