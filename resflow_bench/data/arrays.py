@@ -43,6 +43,8 @@ def read_arrays(path: Path) -> FileArrays:
     Raises:
         ValueError: there is no such file, it is damaged, or it holds something else.
     """
+    if not path.exists():
+        raise ValueError(f"{path} cannot be read (no such file or folder). Name one that exists.")
     read = _folder if path.is_dir() else READERS.get(path.suffix.lower())
     if read is None:
         raise ValueError(
@@ -85,7 +87,8 @@ def _npz(path: Path) -> FileArrays:
         if "x" in keys or len(keys) == 1:
             return FileArrays(archive["x" if "x" in keys else keys[0]])
     raise ValueError(
-        f"{path} has the arrays {named(keys)}. Name the rows `x`, or `train` and `test`."
+        f"{path} has the arrays {named(keys) or '(none)'}. Name the rows `x`, or `train` and "
+        "`test`."
     )
 
 
@@ -94,7 +97,8 @@ def _csv(path: Path) -> FileArrays:
 
     first = pd.read_csv(path, header=None, nrows=1)
     is_bare = all(pd.api.types.is_numeric_dtype(kind) for kind in first.dtypes)
-    return _columns(path, pd.read_csv(path, header=None if is_bare else "infer"))
+    # With low_memory a column of two types in a long file is a warning, on several lines.
+    return _columns(path, pd.read_csv(path, header=None if is_bare else "infer", low_memory=False))
 
 
 def _parquet(path: Path) -> FileArrays:
@@ -104,7 +108,10 @@ def _parquet(path: Path) -> FileArrays:
 
 
 def _columns(path: Path, frame: pd.DataFrame) -> FileArrays:
-    others = frame.columns.difference(frame.select_dtypes("number").columns, sort=False)
+    if frame.empty:
+        raise ValueError("it has no rows")
+    numbers = frame.select_dtypes("number", exclude="timedelta")
+    others = frame.columns.difference(numbers.columns, sort=False)
     if len(others):
         raise ValueError(
             f"{path} has columns that are no numbers: {named(others)}. Encode or drop them."

@@ -49,10 +49,10 @@ def read_dataset(path: str | Path, reading: Reading = Reading()) -> Dataset:
         raise ValueError(f"{name} needs train and test of one kind; got {found}. Convert one.")
     is_image, is_counts = parts[0].ndim == 4, parts[0].dtype == np.uint8
     columns = arrays.columns or tuple(map(str, range(parts[0].shape[1])))
-    for x in parts:
-        _check_values(name, x, columns)
+    for x, part in zip(parts, ("training ", "test ") if len(parts) > 1 else ("",), strict=True):
+        _check_values(name, x, columns, part)
     if is_image and reading.standardise:
-        raise ValueError(f"{name} holds images, which are not standardised. Leave it out.")
+        raise ValueError(f"{name} holds images, which are not standardised. Leave that out.")
     held_out = reading.held_out
     if len(parts) == 1:
         held_out = HELD_OUT if held_out is None else held_out
@@ -64,15 +64,20 @@ def read_dataset(path: str | Path, reading: Reading = Reading()) -> Dataset:
     _check_training(name, parts[0], parts[1], () if is_image else columns)
     standardise = not is_image if reading.standardise is None else reading.standardise
     mean, scale = np.zeros(0), np.zeros(0)
-    if standardise:
-        mean, scale = parts[0].mean(0), parts[0].std(0)
-        parts = [(x - mean) / scale for x in parts]
-    if not is_counts:
-        with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):  # the next check finds what overflows or vanishes
+        if standardise:
+            mean, scale = parts[0].mean(0), parts[0].std(0)
+            parts = [(x - mean) / scale for x in parts]
+        if not is_counts:
             parts = [x.astype(np.float32) for x in parts]
-        if not all(np.isfinite(x).all() for x in parts):
-            raise ValueError(f"{name} has numbers beyond float32 (3e38). Scale the columns.")
     train, test = map(torch.from_numpy, parts)
+    if not is_image:
+        is_kept = train.isfinite().all(0) & test.isfinite().all(0) & (train != train[0]).any(0)
+        if not is_kept.all():
+            raise ValueError(
+                f"{name} has columns whose numbers are too large, too small or too close together "
+                f"for float32: {named(np.asarray(columns)[~is_kept])}. Shift or scale them."
+            )
     return Dataset(
         *(name, train, test, 256 if is_counts else None),
         reading=Reading(held_out, standardise),
@@ -99,15 +104,17 @@ def _events(name: str, x: np.ndarray) -> np.ndarray:
         x = x[:, None]
     elif x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
         x = np.moveaxis(x, 3, 1)
+    if x.shape[1] not in (1, 3):
+        raise ValueError(f"{name} holds images without 1 or 3 channels, {x.shape}. Convert them.")
     return np.ascontiguousarray(x) if x.dtype == np.uint8 else x.astype(np.float64)
 
 
-def _check_values(name: str, x: np.ndarray, columns: tuple[str, ...]) -> None:
-    """Refuse numbers that are not finite, and images outside [0, 1]."""
+def _check_values(name: str, x: np.ndarray, columns: tuple[str, ...], part: str) -> None:
+    """Refuse numbers that are not finite, and images outside [0, 1]; `part` names the rows."""
     is_lost = ~np.isfinite(x)
     if is_lost.any():
         rows = np.flatnonzero(is_lost.reshape(len(x), -1).any(1))
-        where = f"in {len(rows)} of {len(x)} rows ({named(rows)}, counted from 0)"
+        where = f"in {len(rows)} of {len(x)} {part}rows ({named(rows)}, counted from 0)"
         if x.ndim == 2:
             where += f" and columns {named(np.asarray(columns)[is_lost.any(0)])}"
         raise ValueError(

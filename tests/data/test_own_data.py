@@ -179,7 +179,7 @@ def with_value(value: float, *places: tuple[int, int]) -> np.ndarray:
         (ROWS.reshape(25, 6).repeat(4, 1), ("24 columns and 23 training rows", "drop columns")),
         (ROWS[:, 0], ("(50,)", "(n, 1)")),
         (ROWS[:0], ("(0, 3)",)),
-        (1e30 * ROWS**4, ("beyond float32",)),
+        (COUNTS.repeat(2, 3)[..., :4], ("without 1 or 3 channels, (20, 4, 6, 4)",)),
         (ROWS.astype(complex), ("complex128",)),
         (ROWS.astype(str), ("no real numbers",)),
         (ROWS > 0, ("bool",)),
@@ -189,11 +189,31 @@ def with_value(value: float, *places: tuple[int, int]) -> np.ndarray:
 )
 def test_an_array_that_is_no_data(content: np.ndarray, words: tuple[str, ...]) -> None:
     np.save("mine.npy", content)
-    standardise = False if "beyond float32" in words else None
     with pytest.raises(ValueError, match=r"^mine\.npy [^\n]*\.$") as error:
-        read_dataset("mine.npy", Reading(standardise=standardise))
+        read_dataset("mine.npy")
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("factor", "shift", "standardise"),
+    [
+        (1e200, 0, True),  # the deviation overflows
+        (1e-200, 0, True),  # and vanishes
+        (1e39, 0, False),
+        (1e-60, 0, False),
+        (1, 1e12, False),  # rounded to one number
+    ],
+)
+def test_a_column_that_float32_cannot_hold(factor: float, shift: float, standardise: bool) -> None:
+    """With another shift or scale, the second column is read."""
+    x = ROWS.copy()
+    x[:, 1] = factor * x[:, 1] + shift
+    np.save("mine.npy", x)
+    with pytest.raises(ValueError, match=r"^mine\.npy .*for float32: 1\. Shift or scale them\.$"):
+        read_dataset("mine.npy", Reading(standardise=standardise))
+    if shift or factor == 1e-60:
+        assert read_dataset("mine.npy").train.std(0)[1] == pytest.approx(1, rel=0.02)
 
 
 def refuse(path: str, words: str, reading: Reading = Reading()) -> None:
@@ -212,6 +232,12 @@ def test_tables_that_are_no_data() -> None:
     refuse("gaps.parquet", "and columns c.")
     Path("empty.csv").write_text("")
     refuse("empty.csv", "cannot be read: No columns")
+    Path("names.csv").write_text("a,b\n")
+    refuse("names.csv", "names.csv cannot be read: it has no rows")
+    Path("long.csv").write_text("a,b\n" + 300_000 * "1,2\n" + "x,3\n")
+    refuse("long.csv", "no numbers: a. Encode")  # and pandas does not warn of two types
+    frame.assign(a=pd.to_timedelta(frame["a"], "s")).to_parquet("times.parquet")
+    refuse("times.parquet", "no numbers: a. Encode")
     Path("ragged.csv").write_text("a,b\n1,2\n3,4,5\n")
     refuse("ragged.csv", "cannot be read")
 
@@ -231,13 +257,18 @@ def test_images_that_are_no_data() -> None:
 
 
 def test_files_that_cannot_be_read_and_readings_that_do_not_fit() -> None:
-    refuse("none.npy", "none.npy cannot be read (No such file")
+    for name in ("none.npy", "none.npz", "none.csv", "none.parquet", "./none"):
+        refuse(name, "cannot be read (no such file or folder)")
     Path("mine.txt").write_text("1 2 3")
     refuse("./mine.txt", "no file of .npy, .npz, .csv, .parquet and no folder of images")
     np.savez("two.npz", train=ROWS, test=ROWS)
     refuse("two.npz", "test rows of its own; got a held-out share of 0.2", Reading(0.2))
     np.savez("many.npz", a=ROWS, b=ROWS)
     refuse("many.npz", "many.npz has the arrays a, b. Name the rows `x`")
+    np.savez("empty.npz")
+    refuse("empty.npz", "has the arrays (none).")
+    np.savez("gaps.npz", train=ROWS, test=with_value(np.nan, (3, 1)))
+    refuse("gaps.npz", "in 1 of 50 test rows (3, counted from 0) and columns 1.")
     np.savez("unlike.npz", train=ROWS, test=ROWS[:, :2])
     refuse("unlike.npz", "one kind; got (50, 3) float64 and (50, 2) float64")
     for name, content in (("cut.npy", b"\x93NUMPY"), ("cut.npz", b"PK"), ("cut.parquet", b"PAR1")):
