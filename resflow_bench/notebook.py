@@ -70,7 +70,7 @@ def measure(
         if results is None:
             results = stack.enter_context(TemporaryDirectory(prefix="resflow-bench-"))
         overrides = {name: _values(name, value) for name, value in axes.items()}
-        files = digests(overrides.get("model", ()), Path(results))
+        files = digests(overrides, Path(results))
         chosen = tuple(load(canonical(name)) for name in names)
         plan = Plan(chosen, preset, overrides, seed, files, settler(Path(results)))
         run = begin(plan, Store(Path(results)))

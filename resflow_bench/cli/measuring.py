@@ -146,9 +146,8 @@ def _begin(asked: Mapping[str, Any], store: Store) -> tuple[Plan, Run]:
     from resflow_bench.models.own import digests, settler
 
     chosen = dict.fromkeys(asked["suites"] or names())
-    suites, sets = tuple(map(load, chosen)), asked["set"]
-    own = (*sets.get("model", ()), *sets.get("dataset", ()))
-    files, settle = digests(own, store.results), settler(store.results)
+    suites = tuple(map(load, chosen))
+    files, settle = digests(asked["set"], store.results), settler(store.results)
     plan = Plan(suites, asked["preset"], asked["set"], asked["seed"], files, settle)
     return plan, begin(plan, store, group.this_machine())
 
@@ -164,7 +163,7 @@ def _go_on(given: Mapping[str, Any], measured: Run) -> tuple[Plan, Run]:
         raise ValueError(f"run `{measured.name}` is a training; resume it with `{command}`.")
     results = measured.path.parents[1]
     plan = Plan.recorded(measured.about, load, settler(results))
-    for name, now in digests(plan.files, results).items():
+    for name, now in digests(plan.overrides if plan.files else {}, results).items():
         if now != plan.files[name]:
             raise ValueError(
                 f"run `{measured.name}` was begun with another `{name}` (digest "

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.data import READERS, Reading
+from resflow_bench.data import Reading, is_path
 from resflow_bench.flows import Flatten, ResidualBlock, ResidualFlow, saving
 from resflow_bench.lab import Cell, Skip, Value
 from resflow_bench.layers import Uncertified
@@ -158,25 +158,30 @@ def own_model(name: str, results: Path) -> OwnModel | None:
 
 
 def file_of(name: str, results: Path) -> Path | None:
-    """The file that a value of the axis `model` or `dataset` stands for; None for a name."""
+    """The file that a value of the axis `model` stands for; None for a name."""
     if name.startswith(_RUN):
         return results / "models" / f"{name.removeprefix(_RUN)}.pt"
     place = name.rpartition(":")[0] or name
-    return Path(place) if place.endswith((".pt", ".py", *READERS)) else None
+    return Path(place) if place.endswith((".pt", ".py")) else None
 
 
-def digests(names: Collection[Value], results: Path) -> dict[str, str]:
-    """Name -> SHA-256 of the file behind it, first 16 hex digits, for the names that have one.
+def digests(chosen: Mapping[str, Collection[Value]], results: Path) -> dict[str, str]:
+    """Value -> first 16 hex digits of the SHA-256 of the file, or the data, that it stands for.
+
+    Args:
+        chosen: axis -> values; only some of those of `model` and `dataset` stand for files.
 
     Raises:
-        ValueError: a file cannot be read.
+        ValueError: a file cannot be read, or holds no data.
     """
-    files = {name: file_of(name, results) for name in map(str, names)}
-    return {
+    files = {name: file_of(name, results) for name in map(str, chosen.get("model", ()))}
+    found = {
         name: hashlib.sha256(_read(name, file)).hexdigest()[:16]
         for name, file in files.items()
         if file is not None
     }
+    paths = filter(is_path, map(str, chosen.get("dataset", ())))
+    return found | {path: dataset(path).digest for path in paths}
 
 
 def settler(results: Path) -> Callable[[Cell, Collection[str]], Cell]:
@@ -213,6 +218,11 @@ def given(objects: Mapping[str, object]) -> Iterator[None]:
 
 def _as_flow(made: Any, x: Tensor | None, axes: Mapping[str, Value]) -> ResidualFlow:
     if isinstance(made, ResidualFlow):
+        if made.n_context is not None:
+            raise ValueError(
+                f"a conditional flow needs a context of {made.n_context} numbers, which no suite "
+                "gives it. Give the flow at one context, as a module g for each block."
+            )
         return made
     if is_normflows(made):
         return from_normflows(made)

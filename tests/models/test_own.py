@@ -262,6 +262,14 @@ def test_an_uncertified_branch_does_what_needs_no_constant() -> None:
     assert all(torch.isfinite(p.grad).all() for p in flow.parameters())
 
 
+def test_a_conditional_flow_is_refused_by_name(here: Path) -> None:
+    ResidualFlow.mlp(2, (4,), 1, 0.7, context=3).save(here / "flow.pt")
+    with pytest.raises(
+        ValueError, match="a conditional flow needs a context of 3"
+    ):
+        settler(here)(cell("flow.pt"), ())
+
+
 def test_any_other_branch_is_refused_with_the_remedy() -> None:
     with pytest.raises(TypeError, match=r"got Linear.*Uncertified\(g\)"):
         ResidualBlock(nn.Linear(2, 2))
