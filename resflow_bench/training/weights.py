@@ -87,8 +87,7 @@ def load_weights(flow: ResidualFlow, name: str, results: Path) -> None:
             f"the weights {name} are of another architecture: `{differ[0]}` and {len(differ) - 1} "
             "more tensors differ. Give the architecture that they were trained with."
         )
-    flow.load_state_dict(state)
-    flow.align()
+    flow.load_state_dict(state)  # the layers rescale what exceeds their coefficients
 
 
 def trained(

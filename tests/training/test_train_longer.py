@@ -15,6 +15,7 @@ from test_train_resume import but_times, signal_at
 from trainings import STEPS, TINY, Call, Whole, calling, newest, same, undisturbed, weights_of
 
 from resflow_bench.analysis.tables import wide
+from resflow_bench.architectures import architecture_named
 from resflow_bench.data import dataset_named
 from resflow_bench.flows import ResidualFlow, saving
 from resflow_bench.lab.store import Run, Store
@@ -23,7 +24,7 @@ from resflow_bench.training import run as run_of_training
 from resflow_bench.training.best import BestHeldOut
 from resflow_bench.training.plan import TrainingPlan, begin
 from resflow_bench.training.trainer import Trainer, Training
-from resflow_bench.training.weights import TrainingFiles
+from resflow_bench.training.weights import TrainingFiles, load_weights
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,10 @@ def test_a_smaller_constant_is_kept_by_the_weights_of_a_larger_one(
     rows = newest(Path.cwd()).frame("training")
     certified = rows[rows["metric"] == "lipschitz_certified"]["value"]
     assert (certified <= 0.5 * (1 + 1e-6)).all()
+    flow = architecture_named("mlp")((2,), 0.5)
+    load_weights(flow, str(file), Path("results"))
+    before_any_step = max(block.branch.lipschitz_certified() for block in flow.blocks)
+    assert before_any_step <= 0.5 * (1 + 1e-6)
 
 
 def test_weights_that_do_not_fit_or_have_changed(
