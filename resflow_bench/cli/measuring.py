@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from textwrap import fill
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -36,15 +37,20 @@ def list_suites() -> None:
     for name in names():
         suite = load(name)
         click.secho(name, bold=True)
-        click.echo(click.wrap_text(suite.question, width, "  ", "  "))
+        click.echo(_wrapped(suite.question, width, "  ", "  "))
         counts = (f"{len(suite.cells(preset))} {preset}" for preset in suite.presets)
         click.echo(f"  cells: {', '.join(counts)}")
         axes = ", ".join(suite.axes)
-        click.echo(click.wrap_text(axes, min(width, 96), "  axes:  ", " " * 9) + "\n")
+        click.echo(_wrapped(axes, min(width, 96), "  axes:  ", " " * 9) + "\n")
     click.secho("axes, set with `--set AXIS=V1,V2`", bold=True)
     for axis in AXES.values():
         meaning = f"{axis.meaning}; it {rule_of(axis) or axis.rule}"
-        click.echo(click.wrap_text(meaning, width, f"  {axis.name:<11} ", " " * 14))
+        click.echo(_wrapped(meaning, width, f"  {axis.name:<11} ", " " * 14))
+
+
+def _wrapped(text: str, width: int, first: str, others: str) -> str:
+    """The text in lines of that width, none of which ends inside a hyphenated name."""
+    return fill(text, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)
 
 
 @group.cli.command()

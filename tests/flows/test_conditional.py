@@ -115,7 +115,7 @@ def test_the_log_det_is_that_of_each_example_s_jacobian_in_x(name) -> None:
         Averaged(LogDetEstimator(Rademacher(), Fixed(8)), 2),
         Exact(),
     ],
-    ids=str,
+    ids=["probes", "autograd", "series", "arnoldi", "averaged", "exact"],
 )
 def test_an_estimator_treats_each_example_as_alone(name, estimator) -> None:
     """One context in the batch gives the numbers of a batch with that context throughout."""

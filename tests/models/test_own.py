@@ -264,9 +264,7 @@ def test_an_uncertified_branch_does_what_needs_no_constant() -> None:
 
 def test_a_conditional_flow_is_refused_by_name(here: Path) -> None:
     ResidualFlow.mlp(2, (4,), 1, 0.7, context=3).save(here / "flow.pt")
-    with pytest.raises(
-        ValueError, match="a conditional flow needs a context of 3"
-    ):
+    with pytest.raises(ValueError, match="a conditional flow needs a context of 3"):
         settler(here)(cell("flow.pt"), ())
 
 
