@@ -19,15 +19,16 @@ from resflow_bench.flows import ResidualFlow
 from resflow_bench.intervals import mean_interval
 from resflow_bench.lab.progress import Listener, Progress, shown
 from resflow_bench.lab.provenance import provenance
-from resflow_bench.logdet import Exact
+from resflow_bench.logdet import Determinant
 from resflow_bench.models.catalogue import MODELS, Trained, held_out
 from resflow_bench.models.problem import dense_truth, sizes
 from resflow_bench.models.published import FOLDER, MANIFEST, digest, key, manifest
 from resflow_bench.threads import one_thread
 from resflow_bench.training.recipe import dataset
 
-N_TEST = 1000
-"""Held-out examples of a likelihood, or as many as there are."""
+N_TEST, N_NUMBERS = 1000, 25_000
+"""The most held-out examples of a likelihood, and numbers in them: an exact log-det of one takes d
+products."""
 
 EXAMPLES = 20
 """Examples whose exact log-det is computed at a time."""
@@ -92,9 +93,9 @@ def _described(
     data, about, recipe = dataset(model.dataset), provenance(), model.recipe(lipschitz)
     aligned = copy.deepcopy(flow)
     aligned.align()
-    n = min(N_TEST, len(data.test))
+    n = min(N_TEST, len(data.test), N_NUMBERS // aligned.dim)
     x = held_out(model.dataset, n)
-    double = copy.deepcopy(aligned).double().with_estimator(Exact())
+    double = copy.deepcopy(aligned).double().with_estimator(Determinant())
     with one_thread(), torch.no_grad():
         log_prob = torch.cat([double.log_prob(part.double()) for part in x.split(EXAMPLES)])
         jacobians, _ = dense_truth(aligned, x[:N_JACOBIANS])
