@@ -24,7 +24,7 @@ from resflow_bench.models.catalogue import MODELS, Trained, held_out
 from resflow_bench.models.problem import dense_truth, sizes
 from resflow_bench.models.published import FOLDER, MANIFEST, digest, key, manifest
 from resflow_bench.threads import one_thread
-from resflow_bench.training.recipe import dataset
+from resflow_bench.training.recipe import Recipe, dataset
 
 N_TEST, N_NUMBERS = 1000, 25_000
 """The most held-out examples of a likelihood, and numbers in them: an exact log-det of one takes d
@@ -73,6 +73,19 @@ def main(names: tuple[str, ...], check: bool, results: Path) -> None:
     sys.exit(CHANGED if is_worse else 0)
 
 
+def record(recipe: Recipe) -> dict[str, Any]:
+    """All that the weights depend on but code and torch, in plain values."""
+    return {
+        "architecture": recipe.architecture,
+        "dataset": recipe.dataset,
+        "digest": dataset(recipe.dataset).digest,
+        "lipschitz": recipe.lipschitz,
+        "training": asdict(recipe.training),
+        "objective": repr(recipe.objective.truncation),
+        "n_traced": recipe.objective.n_traced,
+    }
+
+
 def _trained() -> Iterator[Trained]:
     return (model for model in MODELS.values() if isinstance(model, Trained))
 
@@ -90,7 +103,7 @@ def _described(
     model: Trained, lipschitz: float, flow: ResidualFlow, seconds: float
 ) -> dict[str, Any]:
     """The entry of the manifest, without the file."""
-    data, about, recipe = dataset(model.dataset), provenance(), model.recipe(lipschitz)
+    data, recipe = dataset(model.dataset), model.recipe(lipschitz)
     aligned = copy.deepcopy(flow)
     aligned.align()
     n = min(N_TEST, len(data.test), N_NUMBERS // aligned.dim)
@@ -102,15 +115,8 @@ def _described(
     norm, radius = sizes(jacobians)
     found = mean_interval(log_prob.numpy())
     return {
-        "recipe": {
-            "architecture": recipe.architecture,
-            "dataset": recipe.dataset,
-            "dataset_digest": data.digest,
-            "lipschitz": lipschitz,
-            "training": asdict(recipe.training),
-            "objective": repr(recipe.objective),
-        },
-        "commit": about["commit"],
+        "recipe": record(recipe),
+        "commit": provenance()["commit"],
         "torch": torch.__version__.split("+")[0],
         "seconds": round(seconds),
         "log_prob": {"value": found.value, "ci_low": found.low, "ci_high": found.high, "n": n},
