@@ -419,7 +419,8 @@ def test_cells_wait_for_their_preparation_which_is_made_once(
     frame = run.frame("prepared")
     assert list(frame["status"]) == ["ok"] * 6
     assert set(frame["value"]) == {2.0}
-    assert {f"preparing dim {dim}" for dim in (1, 2, 3)} <= set(heard)
+    said = {message.split(" (")[0] for message in heard}  # without the number of failed cells
+    assert {f"preparing dim {dim}" for dim in (1, 2, 3)} <= said
     assert sorted(done) == ["mixed", "prepared"]
 
 
