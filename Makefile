@@ -24,7 +24,7 @@ RESULTS ?= results
 REPORTS ?= reports
 
 # Suites whose numbers do not depend on the machine's speed and whose smoke models need no training.
-ACCURACY := bias variance inverse lipschitz launches
+ACCURACY := bias variance inverse lipschitz launches path_gradient
 BASELINE := results/baseline
 
 .PHONY: help env test bench check asv asv-pair asv-history accuracy gate baseline weights clean

@@ -12,7 +12,7 @@ ESTIMATOR_AXES = ("truncation", "n_terms", "roulette", "n_exact", "probe", "n_pr
 IMAGE_FLOWS = ("conv", "multiscale")
 TRAINED_FLOWS = ("trained", *IMAGE_FLOWS)
 PLANE_FLOWS = ("checkerboard", "eight-gaussians")
-DIM = {**dict.fromkeys(PLANE_FLOWS, 2), "patches": 192}
+DIM = {**dict.fromkeys(PLANE_FLOWS, 2), "patches": 768}
 """The dimension of a flow's data; 64 for all others."""
 
 LAWS = ("geometric(0.5)", "geometric(0.1)", "poisson(2)")

@@ -43,7 +43,7 @@ SUITE = Suite(
                 fixed={"n_terms": (2, 10)},
                 roulette={"roulette": ("geometric(0.3)",), "n_exact": (3,)},
                 common=COMMON,
-                flows=(*grids.IMAGE_FLOWS, *grids.PLANE_FLOWS),
+                flows=("conv", *grids.PLANE_FLOWS),
             ),
             {"n_points": 8, "max_draws": 20_000, "half_width": 0.02},
         ),

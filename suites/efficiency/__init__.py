@@ -77,18 +77,6 @@ def candidates(n_traced: int, stop: float, controlled: bool = True) -> tuple[Poi
     )
 
 
-def few(n_traced: int, stop: float) -> tuple[Point, ...]:
-    """The most informative of the candidates, for models of which a call takes seconds."""
-    return (
-        BASELINE,
-        {**BASELINE, "n_traced": n_traced},
-        remedies(n_traced, stop),
-        {**TUNED, "probe": "rademacher", "n_traced": n_traced},
-        DETERMINANT,
-        {"implementation": "normflows", "mode": "roulette", "n_probes": 1},
-    )
-
-
 def grids(
     model: str, dim: int, lipschitz: float, batch_size: int, compared: Iterable[Point]
 ) -> tuple[Grid, ...]:
@@ -133,11 +121,7 @@ SUITE = Suite(
             {"n_points": 4, "n_calls": 16, "n_copies": 8, "n_pairs": 8},
         ),
         "quick": Preset(
-            everywhere(
-                SHALLOW
-                + grids("patches", 768, 0.9, 8, few(1, 0.3))
-                + at_several_dims({16: 256, 64: 256, 256: 16})
-            ),
+            everywhere(SHALLOW + at_several_dims({16: 256, 64: 256, 256: 16})),
             {"n_points": 16, "n_calls": 48, "n_copies": 4, "n_pairs": 12},
         ),
         "full": Preset(

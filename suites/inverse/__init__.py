@@ -51,7 +51,7 @@ SUITE = Suite(
                     (1e-2, 1e-4, 1e-6),
                     (1, 2, 5, 10, 20, 50, 100, 200),
                 )
-                + _grids((), (), (0.9,), (1e-4,), (5, 20, 100), (*IMAGE_FLOWS, "checkerboard"))
+                + _grids((), (), (0.9,), (1e-4,), (20,), (*IMAGE_FLOWS, "checkerboard"))
             ),
             {"n_points": 64},
         ),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
-from typing import cast
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from resflow_bench.jacobian import CHUNK_NUMBERS, Map, dense_jacobian, linearise
 from resflow_bench.lab import Cell, Context, Failure, Observation
 from resflow_bench.layers import AnyBranch
 from resflow_bench.models import build_flow, build_points, dense_truth, realised, sizes
+from resflow_bench.models.own import version
 
 NEWTON_STEPS = 50
 """Near the solution the digits double in each, and most need five."""
@@ -27,13 +30,10 @@ def measure_inverse(cell: Cell, context: Context) -> Iterable[Observation]:
     The truth is the inverse of the same parameters in float64, to rounding, by Newton's method: no
     step of it is one of the solver's that is measured, or of the one behind its certificate.
     """
-    flow = build_flow(cell, context.results)
-    z = flow(build_points(cell, int(context.effort["n_points"]), context.results))
+    flow, z, truth, (norm, radius) = _truth_of(cell, context)
     tolerance = cell["tolerance"]
     inversion = ToTolerance(rtol=tolerance, atol=tolerance, max_steps=cell["max_steps"])
     solution = flow.inverse(z, inversion)
-    newton = cast("ToRounding", solved_by_newton)  # as any function of a branch and z
-    truth = copy.deepcopy(flow).double().inverse(z.double(), newton)
     error = (solution.value.double() - truth.value).flatten(1).norm(dim=1)
     # The truth has an error bound of its own, which counts on the bound's side.
     bound = _bound(solution) + _bound(truth)
@@ -58,8 +58,34 @@ def measure_inverse(cell: Cell, context: Context) -> Iterable[Observation]:
             yield Observation("inverse_error_banach", float(banach.max()), "1", n=n)
     worst = Outcome(int(solution.outcome.max()))
     yield Observation("outcome", float(worst), "1", n=n, message=worst.name.lower())
-    jacobians, _ = dense_truth(flow, truth.value.to(z.dtype))
-    yield from realised(*sizes(jacobians))
+    yield from realised(norm, radius)
+
+
+class _Truth(NamedTuple):
+    """A flow, latents, their inverse to rounding, and the norm and spectral radius there."""
+
+    flow: ResidualFlow
+    z: Tensor
+    solution: Solution
+    sizes: tuple[float, float]
+
+
+def _truth_of(cell: Cell, context: Context) -> _Truth:
+    """The truth that all cells of one model and dtype share."""
+    axes = ("model", "dim", "lipschitz", "dtype", "device")
+    key = Cell(cell.suite, {name: cell[name] for name in axes})
+    n_points, results = int(context.effort["n_points"]), context.results
+    return _truth(key, results, n_points, version(cell["model"], results))
+
+
+@lru_cache(maxsize=2)
+def _truth(cell: Cell, results: Path, n_points: int, version: int) -> _Truth:  # noqa: ARG001
+    flow = build_flow(cell, results)
+    z = flow(build_points(cell, n_points, results))
+    newton = cast("ToRounding", solved_by_newton)  # as any function of a branch and z
+    solution = copy.deepcopy(flow).double().inverse(z.double(), newton)
+    jacobians, _ = dense_truth(flow, solution.value.to(z.dtype))
+    return _Truth(flow, z, solution, sizes(jacobians))
 
 
 def solved_by_newton(branch: AnyBranch, z: Tensor) -> Solution:

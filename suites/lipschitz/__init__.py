@@ -26,7 +26,7 @@ SUITE = Suite(
                 (0.5, 0.9),
                 (0.9,),
                 DTYPES,
-                (*TRAINED_FLOWS, "shallow", "patches", *PLANE_FLOWS),
+                (*TRAINED_FLOWS, "shallow", *PLANE_FLOWS),
             ),
             {"n_points": 32},
         ),

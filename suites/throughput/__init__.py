@@ -45,7 +45,7 @@ SUITE = Suite(
                     flows=grids.IMAGE_FLOWS,
                 )
             ),
-            {"seconds": 2.0},
+            {"seconds": 1.0},
         ),
         "full": Preset(
             grids.everywhere(

@@ -47,7 +47,7 @@ SUITE = Suite(
                 fixed={"n_terms": (10,)},
                 roulette={"roulette": ("geometric(0.3)",), "n_exact": (3,)},
                 common={**COMMON, "n_probes": (1,)},
-                flows=(*grids.IMAGE_FLOWS, *grids.PLANE_FLOWS),
+                flows=("conv", *grids.PLANE_FLOWS),
             ),
             {"n_points": 8, "max_draws": 8_000},
         ),
