@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib import import_module
@@ -57,6 +58,9 @@ def measure(
     Returns:
         The columns of a run's rows; a failed or skipped cell is one row whose `message` says why.
 
+    Warns:
+        UserWarning: cells failed or were skipped.
+
     Raises:
         ValueError: a suite, an axis or a value that does not exist, or no cell that has them.
         KeyboardInterrupt: after Ctrl-C.
@@ -75,8 +79,13 @@ def measure(
         plan = Plan(chosen, preset, overrides, seed, files, settler(Path(results)))
         run = begin(plan, Store(Path(results)))
         listen = listen or stack.enter_context(shown("{}/{} cells"))
-        if sweep(plan, run, jobs, listen).signal is not None:
+        tally = sweep(plan, run, jobs, listen)
+        if tally.signal is not None:
             raise KeyboardInterrupt
+        for what, lost in (("failed", tally.failed), ("were skipped", tally.skipped)):
+            if lost:
+                why = f"{len(lost)} of {tally.n_total} cells {what}, such as {lost[0].cell}: "
+                warnings.warn(why + lost[0].message, stacklevel=2)
         frames = run.frames()
         return pd.concat([frames[suite.name] for suite in chosen], ignore_index=True)
 
@@ -87,9 +96,10 @@ def draw(suite: str, rows: pd.DataFrame) -> dict[str, Figure]:
     Figures for which the rows have no cells are left out.
     """
     found = load(canonical(suite))
-    mine = rows[rows["suite"] == found.name].dropna(axis="columns", how="all")
-    if not found.figures or mine.empty:
+    mine = rows[rows["suite"] == found.name]
+    if not found.figures or not (mine["status"] == "ok").any():
         return {}
+    mine = mine.dropna(axis="columns", how="all")
     cells = wide(mine.assign(message=mine.get("message", "")))
     figures = {
         one.name: one.draw(cells, N_COLUMNS) for one in import_module(found.figures).PICTURES

@@ -53,9 +53,12 @@ def test_flows_and_functions_and_names_side_by_side(tmp_path: Path) -> None:
     flow = ResidualFlow.mlp(dim=3, hidden=(8,), n_blocks=2, lipschitz=0.9)
     before = {name: t.clone() for name, t in flow.state_dict().items()}
     models = {"mine": flow, "made": lambda dim, lipschitz: [Shrinking(dim, lipschitz)] * 2}
-    rows = resflow_bench.measure(
-        ["bias", "lipschitz"], preset="smoke", results=tmp_path, model=models, lipschitz=(0.5, 0.9)
-    )
+    with pytest.warns(UserWarning, match="cells were skipped, such as bias model=mine"):
+        rows = resflow_bench.measure(
+            *(["bias", "lipschitz"],), preset="smoke", results=tmp_path, model=models,
+            lipschitz=(0.5, 0.9),
+        )  # fmt: skip
+    assert resflow_bench.draw("bias", rows[rows["status"] == "skipped"]) == {}
     assert all(torch.equal(t, before[name]) for name, t in flow.state_dict().items())
     assert all(p.requires_grad for p in flow.parameters()), "the flow is measured, not changed"
     one = rows[rows["suite"] == "lipschitz"].set_index(["model", "lipschitz", "metric"])["value"]

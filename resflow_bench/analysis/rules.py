@@ -47,8 +47,12 @@ def apply(statement: Statement, cells: pd.DataFrame) -> pd.DataFrame:
     if cells.empty:
         return cells
     if statement.only:
-        cells = cells.query(statement.only)
-    lines = rule.test(cells).assign(statement=statement.name, cell=cells["cell"])
+        try:
+            cells = cells.query(statement.only)
+        except NameError:  # pandas' for a metric that no cell has: none is selected
+            cells = cells.head(0)
+    lines = rule.test(cells)  # of some of the cells
+    lines = lines.assign(statement=statement.name, cell=cells["cell"].reindex(lines.index))
     if "variance_is_finite" in cells:  # else no interval of a mean or a variance can be trusted
         infinite = cells["variance_is_finite"].reindex(lines.index) == 0.0
         lines.loc[infinite, ["p", "shown", "reason"]] = [np.nan, False, INFINITE]

@@ -7,6 +7,7 @@ the same name. A part of the user's own is saved and loaded once `PARTS` has its
 from __future__ import annotations
 
 import inspect
+import json
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,13 +38,19 @@ _CLASSES: tuple[type, ...] = (
     *(layers.Branch, layers.LinearBranch, layers.Linear, layers.Conv2d, layers.DenseLayer),
     *(layers.LipSwish, layers.CLipSwish, layers.Tanh, layers.ELU, layers.Softplus, layers.Sine),
     *(layers.ReLU, layers.LearnableOrder, layers.Spectral, layers.Induced, layers.Conditioner),
-    *(StandardNormal, DiagonalNormal, NormalMixture),
+    *(StandardNormal, DiagonalNormal, NormalMixture, layers.Uncertified),
 )
 PARTS: dict[str, type] = {one.__name__: one for one in _CLASSES}
 """The classes that a file may name."""
 
 _CHOSEN_ANEW = ("generator", "estimator")
 """Arguments that are no part of a flow: its numbers are loaded, its estimator is the user's."""
+
+_UNFIT = (
+    *(AttributeError, IndexError, KeyError, TypeError, RuntimeError),
+    *(OverflowError, RecursionError, MemoryError),
+)
+"""What a file that was damaged, or written by hand, raises."""
 
 _PLAIN = (bool, int, float, str, Tensor, type(None))
 
@@ -69,12 +76,12 @@ class SavedParts:
             ValueError: they do not fit each other, or a class is not in `PARTS`.
         """
         builder = _Builder()
-        module = make(**{name: builder.value(v) for name, v in self.architecture.items()})
         try:
+            module = make(**{name: builder.value(v) for name, v in self.architecture.items()})
             module.load_state_dict(self.state, assign=True)
-        except RuntimeError as error:
-            why = " ".join(str(error).split())
-            raise ValueError(f"the numbers do not fit the architecture: {why}") from error
+        except _UNFIT as error:
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(f"architecture and numbers of the file do not fit: {why}") from error
         return module
 
     def write(self, file: Path) -> None:
@@ -99,6 +106,7 @@ def described(flow: nn.Module, about: Mapping[str, Any]) -> SavedParts:
     describer = _Describer()
     architecture = {name: describer.value(v) for name, v in arguments(flow).items()}
     state = {name: t.detach().cpu().clone() for name, t in flow.state_dict().items()}
+    _check_notes(about)
     saved = SavedParts(architecture, state, dict(about))
     if _ties(saved.rebuilt(type(flow))) != _ties(flow):
         raise ValueError(
@@ -106,6 +114,16 @@ def described(flow: nn.Module, about: Mapping[str, Any]) -> SavedParts:
             "whole part, or save `flow.state_dict()`."
         )
     return saved
+
+
+def _check_notes(about: Any) -> None:
+    """Refuse notes that a file without code cannot hold."""
+    try:
+        json.dumps(dict(about))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"notes are a dictionary of plain values, as JSON has them; got {about!r}."
+        ) from error
 
 
 def read(file: Path) -> SavedParts:
@@ -129,7 +147,21 @@ def read(file: Path) -> SavedParts:
             f"`{file}` holds no flow of the format `{FORMAT}`. Load its weights into a flow with "
             "`load_state_dict`, then `flow.save(file)`."
         )
-    return SavedParts(content["architecture"], content["state"], content["about"])
+    architecture, state, about = (content.get(name) for name in ("architecture", "state", "about"))
+    if not (
+        isinstance(architecture, dict)
+        and isinstance(about, dict)
+        and isinstance(state, dict)
+        and all(map(_is_number, state.items()))
+    ):
+        raise ValueError(damaged)
+    return SavedParts(architecture, state, about)
+
+
+def _is_number(entry: tuple[Any, Any]) -> bool:
+    """True for a name with a dense tensor."""
+    name, t = entry
+    return isinstance(name, str) and isinstance(t, Tensor) and t.layout == torch.strided
 
 
 def arguments(part: Any) -> dict[str, Any]:

@@ -19,7 +19,15 @@ from resflow_bench.lab.plan import Plan, now
 from resflow_bench.lab.progress import Listener, Progress, ignore
 from resflow_bench.lab.store import Run
 from resflow_bench.lab.suite import Context, Suite
-from resflow_bench.lab.workers import Answer, Job, Task, by_workers, in_turn, preparations
+from resflow_bench.lab.workers import (
+    Answer,
+    Job,
+    Task,
+    by_workers,
+    in_turn,
+    preparations,
+    shared,
+)
 from resflow_bench.threads import one_thread
 
 
@@ -101,9 +109,8 @@ def sweep(
     tally = Tally()
     tasks = list(_tasks(plan, run.path.parents[1], tally, done))
     exclusive = [task for task in tasks if task.suite.exclusive]
-    shared = list(_in_order([task for task in tasks if not task.suite.exclusive]))
-    shared += preparations(exclusive)
-    jobs = max(1, min(jobs, len(shared)))
+    common = list(_in_order([task for task in tasks if not task.suite.exclusive], exclusive))
+    jobs = max(1, min(jobs, len(common)))
     for task in tasks:
         workers = 1 if task.suite.exclusive else jobs
         tally.paces.setdefault(task.suite.name, _Pace(workers)).n_left += 1
@@ -111,7 +118,7 @@ def sweep(
     with Interrupts() as interrupts:
         try:
             say = _saying(tally, listen)
-            with closing(_answers(shared, exclusive, jobs, interrupts, say)) as answers:
+            with closing(_answers(common, exclusive, jobs, interrupts, say)) as answers:
                 for answer in answers:
                     if answer is None:
                         run.flush()
@@ -147,12 +154,19 @@ def _tasks(plan: Plan, results: Path, tally: Tally, done: set[str]) -> Iterator[
                 yield Task(suite, cell, context)
 
 
-def _in_order(tasks: list[Task]) -> Iterator[Job]:
-    """Suite by suite, its preparations before its cells."""
+def _in_order(tasks: list[Task], exclusive: list[Task]) -> Iterator[Job]:
+    """Suite by suite, the preparations before the cells; those of exclusive suites at the end.
+
+    What several suites prepare is prepared once, for the first of them.
+    """
+    left = {shared(job): job for job in preparations([*tasks, *exclusive])}
     for _, several in groupby(tasks, key=lambda task: task.suite.name):
         cells = list(several)
-        yield from preparations(cells)
+        for cell in cells:
+            if (job := left.pop(shared(cell), None)) is not None:
+                yield job
         yield from cells
+    yield from left.values()
 
 
 def _saying(tally: Tally, listen: Listener) -> Callable[[str], None]:
@@ -160,7 +174,7 @@ def _saying(tally: Tally, listen: Listener) -> Callable[[str], None]:
 
 
 def _answers(
-    shared: list[Job],
+    common: list[Job],
     exclusive: list[Task],
     jobs: int,
     interrupts: Interrupts,
@@ -168,8 +182,8 @@ def _answers(
 ) -> Generator[Answer | None, None, None]:
     """Answers in the order of completion; None while there is none."""
     if jobs > 1:
-        yield from by_workers(shared, jobs, interrupts, say)
+        yield from by_workers(common, jobs, interrupts, say)
     else:
         with one_thread():
-            yield from in_turn(shared, interrupts, say)
+            yield from in_turn(common, interrupts, say)
     yield from in_turn(exclusive, interrupts, say)

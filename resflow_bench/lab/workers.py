@@ -55,9 +55,12 @@ Job = Task | Preparation
 
 
 def shared(job: Job) -> tuple[object, ...]:
-    """The suite's name and the cell's values of `prepared_by`: equal for cells that share one."""
+    """`prepare` and the cell's values of `prepared_by`: equal for cells that share a preparation.
+
+    So are those of cells of several suites that prepare the same.
+    """
     cell = job.cell if isinstance(job, Task) else job.cells[0]
-    return (job.suite.name, *(cell.get(axis) for axis in job.suite.prepared_by))
+    return (job.suite.prepare, *(cell.get(axis) for axis in job.suite.prepared_by))
 
 
 def preparations(tasks: Iterable[Task]) -> list[Preparation]:

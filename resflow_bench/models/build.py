@@ -21,7 +21,7 @@ def model_named(name: str, results: Path) -> Model:
     Raises:
         ValueError: there is none.
     """
-    found = MODELS.get(name) or own_model(name, results)
+    found = own_model(name, results) or MODELS.get(name)
     if found is None:
         raise ValueError(f"a model is one of {', '.join(MODELS)}, {FORMS}; got `{name}`.")
     return found

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from resflow_bench.data import Reading, is_path
 from resflow_bench.flows import Flatten, ResidualBlock, ResidualFlow, saving
+from resflow_bench.jacobian.linearisation import same_shape
 from resflow_bench.lab import Cell, Skip, Value
 from resflow_bench.layers import Uncertified
 from resflow_bench.peers.from_normflows import from_normflows, is_normflows
@@ -105,11 +106,7 @@ class OwnModel:
             from resflow_bench.models.catalogue import held_out
 
             return held_out(self.data, n, self.reading)
-        flow, x = self._made({**_AXES, "dim": dim})
-        if x is not None:
-            return x[torch.arange(n) % len(x)]
-        draw = torch.rand if len(flow.event) == 3 else torch.randn
-        return draw(n, *flow.event, generator=torch.Generator().manual_seed(0))
+        return _points(*self._made({**_AXES, "dim": dim}), n)
 
     def _taken(self) -> dict[str, Value]:
         """The axes that the source is a function of."""
@@ -121,15 +118,33 @@ class OwnModel:
         """The flow, not shared with the source, and the points that come with it."""
         made = self.source
         if callable(made) and not isinstance(made, nn.Module):
-            with _SEEDED, torch_seeded(0):  # so that every cell has the same initial weights
-                made = made(**{axis: axes[axis] for axis in self._taken()})
+            made = self._called({axis: axes[axis] for axis in self._taken()})
         x = None
-        if isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], Tensor):
+        if isinstance(made, tuple) and len(made) == 2 and not isinstance(made[1], nn.Module):
             made, x = made
+            if not isinstance(x, Tensor) or x.ndim < 2 or not len(x):
+                raise ValueError(
+                    f"model `{self.name}`: points are a tensor (n, *event), n of at least 1; got "
+                    f"{tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}."
+                )
         try:
-            return _as_flow(copy.deepcopy(made), x, axes if "dim" in self._taken() else {}), x
+            flow = _as_flow(copy.deepcopy(made), x, axes if "dim" in self._taken() else {})
+            check_branches(flow, _points(flow, x, 2))
         except (TypeError, ValueError) as error:
             raise ValueError(f"model `{self.name}`: {error}") from error
+        return flow, x
+
+    def _called(self, taken: Mapping[str, Value]) -> Any:
+        """What the function returns; every cell has the same initial weights."""
+        try:
+            with _SEEDED, torch_seeded(0):
+                return self.source(**taken)
+        except Exception as error:  # the user's code, which may raise anything
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(
+                f"model `{self.name}`: the function, called with {', '.join(taken) or 'nothing'}, "
+                f"failed: {why}"
+            ) from error
 
 
 def is_own(name: str) -> bool:
@@ -159,6 +174,8 @@ def own_model(name: str, results: Path) -> OwnModel | None:
 
 def file_of(name: str, results: Path) -> Path | None:
     """The file that a value of the axis `model` stands for; None for a name."""
+    if name in _GIVEN.get().objects:
+        return None
     if name.startswith(_RUN):
         return results / "models" / f"{name.removeprefix(_RUN)}.pt"
     place = name.rpartition(":")[0] or name
@@ -216,6 +233,49 @@ def given(objects: Mapping[str, object]) -> Iterator[None]:
         _GIVEN.reset(token)
 
 
+def _points(flow: ResidualFlow, x: Tensor | None, n: int) -> Tensor:
+    """n of the given points, repeated if they are fewer; or normal, for an image uniform ones."""
+    if x is not None:
+        return x[torch.arange(n) % len(x)]
+    draw = torch.rand if len(flow.event) == 3 else torch.randn
+    return draw(n, *flow.event, generator=torch.Generator().manual_seed(0))
+
+
+def check_branches(flow: ResidualFlow, x: Tensor) -> None:
+    """Refuse a module g that is no branch, at points (n, *event), n of at least 2.
+
+    Raises:
+        ValueError: g changes the shape, is not finite, couples the examples of a batch, or hides
+            its dependence on x from autograd.
+    """
+    dtype = next((p.dtype for p in flow.parameters()), x.dtype)
+    h = x.to(dtype)
+    for layer in flow.bijections:
+        if isinstance(layer, ResidualBlock) and isinstance(layer.branch, Uncertified):
+            h = h.detach().requires_grad_()
+            try:
+                y = same_shape(layer.branch(h), h)
+                alone = layer.branch(h[:1])
+            except RuntimeError as error:
+                why = " ".join(str(error).split())
+                raise ValueError(f"g fails at points of shape {(*h.shape,)}: {why}") from error
+            if not bool(torch.isfinite(y).all()):
+                raise ValueError("g is not finite at its points. Check weights and points.")
+            size = float(y.detach().abs().max())
+            if not torch.allclose(alone, y[:1], rtol=1e-2, atol=1e-3 * size):
+                raise ValueError(
+                    "g couples the examples of a batch: g(x)[:1] and g(x[:1]) differ. Each row of "
+                    "g(x) must depend on its own row of x alone."
+                )
+            if not y.requires_grad or torch.autograd.grad(y.sum(), h, allow_unused=True)[0] is None:
+                raise ValueError(
+                    "g hides its dependence on x from autograd, by `detach` or numpy, so that its "
+                    "Jacobian would count as 0. Write it with torch's operations."
+                )
+        with torch.no_grad():
+            h = layer(h)
+
+
 def _as_flow(made: Any, x: Tensor | None, axes: Mapping[str, Value]) -> ResidualFlow:
     if isinstance(made, ResidualFlow):
         if made.n_context is not None:
@@ -223,7 +283,7 @@ def _as_flow(made: Any, x: Tensor | None, axes: Mapping[str, Value]) -> Residual
                 f"a conditional flow needs a context of {made.n_context} numbers, which no suite "
                 "gives it. Give the flow at one context, as a module g for each block."
             )
-        return made
+        return made.eval()
     if is_normflows(made):
         return from_normflows(made)
     several = made if isinstance(made, list | tuple | nn.ModuleList) else [made]
@@ -260,7 +320,10 @@ def _saved(name: str, file: Path, stamp: int) -> OwnModel:  # noqa: ARG001 -- pa
     except ValueError as error:
         raise ValueError(f"model `{name}`: {error}") from error
     data, digest = str(saved.about.get("dataset", "")), saved.about.get("digest")
-    reading = Reading(**saved.about.get("reading", {}))
+    try:
+        reading = Reading(**saved.about.get("reading", {}))
+    except TypeError as error:
+        raise ValueError(f"model `{name}`: its notes do not say how data are read.") from error
     if data and digest not in (None, dataset(data, reading).digest):  # which refuses missing data
         raise ValueError(
             f"model `{name}` was trained on other bytes of {data} (digest {digest}; got "

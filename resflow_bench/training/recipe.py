@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from resflow_bench.architectures import architecture_named
-from resflow_bench.data import Dataset, Reading, dataset_named
+from resflow_bench.data import Dataset, Reading, dataset_named, is_path
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.logdet import Geometric, LogDetEstimator, Rademacher, Roulette
 from resflow_bench.training.trainer import Training
@@ -101,8 +101,9 @@ def dataset(name: str, reading: Reading = Reading()) -> Dataset:
     Image files are read from the folder in the environment variable RESFLOW_DATA, or from `data`
     where that is not set.
     """
-    file = Path(name)
-    stamp = file.stat().st_mtime_ns if file.exists() else 0
+    top = Path(name)
+    files = sorted([top, *top.rglob("*")]) if is_path(name) and top.exists() else []
+    stamp = hash(tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
     return _dataset(name, Path(os.environ.get("RESFLOW_DATA", "data")), reading, stamp)
 
 

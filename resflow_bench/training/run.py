@@ -86,7 +86,7 @@ def train(
     if data.digest != plan.digest:
         raise ValueError(
             f"run `{run.name}` was begun on other {data.name} (digest {plan.digest}; got "
-            f"{data.digest}). Give the folder of the original files with --data."
+            f"{data.digest}). Put the original files back."
         )
     files, n_steps, about = TrainingFiles(run), plan.recipe.training.n_steps, run.about
     is_longer = plan.is_longer_than(run)

@@ -130,17 +130,25 @@ class _WeightsCache:
 
     def checkpoint_step(self) -> int:
         """The number of steps that the checkpoint holds; 0 without a checkpoint."""
-        if not self.checkpoint.exists():
-            return 0
-        return int(torch.load(self.checkpoint, weights_only=True)["n_steps_done"])
+        state = self._load(self.checkpoint)
+        return 0 if state is None else int(state["n_steps_done"])
 
     def nearest(self, step: int) -> dict[str, Any] | None:
         """The saved state with the most steps, at most `step`; None if there is none."""
         snapshots = self.folder.glob(f"{glob.escape(self.stem)}-step*.pt")
         saved = {int(file.stem.rpartition("-step")[2]): file for file in snapshots}
-        saved.setdefault(self.checkpoint_step(), self.checkpoint)
         best = max((s for s in saved if s <= step), default=0)
-        return dict(torch.load(saved[best], weights_only=True)) if best else None
+        state = self._load(self.checkpoint)
+        if state is not None and best < state["n_steps_done"] <= step:
+            return state
+        return self._load(saved[best]) if best else None
+
+    def _load(self, file: Path) -> dict[str, Any] | None:
+        """The state in a file; None if there is none, or another process has just removed it."""
+        try:
+            return dict(torch.load(file, weights_only=True))
+        except FileNotFoundError:
+            return None
 
 
 def _train(

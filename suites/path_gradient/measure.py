@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from resflow_bench.fixed_point import Outcome
-from resflow_bench.flows import ResidualFlow, ToTolerance
+from resflow_bench.flows import ResidualFlow, StandardNormal, ToTolerance
 from resflow_bench.flows.implicit import attached
 from resflow_bench.intervals import Interval, mean_interval
 from resflow_bench.lab import Cell, Context, Failure, Observation, Skip, exactly, observe
@@ -51,6 +51,8 @@ def measure_path_gradient(cell: Cell, context: Context) -> Iterable[Observation]
     flow = build_flow(cell, context.results).requires_grad_(True)
     if not list(flow.parameters()):
         raise Skip(f"the model {cell['model']} has no parameter: no gradient to measure")
+    if not isinstance(flow.base, StandardNormal):
+        raise Skip("latents are drawn from a standard normal; this flow has another base density")
     z = normal_points(int(context.effort["n_points"]), cell["dim"]).to(
         cell["device"], torch.float64
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,12 @@ import pytest
 import torch
 from torch import nn
 
+from resflow_bench.analysis import verdicts
 from resflow_bench.cli import main
 from resflow_bench.cli.choices import parse_assignment
 from resflow_bench.flows import ActNorm, ResidualBlock, ResidualFlow
 from resflow_bench.lab import Cell, Skip
+from resflow_bench.lab.discovery import load
 from resflow_bench.lab.store import Store
 from resflow_bench.layers import Uncertified
 from resflow_bench.logdet import Determinant
@@ -260,6 +263,86 @@ def test_an_uncertified_branch_does_what_needs_no_constant() -> None:
     y = flow.rsample(40, torch.Generator().manual_seed(2))
     y.square().sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in flow.parameters())
+
+
+class Odd(nn.Module):
+    """A module that is no branch, in one of several ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.scale = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return {
+            "couples": lambda: torch.tanh(x - x.mean(0)),
+            "detaches": lambda: self.scale * x.detach(),
+            "narrows": lambda: x[:, :1],
+            "is lost": lambda: x / 0,
+            "fails": lambda: x @ torch.ones(7, 7),
+        }[self.way]()
+
+
+@pytest.mark.parametrize(
+    ("way", "why"),
+    [
+        ("couples", "couples the examples"),
+        ("detaches", "hides its dependence on x from autograd"),
+        ("narrows", "same shape"),
+        ("is lost", "not finite"),
+        ("fails", r"g fails at points of shape \(2, 3\)"),
+    ],
+)
+def test_a_module_that_is_no_branch_is_refused(way: str, why: str, here: Path) -> None:
+    for source in ((Odd(way), torch.randn(4, 3)),
+                   ResidualFlow([ResidualBlock(Uncertified(Odd(way)))], 3)):  # fmt: skip
+        with given({"odd": source}), pytest.raises(ValueError, match=f"model `odd`: .*{why}"):
+            settler(here)(cell("odd"), ())
+
+
+def test_a_flow_is_measured_in_evaluation_mode(here: Path) -> None:
+    g = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
+    flow = ResidualFlow([ResidualBlock(Uncertified(g))], 3)
+    with given({"mine": flow}):
+        made = build_flow(settler(here)(cell("mine"), ()), here)
+    assert not any(module.training for module in made.modules())
+    assert all(module.training for module in flow.modules()), "a copy is measured"
+
+
+def test_an_object_goes_before_a_name_of_the_catalogue(here: Path) -> None:
+    flow = ResidualFlow.mlp(2, (4,), 1, 0.3)
+    for name in ("trained", "init", "a.pt", "run:x"):
+        with given({name: flow}):
+            assert build_flow(settler(here)(cell(name), ()), here).dim == 2
+
+
+def test_an_error_in_the_users_function_is_one_line(here: Path) -> None:
+    def needs(width: int) -> nn.Module:
+        return nn.Linear(width, width)
+
+    def opens() -> nn.Module:
+        raise FileNotFoundError("nothere.pt")
+
+    for source, why in ((needs, "missing 1 required"), (opens, "FileNotFoundError: nothere.pt")):
+        with given({"mine": source}), pytest.raises(ValueError, match=f"failed: .*{why}"):
+            settler(here)(cell("mine"), ())
+    with (
+        given({"mine": (nn.Linear(2, 2), [[1.0, 2.0]])}),
+        pytest.raises(ValueError, match="tensor"),
+    ):
+        settler(here)(cell("mine"), ())
+
+
+def test_the_page_of_a_flow_without_a_promise_has_no_verdict_on_bounds(here: Path) -> None:
+    suites = ("bias", "variance", "inverse", "lipschitz")
+    asked = ("--set", "model=own.py:two_blocks", "--jobs", "2", "--out", "page")
+    assert call("run", *suites, "--preset", "smoke", *asked) == 0
+    page = (here / "page" / "index.html").read_text()
+    text = re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)
+    assert not re.search(r"\bnan\b", text), "a verdict about no cell"
+    run = Store(here / "results").runs()[-1]
+    judged = verdicts.judge(run.frames(), {name: load(name) for name in run.suites})
+    assert not (judged["verdict"] == "violated").any()
 
 
 def test_a_conditional_flow_is_refused_by_name(here: Path) -> None:
