@@ -388,5 +388,5 @@ def test_the_baseline_with_intervals_at_95_percent_is_a_regression() -> None:
     judged = gate.judge(base, new, margins)
     worse = judged[judged["verdict"] == WORSE]
     assert len(worse) >= 4
-    assert set(worse["metric"]) <= {"bias", "bias_paired"}
+    assert set(worse["metric"]) == {"bias", "bias_paired", "weight_bias"}
     assert worse["reason"].str.contains(r"reaches [12]\.?\d* standard errors, 2\.\d+ in BASE").all()
