@@ -51,7 +51,7 @@ WEIGHTS = {
     "else for normal errors of the closed-form bias and variance, an approximation. Where the "
     "variance is infinite: ∞ and 1",
 }
-"""What the suites that measure importance weights add to their glossary."""
+"""Glossary entries of the suites that measure importance weights."""
 
 
 def telling(cells: pd.DataFrame) -> pd.DataFrame:

@@ -50,7 +50,7 @@ _UNFIT = (
     *(AttributeError, IndexError, KeyError, TypeError, RuntimeError),
     *(OverflowError, RecursionError, MemoryError),
 )
-"""What a file that was damaged, or written by hand, raises."""
+"""Errors that a damaged file, or one written by hand, causes while a flow is built from it."""
 
 _PLAIN = (bool, int, float, str, Tensor, type(None))
 
@@ -62,7 +62,7 @@ class SavedParts:
     architecture: constructor arguments of the flow, in which a part is a dictionary of its class'
         name and its own arguments.
     state: the flow's `state_dict`.
-    about: what whoever saved it noted.
+    about: the notes given to `ResidualFlow.save`.
     """
 
     architecture: dict[str, Any]

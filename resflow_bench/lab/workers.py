@@ -41,7 +41,7 @@ class Task(NamedTuple):
 
 
 class Preparation(NamedTuple):
-    """What some cells of a suite share and have to wait for, such as the training of a flow."""
+    """A job that some cells share and wait for, such as the training of a flow."""
 
     suite: Suite
     cells: list[Cell]
@@ -64,7 +64,7 @@ def shared(job: Job) -> tuple[object, ...]:
 
 
 def preparations(tasks: Iterable[Task]) -> list[Preparation]:
-    """What the tasks' suites prepare, each once."""
+    """The preparations of the tasks' suites, each once."""
     groups: dict[tuple[object, ...], Preparation] = {}
     for task in tasks:
         if task.suite.prepare is not None:

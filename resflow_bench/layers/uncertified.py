@@ -21,8 +21,8 @@ class Uncertified(nn.Module):
     with J by autograd; bounds from a constant, and the `error_bound` of an inverse, are infinite.
 
     Args:
-        g: treats the examples of a batch independently; switched to evaluation mode by whoever
-            measures it, as batch normalisation in training does not.
+        g: treats the examples of a batch independently. Batch normalisation does so in evaluation
+            mode alone; suites measure a copy in that mode.
     """
 
     order: Order = 2.0

@@ -30,14 +30,13 @@ from resflow_bench.layers import Uncertified
 from resflow_bench.peers.from_normflows import from_normflows, is_normflows
 from resflow_bench.peers.peer import torch_seeded
 from resflow_bench.training.recipe import dataset
+from resflow_bench.training.weights import RUN, weights_file
 
 FORMS = "FILE.py:FUNCTION, run:RUN or FILE.pt"
 """The values of the axis `model` beside the names of the catalogue."""
 
 _AXES: Mapping[str, Value] = {"dim": 2, "lipschitz": 0.5}
 """Axes that a function may take, with values at which it is called to see the others."""
-
-_RUN = "run:"
 
 
 _SEEDED = Lock()
@@ -135,7 +134,7 @@ class OwnModel:
         return flow, x
 
     def _called(self, taken: Mapping[str, Value]) -> Any:
-        """What the function returns; every cell has the same initial weights."""
+        """The function's result; every cell has the same initial weights."""
         try:
             with _SEEDED, torch_seeded(0):
                 return self.source(**taken)
@@ -176,8 +175,8 @@ def file_of(name: str, results: Path) -> Path | None:
     """The file that a value of the axis `model` stands for; None for a name."""
     if name in _GIVEN.get().objects:
         return None
-    if name.startswith(_RUN):
-        return results / "models" / f"{name.removeprefix(_RUN)}.pt"
+    if name.startswith(RUN):
+        return weights_file(name, results)
     place = name.rpartition(":")[0] or name
     return Path(place) if place.endswith((".pt", ".py")) else None
 

@@ -25,7 +25,7 @@ SECONDS_BETWEEN_CHECKPOINTS = 5.0
 
 
 RUN = "run:"
-"""What the name of a training's weights begins with."""
+"""The prefix of a name that stands for the weights of a training, `run:RUN`."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RESOLUTION = 0.05
-"""Of the gradient's length: a step that is as much too long matters less than its noise."""
+"""A share of the gradient's length. A step that is too long by it matters less than its noise."""
 
 STATEMENTS = (
     Statement(

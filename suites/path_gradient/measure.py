@@ -22,10 +22,10 @@ from resflow_bench.threads import one_thread
 from suites.sampling import NORMAL_ORDER
 
 MAX_STEPS = 10_000
-"""Of an inverse; a cell in which it does not suffice fails."""
+"""The cap on the steps of an inverse; a cell whose inverse needs more fails."""
 
 NO_BIAS = 1e-9
-"""Of the gradient's length: in float64 a smaller difference is rounding."""
+"""A share of the gradient's length. In float64 a smaller difference is rounding."""
 
 EXACT = ToTolerance(rtol=1e-14, atol=1e-14, max_steps=MAX_STEPS)
 
