@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files written whole or not at all, and Parquet read without threads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @contextmanager
@@ -27,3 +30,15 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def parquet_table(source: Path | BinaryIO) -> pa.Table:
+    """The rows of a Parquet file, read in this thread.
+
+    With its defaults Arrow reads in threads of its own. One that still holds a Python object when
+    the interpreter ends aborts the process: a command whose work is done exits with -6
+    (apache/arrow#34314).
+    """
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(source, pre_buffer=False).read(use_threads=False)

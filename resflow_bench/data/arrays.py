@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from resflow_bench.files import parquet_table
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -102,9 +104,7 @@ def _csv(path: Path) -> FileArrays:
 
 
 def _parquet(path: Path) -> FileArrays:
-    import pandas as pd
-
-    return _columns(path, pd.read_parquet(path))
+    return _columns(path, parquet_table(path).to_pandas(use_threads=False))
 
 
 def _columns(path: Path, frame: pd.DataFrame) -> FileArrays:

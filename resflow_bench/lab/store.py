@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from resflow_bench import __version__
-from resflow_bench.files import written_whole
+from resflow_bench.files import parquet_table, written_whole
 from resflow_bench.lab.axes import axis_named
 from resflow_bench.lab.observe import Result
 from resflow_bench.lab.suite import Suite
@@ -103,7 +103,7 @@ def _read_part(path: Path) -> pa.Table:
     reason = "its bytes or columns are not those that were written"
     try:
         content = path.read_bytes()
-        table = pq.read_table(io.BytesIO(content))
+        table = parquet_table(io.BytesIO(content))
         # A part that another tool rewrote lacks the mark, and its name holds no digest of it.
         whole = _MARK not in (table.schema.metadata or {}) or path.stem.endswith(_digest(content))
         if whole and table.column_names[: len(COLUMNS)] == list(COLUMNS):
@@ -200,7 +200,7 @@ class Run:
                 f"it holds those of {', '.join(self.suites) or 'no suite'}."
             )
         tables = [_read_part(part) for part in parts]
-        frame = pa.concat_tables(tables, promote_options="default").to_pandas()
+        frame = pa.concat_tables(tables, promote_options="default").to_pandas(use_threads=False)
         part = pd.Series(np.repeat(np.arange(len(tables)), [len(table) for table in tables]))
         frame = frame[part == part.groupby(frame["cell"]).transform("max")]
         axes = axis_columns(frame.columns)
