@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 Call = Callable[[], object]
 
-MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}  # rows of a square product that runs at the full rate
+MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}  # rows of a square product that runs at the full rate
 MIN_TIMES = 10  # with fewer than eight, no interval of the median reaches 99 %
 
 

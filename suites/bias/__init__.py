@@ -45,7 +45,7 @@ SUITE = Suite(
                 common=COMMON,
                 flows=("conv", *grids.PLANE_FLOWS),
             ),
-            {"n_points": 8, "max_draws": 20_000, "half_width": 0.02},
+            {"n_points": 8, "max_draws": 10_000, "half_width": 0.03},
         ),
         "full": Preset(
             grids.estimator_grids(

@@ -8,7 +8,7 @@ from resflow_bench.architectures import LINEAR_FAMILIES
 from resflow_bench.lab import Grid, Preset, Suite
 from resflow_bench.models import PREPARED_BY, prepare_models
 from resflow_bench.speed.benchmark import SuiteBenchmark
-from suites.grids import IMAGE_FLOWS, MODEL_AXES, TRAINED_FLOWS, Axes, everywhere, model_grids
+from suites.grids import MODEL_AXES, TRAINED_FLOWS, Axes, everywhere, model_grids
 from suites.inverse.claims import CLAIMS
 from suites.inverse.measure import measure_inverse
 
@@ -51,9 +51,9 @@ SUITE = Suite(
                     (1e-2, 1e-4, 1e-6),
                     (1, 2, 5, 10, 20, 50, 100, 200),
                 )
-                + _grids((), (), (0.9,), (1e-4,), (20,), (*IMAGE_FLOWS, "checkerboard"))
+                + _grids((), (), (0.9,), (1e-4,), (20,), ("conv", "checkerboard"))
             ),
-            {"n_points": 64},
+            {"n_points": 32},
         ),
         "full": Preset(
             everywhere(

@@ -42,7 +42,7 @@ SUITE = Suite(
                     trained=(0.9,),
                     fixed={"n_terms": (5,)},
                     common={**COMMON, "n_probes": (1,), "batch_size": (64,)},
-                    flows=grids.IMAGE_FLOWS,
+                    flows=("conv",),
                 )
             ),
             {"seconds": 1.0},

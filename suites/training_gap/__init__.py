@@ -43,7 +43,7 @@ SUITE = Suite(
             {"n_points": 8, "max_draws": 4000, "half_width": 0.05},
         ),
         "quick": Preset(
-            everywhere(_grids(("digits-logit",), (0.7, 0.97), (1, 2, 5), (100, 200))),
+            everywhere(_grids(("digits-logit",), (0.7, 0.97), (1, 5), (100, 200))),
             {"n_points": 8, "max_draws": 8000, "half_width": 0.01},
         ),
         "full": Preset(

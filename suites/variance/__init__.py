@@ -49,7 +49,7 @@ SUITE = Suite(
                 common={**COMMON, "n_probes": (1,)},
                 flows=("conv", *grids.PLANE_FLOWS),
             ),
-            {"n_points": 8, "max_draws": 8_000},
+            {"n_points": 8, "max_draws": 4_000},
         ),
         "full": Preset(
             grids.estimator_grids(
