@@ -121,7 +121,7 @@ SUITE = Suite(
             {"n_points": 4, "n_calls": 16, "n_copies": 8, "n_pairs": 8},
         ),
         "quick": Preset(
-            everywhere(SHALLOW + at_several_dims({16: 256, 256: 16})),
+            everywhere(SHALLOW + at_several_dims({256: 16})),
             {"n_points": 16, "n_calls": 48, "n_copies": 4, "n_pairs": 12},
         ),
         "full": Preset(
