@@ -25,6 +25,7 @@ from resflow_bench.flows import (
     image_flow,
 )
 from resflow_bench.layers import Branch, Linear, LinearBranch, dense_branch, mlp_branch
+from resflow_bench.systems import SYSTEMS
 
 LINEAR_FAMILIES = (
     "minus-identity",
@@ -174,8 +175,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "dense": dense_architecture,
     "conv": conv_architecture,
     "multiscale": multiscale_architecture,
+    **SYSTEMS,
 }
-"""The trainable architectures, by name."""
+"""The trainable architectures, by name: residual flows, and the other systems."""
 
 
 def architecture_named(name: str) -> Architecture:

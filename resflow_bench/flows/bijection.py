@@ -60,6 +60,14 @@ class Bijection(Protocol):
         """
 
 
+@runtime_checkable
+class HasLoss(Protocol):
+    """A bijection that may be trained by something else than maximum likelihood."""
+
+    def loss(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
+        """The objective at inputs x, (B, *event), a number; None is maximum likelihood."""
+
+
 def as_bijection(part: object) -> Bijection:
     """`part`, or if it is a closed form a `Bijection` that ignores estimator and inversion.
 

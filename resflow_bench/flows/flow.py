@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import reduce
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +18,7 @@ from resflow_bench.fixed_point import Solution
 from resflow_bench.flows.actnorm import ActNorm, check_examples
 from resflow_bench.flows.bases import BaseDensity, StandardNormal
 from resflow_bench.flows.bases.base import check_gradient, drawn, log_density
+from resflow_bench.flows.bijection import HasLoss
 from resflow_bench.flows.composition import AnyBijection, Chain, inverse_of, mlp_layers
 from resflow_bench.flows.implicit import attached
 from resflow_bench.flows.inversion import AnyInversion, ToError, ToTolerance
@@ -209,6 +211,19 @@ class ResidualFlow(nn.Module):
                 f"{tuple(z.shape)}. End its layers with Flatten or FactorOut."
             )
         return log_density(self.base, z) + log_det
+
+    def loss(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """What a training minimises, (): -mean log p(x), nats, or its last bijection's own `loss`.
+
+        A regression's own is taken at the fixed outputs of the layers in front of it.
+        """
+        *before, last = self.bijections
+        if isinstance(last, HasLoss):
+            with torch.no_grad():
+                h = reduce(lambda h, layer: layer(h), before, x)
+            if (own := last.loss(h, generator)) is not None:
+                return own
+        return -self.log_prob(x, generator).mean()
 
     @torch.no_grad()
     def inverse(

@@ -15,6 +15,7 @@ from resflow_bench.models.problem import (
     build_problem,
     convergent,
     dense_truth,
+    is_promised,
     realised,
     sizes,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "build_problem",
     "convergent",
     "dense_truth",
+    "is_promised",
     "model_named",
     "prepare_models",
     "realised",

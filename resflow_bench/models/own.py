@@ -28,7 +28,7 @@ from resflow_bench.jacobian.linearisation import same_shape
 from resflow_bench.lab import Cell, Skip, Value
 from resflow_bench.layers import Uncertified
 from resflow_bench.peers.from_normflows import from_normflows, is_normflows
-from resflow_bench.peers.peer import torch_seeded
+from resflow_bench.seeds import torch_seeded
 from resflow_bench.training.recipe import dataset
 from resflow_bench.training.weights import RUN, weights_file
 

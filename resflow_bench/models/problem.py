@@ -16,10 +16,11 @@ from torch import Tensor
 
 from resflow_bench.flows import ResidualBlock, ResidualFlow
 from resflow_bench.flows.bijection import as_bijection
-from resflow_bench.lab import Cell, Failure, Observation, exactly
-from resflow_bench.logdet import dense_log_det, jacobian
+from resflow_bench.lab import Cell, Failure, Observation, Skip, exactly
+from resflow_bench.logdet import Determinant, dense_log_det, jacobian
 from resflow_bench.models.build import build_flow, build_points, model_named
 from resflow_bench.models.own import version
+from resflow_bench.systems import Continuous, Discrete
 from resflow_bench.threads import one_thread
 
 
@@ -52,8 +53,8 @@ class Problem:
 
     @property
     def is_promised(self) -> bool:
-        """True if every branch promises a Lipschitz constant, from which bounds can be claimed."""
-        return all(block.lipschitz < math.inf for block in self.flow.blocks)
+        """`is_promised` of its flow."""
+        return is_promised(self.flow)
 
     def over_blocks(self, per_block: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """The sum over blocks of a function of a block's J, (P, d, d) -> (P,)."""
@@ -65,11 +66,22 @@ class Problem:
 
 
 def build_problem(cell: Cell, results: Path, n_points: int) -> Problem:
-    """The cell's flow at `n_points` points, or at fewer if fewer differ in their Jacobian."""
+    """The cell's flow at `n_points` points, or at fewer if fewer differ in their Jacobian.
+
+    Raises:
+        Skip: the flow has no residual block.
+    """
     n_points = model_named(cell["model"], results).n_distinct_points or n_points
     axes = ("model", "dim", "lipschitz", "dtype", "device")
     key = Cell(cell.suite, {name: cell[name] for name in axes})
     return _problem(key, results, n_points, version(cell["model"], results))
+
+
+def is_promised(flow: ResidualFlow) -> bool:
+    """True if every branch promises a Lipschitz constant, from which bounds can be claimed."""
+    if any(isinstance(part, Continuous | Discrete) for part in flow.modules()):
+        return False
+    return all(block.lipschitz < math.inf for block in flow.blocks)
 
 
 def convergent(problem: Problem) -> Problem:
@@ -90,6 +102,8 @@ def convergent(problem: Problem) -> Problem:
 @lru_cache(maxsize=8)
 def _problem(cell: Cell, results: Path, n_points: int, version: int) -> Problem:  # noqa: ARG001
     flow = build_flow(cell, results)
+    if not flow.blocks:
+        raise Skip(f"the flow {cell['model']} has no residual block; take another model")
     x = build_points(cell, n_points, results)
     with one_thread():  # sums of several threads differ in their last bits
         jacobians, log_det = dense_truth(flow, x)
@@ -97,7 +111,12 @@ def _problem(cell: Cell, results: Path, n_points: int, version: int) -> Problem:
 
 
 def sizes(jacobians: tuple[np.ndarray, ...]) -> tuple[float, float]:
-    """The largest ||J||_2 and the largest |eigenvalue| of a J over blocks and points."""
+    """The largest ||J||_2 and the largest |eigenvalue| of a J over blocks and points.
+
+    Both are NaN without a block.
+    """
+    if not jacobians:
+        return math.nan, math.nan
     norm = max(np.linalg.norm(matrices, 2, axis=(-2, -1)).max() for matrices in jacobians)
     radius = max(np.abs(np.linalg.eigvals(matrices)).max() for matrices in jacobians)
     return float(norm), float(radius)
@@ -105,7 +124,7 @@ def sizes(jacobians: tuple[np.ndarray, ...]) -> tuple[float, float]:
 
 def dense_truth(flow: ResidualFlow, x: Tensor) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """(J of every block at its own input, exact log-det): (P, d, d) each, (P,), float64."""
-    promoted = copy.deepcopy(flow).double()
+    promoted = copy.deepcopy(flow).double().with_estimator(Determinant())
     jacobians, log_det = [], torch.zeros(len(x), dtype=torch.float64, device=x.device)
     with torch.no_grad():
         for layer, inputs in promoted.inputs(x.double()):
@@ -114,11 +133,16 @@ def dense_truth(flow: ResidualFlow, x: Tensor) -> tuple[tuple[np.ndarray, ...], 
                 log_det += dense_log_det(matrix)
                 jacobians.append(matrix.cpu().numpy())
             else:
-                log_det += as_bijection(layer).forward_and_log_det(inputs, flow.estimator)[1]
+                log_det += as_bijection(layer).forward_and_log_det(inputs, promoted.estimator)[1]
     return tuple(jacobians), log_det.cpu().numpy()
 
 
 def realised(norm: float, spectral_radius: float) -> Iterable[Observation]:
-    """The rows of the realised ||J||_2 and spectral radius, the same in every suite."""
+    """The rows of the realised ||J||_2 and spectral radius, the same in every suite.
+
+    None for a flow without residual blocks.
+    """
+    if math.isnan(norm):
+        return
     yield exactly("norm_realised", norm, "1")
     yield exactly("spectral_radius", spectral_radius, "1")

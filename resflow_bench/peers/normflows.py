@@ -21,8 +21,8 @@ from resflow_bench.peers.peer import (
     check_convertible,
     installed_version,
     roulette_after,
-    torch_seeded,
 )
+from resflow_bench.seeds import torch_seeded
 
 N_POWER_STEPS = 5
 """Power iterations of each layer after an optimiser step, as in the Residual Flows scripts."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from resflow_bench.flows import ActNorm, Flatten, ResidualBlock, ResidualFlow, StandardNormal
@@ -135,11 +134,3 @@ def linear_layers(flow: ResidualFlow) -> list[Linear]:
 def roulette_after(n_exact: int) -> Roulette:
     """The law of the public code: `n_exact` terms of weight one, then geometric(0.5), per batch."""
     return Roulette(Geometric(0.5), n_exact, per="batch")
-
-
-@contextmanager
-def torch_seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global CPU generator inside the context, and restore its state afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.set_state(torch.Generator().manual_seed(seed).get_state())
-        yield

@@ -27,8 +27,8 @@ from resflow_bench.peers.peer import (
     installed_version,
     linear_layers,
     roulette_after,
-    torch_seeded,
 )
+from resflow_bench.seeds import torch_seeded
 
 
 def make(flow: ResidualFlow, request: Request) -> Peer:

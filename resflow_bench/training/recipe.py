@@ -21,7 +21,7 @@ from resflow_bench.logdet import Geometric, LogDetEstimator, Rademacher, Roulett
 from resflow_bench.training.trainer import Training
 
 SOURCES = (
-    *("architectures", "data", "fixed_point", "flows", "jacobian", "layers", "logdet"),
+    *("architectures", "data", "fixed_point", "flows", "jacobian", "layers", "logdet", "systems"),
     "training.trainer",
 )
 """Modules and packages that the weights depend on: a change in one of their files changes every

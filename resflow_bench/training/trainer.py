@@ -72,7 +72,7 @@ class Diverged(ArithmeticError):
 
 
 class Trainer:
-    """min_theta -E[log p(x)] by stochastic gradients of an estimated log-likelihood.
+    """min_theta -E[log p(x)], or the flow's own `loss`, by stochastic gradients.
 
     Args:
         flow: trained in place.
@@ -125,7 +125,7 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate
         self.optimiser.zero_grad(set_to_none=True)
-        objective = -self.flow.log_prob(x, self.generator).mean()
+        objective = self.flow.loss(x, self.generator)
         objective.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.flow.parameters(), self.settings.clip_norm)
         loss, gradient_norm = torch.stack([objective.detach(), norm.to(objective)]).tolist()

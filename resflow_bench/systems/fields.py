@@ -1,0 +1,143 @@
+"""Velocity fields u(x, t), the trace of their Jacobian, and the paths that they are fitted to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+N_FREQUENCIES = 3
+
+Field = Callable[[Tensor, Tensor], Tensor]
+"""u: (B, d) and t, (B,) -> (B, d)."""
+
+
+class VelocityField(nn.Module):
+    """u(x, t) by SiLU layers on x and cos, sin of k pi t, k = 1, 2, 3.
+
+    Args:
+        dim: d.
+        hidden: the widths between the linear layers.
+        generator: draws the weights; None is a fresh one with seed 0.
+    """
+
+    def __init__(
+        self, dim: int, hidden: tuple[int, ...], generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        generator = generator or torch.Generator().manual_seed(0)
+        widths = (dim + 2 * N_FREQUENCIES, *hidden, dim)
+
+        def drawn(n_in: int, *shape: int) -> nn.Parameter:
+            limit = n_in**-0.5  # the law of nn.Linear
+            return nn.Parameter(torch.empty(shape).uniform_(-limit, limit, generator=generator))
+
+        pairs = list(pairwise(widths))
+        self.weights = nn.ParameterList(drawn(n, m, n) for n, m in pairs)
+        self.biases = nn.ParameterList(drawn(n, m) for n, m in pairs)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        k = torch.arange(1, N_FREQUENCIES + 1, dtype=x.dtype, device=x.device)
+        angle = math.pi * k * t[:, None]
+        h = torch.cat([x, angle.cos(), angle.sin()], dim=1)
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            h = functional.silu(functional.linear(h, weight, bias))
+        return functional.linear(h, self.weights[-1], self.biases[-1])
+
+
+def exact_trace(u: Field, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """(u, tr du/dx) at (x, t), (B, d) and (B,): d vector-Jacobian products."""
+    v = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[:, None].expand(-1, len(x), -1)
+    velocity, forms = _quadratic_forms(u, x, t, v)
+    return velocity, forms.sum(0)
+
+
+def hutchinson_trace(u: Field, x: Tensor, t: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """(u, mean over j of v_j^T (du/dx) v_j) at (x, t), from probes v, (m, B, d).
+
+    Properties: unbiased; the variance is that of the probe, see `theory.hutchinson`.
+
+    Source: Grathwohl et al. (2019), "FFJORD", section 3.1.
+    """
+    velocity, forms = _quadratic_forms(u, x, t, v)
+    return velocity, forms.mean(0)
+
+
+def _quadratic_forms(u: Field, x: Tensor, t: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """(u, v_j^T (du/dx) v_j): (B, d), (m, B); with a graph where one is being recorded."""
+    attached = torch.is_grad_enabled()
+    with torch.enable_grad():
+        if not (attached and x.requires_grad):
+            x = x.detach().requires_grad_()
+        velocity = u(x, t)
+        products, = torch.autograd.grad(
+            velocity, x, v, is_grads_batched=True, create_graph=attached
+        )  # fmt: skip
+    forms = (products * v).sum(2)
+    return (velocity, forms) if attached else (velocity.detach(), forms.detach())
+
+
+class Pairs(NamedTuple):
+    """A point of the path between noise and data, (B, d), and its velocity there."""
+
+    x: Tensor
+    velocity: Tensor
+
+
+def straight(noise: Tensor, data: Tensor, t: Tensor) -> Pairs:
+    """x_t = (1 - t) noise + t data, of velocity data - noise.
+
+    Source: Lipman et al. (2023), "Flow matching for generative modeling", with sigma_min = 0.
+    """
+    return Pairs(torch.lerp(noise, data, t[:, None]), data - noise)
+
+
+def variance_preserving(noise: Tensor, data: Tensor, t: Tensor) -> Pairs:
+    """x_t = cos(a) noise + sin(a) data, with a = pi t / 2, and dx_t/dt.
+
+    The noising of a diffusion of variance cos^2 a, on the cosine schedule; its velocity is minus
+    pi / 2 times the "v" of v-prediction. Fitting it is denoising score matching with weights, and
+    the fitted field is the probability-flow ODE's, see `score`.
+
+    Source: Salimans and Ho (2022), "Progressive distillation", section 4 and appendix D.
+    """
+    a = 0.5 * math.pi * t[:, None]
+    x = a.cos() * noise + a.sin() * data
+    return Pairs(x, 0.5 * math.pi * (a.cos() * data - a.sin() * noise))
+
+
+def score(u: Field, x: Tensor, t: Tensor) -> Tensor:
+    """grad ln p_t(x) of a field fitted to `variance_preserving` paths, (B, d), for t < 1.
+
+    With a = pi t / 2 the mean of the noise given x is cos(a) x - (2/pi) sin(a) u, and the score is
+    minus that over cos(a).
+    """
+    a = 0.5 * math.pi * t[:, None]
+    return -(x - 2 / math.pi * a.tan() * u(x, t))
+
+
+Path = Callable[[Tensor, Tensor, Tensor], Pairs]
+PATHS: Mapping[str, Path] = MappingProxyType(
+    {"straight": straight, "variance-preserving": variance_preserving}
+)
+"""(noise, data, t) -> a point of the path and its velocity."""
+
+
+def transported(noise: Tensor, data: Tensor) -> Tensor:
+    """The noise reordered so that the sum of ||noise_i - data_i||^2 is smallest: pairs without
+    replacement, each example once.
+
+    Source: Pooladian et al. (2023), "Multisample flow matching"; Tong et al. (2024).
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    cost = torch.cdist(data.double(), noise.double()).square().cpu().numpy()
+    rows, columns = linear_sum_assignment(cost)
+    assert (rows == range(len(data))).all()
+    return noise[torch.as_tensor(columns, device=noise.device)]

@@ -1,0 +1,77 @@
+"""The other systems as architectures, each with about the parameters of the residual `mlp`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+
+from torch import nn
+
+from resflow_bench.flows import ActNorm, Flatten, Logit, ResidualFlow
+from resflow_bench.systems.continuous import Continuous
+from resflow_bench.systems.discrete import Discrete
+
+MOST_TRANSFORMS = 8
+"""As many as the residual flow has blocks."""
+
+
+def n_parameters(flow: nn.Module) -> int:
+    """The numbers that a training changes, those of a regression's fixed ActNorm included."""
+    return sum(parameter.numel() for parameter in flow.parameters())
+
+
+def residual_parameters(dim: int) -> int:
+    """About the number of the eight blocks of `mlp`: 8 (2 d w + w^2) with w = max(2d, 64)."""
+    width = _width(dim)
+    return 8 * (2 * dim * width + width**2)
+
+
+def discrete(kind: str, event: tuple[int, ...], lipschitz: float) -> ResidualFlow:  # noqa: ARG001
+    """ActNorm and zuko's transforms, at most 8, for as many parameters as the residual flow has."""
+    dim = math.prod(event)
+    hidden = (_width(dim),) * 2
+    share = residual_parameters(dim) / n_parameters(Discrete(kind, dim, 1, hidden))
+    n_transforms = min(max(1, round(share)), MOST_TRANSFORMS)
+    return _on_vectors(event, Discrete(kind, dim, n_transforms, hidden))
+
+
+def continuous(
+    event: tuple[int, ...],
+    lipschitz: float,  # noqa: ARG001
+    trace: str = "estimated",
+    objective: str = "likelihood",
+    transport: bool = False,
+) -> ResidualFlow:
+    """ActNorm and a field of three hidden layers, of the width w for which 2 w^2 + 2 d w is the
+    residual flow's number of parameters.
+    """
+    dim = math.prod(event)
+    half = dim / 2
+    width = round(math.sqrt(half**2 + residual_parameters(dim) / 2) - half)
+    field = Continuous(dim, (width,) * 3, trace=trace, objective=objective, transport=transport)
+    return _on_vectors(event, field)
+
+
+SYSTEMS: Mapping[str, Callable[[tuple[int, ...], float], ResidualFlow]] = MappingProxyType(
+    {
+        **{kind: partial(discrete, kind) for kind in ("nice", "realnvp", "maf", "nsf")},
+        "neural-ode": partial(continuous, trace="exact"),
+        "ffjord": continuous,
+        "flow-matching": partial(continuous, objective="straight"),
+        "ot-flow-matching": partial(continuous, objective="straight", transport=True),
+        "diffusion": partial(continuous, objective="variance-preserving"),
+    }
+)
+"""Name -> (shape of one example, a Lipschitz constant, which they do not need) -> a flow."""
+
+
+def _on_vectors(event: tuple[int, ...], bijection: nn.Module) -> ResidualFlow:
+    """ActNorm, which standardises the data, and the bijection; images become vectors first."""
+    images = [Logit(), Flatten(event)] if len(event) > 1 else []
+    return ResidualFlow([*images, ActNorm(math.prod(event)), bijection], event)
+
+
+def _width(dim: int) -> int:
+    return max(2 * dim, 64)
