@@ -21,6 +21,8 @@ NAMES = (
     "peers",
     "launches",
     "path_gradient",
+    "flows",
+    "euler",
 )
 
 PAGE = (*NAMES[:6], "training", *NAMES[6:])

@@ -142,6 +142,9 @@ _AXES = (
     Axis("dataset", str, "data that a flow is trained on", "digits-logit"),
     Axis("architecture", str, "architecture of the trained flow", "mlp"),
     Axis("step", int, "optimiser steps that a flow was trained for", "300", _at_least(1)),
+    Axis("method", str, "the Runge-Kutta method of a path", "euler",
+         _one_of("euler", "midpoint")),
+    Axis("n_solver_steps", int, "equal steps T of a path, h = 1/T", "16", _at_least(1)),
     Axis("implementation", str, "the package whose code is measured", "ours"),
     Axis("mode", str, "the kind of estimate that an implementation is asked for", "evaluation"),
 )  # fmt: skip

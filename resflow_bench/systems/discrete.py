@@ -43,8 +43,13 @@ class Discrete(nn.Module):
             raise ValueError(f"Discrete needs a kind of {', '.join(KINDS)}; got {kind!r}.")
         self.kind, self.dim = kind, dim
         self.n_transforms, self.hidden = n_transforms, tuple(hidden)
+        zuko = _zuko()
+        additive = {"univariate": zuko.transforms.AdditiveTransform, "shapes": [()]}
+        own = additive if kind == "nice" else {}  # zuko's NICE is affine, as its RealNVP
         with torch_seeded(0):
-            flow = _flows()[KINDS[kind]](dim, transforms=n_transforms, hidden_features=self.hidden)
+            flow = getattr(zuko.flows, KINDS[kind])(
+                dim, transforms=n_transforms, hidden_features=self.hidden, **own
+            )
         self.transforms = flow.transform
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,13 +75,13 @@ class Discrete(nn.Module):
         return f"kind={self.kind}, dim={self.dim}, n_transforms={self.n_transforms}"
 
 
-def _flows() -> Mapping[str, Any]:
-    """The classes of zuko."""
+def _zuko() -> Any:
+    """The library."""
     try:
-        from zuko import flows
+        import zuko
     except ImportError:
         raise ValueError(
             "this flow is zuko's, which is not installed; .venv/bin/pip install -e '.[baselines]' "
             "brings it."
         ) from None
-    return vars(flows)
+    return zuko

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from torch import nn
 
 from resflow_bench.flows import ActNorm, Flatten, Logit, ResidualFlow
-from resflow_bench.systems.continuous import Continuous
+from resflow_bench.systems.continuous import EXACT_TRACE, Continuous
 from resflow_bench.systems.discrete import Discrete
 
 MOST_TRANSFORMS = 8
@@ -20,6 +20,17 @@ MOST_TRANSFORMS = 8
 def n_parameters(flow: nn.Module) -> int:
     """The numbers that a training changes, those of a regression's fixed ActNorm included."""
     return sum(parameter.numel() for parameter in flow.parameters())
+
+
+def exactness(flow: ResidualFlow) -> str:
+    """What of a flow's `log_prob` is exact, and what is estimated or integrated, in words."""
+    said = ["log-det by a series of traces, estimated unless with Determinant"]
+    said = said if flow.blocks else []
+    for part in flow.modules():
+        if isinstance(part, Continuous):
+            trace = "exact" if part.trace == EXACT_TRACE else "estimated unless with Determinant"
+            said.append(f"trace {trace}, integrated in {part.n_steps} steps of {part.method}")
+    return "; ".join(said) or "log-det exact, in closed form"
 
 
 def residual_parameters(dim: int) -> int:

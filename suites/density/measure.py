@@ -56,9 +56,9 @@ def measure_density(cell: Cell, context: Context) -> Iterable[Observation]:
     seed = context.generator_seed(cell)
     log_prob, how = _log_prob(flow, x, cell["lipschitz"], seed)
     interval = mean_interval(log_prob)
-    picture = _picture(flow, data, context.effort, seed)
-    yield observe("log_prob", interval, "nat", n, how, picture)
-    yield observe("bits_per_dim", _in_bits_per_dim(interval, data), "bit/dim", n, how)
+    drawn = picture_of(flow, data, context.effort, seed)
+    yield observe("log_prob", interval, "nat", n, how, drawn)
+    yield observe("bits_per_dim", bits_per_dim(interval, data), "bit/dim", n, how)
     if recipe.dataset in DENSITIES:
         true = density_named(recipe.dataset).log_prob(held_out(recipe.dataset, n).double()).numpy()
         yield observe("log_prob_true", mean_interval(true), "nat", n)
@@ -109,7 +109,7 @@ def _log_prob(flow: ResidualFlow, x: Tensor, lipschitz: float, seed: int) -> tup
     return torch.cat(parts).double().cpu().numpy(), how
 
 
-def _in_bits_per_dim(interval: Interval, data: Dataset) -> Interval:
+def bits_per_dim(interval: Interval, data: Dataset) -> Interval:
     """The interval in `Dataset.bits_per_dim`, which falls as the likelihood rises."""
     value, error, low, high, n = interval
     ends = torch.tensor([value, high, low, value + error], dtype=torch.float64)
@@ -117,7 +117,7 @@ def _in_bits_per_dim(interval: Interval, data: Dataset) -> Interval:
     return Interval(value, value - raised, low, high, n)
 
 
-def _picture(
+def picture_of(
     flow: ResidualFlow, data: Dataset, effort: Mapping[str, int | float], seed: int
 ) -> bytes | None:
     """A picture of the flow: its density in the plane, or images; None for other data."""

@@ -1,0 +1,80 @@
+"""The Euler steps of a continuous flow as a residual flow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from resflow_bench.lab import Context, Grid, Preset, Suite
+from resflow_bench.lab.cells import Cell
+from resflow_bench.speed.benchmark import SuiteBenchmark, described
+from suites.euler.claims import CLAIMS
+from suites.euler.measure import measure_euler
+from suites.flows.measure import flows_recipe
+from suites.grids import Axes
+from suites.trained import train_all
+
+
+def _grid(
+    datasets: tuple[str, ...], architectures: tuple[str, ...], step: int, counts: tuple[int, ...]
+) -> Grid:
+    axes: Axes = {"dataset": datasets, "architecture": architectures, "step": (step,)}
+    return Grid({**axes, "method": ("euler", "midpoint"), "n_solver_steps": counts})
+
+
+def prepare_euler(cells: list[Cell], context: Context) -> None:
+    """Train each flow once."""
+    train_all(cells, context, flows_recipe)
+
+
+SUITE = Suite(
+    name="euler",
+    question="When are the Euler steps of a continuous flow a residual flow, and how far off?",
+    axes=("dataset", "architecture", "step", "method", "n_solver_steps"),
+    presets={
+        "smoke": Preset(
+            (_grid(("eight-gaussians",), ("flow-matching",), 20, (16,)),),
+            {"n_points": 8, "n_draws": 8},
+        ),
+        "quick": Preset(
+            (_grid(("eight-gaussians",), ("flow-matching",), 2000, (4, 16, 64, 256)),),
+            {"n_points": 64, "n_draws": 16},
+        ),
+        "full": Preset(
+            (
+                _grid(
+                    ("eight-gaussians", "checkerboard", "moons"),
+                    ("flow-matching", "ot-flow-matching", "diffusion", "ffjord"),
+                    5000,
+                    (2, 4, 8, 16, 32, 64, 128, 256, 512),
+                ),
+            ),
+            {"n_points": 256, "n_draws": 64},
+        ),
+    },
+    measure=measure_euler,
+    prepare=prepare_euler,
+    prepared_by=("dataset", "architecture"),
+    claims=CLAIMS,
+    table=("step_norm", "log_prob_rms", "order", "fixed_point_error", "backward_error"),
+    figures="suites.euler.figures",
+)
+
+
+class Euler(SuiteBenchmark):
+    """Time of the measure on a flow fitted for ten steps, and the steps' norm."""
+
+    suite = SUITE
+    effort = {"n_points": 4, "n_draws": 4}
+    cells = {
+        "eight-gaussians-T16": {
+            **{"dataset": "eight-gaussians", "architecture": "flow-matching", "step": 10},
+            **{"method": "euler", "n_solver_steps": 16},
+        }
+    }
+
+    def time_measure(self, name: str) -> None:
+        self.call()
+
+    @described(unit="1")
+    def track_step_norm(self, name: str) -> dict[str, Any]:
+        return self.track("step_norm")

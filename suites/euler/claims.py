@@ -1,0 +1,89 @@
+"""Claims about the steps of a continuous flow: margins, orders, inverses, a finding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from resflow_bench.analysis.rules import Equals
+from resflow_bench.analysis.words import measured, number
+from resflow_bench.lab import Claims, Finding, Metric, Statement
+from suites.margins import ERROR, EXACT, FLAG, SAMPLED_NAT, each
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ASYMPTOTIC = 64
+"""Steps from which on the error is taken to fall by its power of h."""
+
+STATEMENTS = (
+    Statement(
+        "Euler's order is one",
+        f"the error of log p is halved by half the step, from T = {ASYMPTOTIC} on: order 1 ± 0.1",
+        "Hairer, Nørsett and Wanner (1993), theorem II.3.6",
+        Equals("order", 1.0, 0.1),
+        only=f"method == 'euler' and n_solver_steps >= {ASYMPTOTIC}",
+    ),
+    Statement(
+        "the midpoint rule's order is two",
+        f"the error of log p falls by four at half the step, from T = {ASYMPTOTIC} on: 2 ± 0.2",
+        "Hairer, Nørsett and Wanner (1993), theorem II.3.6",
+        Equals("order", 2.0, 0.2),
+        only=f"method == 'midpoint' and n_solver_steps >= {ASYMPTOTIC}",
+    ),
+    Statement(
+        "the steps' log-det is unbiased",
+        "where every step is a contraction, a roulette's estimate is the determinants', in mean",
+        "Chen et al. (2019), theorem 1, with h Lip(u) < 1",
+        Equals("log_det_error", 0.0, 0.1),
+        only="is_contraction == 1",
+    ),
+)
+
+
+def needed(cells: pd.DataFrame) -> str:
+    """The number of steps from which a trained field's Euler steps are a residual flow."""
+    cells = measured(cells, "field_norm", "step_norm", "log_prob_rms", "n_evaluations")
+    cells = cells[cells["method"] == "euler"] if len(cells) else cells
+    cells = cells[cells["is_contraction"] == 1.0] if len(cells) else cells
+    if cells.empty:
+        return ""
+    c = cells.sort_values("n_solver_steps", kind="stable").iloc[0]
+    said = (
+        f"The field of {c['architecture']} on {c['dataset']} has norms up to "
+        f"{number(c['field_norm'])}: of the numbers of Euler steps that were measured, "
+        f"{c['n_solver_steps']} is the first that makes a residual flow, whose log p is off by "
+        f"{number(c['log_prob_rms'])} nat"
+    )
+    adaptive = c.get("n_evaluations_adaptive")
+    if adaptive is not None and adaptive == adaptive:
+        said += f"; an adaptive solver needs {number(adaptive)} evaluations for as little"
+    return said + "."
+
+
+CLAIMS = Claims(
+    metrics={
+        **each(EXACT, "step_norm", "field_norm", "n_evaluations"),
+        "is_contraction": FLAG,
+        **each(Metric("more", rtol=0.01), "log_prob_rms", "trace_rms"),
+        "order": Metric("less", atol=0.02),
+        **each(ERROR, "fixed_point_error", "backward_error"),
+        **each(Metric("more", rtol=0.05), "n_inverse_steps", "n_evaluations_adaptive"),
+        "log_det_error": SAMPLED_NAT,
+    },
+    statements=STATEMENTS,
+    findings=(Finding(72, needed),),
+    glossary={
+        "step_norm, field_norm": "the largest ‖∂g/∂x‖₂ of a step g = −h u along the paths, and it "
+        "over h",
+        "is_contraction": "1 if every step had a norm below 1 at these points",
+        "log_prob_rms": "root mean square of log p by T steps, with their exact determinants, less "
+        "log p of the differential equation",
+        "trace_rms": "the same, with h tr ∂u/∂x in place of the determinants",
+        "order": "log₂ of the ratio of log_prob_rms at T and at 2T steps",
+        "fixed_point_error, backward_error": "the largest error of x, from the z of the steps: by "
+        "the fixed-point inverse of each step, and by as many steps of the equation backwards",
+        "log_det_error": "the mean of an unbiased estimate of the steps' log-det less the exact",
+        "n_evaluations, n_evaluations_adaptive": "evaluations of the field a path: by the steps, "
+        "and by Dormand and Prince's method at the loosest tolerance with as small an error",
+    },
+)

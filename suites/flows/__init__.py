@@ -1,0 +1,81 @@
+"""Residual flows beside the other systems: likelihood, seconds, parameters, samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from resflow_bench.data import DENSITIES
+from resflow_bench.lab import Grid, Preset, Suite
+from resflow_bench.speed.benchmark import SuiteBenchmark, described
+from resflow_bench.systems import SYSTEMS
+from suites.flows.claims import CLAIMS
+from suites.flows.measure import measure_flows, prepare_flows
+from suites.grids import Axes
+
+
+def _grid(
+    datasets: tuple[str, ...], architectures: tuple[str, ...], steps: tuple[int, ...]
+) -> Grid:
+    axes: Axes = {"dataset": datasets, "architecture": architectures, "step": steps}
+    return Grid({**axes, "dtype": ("float32",), "device": ("cpu",)})
+
+
+EVERY = ("mlp", *SYSTEMS)
+WITHOUT_SOLVER = tuple(name for name in EVERY if name not in ("neural-ode", "ffjord"))
+"""Those whose training integrates nothing: a step of the others takes fifty times as long."""
+
+SUITE = Suite(
+    name="flows",
+    question="What does each kind of flow reach, and for which cost?",
+    axes=("dataset", "architecture", "step", "dtype", "device"),
+    presets={
+        "smoke": Preset(
+            (_grid(("eight-gaussians",), ("nsf", "flow-matching"), (20,)),),
+            {"n_points": 100, "n_grid": 16, "n_mass": 32, "n_samples": 100, "seconds": 0.05},
+        ),
+        "quick": Preset(
+            (_grid(("eight-gaussians",), ("mlp", "realnvp", "nsf", "flow-matching"), (300,)),),
+            {"n_points": 2000, "n_grid": 80, "n_mass": 100, "n_samples": 1000, "seconds": 0.2},
+        ),
+        "full": Preset(
+            (
+                _grid(tuple(DENSITIES), EVERY, (1000, 5000)),
+                _grid(("digits-logit",), WITHOUT_SOLVER, (1000, 5000)),
+                _grid(("patches",), WITHOUT_SOLVER, (1000,)),
+            ),
+            {"n_points": 5000, "n_grid": 120, "n_mass": 400, "n_samples": 5000, "seconds": 2.0},
+        ),
+    },
+    measure=measure_flows,
+    exclusive=True,
+    prepare=prepare_flows,
+    prepared_by=("dataset", "architecture"),
+    has_pictures=True,
+    claims=CLAIMS,
+    table=(
+        *("log_prob", "bits_per_dim", "divergence", "n_parameters"),
+        *("train_step_s", "log_prob_s", "sample_s", "round_trip_error"),
+    ),
+    figures="suites.flows.figures",
+)
+
+
+class Flows(SuiteBenchmark):
+    """Time of the measure on a flow fitted for ten steps, and its log-likelihood."""
+
+    suite = SUITE
+    n_replicates = 1
+    effort = {"n_points": 100, "n_grid": 8, "n_mass": 16, "n_samples": 100, "seconds": 0.01}
+    cells = {
+        "eight-gaussians-flow-matching-step10": {
+            **{"dataset": "eight-gaussians", "architecture": "flow-matching", "step": 10},
+            **{"dtype": "float32", "device": "cpu"},
+        }
+    }
+
+    def time_measure(self, name: str) -> None:
+        self.call()
+
+    @described(unit="nat")
+    def track_log_prob(self, name: str) -> dict[str, Any]:
+        return self.track("log_prob")

@@ -1,0 +1,85 @@
+"""Claims about all systems: margins, what a density has to keep, a finding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from resflow_bench.analysis.rules import AtLeast, Equals
+from resflow_bench.analysis.words import interval, measured, number
+from resflow_bench.lab import TIME, Claims, Finding, Metric, Statement
+from suites.margins import BITS_PER_DIM, ERROR, EXACT, each
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MASS = 0.01
+"""The integral of a density on a grid may be off by it, most of it from the grid."""
+
+GAP = 0.1
+"""Nat: a difference between samples and density that is worth acting upon."""
+
+STATEMENTS = (
+    Statement(
+        "no better than the truth",
+        "E[ln p_true(x) − ln p(x)] ≥ 0 over x from the true density",
+        "Gibbs' inequality: a Kullback–Leibler divergence is at least 0",
+        AtLeast("divergence", 0.0),
+    ),
+    Statement(
+        "the density integrates to one",
+        "∫ p(x) dx = 1 ± 0.01 over a square that holds the data",
+        "the change of variables, for maps; Chen et al. (2018), theorem 1, for paths",
+        Equals("mass", 1.0, MASS),
+    ),
+    Statement(
+        "samples are from the density",
+        "the mean of ln p over samples is ∫ p ln p",
+        "both are the negative entropy of p",
+        Equals("sample_gap", 0.0, GAP),
+    ),
+)
+
+
+def best_of_each(cells: pd.DataFrame) -> str:
+    """The likelihood and the seconds of the systems on the data that most of them have."""
+    cells = measured(cells, "divergence", "train_step_s", "step")
+    if cells.empty:
+        return ""
+    name = cells["dataset"].value_counts().index[0]
+    cells = cells[(cells["dataset"] == name) & (cells["step"] == cells["step"].max())]
+    cells = cells.sort_values("divergence", kind="stable")
+    if len(cells) < 2:
+        return ""
+    best, worst = cells.iloc[0], cells.iloc[-1]
+    said = [
+        f"{c['architecture']} leaves {interval(c, 'divergence')} nat to learn, after "
+        f"{number(c['step'] * c['train_step_s'])} s"
+        for c in (best, worst)
+    ]
+    return f"On {name}, after {best['step']} steps, {said[0]}; {said[1]}."
+
+
+CLAIMS = Claims(
+    metrics={
+        "log_prob": Metric("less", atol=0.05),
+        "divergence": Metric("more", atol=0.05),
+        "bits_per_dim": BITS_PER_DIM,
+        "mass": Metric("other", atol=MASS),
+        "sample_gap": Metric("other", atol=GAP),
+        "round_trip_error": ERROR,
+        "n_parameters": EXACT,
+        **each(TIME, "train_step_s", "log_prob_s", "sample_s"),
+    },
+    statements=STATEMENTS,
+    findings=(Finding(70, best_of_each),),
+    glossary={
+        "log_prob": "the mean of ln p(x) over held-out x, with the exact log-det or trace",
+        "divergence": "the mean of ln p_true(x) − ln p(x) over held-out x: what is left to learn",
+        "mass": "the integral of p over a grid",
+        "sample_gap": "the mean of ln p over samples less the integral of p ln p",
+        "round_trip_error": "the largest ‖x − f⁻¹(f(x))‖ of held-out x, in the flow's dtype",
+        "n_parameters": "numbers that the training changes",
+        "train_step_s": "seconds of an optimiser step of 256 examples, median",
+        "log_prob_s, sample_s": "seconds of an example's density and of a sample, median",
+    },
+)
