@@ -13,7 +13,8 @@ import pytest
 import reference
 import torch
 from drawn import draws, matrix_map, z_of_mean, z_of_variance
-from scipy import integrate, stats
+from scipy import stats
+from scipy.integrate import solve_ivp
 
 from resflow_bench import theory
 from resflow_bench.fixed_point import solve
@@ -33,6 +34,8 @@ from resflow_bench.logdet import (
     exact_log_det,
     jacobian,
 )
+from resflow_bench.systems.fields import exact_trace
+from resflow_bench.systems.ode import METHODS, integrate
 
 FLOAT = torch.float64
 DIAGONAL = np.diag([0.5, -0.3, 0.8])  # of no variance with Rademacher probes
@@ -95,6 +98,7 @@ def test_s0_09_the_trace_is_of_derivatives_not_of_quotients() -> None:
     assert changes.abs().max() < 1e-4 < exact.abs().max()  # dg_i/x_i is as small as the step
 
 
+@torch.no_grad()
 def test_s0_16_the_integral_of_the_trace_is_added() -> None:
     """u(x, t) = a x from 0 to 1, p0 the standard normal: p1 = N(0, e^(2a)), and T = d a."""
     a, d = 0.7, 3
@@ -103,16 +107,19 @@ def test_s0_16_the_integral_of_the_trace_is_added() -> None:
     def field(t: float, state: np.ndarray) -> np.ndarray:
         return np.append(a * state[:d], a * d)
 
-    path = integrate.solve_ivp(field, (0.0, 1.0), np.append(x0, 0.0), rtol=1e-10, atol=1e-12)
+    path = solve_ivp(field, (0.0, 1.0), np.append(x0, 0.0), rtol=1e-10, atol=1e-12)
     x1, trace = path.y[:d, -1], path.y[d, -1]
     log_p0 = stats.norm.logpdf(x0).sum()
     log_p1 = stats.norm.logpdf(x1, scale=math.exp(a)).sum()
     assert log_p0 == pytest.approx(log_p1 + trace, abs=1e-8)
     assert log_p0 - (log_p1 - trace) == pytest.approx(2 * a * d, abs=1e-8)  # as printed
-    n = 1000  # Euler steps of a residual flow from x0, whose log-determinant is the integral
-    block = linear_block(a / n * torch.eye(d, dtype=FLOAT), 0.5)
-    x1, log_det = Chain(*[block] * n).forward_and_log_det(torch.from_numpy(x0)[None], Determinant())
-    assert float(log_det) == pytest.approx(trace, rel=a / n)
+
+    def rates(t: float, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return exact_trace(lambda x, t: a * x, x, torch.full((1,), t, dtype=FLOAT))
+
+    x, log_det = integrate(rates, torch.from_numpy(x0)[None], 0.0, 1.0, METHODS["rk4"], 32)
+    np.testing.assert_allclose(x[0].numpy(), x1, rtol=1e-7)
+    assert log_det.item() == pytest.approx(trace)  # ln|det dx(1)/dx(0)|
 
 
 def test_s0_17_each_log_determinant_is_taken_at_its_own_input() -> None:
