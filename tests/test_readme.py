@@ -49,6 +49,18 @@ def broken_links(page: Path) -> list[str]:
     return [link for link in links if not (page.parent / link).exists()]
 
 
+def undefined(page: Path) -> list[str]:
+    """The names in code font that a page links to a Python file without a definition of them."""
+    links = re.findall(r"\[`(\w+)`\]\(([\w./-]+\.py)\)", page.read_text("utf-8"))
+    return [
+        name
+        for name, file in links
+        if not re.search(
+            rf"^ *(def|class) {name}\b|^{name}\b", (page.parent / file).read_text(), re.MULTILINE
+        )
+    ]
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     with torch.random.fork_rng():
@@ -141,12 +153,33 @@ def test_the_readme_shows_commands() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_links_and_files_of_a_page_exist(page: Path) -> None:
     assert not broken_links(page)
+    assert not undefined(page)
     assert [name for name in names(page) if not (ROOT / name).exists()] == []
 
 
 def test_the_checks_see_what_is_missing(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("`make nothing`, `resflow_bench/lab/gone.py`, [a](gone.md), [b](page.md#top)")
+    (tmp_path / "a.py").write_text("def f(): ...\nX = 1\n")
+    page.write_text(
+        "`make nothing`, `resflow_bench/lab/gone.py`, [a](gone.md), [b](page.md#top), "
+        "[`f`](a.py), [`X`](a.py), [`g`](a.py)"
+    )
     assert wrong(commands(page)) == {"make nothing"}
     assert names(page) == ["resflow_bench/lab/gone.py"]
     assert broken_links(page) == ["gone.md"]
+    assert undefined(page) == ["g"]
+
+
+def test_every_misprint_on_the_page_of_mathematics_has_a_test() -> None:
+    """Row n of table t is `test_s<t>_<n>_...`; no such test is without a row."""
+    tables = (ROOT / "docs" / "mathematics.md").read_text("utf-8").split("| | printed |")[1:]
+    rows = {
+        f"test_s{t}_{int(n):02}"
+        for t, table in enumerate(tables)
+        for n in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)
+    }
+    text = "".join(file.read_text("utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
+    tests = set(re.findall(r"^def (test_s\d_\d\d)_", text, re.MULTILINE))
+    assert tests <= rows
+    assert rows - tests <= {f"test_s1_{n:02}" for n in range(1, 6)}  # changes of variables
+    assert len(rows) == 22 + 15
