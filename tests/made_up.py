@@ -315,6 +315,48 @@ def path_gradient_cells() -> Iterator[tuple[dict[str, Any], Observed]]:
     )
 
 
+def flows_frame() -> pd.DataFrame:
+    """Two systems in the plane, of two lengths of training each, with pictures."""
+    cells: list[tuple[dict[str, Any], Observed]] = []
+    for architecture, seconds, left in (("mlp", 0.02, 0.3), ("nsf", 0.01, 0.1)):
+        for step in (100, 1000):
+            axes = {"dataset": "eight-gaussians", "architecture": architecture, "step": step}
+            divergence = left / step**0.3
+            metrics: Observed = {
+                "log_prob": (-1.45 - divergence, 0.02),
+                "divergence": (divergence, 0.02),
+                "mass": 1.001,
+                "sample_gap": (0.01, 0.03),
+                **{"n_parameters": 36000.0, "round_trip_error": 1e-5},
+                **{"train_step_s": (seconds, 0.001), "sample_s": (1e-4, 1e-5)},
+                "log_prob_s": (1e-4, 1e-5),
+            }
+            cells.append((axes, metrics))
+    frame = rows("flows", iter(cells))
+    grid = np.full((4, 4), 0.1)
+    plane = pack(learned=grid, true=grid, samples=np.zeros((3, 2)), reach=np.array(2.0))
+    first = ~frame.duplicated("cell")
+    return frame.assign(picture=[plane if one else None for one in first])
+
+
+def euler_cells() -> Iterator[tuple[dict[str, Any], Observed]]:
+    """The two methods at their orders, contractions from the second number of steps on."""
+    axes = {"dataset": "eight-gaussians", "architecture": "flow-matching", "step": 1000}
+    for method, order in (("euler", 1), ("midpoint", 2)):
+        for n_steps in (4, 16, 64):
+            metrics: Observed = {
+                **{"step_norm": 5.8 / n_steps, "field_norm": 5.8},
+                "is_contraction": float(n_steps > 5),
+                "log_prob_rms": 4.0 / n_steps**order,
+                "trace_rms": 4.4 / n_steps**order,
+                "order": (float(order), 0.01),
+                **{"fixed_point_error": 1e-9, "backward_error": 2.0 / n_steps**order},
+                "log_det_error": (0.001, 0.01),
+                **{"n_evaluations": float(order * n_steps), "n_evaluations_adaptive": 32.0},
+            }
+            yield axes | {"method": method, "n_solver_steps": n_steps}, metrics
+
+
 def make_frames() -> dict[str, pd.DataFrame]:
     draw = np.random.default_rng(0)
     frames = {
@@ -326,6 +368,8 @@ def make_frames() -> dict[str, pd.DataFrame]:
         "scaling": rows("scaling", scaling_cells()),
         "launches": rows("launches", launches_cells()),
         "path_gradient": rows("path_gradient", path_gradient_cells()),
+        "flows": flows_frame(),
+        "euler": rows("euler", euler_cells()),
         "training_gap": rows("training_gap", training_gap_cells()),
         "density": density_frame(),
         "efficiency": rows("efficiency", efficiency_cells()),

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from resflow_bench.jacobian import CHUNK_NUMBERS
+
 N_FREQUENCIES = 3
 
 Field = Callable[[Tensor, Tensor], Tensor]
@@ -70,17 +72,28 @@ def hutchinson_trace(u: Field, x: Tensor, t: Tensor, v: Tensor) -> tuple[Tensor,
 
 
 def _quadratic_forms(u: Field, x: Tensor, t: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """(u, v_j^T (du/dx) v_j): (B, d), (m, B); with a graph where one is being recorded."""
-    attached = torch.is_grad_enabled()
+    """(u, v_j^T (du/dx) v_j): (B, d), (m, B); in pieces of v of bounded memory.
+
+    With a graph where one is recorded and x or a parameter of u needs it.
+    """
+    attached = torch.is_grad_enabled() and (x.requires_grad or _is_trained(u))
+    forms = []
     with torch.enable_grad():
         if not (attached and x.requires_grad):
             x = x.detach().requires_grad_()
         velocity = u(x, t)
-        products, = torch.autograd.grad(
-            velocity, x, v, is_grads_batched=True, create_graph=attached
-        )  # fmt: skip
-    forms = (products * v).sum(2)
-    return (velocity, forms) if attached else (velocity.detach(), forms.detach())
+        for piece in v.split(max(1, CHUNK_NUMBERS // x.numel())):
+            (products,) = torch.autograd.grad(
+                velocity, x, piece, is_grads_batched=True, create_graph=attached, retain_graph=True
+            )
+            forms.append((products * piece).sum(2))
+    together = torch.cat(forms)
+    return (velocity, together) if attached else (velocity.detach(), together.detach())
+
+
+def _is_trained(u: Field) -> bool:
+    """True unless u is a module without a parameter that needs a gradient."""
+    return not isinstance(u, nn.Module) or any(p.requires_grad for p in u.parameters())
 
 
 class Pairs(NamedTuple):

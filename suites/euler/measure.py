@@ -66,7 +66,10 @@ def measure_euler(cell: Cell, context: Context) -> Iterable[Observation]:
     axes = {name: cell[name] for name in ("dataset", "architecture", "step")}
     problem = _problem(Cell(cell.suite, axes), context.results, n_points)
     n_steps, method = int(cell["n_solver_steps"]), str(cell["method"])
-    blocks = residual_flow(problem.flow, n_steps, method)
+    try:
+        blocks = residual_flow(problem.flow, n_steps, method)
+    except ValueError as reason:
+        raise Skip(str(reason)) from None
     ends = _ends(blocks, problem.x)
     jacobians, _ = dense_truth(blocks, problem.x)
     norm, radius = sizes(jacobians)
@@ -89,7 +92,7 @@ def measure_euler(cell: Cell, context: Context) -> Iterable[Observation]:
         yield exactly("n_evaluations_adaptive", adaptive, "1")
 
 
-class _Problem(NamedTuple):
+class _OnPath(NamedTuple):
     """A flow that ends in `Continuous`, float64; points in front of that; and its exact ends."""
 
     flow: ResidualFlow
@@ -98,7 +101,7 @@ class _Problem(NamedTuple):
 
 
 @lru_cache(maxsize=4)
-def _problem(cell: Cell, results: Path, n_points: int) -> _Problem:
+def _problem(cell: Cell, results: Path, n_points: int) -> _OnPath:
     flow = copy.deepcopy(trained(flows_recipe(cell), results, silent, int(cell["step"]))).double()
     *before, path = flow.requires_grad_(False).bijections
     if not isinstance(path, Continuous):
@@ -107,11 +110,11 @@ def _problem(cell: Cell, results: Path, n_points: int) -> _Problem:
     for layer in before:
         x = layer(x)
     alone = ResidualFlow([path], path.dim)
-    problem = _Problem(alone, x, _Ends(x, x))
+    problem = _OnPath(alone, x, _Ends(x, x))
     return problem._replace(truth=_path(problem, METHODS["rk4"], N_TRUE))
 
 
-def _path(problem: _Problem, method: Tableau, n_steps: int) -> _Ends:
+def _path(problem: _OnPath, method: Tableau, n_steps: int) -> _Ends:
     (path,) = problem.flow.bijections
     assert isinstance(path, Continuous)
 
@@ -148,7 +151,7 @@ def order(errors: np.ndarray, finer: np.ndarray) -> Interval:
 
 
 def _inverses(
-    problem: _Problem, blocks: ResidualFlow, ends: _Ends, n_steps: int, method: str
+    problem: _OnPath, blocks: ResidualFlow, ends: _Ends, n_steps: int, method: str
 ) -> Iterable[Observation]:
     n = len(problem.x)
     inversion = ToTolerance(rtol=TOLERANCE, atol=TOLERANCE)
@@ -182,7 +185,7 @@ def _estimated(
     return observe("log_det_error", mean_interval(np.asarray(draws)), "nat", n_draws)
 
 
-def _adaptive(problem: _Problem, target: float) -> float:
+def _adaptive(problem: _OnPath, target: float) -> float:
     """Evaluations of u by RK45 at the loosest tolerance that reaches the target; NaN if none."""
     (path,) = problem.flow.bijections
     assert isinstance(path, Continuous)
