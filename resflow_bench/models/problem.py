@@ -20,7 +20,7 @@ from resflow_bench.lab import Cell, Failure, Observation, Skip, exactly
 from resflow_bench.logdet import Determinant, dense_log_det, jacobian
 from resflow_bench.models.build import build_flow, build_points, model_named
 from resflow_bench.models.own import version
-from resflow_bench.systems import Continuous, Discrete
+from resflow_bench.systems import AffineCoupling, Continuous, Discrete
 from resflow_bench.threads import one_thread
 
 
@@ -79,7 +79,7 @@ def build_problem(cell: Cell, results: Path, n_points: int) -> Problem:
 
 def is_promised(flow: ResidualFlow) -> bool:
     """True if every branch promises a Lipschitz constant, from which bounds can be claimed."""
-    if any(isinstance(part, Continuous | Discrete) for part in flow.modules()):
+    if any(isinstance(part, AffineCoupling | Continuous | Discrete) for part in flow.modules()):
         return False
     return all(block.lipschitz < math.inf for block in flow.blocks)
 
