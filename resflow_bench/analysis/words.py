@@ -56,9 +56,9 @@ def interval(cell: pd.Series, metric: str, factor: float = 1.0) -> str:
 
 
 def measured(cells: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    """The finished cells that have all these columns; none if a column is missing altogether."""
-    if not set(columns) <= set(cells):
-        return cells.head(0)
+    """The finished cells that have all these columns; none, with NaN for it, if one is missing."""
+    if missing := set(columns) - set(cells):
+        return cells.head(0).assign(**dict.fromkeys(missing, math.nan))
     return cells[cells["status"] == "ok"].dropna(subset=list(columns))
 
 

@@ -16,6 +16,7 @@ from resflow_bench.data import Reading
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab import Skip
 from resflow_bench.models.published import published
+from resflow_bench.systems import SYSTEMS
 from resflow_bench.training.recipe import Recipe, dataset, finite_moments_estimator
 from resflow_bench.training.trainer import Training
 from resflow_bench.training.weights import trained
@@ -116,6 +117,7 @@ FEW_IMAGES = Training(600, learning_rate=2e-3)
 """An MLP of 270,000 parameters begins to learn 1,437 images by heart soon after so many steps."""
 
 IMAGES = Training(3000, batch_size=64, learning_rate=5e-3)
+SYSTEM = Training(2000, learning_rate=5e-3)
 PLANE = Training(5000, batch_size=512, learning_rate=4e-3, warm_up=100)
 
 _MODELS: tuple[Model, ...] = (
@@ -128,6 +130,7 @@ _MODELS: tuple[Model, ...] = (
     Trained("multiscale", "multiscale", "digits", IMAGES, (0.9,)),
     Trained("patches", "conv", "patches", replace(IMAGES, n_steps=1500), (0.9,), 1),
     Trained("checkerboard", "deep", "checkerboard", PLANE, (0.9,)),
+    *(Trained(name, name, "eight-gaussians", SYSTEM) for name in SYSTEMS),
     Trained("eight-gaussians", "mlp", "eight-gaussians", replace(PLANE, n_steps=2000), (0.9,)),
 )
 MODELS = {model.name: model for model in _MODELS}

@@ -22,6 +22,7 @@ from resflow_bench.analysis.verdicts import judge, judge_disputed, summary
 from resflow_bench.analysis.words import number, with_interval
 from resflow_bench.lab import Claims, Statement
 from resflow_bench.lab.claims import Rule
+from resflow_bench.lab.store import COLUMNS
 from resflow_bench.logdet import law_named
 
 NAN, INF = math.nan, math.inf
@@ -314,3 +315,15 @@ def test_analysis_reads_frames_and_nothing_else() -> None:
             a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names
         }
         assert not names & {"torch", "pathlib", "os"}
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_a_suite_whose_cells_were_all_skipped_has_nothing_to_say(name: str) -> None:
+    """As of a model that it cannot measure: no finding, no verdict, no crash of the page."""
+    suite = SUITES[name]
+    row = dict.fromkeys([*COLUMNS, *suite.axes])
+    row |= {"suite": name, "cell": "a", "status": "skipped", "message": "no", "metric": ""}
+    frame = pd.DataFrame([row]).astype({"value": float, "ci_low": float, "ci_high": float})
+    assert findings({name: frame}, {name: suite}) == []
+    for statement in suite.claims.statements:
+        assert rules.apply(statement, wide(frame)).empty

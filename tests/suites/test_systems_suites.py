@@ -1,0 +1,140 @@
+"""The suites `flows` and `euler`, and the older suites, on systems without residual blocks."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import suites
+from resflow_bench.architectures import ARCHITECTURES
+from resflow_bench.flows import ResidualFlow
+from resflow_bench.lab import Cell, Context, Observation, Skip, unpack
+from resflow_bench.logdet import Determinant
+from resflow_bench.models import is_promised
+from resflow_bench.systems import residual_flow
+from suites.euler.measure import order, rms
+from suites.flows.measure import flows_recipe
+
+pytest.importorskip("zuko")
+
+EFFORT = {"n_points": 12, "n_draws": 40, "n_grid": 8, "n_mass": 80, "n_samples": 60}
+EFFORT |= {"seconds": 0.01, "max_draws": 64, "half_width": 0.5}
+PLANE = {"dataset": "eight-gaussians", "step": 5}
+PLACE = {"dtype": "float32", "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("results")
+
+
+def observe(suite: str, results: Path, **axes: Any) -> dict[str, Observation]:
+    context = Context(seed=0, effort=EFFORT, results=results)
+    return {o.metric: o for o in suites.load(suite).measure(Cell(suite, axes), context)}
+
+
+@pytest.mark.parametrize("architecture", ["mlp", "nsf", "glow", "flow-matching"])
+def test_flows_measures_every_kind(results: Path, architecture: str) -> None:
+    found = observe("flows", results, architecture=architecture, **PLANE, **PLACE)
+    assert found["mass"].value == pytest.approx(1, abs=0.02), "of a few steps, on a coarse grid"
+    gap = found["sample_gap"]
+    assert abs(gap.value) < 5 * gap.standard_error, "samples are from the density"
+    assert found["divergence"].value > 0
+    assert 25_000 < found["n_parameters"].value < 45_000
+    assert found["round_trip_error"].value < 1e-3
+    assert all(found[f"{name}_s"].value > 0 for name in ("train_step", "log_prob", "sample"))
+    picture = found["log_prob"].picture
+    assert picture is not None
+    assert unpack(picture)["learned"].shape == (8, 8)
+    assert found["log_prob"].message
+
+
+def test_a_flow_of_another_architecture_has_other_settings() -> None:
+    rates = {
+        name: flows_recipe(Cell("flows", {**PLANE, **PLACE, "architecture": name})).training
+        for name in ("mlp", "nsf", "flow-matching")
+    }
+    assert len({training.learning_rate for training in rates.values()}) == 3
+    with pytest.raises(Skip, match="conv is for images"):
+        flows_recipe(Cell("flows", {**PLANE, **PLACE, "architecture": "conv"}))
+
+
+@pytest.mark.parametrize(("method", "expected"), [("euler", 1.0), ("midpoint", 2.0)])
+def test_the_steps_of_a_path_are_a_residual_flow(
+    results: Path, method: str, expected: float
+) -> None:
+    axes = {**PLANE, "architecture": "flow-matching", "method": method, "n_solver_steps": 32}
+    found = observe("euler", results, **axes)
+    assert found["step_norm"].value == pytest.approx(found["field_norm"].value / 32)
+    assert found["is_contraction"].value == 1.0
+    assert found["order"].value == pytest.approx(expected, abs=0.15)
+    assert found["fixed_point_error"].value < 1e-7
+    assert found["fixed_point_error"].value < found["backward_error"].value
+    estimate = found["log_det_error"]
+    assert abs(estimate.value) < 5 * estimate.standard_error
+    assert found["n_evaluations"].value == 32 * expected
+
+
+def test_euler_refuses_what_has_no_field(results: Path) -> None:
+    axes = {**PLANE, "method": "euler", "n_solver_steps": 4}
+    with pytest.raises(Skip, match="nsf is no continuous flow"):
+        observe("euler", results, **axes, architecture="nsf")
+    with pytest.raises(Skip, match="rk4"):
+        observe("euler", results, **(axes | {"method": "rk4"}), architecture="flow-matching")
+
+
+def test_blocks_of_a_path_have_the_density_of_their_own_map() -> None:
+    """By the whole Jacobian of the map, in float64."""
+    flow = ARCHITECTURES["flow-matching"]((3,), 0.9).double().requires_grad_(False)
+    blocks = residual_flow(flow, 5).with_estimator(Determinant())
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    _, log_det = blocks.forward_and_log_det(x)
+    for row, value in zip(x, log_det, strict=True):
+        jacobian = torch.autograd.functional.jacobian(lambda v: blocks(v[None])[0], row)
+        torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], value)
+    with pytest.raises(ValueError, match=r"got (LipSwish|ResidualBlock)"):
+        residual_flow(ARCHITECTURES["mlp"]((3,), 0.9), 5)
+
+
+def test_an_order_is_that_of_made_up_errors() -> None:
+    errors = np.random.default_rng(0).normal(size=200)
+    found = order(errors, errors / 4)
+    assert found.value == pytest.approx(2)
+    assert found.low == pytest.approx(found.high), "every point says the same"
+    apart = order(errors, np.random.default_rng(1).normal(size=200) / 4)
+    assert apart.low < 2 < apart.high
+    assert rms(np.array([3.0, 4.0])) == pytest.approx(math.sqrt(12.5))
+
+
+@pytest.mark.parametrize("model", ["nsf", "flow-matching"])
+def test_older_suites_take_a_system_or_say_why_not(
+    results: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from resflow_bench.models.catalogue import MODELS, Trained
+
+    found_model = MODELS[model]
+    assert isinstance(found_model, Trained)
+
+    def untrained(*_: object) -> ResidualFlow:
+        return ARCHITECTURES[model]((2,), 0.9)
+
+    monkeypatch.setattr(Trained, "flow", untrained)
+    axes = {"model": model, "dim": 2, "lipschitz": 0.9, **PLACE}
+    asked = {"truncation": "fixed", "n_terms": 2, "probe": "rademacher", "n_probes": 1}
+    inverse = observe("inverse", results, **axes, tolerance=1e-4, max_steps=100)
+    assert inverse["inverse_error_bound"].value == math.inf
+    assert inverse["inverse_error"].value < 1e-3
+    assert "error_over_bound" not in inverse
+    timed = observe(
+        "throughput", results, **axes, **asked, operation="log_prob", batch_size=8
+    )  # fmt: skip
+    assert timed["wall_s"].value > 0
+    for suite in ("bias", "variance", "lipschitz"):
+        with pytest.raises(Skip, match="no residual block"):
+            observe(suite, results, **axes, **asked)
+    assert not is_promised(untrained())
