@@ -11,6 +11,7 @@ import json
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -42,6 +43,9 @@ _CLASSES: tuple[type, ...] = (
 )
 PARTS: dict[str, type] = {one.__name__: one for one in _CLASSES}
 """The classes that a file may name."""
+
+SYSTEMS = "resflow_bench.systems"
+"""Adds its parts to `PARTS`; by name, since it builds upon this package, and only if needed."""
 
 _CHOSEN_ANEW = ("generator", "estimator")
 """Arguments that are no part of a flow: its numbers are loaded, its estimator is the user's."""
@@ -232,6 +236,8 @@ class _Builder:
         if "same" in value:
             return self.made[value["same"]]
         name = value["part"]
+        if name not in PARTS:
+            import_module(SYSTEMS)
         if name not in PARTS:
             raise ValueError(
                 f"this file has a part {name}, which is not in `resflow_bench.flows.saving.PARTS`."

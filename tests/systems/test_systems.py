@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,16 @@ def test_a_system_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
     flow.save(tmp_path / "flow.pt")
     again = ResidualFlow.load(tmp_path / "flow.pt")
     torch.testing.assert_close(again(points(3, 3)), flow(points(3, 3)), rtol=0, atol=0)
+
+
+def test_a_fresh_process_loads_a_system_by_the_flow_s_class_alone(tmp_path: Path) -> None:
+    made("flow-matching").save(tmp_path / "flow.pt")
+    code = (
+        "from resflow_bench.flows import ResidualFlow; import sys; ResidualFlow.load(sys.argv[1])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "flow.pt")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
