@@ -245,7 +245,7 @@ class _Session:
             message += f"; {activity}"
         else:
             message += f", {self._bits(-loss):.3g} bits/dim"
-            if not math.isnan(self.certified):
+            if self.certified > 0:  # not before the first row, nor without residual blocks
                 message += f", Lip(g) ≤ {self.certified:.3g}"
         step_s = (monotonic() - self.started_at) / max(1, self.n_done - self.n_before)
         left = step_s * (n_steps - self.n_done)
@@ -255,7 +255,8 @@ class _Session:
         """The row, the averaged flow and its log p of each held-out point."""
         cell, trainer = self.plan.cell(self.n_done), self.trainer
         settings = self.plan.recipe.training
-        self.certified = max(block.branch.lipschitz_certified() for block in trainer.flow.blocks)
+        constants = [block.branch.lipschitz_certified() for block in trainer.flow.blocks]
+        self.certified = max(constants, default=0.0)
         batch = min(settings.batch_size, len(self.data.train))
         rate = trainer.optimiser.param_groups[0]["lr"]
         generator = torch.Generator().manual_seed(self.context.generator_seed(cell, "test"))
