@@ -9,7 +9,7 @@ from resflow_bench.flows.bases import (
 from resflow_bench.flows.bijection import Bijection, ClosedForm
 from resflow_bench.flows.composition import Chain, FactorOut
 from resflow_bench.flows.flow import ResidualFlow
-from resflow_bench.flows.forms import ActNorm, AffineCoupling, Flatten, Logit, Mixing, Squeeze
+from resflow_bench.flows.forms import ActNorm, AffineCoupling, Cube, Flatten, Logit, Mixing, Squeeze
 from resflow_bench.flows.image import MultiScale, image_flow, sample_grid, tiled
 from resflow_bench.flows.inversion import Inversion, ToError, ToRounding, ToTolerance
 from resflow_bench.flows.residual import ResidualBlock
@@ -21,6 +21,7 @@ __all__ = [
     "Bijection",
     "Chain",
     "ClosedForm",
+    "Cube",
     "DiagonalNormal",
     "FactorOut",
     "Flatten",

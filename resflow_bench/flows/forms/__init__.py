@@ -2,8 +2,9 @@
 
 from resflow_bench.flows.forms.actnorm import ActNorm
 from resflow_bench.flows.forms.coupling import AffineCoupling
+from resflow_bench.flows.forms.cube import Cube
 from resflow_bench.flows.forms.logit import Logit
 from resflow_bench.flows.forms.mixing import Mixing
 from resflow_bench.flows.forms.squeeze import Flatten, Squeeze
 
-__all__ = ["ActNorm", "AffineCoupling", "Flatten", "Logit", "Mixing", "Squeeze"]
+__all__ = ["ActNorm", "AffineCoupling", "Cube", "Flatten", "Logit", "Mixing", "Squeeze"]
