@@ -22,6 +22,7 @@ from resflow_bench.flows import (
     Flatten,
     Logit,
     Mixing,
+    MonotoneBlock,
     MultiScale,
     ResidualBlock,
     ResidualFlow,
@@ -205,6 +206,13 @@ def glow_architecture(event: Event, lipschitz: float) -> ResidualFlow:  # noqa: 
     return ResidualFlow([Logit(), *_glow_scales(event, n_scales, generator)], event)
 
 
+def monotone_architecture(event: Event, lipschitz: float) -> ResidualFlow:
+    """Eight monotone blocks of two hidden layers of max(2d, 64) LipSwish units."""
+    width = max(2 * math.prod(event), MIN_WIDTH)
+    make_branch = partial(mlp_branch, hidden=(width, width), lipschitz=lipschitz)
+    return _fully_connected(event, make_branch, block=MonotoneBlock)
+
+
 ARCHITECTURES: dict[str, Architecture] = {
     "mlp": mlp_architecture,
     "shallow": shallow_architecture,
@@ -213,6 +221,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "conv": conv_architecture,
     "multiscale": multiscale_architecture,
     "glow": glow_architecture,
+    "monotone": monotone_architecture,
 }
 """The trainable architectures, by name."""
 
@@ -265,14 +274,17 @@ def _mlp_blocks(
 
 
 def _fully_connected(
-    event: Event, make_branch: Callable[..., Branch], n_blocks: int = MLP_BLOCKS
+    event: Event,
+    make_branch: Callable[..., Branch],
+    n_blocks: int = MLP_BLOCKS,
+    block: Callable[[Branch], nn.Module] = ResidualBlock,
 ) -> ResidualFlow:
     """Pairs of ActNorm and a block; images go through the logit and are flattened first."""
     dim = math.prod(event)
     generator = torch.Generator().manual_seed(0)
     layers: list[nn.Module] = [Logit(), Flatten(event)] if len(event) > 1 else []
     for _ in range(n_blocks):
-        layers += [ActNorm(dim), ResidualBlock(make_branch(dim, generator=generator))]
+        layers += [ActNorm(dim), block(make_branch(dim, generator=generator))]
     return ResidualFlow(layers, event)
 
 

@@ -12,6 +12,7 @@ from resflow_bench.flows.flow import ResidualFlow
 from resflow_bench.flows.forms import ActNorm, AffineCoupling, Cube, Flatten, Logit, Mixing, Squeeze
 from resflow_bench.flows.image import MultiScale, image_flow, sample_grid, tiled
 from resflow_bench.flows.inversion import Inversion, ToError, ToRounding, ToTolerance
+from resflow_bench.flows.monotone import MonotoneBlock
 from resflow_bench.flows.residual import ResidualBlock
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Inversion",
     "Logit",
     "Mixing",
+    "MonotoneBlock",
     "MultiScale",
     "NormalMixture",
     "ResidualBlock",

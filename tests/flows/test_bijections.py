@@ -21,6 +21,7 @@ from resflow_bench.flows import (
     Inversion,
     Logit,
     Mixing,
+    MonotoneBlock,
     ResidualBlock,
     Squeeze,
 )
@@ -97,6 +98,7 @@ BIJECTIONS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual block": (lambda: residual_block(6), (6,)),
     "block in the 1-norm": (lambda: induced_block(1.0), (6,)),
     "block in a learnt norm": (lambda: induced_block(LearnableOrder(4.0)), (6,)),
+    "monotone block": (lambda: MonotoneBlock(residual_block(6).branch), (6,)),
     "factor out": (
         lambda: FactorOut(
             perturbed(ActNorm(2)), Flatten((2, 2, 4)), residual_block(16), event=EVENT
