@@ -34,7 +34,7 @@ class MonotoneBlock(nn.Module):
     Properties: the two log-dets are estimated from the same draws of the generator, so that the
         even terms cancel in each draw; unbiased if the estimator is, at twice its products.
         Gradients pass through w by the implicit function theorem, see `flows.implicit`; a backward
-        pass solves one linear system. Each call solves for w to rounding.
+        pass solves one linear system. Each call solves for w to rounding. `rsample` refuses it.
 
     Raises:
         TypeError: g is no `Branch`.
