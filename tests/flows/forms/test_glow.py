@@ -15,6 +15,7 @@ from resflow_bench.architectures import GLOW_STEPS, glow_architecture
 from resflow_bench.data import dataset_named
 from resflow_bench.flows import ActNorm, AffineCoupling, FactorOut, Mixing, ResidualFlow
 from resflow_bench.flows.forms import Squeeze
+from resflow_bench.flows.forms.coupling import _spectral_bound
 from resflow_bench.logdet import exact_log_det
 from resflow_bench.training import Trainer, Training
 
@@ -64,6 +65,15 @@ def test_the_inverse_is_within_its_bound(event: tuple[int, ...]) -> None:
     error = (solution.value.double() - truth.value).flatten(1).norm(dim=1)
     assert bool((error <= solution.error_bound + truth.error_bound).all())
     assert bool(solution.error_bound.isfinite().all())
+
+
+def test_the_bound_of_a_convolution_is_near_its_norm() -> None:
+    """Against the dense matrix on a grid of 10 x 10, where the padding hardly shows."""
+    weight = torch.randn(2, 3, 3, 3, generator=generator(3), dtype=DTYPE)
+    unit = torch.eye(300, dtype=DTYPE).view(300, 3, 10, 10)
+    matrix = torch.nn.functional.conv2d(unit, weight, padding=1).flatten(1)
+    norm = float(torch.linalg.matrix_norm(matrix, 2))
+    assert norm <= _spectral_bound(weight) < 1.2 * norm
 
 
 class Interleaved(nn.Module):
