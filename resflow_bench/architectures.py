@@ -17,11 +17,16 @@ from torch import Tensor, nn
 
 from resflow_bench.flows import (
     ActNorm,
+    AffineCoupling,
+    FactorOut,
     Flatten,
     Logit,
+    Mixing,
+    MonotoneBlock,
     MultiScale,
     ResidualBlock,
     ResidualFlow,
+    Squeeze,
     image_flow,
 )
 from resflow_bench.layers import Branch, Linear, LinearBranch, dense_branch, mlp_branch
@@ -41,6 +46,9 @@ DEEP_BLOCKS = 24
 """Each block stretches by at most 1 + K: sharp edges of a density need many."""
 MIN_WIDTH = 64
 """The smallest hidden layer: a density in the plane needs more than 2d = 4 units."""
+
+GLOW_STEPS = 4
+"""Steps of Glow at each scale of an image; vectors have twice as many on their one scale."""
 
 STEEP = 1.5
 """The z at which LipSwish has about its largest slope."""
@@ -168,6 +176,44 @@ def multiscale_architecture(event: Event, lipschitz: float) -> ResidualFlow:
     return image_flow(event, scales)
 
 
+def glow_architecture(event: Event, lipschitz: float) -> ResidualFlow:  # noqa: ARG001
+    """Glow: steps of ActNorm, Mixing and an affine coupling; no residual block, no estimate.
+
+    Images go through the logit; each of two scales (three from 16 x 16 on) is Squeeze and four
+    steps with convolutions 3-1-3 of 64 channels, and half of its channels become latents. Vectors
+    have eight steps with two hidden layers of max(2d, 64) units.
+
+    Args:
+        lipschitz: ignored, as nothing here is a contraction.
+
+    Raises:
+        ValueError: the event is one number, or an image with sides that cannot be halved so often.
+
+    Source: Kingma and Dhariwal (2018), "Glow", whose scale is a sigmoid and not bounded below.
+    """
+    generator = torch.Generator().manual_seed(0)
+    if len(event) != 3:
+        dim = math.prod(event)
+        width = max(2 * dim, MIN_WIDTH)
+        flat = [Flatten(event)] if len(event) > 1 else []
+        steps = _glow_steps(dim, 2 * GLOW_STEPS, width, 1, generator)
+        return ResidualFlow([*flat, *steps], event)
+    n_scales = 3 if min(event[1:]) >= 16 else 2
+    if any(size % 2**n_scales for size in event[1:]):
+        raise ValueError(
+            "The architecture glow needs images with H and W that are multiples of "
+            f"{2**n_scales}; got {event}. Pad the images, or take conv."
+        )
+    return ResidualFlow([Logit(), *_glow_scales(event, n_scales, generator)], event)
+
+
+def monotone_architecture(event: Event, lipschitz: float) -> ResidualFlow:
+    """Eight monotone blocks of two hidden layers of max(2d, 64) LipSwish units."""
+    width = max(2 * math.prod(event), MIN_WIDTH)
+    make_branch = partial(mlp_branch, hidden=(width, width), lipschitz=lipschitz)
+    return _fully_connected(event, make_branch, block=MonotoneBlock)
+
+
 ARCHITECTURES: dict[str, Architecture] = {
     "mlp": mlp_architecture,
     "shallow": shallow_architecture,
@@ -175,6 +221,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "dense": dense_architecture,
     "conv": conv_architecture,
     "multiscale": multiscale_architecture,
+    "glow": glow_architecture,
+    "monotone": monotone_architecture,
     **SYSTEMS,
 }
 """The trainable architectures, by name: residual flows, and the other systems."""
@@ -199,6 +247,26 @@ def _require_images(event: Event, name: str) -> None:
         )
 
 
+def _glow_steps(
+    n_channels: int, n_steps: int, width: int, kernel_size: int, generator: torch.Generator
+) -> list[nn.Module]:
+    steps: list[nn.Module] = []
+    for _ in range(n_steps):
+        coupling = AffineCoupling(n_channels, width, kernel_size, generator=generator)
+        steps += [ActNorm(n_channels), Mixing(n_channels, generator), coupling]
+    return steps
+
+
+def _glow_scales(event: Event, n_scales: int, generator: torch.Generator) -> list[nn.Module]:
+    """The layers from an image of shape `event` to its latents."""
+    channels, height, width = 4 * event[0], event[1] // 2, event[2] // 2
+    layers = [Squeeze(), *_glow_steps(channels, GLOW_STEPS, MIN_WIDTH, 3, generator)]
+    if n_scales == 1:
+        return [*layers, Flatten((channels, height, width))]
+    inner = _glow_scales((channels // 2, height, width), n_scales - 1, generator)
+    return [*layers, FactorOut(*inner, event=(channels, height, width))]
+
+
 def _mlp_blocks(
     event: Event, lipschitz: float, n_hidden: int, n_blocks: int = MLP_BLOCKS
 ) -> ResidualFlow:
@@ -208,14 +276,17 @@ def _mlp_blocks(
 
 
 def _fully_connected(
-    event: Event, make_branch: Callable[..., Branch], n_blocks: int = MLP_BLOCKS
+    event: Event,
+    make_branch: Callable[..., Branch],
+    n_blocks: int = MLP_BLOCKS,
+    block: Callable[[Branch], nn.Module] = ResidualBlock,
 ) -> ResidualFlow:
     """Pairs of ActNorm and a block; images go through the logit and are flattened first."""
     dim = math.prod(event)
     generator = torch.Generator().manual_seed(0)
     layers: list[nn.Module] = [Logit(), Flatten(event)] if len(event) > 1 else []
     for _ in range(n_blocks):
-        layers += [ActNorm(dim), ResidualBlock(make_branch(dim, generator=generator))]
+        layers += [ActNorm(dim), block(make_branch(dim, generator=generator))]
     return ResidualFlow(layers, event)
 
 

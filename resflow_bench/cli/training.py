@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 @click.argument("dataset", required=False)
 @click.option("--preset", type=click.Choice(["smoke", "quick", "full"]),
               help="Takes seconds, a minute, or days.  [default: quick]")  # fmt: skip
-@click.option("--architecture", metavar="NAME", help="mlp, shallow, deep, dense, conv or "
-              "multiscale; of other systems nice, realnvp, maf, nsf, glow, neural-ode, ffjord, "
-              "flow-matching, ot-flow-matching or diffusion.  "
+@click.option("--architecture", metavar="NAME", help="mlp, shallow, deep, dense, conv, "
+              "multiscale or monotone; of other systems nice, realnvp, maf, nsf, glow, "
+              "neural-ode, ffjord, flow-matching, ot-flow-matching or diffusion.  "
               "[default: multiscale for images, else mlp]")  # fmt: skip
 @click.option("--lipschitz", type=float, help="Constant promised for each branch.  [default: 0.9]")
 @click.option("--steps", type=int, help="Number of optimiser steps.")

@@ -1,6 +1,5 @@
 """Flows: bijections in a chain, a base density, likelihood, sampling and a certified inverse."""
 
-from resflow_bench.flows.actnorm import ActNorm
 from resflow_bench.flows.bases import (
     BaseDensity,
     DiagonalNormal,
@@ -10,25 +9,27 @@ from resflow_bench.flows.bases import (
 from resflow_bench.flows.bijection import Bijection, ClosedForm
 from resflow_bench.flows.composition import Chain, FactorOut
 from resflow_bench.flows.flow import ResidualFlow
+from resflow_bench.flows.forms import ActNorm, AffineCoupling, Cube, Flatten, Logit, Mixing, Squeeze
 from resflow_bench.flows.image import MultiScale, image_flow, sample_grid, tiled
 from resflow_bench.flows.inversion import Inversion, ToError, ToRounding, ToTolerance
-from resflow_bench.flows.logit import Logit
-from resflow_bench.flows.mixing import Mixing
+from resflow_bench.flows.monotone import MonotoneBlock
 from resflow_bench.flows.residual import ResidualBlock
-from resflow_bench.flows.squeeze import Flatten, Squeeze
 
 __all__ = [
     "ActNorm",
+    "AffineCoupling",
     "BaseDensity",
     "Bijection",
     "Chain",
     "ClosedForm",
+    "Cube",
     "DiagonalNormal",
     "FactorOut",
     "Flatten",
     "Inversion",
     "Logit",
     "Mixing",
+    "MonotoneBlock",
     "MultiScale",
     "NormalMixture",
     "ResidualBlock",

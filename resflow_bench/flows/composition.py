@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from resflow_bench.arguments import check_batch, finite_rows
 from resflow_bench.fixed_point import Outcome, Solution
-from resflow_bench.flows.actnorm import ActNorm
 from resflow_bench.flows.bijection import Bijection, ClosedForm, Formulas, as_bijection, or_zeros
 from resflow_bench.flows.copies import in_float64
+from resflow_bench.flows.forms.actnorm import ActNorm
 from resflow_bench.flows.inversion import AnyInversion, ToError, ToTolerance
 from resflow_bench.flows.residual import ResidualBlock, compare_all
 from resflow_bench.layers import Activation, conditional, mlp_branch

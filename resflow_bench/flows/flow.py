@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from resflow_bench.arguments import check_batch, check_count
 from resflow_bench.fixed_point import Solution
-from resflow_bench.flows.actnorm import ActNorm, check_examples
 from resflow_bench.flows.bases import BaseDensity, StandardNormal
 from resflow_bench.flows.bases.base import check_gradient, drawn, log_density
 from resflow_bench.flows.bijection import HasLoss
 from resflow_bench.flows.composition import AnyBijection, Chain, inverse_of, mlp_layers
+from resflow_bench.flows.forms.actnorm import ActNorm, check_examples
 from resflow_bench.flows.implicit import attached
 from resflow_bench.flows.inversion import AnyInversion, ToError, ToTolerance
 from resflow_bench.flows.residual import ResidualBlock, follow

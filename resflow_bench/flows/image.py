@@ -10,14 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from resflow_bench.arguments import check_count
-from resflow_bench.flows.actnorm import ActNorm
 from resflow_bench.flows.bases import BaseDensity
 from resflow_bench.flows.composition import FactorOut, mlp_layers
 from resflow_bench.flows.flow import DEFAULT_ESTIMATOR, ResidualFlow
-from resflow_bench.flows.logit import Logit
-from resflow_bench.flows.mixing import Mixing
+from resflow_bench.flows.forms import ActNorm, Flatten, Logit, Mixing, Squeeze
 from resflow_bench.flows.residual import ResidualBlock
-from resflow_bench.flows.squeeze import Flatten, Squeeze
 from resflow_bench.layers import Activation, LipSwish, conditional, conv_branch
 from resflow_bench.logdet.estimator import Estimator
 

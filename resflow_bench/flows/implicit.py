@@ -56,7 +56,7 @@ def _inverse(bijection: AnyBijection, z: Tensor, x: Tensor) -> Tensor:
             inner = _inverse(bijection.inner, z[:, n_latents:], x[:, bijection.n_kept :])
             return torch.cat([kept, inner], dim=1)
         case ResidualBlock():
-            return _block(bijection.g, z, x)
+            return block_inverse(bijection.g, z, x)
         case ClosedForm():
             return bijection.inverse(z)
     raise TypeError(
@@ -76,7 +76,8 @@ def _chain(chain: Chain, z: Tensor, x: Tensor) -> Tensor:
     return z
 
 
-def _block(branch: AnyBranch, z: Tensor, x: Tensor) -> Tensor:
+def block_inverse(branch: AnyBranch, z: Tensor, x: Tensor) -> Tensor:
+    """z - g(x), which is x to rounding, with the derivatives of the block's inverse at x."""
     again = z - branch(x)  # with the derivative dz - dg
     if again.requires_grad:
         again.register_hook(partial(_solved, branch, x))

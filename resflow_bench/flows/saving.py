@@ -21,13 +21,11 @@ from torch import Tensor, nn
 
 from resflow_bench import layers
 from resflow_bench.files import written_whole
-from resflow_bench.flows.actnorm import ActNorm
 from resflow_bench.flows.bases import DiagonalNormal, NormalMixture, StandardNormal
 from resflow_bench.flows.composition import Chain, FactorOut
-from resflow_bench.flows.logit import Logit
-from resflow_bench.flows.mixing import Mixing
+from resflow_bench.flows.forms import ActNorm, AffineCoupling, Cube, Flatten, Logit, Mixing, Squeeze
+from resflow_bench.flows.monotone import MonotoneBlock
 from resflow_bench.flows.residual import ResidualBlock
-from resflow_bench.flows.squeeze import Flatten, Squeeze
 from resflow_bench.layers.norms.induced import InducedNorm
 from resflow_bench.layers.norms.spectral import SpectralNorm
 
@@ -35,7 +33,8 @@ FORMAT = "resflow_bench flow 1"
 """The first entry of a file; another number is another format."""
 
 _CLASSES: tuple[type, ...] = (
-    *(ActNorm, Chain, FactorOut, Flatten, Logit, Mixing, ResidualBlock, Squeeze),
+    *(ActNorm, AffineCoupling, Chain, FactorOut, Flatten, Logit, Mixing, ResidualBlock),
+    *(Cube, MonotoneBlock, Squeeze),
     *(layers.Branch, layers.LinearBranch, layers.Linear, layers.Conv2d, layers.DenseLayer),
     *(layers.LipSwish, layers.CLipSwish, layers.Tanh, layers.ELU, layers.Softplus, layers.Sine),
     *(layers.ReLU, layers.LearnableOrder, layers.Spectral, layers.Induced, layers.Conditioner),

@@ -120,6 +120,9 @@ IMAGES = Training(3000, batch_size=64, learning_rate=5e-3)
 SYSTEM = Training(2000, learning_rate=5e-3)
 PLANE = Training(5000, batch_size=512, learning_rate=4e-3, warm_up=100)
 
+OTHERS = ("monotone", "glow", *SYSTEMS)
+"""Flows of other bijections, by the names of their architectures."""
+
 _MODELS: tuple[Model, ...] = (
     *map(LinearMap, LINEAR_FAMILIES),
     Untrained("init", mlp_flow),
@@ -130,7 +133,7 @@ _MODELS: tuple[Model, ...] = (
     Trained("multiscale", "multiscale", "digits", IMAGES, (0.9,)),
     Trained("patches", "conv", "patches", replace(IMAGES, n_steps=1500), (0.9,), 1),
     Trained("checkerboard", "deep", "checkerboard", PLANE, (0.9,)),
-    *(Trained(name, name, "eight-gaussians", SYSTEM) for name in SYSTEMS),
+    *(Trained(name, name, "eight-gaussians", SYSTEM) for name in OTHERS),
     Trained("eight-gaussians", "mlp", "eight-gaussians", replace(PLANE, n_steps=2000), (0.9,)),
 )
 MODELS = {model.name: model for model in _MODELS}

@@ -7,26 +7,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 
-import torch
 from torch import nn
 
-from resflow_bench.flows import (
-    ActNorm,
-    FactorOut,
-    Flatten,
-    Logit,
-    Mixing,
-    ResidualFlow,
-    Squeeze,
-)
+from resflow_bench.flows import ActNorm, Flatten, Logit, ResidualFlow
 from resflow_bench.systems.continuous import EXACT_TRACE, Continuous
-from resflow_bench.systems.coupling import AffineCoupling
 from resflow_bench.systems.discrete import Discrete
 
 MOST_TRANSFORMS = 8
 """As many as the residual flow has blocks."""
-
-IMAGE_STEPS, IMAGE_WIDTH = 4, 32
 
 
 def n_parameters(flow: nn.Module) -> int:
@@ -77,41 +65,9 @@ def continuous(
     return _on_vectors(event, field)
 
 
-def glow(event: tuple[int, ...], lipschitz: float) -> ResidualFlow:  # noqa: ARG001
-    """Steps of ActNorm, Mixing and AffineCoupling; images by scales, each squeezed first.
-
-    Eight steps on vectors. On images, behind a logit, four steps a scale and as many scales as the
-    residual `multiscale` has; after each but the last, half of the channels become latents.
-    """
-    if len(event) == 1:
-        steps = _glow_steps(event[0], MOST_TRANSFORMS, _width(event[0]), is_image=False)
-        return ResidualFlow(steps, event)
-    n_scales = 3 if min(event[-2:]) >= 16 else 2
-    return ResidualFlow([Logit(), *_glow_scale(event, n_scales)], event)
-
-
-def _glow_scale(event: tuple[int, ...], n_left: int) -> list[nn.Module]:
-    channels, height, width = 4 * event[0], event[1] // 2, event[2] // 2
-    steps = [Squeeze(), *_glow_steps(channels, IMAGE_STEPS, IMAGE_WIDTH, is_image=True)]
-    if n_left == 1:
-        return [*steps, Flatten((channels, height, width))]
-    rest = _glow_scale((channels - channels // 2, height, width), n_left - 1)
-    return [*steps, FactorOut(*rest, event=(channels, height, width))]
-
-
-def _glow_steps(n_channels: int, n_steps: int, width: int, is_image: bool) -> list[nn.Module]:
-    generator = torch.Generator().manual_seed(0)
-    layers: list[nn.Module] = []
-    for _ in range(n_steps):
-        layers += [ActNorm(n_channels), Mixing(n_channels, generator)]
-        layers.append(AffineCoupling(n_channels, width, is_image, generator))
-    return layers
-
-
 SYSTEMS: Mapping[str, Callable[[tuple[int, ...], float], ResidualFlow]] = MappingProxyType(
     {
         **{kind: partial(discrete, kind) for kind in ("nice", "realnvp", "maf", "nsf")},
-        "glow": glow,
         "neural-ode": partial(continuous, trace="exact"),
         "ffjord": continuous,
         "flow-matching": partial(continuous, objective="straight"),

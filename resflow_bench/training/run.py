@@ -245,7 +245,7 @@ class _Session:
             message += f"; {activity}"
         else:
             message += f", {self._bits(-loss):.3g} bits/dim"
-            if not math.isnan(self.certified):
+            if self.certified > 0:  # not before the first row, nor without residual blocks
                 message += f", Lip(g) ≤ {self.certified:.3g}"
         step_s = (monotonic() - self.started_at) / max(1, self.n_done - self.n_before)
         left = step_s * (n_steps - self.n_done)

@@ -20,7 +20,7 @@ def _grid(
     return Grid({**axes, "dtype": ("float32",), "device": ("cpu",)})
 
 
-EVERY = ("mlp", *SYSTEMS)
+EVERY = ("mlp", "monotone", "glow", *SYSTEMS)
 WITHOUT_SOLVER = tuple(name for name in EVERY if name not in ("neural-ode", "ffjord"))
 """Those whose training integrates nothing: a step of the others takes fifty times as long."""
 

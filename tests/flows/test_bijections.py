@@ -13,12 +13,15 @@ from torch import Tensor, nn
 
 from resflow_bench.flows import (
     ActNorm,
+    AffineCoupling,
     Chain,
+    Cube,
     FactorOut,
     Flatten,
     Inversion,
     Logit,
     Mixing,
+    MonotoneBlock,
     ResidualBlock,
     Squeeze,
 )
@@ -85,12 +88,17 @@ BIJECTIONS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "actnorm of images": (lambda: perturbed(ActNorm(3)), EVENT),
     "mixing of vectors": (lambda: perturbed(Mixing(6)), (6,)),
     "mixing of images": (lambda: perturbed(Mixing(3, generator(1))), EVENT),
+    "affine coupling of vectors": (lambda: perturbed(AffineCoupling(7, 8)), (7,)),
+    "affine coupling of images": (lambda: perturbed(AffineCoupling(3, 8, 3)), EVENT),
+    "additive coupling": (lambda: perturbed(AffineCoupling(6, 8, max_log_scale=0)), (6,)),
+    "cube": (Cube, EVENT),
     "logit": (lambda: Logit(0.02), EVENT),
     "squeeze": (lambda: Squeeze(2), EVENT),
     "flatten": (lambda: Flatten(EVENT), EVENT),
     "residual block": (lambda: residual_block(6), (6,)),
     "block in the 1-norm": (lambda: induced_block(1.0), (6,)),
     "block in a learnt norm": (lambda: induced_block(LearnableOrder(4.0)), (6,)),
+    "monotone block": (lambda: MonotoneBlock(residual_block(6).branch), (6,)),
     "factor out": (
         lambda: FactorOut(
             perturbed(ActNorm(2)), Flatten((2, 2, 4)), residual_block(16), event=EVENT
@@ -202,6 +210,14 @@ class MeanStretch(ActNorm):
         return error * (-self.log_scale).exp().mean()
 
 
+class FixedScale(AffineCoupling):
+    """The twin that forgets that an error in a changes the scale and the shift of b."""
+
+    def inverse_error(self, z, x, error):
+        a = x[:, : self.n_channels - self.n_channels // 2]
+        return error * (-self.scale_and_shift(a)[0]).exp().amax(1).clamp_min(1)
+
+
 class InnerBoundAlone(FactorOut):
     """The twin that forgets the half that passes."""
 
@@ -214,6 +230,7 @@ class InnerBoundAlone(FactorOut):
 
 def test_a_wrong_stretch_is_seen() -> None:
     assert excess(perturbed(MeanStretch(3)), images(1, EVENT))[0] > 1.01
+    assert excess(perturbed(FixedScale(7, 8)), images(1, (7,)))[0] > 1.01
     expansion = ActNorm(2).double().requires_grad_(False)
     expansion.log_scale.add_(1)  # its inverse shrinks an error, which the passing half does not
     inner = (expansion, Flatten((2, 2, 4)))
@@ -295,6 +312,9 @@ def test_a_contraction_in_another_norm_is_certified_in_ours() -> None:
     [
         (lambda: Logit(0.5), "0 < margin < 0.5"),
         (lambda: Squeeze(0), "factor of at least 1; got 0"),
+        (lambda: AffineCoupling(1), "n_channels of at least 2; got 1"),
+        (lambda: AffineCoupling(4, kernel_size=2), "odd kernel_size; got 2"),
+        (lambda: AffineCoupling(4, max_log_scale=-1.0), "max_log_scale of at least 0; got -1.0"),
         (Chain, "at least one bijection"),
         (lambda: FactorOut(ActNorm(1), event=(1, 4, 4)), r"C of at least 2; got \(1, 4, 4\)"),
         (lambda: Inversion(error=0.0), "positive, finite `error`"),

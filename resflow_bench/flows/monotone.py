@@ -1,0 +1,148 @@
+"""The monotone block: a residual map after the inverse of another, with no even trace."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from resflow_bench.arguments import check_batch
+from resflow_bench.fixed_point import Auto, Solution
+from resflow_bench.flows.bijection import or_zeros
+from resflow_bench.flows.implicit import block_inverse
+from resflow_bench.flows.inversion import AnyInversion, ToTolerance
+from resflow_bench.flows.residual import ResidualBlock
+from resflow_bench.jacobian import SlopeStage
+from resflow_bench.layers import Branch
+from resflow_bench.layers.norms.norm import Certificate
+from resflow_bench.layers.orders import Order
+from resflow_bench.logdet.estimator import Estimator
+
+
+class MonotoneBlock(nn.Module):
+    """z = 2 w - x with w + g(w) = x, that is (I - g) o (I + g)^-1, for Lip(g) <= K < 1.
+
+    ln|det dz/dx| = ln|det(I - J)| - ln|det(I + J)| = -2 (tr J + tr J^3 / 3 + tr J^5 / 5 + ...),
+
+    J that of g at w. It is the Cayley transform of a monotone map: z and x change by factors
+    between (1 - K) / (1 + K) and (1 + K) / (1 - K), where a residual block has 1 - K and 1 + K.
+
+    Args:
+        branch: g, a `Branch` without a context, in the Euclidean norm.
+
+    Properties: the two log-dets are estimated from the same draws of the generator, so that the
+        even terms cancel in each draw; unbiased if the estimator is, at twice its products.
+        Gradients pass through w by the implicit function theorem, see `flows.implicit`; a backward
+        pass solves one linear system. Each call solves for w to rounding. `rsample` refuses it.
+
+    Raises:
+        TypeError: g is no `Branch`.
+        ValueError: g takes a context or is a contraction in another norm.
+        ArithmeticError: in every call, where w was not found.
+
+    Source: Ahn, Kim, Park and Lee (2022), "Invertible monotone operators for normalizing flows".
+    """
+
+    minus: ResidualBlock  # of -g; not registered, as it shares all parameters with `plus`
+
+    def __init__(self, branch: Branch) -> None:
+        super().__init__()
+        if not isinstance(branch, Branch):
+            raise TypeError(
+                f"MonotoneBlock needs a `Branch`, to form -g; got {type(branch).__name__}. Build "
+                "it with `Branch(*stages, lipschitz=...)` or `mlp_branch`."
+            )
+        if branch.conditioner is not None or branch.order != 2.0:
+            raise ValueError(
+                "MonotoneBlock needs a branch without a context in the Euclidean norm; got order "
+                f"{branch.order} and conditioner {branch.conditioner}. Take a ResidualBlock."
+            )
+        self.plus = ResidualBlock(branch)
+        negation = Negation(branch.layers[-1].n_out)
+        minus = ResidualBlock(Branch(*branch.stages, negation, lipschitz=branch.lipschitz))
+        minus.__dict__["_kept"] = self.plus._kept  # noqa: SLF001 - the same weights
+        self.__dict__["minus"] = minus
+
+    @property
+    def branch(self) -> Branch:
+        """g."""
+        branch = self.plus.branch
+        assert isinstance(branch, Branch)
+        return branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * self.middle(x) - x
+
+    def forward_and_log_det(
+        self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        w = self.middle(x)
+        generator = torch.default_generator if generator is None else generator
+        state = generator.get_state()
+        plus = estimator(self.plus.g, w, generator).value
+        generator.set_state(state)
+        minus = estimator(self.minus.g, w, generator).value
+        return 2 * w - x, minus - plus
+
+    def middle(self, x: Tensor) -> Tensor:
+        """w with w + g(w) = x, (B, *event), differentiable in x and in g's parameters."""
+        check_batch("MonotoneBlock", x, (...,))
+        with torch.no_grad():
+            solution = self.plus.inverse(x.detach(), ToTolerance(Auto()), certify=False)
+            w = solution.raise_if_failed().value
+        again = block_inverse(self.plus.g, x, w)
+        return w + (again - again.detach())
+
+    @torch.no_grad()
+    def inverse(
+        self, z: Tensor, inversion: AnyInversion, error: Tensor | None = None, certify: bool = True
+    ) -> Solution:
+        """x = 2 w - z with w - g(w) = z: the same block with -g.
+
+        ||x - x*||  <=  2 ||w - w*||  +  error (1 + K) / (1 - K), plus the rounding of x, with the
+        certified K and the bound on ||w - w*|| of `ResidualBlock.inverse`.
+        """
+        solution = self.minus.inverse(z, inversion, certify=certify)
+        x = 2 * solution.value - z
+        bound = solution.error_bound
+        if bound is not None:
+            k = self.branch.lipschitz_certified()
+            stretch = (1 + k) / (1 - k) if k < 1 else torch.inf
+            rounding = torch.finfo(x.dtype).eps * x.double().flatten(1).norm(dim=1)
+            bound = 2 * bound + rounding
+            # Not 0 times infinity.
+            bound += torch.where(or_zeros(error, z) > 0, or_zeros(error, z) * stretch, 0.0)
+        return replace(solution, value=x, error_bound=bound)
+
+
+class Negation(nn.Module):
+    """x -> -x, a layer of Lipschitz constant 1, (B, n, ...) -> (B, n, ...)."""
+
+    domain: Order = 2.0
+    codomain: Order = 2.0
+    coefficient: float = 1.0
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.n_in = self.n_out = n
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -x
+
+    def linearise(self, x: Tensor) -> tuple[Tensor, SlopeStage]:
+        return -x, SlopeStage(-torch.ones_like(x), 1)
+
+    def normalised(self) -> Negation:
+        """Itself: there is nothing to normalise."""
+        return self
+
+    def update(self) -> None:
+        """Nothing to do."""
+
+    def align(self) -> None:
+        """Nothing to do."""
+
+    def certificate(self) -> Certificate:
+        """1, exactly."""
+        return Certificate(1.0, "exact")
