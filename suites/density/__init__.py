@@ -35,7 +35,7 @@ SUITE = Suite(
         ),
         "quick": Preset(
             (
-                _grid(("checkerboard", "moons", "eight-gaussians"), ("mlp",), (0.9,), (400,)),
+                _grid(("checkerboard", "moons"), ("mlp",), (0.9,), (400,)),
                 _grid(("digits",), ("mlp",), (0.9,), (300,)),
             ),
             {"n_points": 2000, "n_grid": 80, "n_samples": 2000},

@@ -122,7 +122,7 @@ SUITE = Suite(
         ),
         "quick": Preset(
             everywhere(SHALLOW + at_several_dims({256: 16})),
-            {"n_points": 16, "n_calls": 48, "n_copies": 4, "n_pairs": 12},
+            {"n_points": 16, "n_calls": 36, "n_copies": 4, "n_pairs": 12},
         ),
         "full": Preset(
             everywhere(

@@ -36,8 +36,8 @@ SUITE = Suite(
             {"n_points": 8, "n_draws": 8},
         ),
         "quick": Preset(
-            (_grid(("eight-gaussians",), ("flow-matching",), 2000, (4, 16, 64, 256)),),
-            {"n_points": 64, "n_draws": 16},
+            (_grid(("eight-gaussians",), ("flow-matching",), 2000, (4, 16, 64)),),
+            {"n_points": 32, "n_draws": 16},
         ),
         "full": Preset(
             (

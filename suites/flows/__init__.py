@@ -34,7 +34,14 @@ SUITE = Suite(
             {"n_points": 100, "n_grid": 16, "n_mass": 32, "n_samples": 100, "seconds": 0.05},
         ),
         "quick": Preset(
-            (_grid(("eight-gaussians",), ("mlp", "realnvp", "nsf", "flow-matching"), (300,)),),
+            # For about as many seconds of training each.
+            tuple(
+                _grid(("eight-gaussians",), (architecture,), (step,))
+                for architecture, step in (
+                    *(("mlp", 300), ("realnvp", 1000)),
+                    *(("nsf", 500), ("flow-matching", 2000)),
+                )
+            ),
             {"n_points": 2000, "n_grid": 80, "n_mass": 100, "n_samples": 1000, "seconds": 0.2},
         ),
         "full": Preset(

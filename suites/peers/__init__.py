@@ -58,7 +58,7 @@ SUITE = Suite(
         ),
         "quick": Preset(
             everywhere(_grids("trained", 64, (0.9,), (5,))),
-            {"n_points": 4, "n_calls": 48, "n_copies": 16, "n_gradients": 16, "n_pairs": 10},
+            {"n_points": 4, "n_calls": 32, "n_copies": 16, "n_gradients": 12, "n_pairs": 10},
         ),
         "full": Preset(
             everywhere(

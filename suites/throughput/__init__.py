@@ -45,7 +45,7 @@ SUITE = Suite(
                     flows=("conv",),
                 )
             ),
-            {"seconds": 1.0},
+            {"seconds": 0.6},
         ),
         "full": Preset(
             grids.everywhere(
