@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from resflow_bench.analysis.words import number
 from resflow_bench.lab import unpack
 from resflow_bench.report import style
 from resflow_bench.report.picture import Picture
@@ -34,8 +35,9 @@ def quality(cells: pd.DataFrame, columns: int) -> Figure:
             ends = some["log_prob"] - some["log_prob_low"], some["log_prob_high"] - some["log_prob"]
             ax.errorbar(some["seconds"], some["log_prob"], ends, fmt="o-", color=color, lw=1, ms=4)
             at = (some["seconds"].iloc[-1], some["log_prob"].iloc[-1])
-            said = "residual" if architecture == "mlp" else architecture
-            ax.annotate(said, at, (5, 3), textcoords="offset points", color=color, size=8)
+            ax.annotate(
+                _said(architecture), at, (5, 3), textcoords="offset points", color=color, size=8
+            )
         ax.set(title=name, xlabel="seconds of training")
         ax.margins(x=0.3)
     style.label_outer(panels, columns, "held-out log-likelihood, nat")
@@ -60,32 +62,37 @@ def _side_by_side(
     shown: str,
     draw: Callable[[Axes, np.ndarray, float, float], None],
 ) -> Figure | None:
-    """A panel for each system, of the data set that most of them were trained on."""
+    """A panel for each system on each data set in the plane, the true density first."""
     best = cells.sort_values("log_prob", ascending=False, kind="stable")
     best = best.drop_duplicates(["dataset", "architecture"])
     pairs = [(cell, unpack(cell["picture"])) for _, cell in best.iterrows()]
     pairs = [(cell, arrays) for cell, arrays in pairs if "reach" in arrays]
-    if not pairs:
+    panels = []
+    for dataset in sorted({cell["dataset"] for cell, _ in pairs})[:MAX_DATASETS]:
+        here = [(cell, arrays) for cell, arrays in pairs if cell["dataset"] == dataset]
+        reach, true = float(here[0][1]["reach"]), here[0][1].get("true")
+        top = float(here[0][1]["learned"].max() if true is None else true.max())
+        if shown == "learned" and true is not None:
+            panels.append((f"{dataset}, true", true, reach, top))
+        for cell, arrays in here:
+            seconds = number(float(cell["step"]) * float(cell["train_step_s"]), 2)
+            panels.append(
+                (f"{_said(cell['architecture'])}, {seconds} s", arrays[shown], reach, top)
+            )
+    if not panels:
         return None
-    dataset = pd.Series([cell["dataset"] for cell, _ in pairs]).value_counts().index[0]
-    pairs = [(cell, arrays) for cell, arrays in pairs if cell["dataset"] == dataset]
-    reach = float(pairs[0][1]["reach"])
-    true = pairs[0][1].get("true")
-    panels: list[tuple[str, np.ndarray]] = []
-    if shown == "learned" and true is not None:
-        panels.append(("true", true))
-    for cell, arrays in pairs:
-        seconds = float(cell["step"]) * float(cell["train_step_s"])
-        panels.append((f"{cell['architecture']}, {seconds:.3g} s", arrays[shown]))
-    top = max(float(true.max()) if true is not None else 0.0, *(a.max() for _, a in panels))
     side = SMALL * style.PANEL
     figure, axes = style.make_panels(len(panels), 2 * columns, side, 1.15 * side)
-    for ax, (title, array) in zip(axes, panels, strict=True):
+    for ax, (title, array, reach, top) in zip(axes, panels, strict=True):
         draw(ax, array, reach, top)
         ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
         ax.set_title(title, size=8)
         ax.grid(False)
     return figure
+
+
+def _said(architecture: str) -> str:
+    return "residual" if architecture == "mlp" else architecture
 
 
 def _density(ax: Axes, p: np.ndarray, reach: float, top: float) -> None:
@@ -108,8 +115,8 @@ PICTURES = (
     Picture(
         "flows_densities",
         densities,
-        "The density of each system, on one scale of colours with the true one, and the seconds "
-        "of its training. Of several trainings of a system the one of the highest likelihood is "
+        "The density of each system, on the true one's scale of colours, and the seconds of its "
+        "training. Of several trainings of a system the one of the highest likelihood is "
         "shown.",
     ),
     Picture("flows_samples", samples, "Draws from the same systems."),
