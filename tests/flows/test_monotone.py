@@ -59,7 +59,7 @@ def test_the_map_is_that_of_its_two_halves() -> None:
     torch.testing.assert_close(f(x), w - f.branch(w), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("estimator", [Exact(), Determinant()], ids=repr)
+@pytest.mark.parametrize("estimator", [Exact(), Determinant()], ids=["exact", "determinant"])
 def test_the_log_det_is_that_of_the_dense_jacobian(estimator: object) -> None:
     f, x = block(), points()
     log_det = f.forward_and_log_det(x, estimator)[1].detach()  # type: ignore[arg-type]
