@@ -16,7 +16,7 @@ from resflow_bench.data import Reading
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab import Skip
 from resflow_bench.models.published import published
-from resflow_bench.systems import SYSTEMS
+from resflow_bench.systems import SYSTEMS, residual_flow
 from resflow_bench.training.recipe import Recipe, dataset, finite_moments_estimator
 from resflow_bench.training.trainer import Training
 from resflow_bench.training.weights import trained
@@ -113,6 +113,26 @@ class Trained:
         return held_out(self.dataset, n)
 
 
+@dataclass(frozen=True)
+class Stepped:
+    """The Euler steps of a trained continuous flow as residual blocks, without a promise.
+
+    One term of the series of I - h du/dx is -h tr(du/dx): with `n_terms=1` the suites `bias` and
+    `variance` measure FFJORD's trace estimator along the path.
+    """
+
+    name: str
+    continuous: Trained
+    n_steps: int
+    n_distinct_points = None
+
+    def flow(self, dim: int, lipschitz: float, results: Path, say: Say) -> ResidualFlow:
+        return residual_flow(self.continuous.flow(dim, lipschitz, results, say), self.n_steps)
+
+    def points(self, n: int, dim: int) -> Tensor:
+        return self.continuous.points(n, dim)
+
+
 FEW_IMAGES = Training(600, learning_rate=2e-3)
 """An MLP of 270,000 parameters begins to learn 1,437 images by heart soon after so many steps."""
 
@@ -134,6 +154,11 @@ _MODELS: tuple[Model, ...] = (
     Trained("patches", "conv", "patches", replace(IMAGES, n_steps=1500), (0.9,), 1),
     Trained("checkerboard", "deep", "checkerboard", PLANE, (0.9,)),
     *(Trained(name, name, "eight-gaussians", SYSTEM) for name in OTHERS),
+    *(
+        Stepped(f"{name}-{n}-steps", Trained(name, name, "eight-gaussians", SYSTEM), n)
+        for name in ("ffjord", "flow-matching")
+        for n in (16, 64)
+    ),
     Trained("eight-gaussians", "mlp", "eight-gaussians", replace(PLANE, n_steps=2000), (0.9,)),
 )
 MODELS = {model.name: model for model in _MODELS}

@@ -56,7 +56,7 @@ def needed(cells: pd.DataFrame) -> str:
     )
     adaptive = c.get("n_evaluations_adaptive")
     if adaptive is not None and adaptive == adaptive:
-        said += f"; an adaptive solver needs {number(adaptive)} evaluations for as little"
+        said += f"; an adaptive solver needs {adaptive:.0f} evaluations for as little"
     return said + "."
 
 

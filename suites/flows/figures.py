@@ -35,9 +35,8 @@ def quality(cells: pd.DataFrame, columns: int) -> Figure:
             ends = some["log_prob"] - some["log_prob_low"], some["log_prob_high"] - some["log_prob"]
             ax.errorbar(some["seconds"], some["log_prob"], ends, fmt="o-", color=color, lw=1, ms=4)
             at = (some["seconds"].iloc[-1], some["log_prob"].iloc[-1])
-            ax.annotate(
-                _said(architecture), at, (5, 3), textcoords="offset points", color=color, size=8
-            )
+            said = _said(architecture)
+            ax.annotate(said, at, (5, 3), textcoords="offset points", color=color, size=8)
         ax.set(title=name, xlabel="seconds of training")
         ax.margins(x=0.3)
     style.label_outer(panels, columns, "held-out log-likelihood, nat")
@@ -76,9 +75,8 @@ def _side_by_side(
             panels.append((f"{dataset}, true", true, reach, top))
         for cell, arrays in here:
             seconds = number(float(cell["step"]) * float(cell["train_step_s"]), 2)
-            panels.append(
-                (f"{_said(cell['architecture'])}, {seconds} s", arrays[shown], reach, top)
-            )
+            title = f"{_said(cell['architecture'])}, {seconds} s"
+            panels.append((title, arrays[shown], reach, top))
     if not panels:
         return None
     side = SMALL * style.PANEL

@@ -138,3 +138,34 @@ def test_older_suites_take_a_system_or_say_why_not(
         with pytest.raises(Skip, match="no residual block"):
             observe(suite, results, **axes, **asked)
     assert not is_promised(untrained())
+
+
+def test_one_term_of_the_steps_is_the_trace_estimator(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FFJORD's, along the path: its bias is that of a trace for a log-det, its variance 2||sym||^2
+    less the diagonal's for a Rademacher probe.
+    """
+    from resflow_bench.models.catalogue import MODELS, Stepped, Trained
+
+    flow = ARCHITECTURES["flow-matching"]((2,), 0.9)
+    monkeypatch.setattr(Trained, "flow", lambda *_: flow)
+    model = MODELS["flow-matching-16-steps"]
+    assert isinstance(model, Stepped)
+    blocks = model.flow(2, 0.9, results, print).double()
+    assert len(blocks.blocks) == 16
+    axes = {"model": model.name, "dim": 2, "lipschitz": 0.9, "dtype": "float64", "device": "cpu"}
+    asked = {"truncation": "fixed", "n_terms": 1, "probe": "rademacher", "n_probes": 1}
+    found = observe("variance", results, **axes, **asked)
+    x = model.points(EFFORT["n_points"], 2).double()
+    expected = 0.0
+    for g, h in blocks.branches(x):
+        for row in h.detach():
+            sym = torch.autograd.functional.jacobian(lambda v, g=g: g(v[None])[0], row)
+            sym = 0.5 * (sym + sym.T)
+            expected += 2 * float(sym.square().sum() - sym.diagonal().square().sum()) / len(x)
+    assert found["variance_expected"].value == pytest.approx(expected)
+    low, high = found["variance"].ci_low, found["variance"].ci_high
+    assert low is not None
+    assert high is not None
+    assert low < expected < high
