@@ -31,6 +31,7 @@ from resflow_bench.flows import (
 )
 from resflow_bench.layers import Branch, Linear, LinearBranch, dense_branch, mlp_branch
 from resflow_bench.systems import SYSTEMS
+from resflow_bench.systems.made import MIN_WIDTH, as_vectors, hidden_width
 
 LINEAR_FAMILIES = (
     "minus-identity",
@@ -44,9 +45,6 @@ LINEAR_FAMILIES = (
 MLP_BLOCKS = 8
 DEEP_BLOCKS = 24
 """Each block stretches by at most 1 + K: sharp edges of a density need many."""
-MIN_WIDTH = 64
-"""The smallest hidden layer: a density in the plane needs more than 2d = 4 units."""
-
 GLOW_STEPS = 4
 """Steps of Glow at each scale of an image; vectors have twice as many on their one scale."""
 
@@ -194,9 +192,8 @@ def glow_architecture(event: Event, lipschitz: float) -> ResidualFlow:  # noqa: 
     generator = torch.Generator().manual_seed(0)
     if len(event) != 3:
         dim = math.prod(event)
-        width = max(2 * dim, MIN_WIDTH)
         flat = [Flatten(event)] if len(event) > 1 else []
-        steps = _glow_steps(dim, 2 * GLOW_STEPS, width, 1, generator)
+        steps = _glow_steps(dim, 2 * GLOW_STEPS, hidden_width(dim), 1, generator)
         return ResidualFlow([*flat, *steps], event)
     n_scales = 3 if min(event[1:]) >= 16 else 2
     if any(size % 2**n_scales for size in event[1:]):
@@ -209,8 +206,8 @@ def glow_architecture(event: Event, lipschitz: float) -> ResidualFlow:  # noqa: 
 
 def monotone_architecture(event: Event, lipschitz: float) -> ResidualFlow:
     """Eight monotone blocks of two hidden layers of max(2d, 64) LipSwish units."""
-    width = max(2 * math.prod(event), MIN_WIDTH)
-    make_branch = partial(mlp_branch, hidden=(width, width), lipschitz=lipschitz)
+    hidden = (hidden_width(math.prod(event)),) * 2
+    make_branch = partial(mlp_branch, hidden=hidden, lipschitz=lipschitz)
     return _fully_connected(event, make_branch, block=MonotoneBlock)
 
 
@@ -270,7 +267,7 @@ def _glow_scales(event: Event, n_scales: int, generator: torch.Generator) -> lis
 def _mlp_blocks(
     event: Event, lipschitz: float, n_hidden: int, n_blocks: int = MLP_BLOCKS
 ) -> ResidualFlow:
-    hidden = (max(2 * math.prod(event), MIN_WIDTH),) * n_hidden
+    hidden = (hidden_width(math.prod(event)),) * n_hidden
     make_branch = partial(mlp_branch, hidden=hidden, lipschitz=lipschitz)
     return _fully_connected(event, make_branch, n_blocks)
 
@@ -284,7 +281,7 @@ def _fully_connected(
     """Pairs of ActNorm and a block; images go through the logit and are flattened first."""
     dim = math.prod(event)
     generator = torch.Generator().manual_seed(0)
-    layers: list[nn.Module] = [Logit(), Flatten(event)] if len(event) > 1 else []
+    layers = as_vectors(event)
     for _ in range(n_blocks):
         layers += [ActNorm(dim), block(make_branch(dim, generator=generator))]
     return ResidualFlow(layers, event)

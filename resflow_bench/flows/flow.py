@@ -213,9 +213,10 @@ class ResidualFlow(nn.Module):
         return log_density(self.base, z) + log_det
 
     def loss(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """What a training minimises, (): -mean log p(x), nats, or its last bijection's own `loss`.
+        """The number that a training minimises, (): -mean log p(x), in nats.
 
-        A regression's own is taken at the fixed outputs of the layers in front of it.
+        If the last bijection has a `loss` of its own, that one, at the outputs of the layers in
+        front, which are not trained then.
         """
         *before, last = self.bijections
         if isinstance(last, HasLoss):

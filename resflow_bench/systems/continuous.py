@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from resflow_bench.logdet import Determinant, Exact, LogDetEstimator
 from resflow_bench.logdet.estimator import Estimator
 from resflow_bench.logdet.probes import drawn_on
 from resflow_bench.systems import fields
-from resflow_bench.systems.fields import PATHS, Field, VelocityField
+from resflow_bench.systems.fields import PATHS, VelocityField
 from resflow_bench.systems.ode import METHODS, Rates, integrate
 
 EXACT_TRACE, LIKELIHOOD = "exact", "likelihood"
@@ -75,7 +74,7 @@ class Continuous(nn.Module):
         self.field = VelocityField(dim, self.hidden, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._path(self._velocity, x, 1.0, 0.0)[0]
+        return self._path(self.velocity, x, 1.0, 0.0)[0]
 
     def forward_and_log_det(
         self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
@@ -90,7 +89,7 @@ class Continuous(nn.Module):
         self, z: Tensor, inversion: AnyInversion, error: Tensor | None = None, certify: bool = True
     ) -> Solution:
         """x by the same steps from 0 to 1; no bound is known, and `error_bound` is infinite."""
-        x = self._path(self._velocity, z, 0.0, 1.0)[0]
+        x = self._path(self.velocity, z, 0.0, 1.0)[0]
         zeros = torch.zeros(len(z), dtype=z.dtype, device=z.device)
         return Solution(
             value=x,
@@ -112,25 +111,28 @@ class Continuous(nn.Module):
         point, velocity = PATHS[self.objective](noise, x, t)
         return (self.field(point, t) - velocity).square().sum(1).mean()
 
+    def velocity(self, t: float, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(u, 0) at one time, of a path whose log-det is not asked for: (B, d), (B,)."""
+        return self.field(x, x.new_full((len(x),), t)), x.new_zeros(len(x))
+
+    def velocity_and_trace(self, t: float, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(u, tr du/dx) at one time, exactly: (B, d), (B,)."""
+        return fields.exact_trace(self.field, x, x.new_full((len(x),), t))
+
     def extra_repr(self) -> str:
         return f"n_steps={self.n_steps}, method={self.method}, trace={self.trace}"
 
     def _path(self, rates: Rates, x: Tensor, start: float, end: float) -> tuple[Tensor, Tensor]:
         return integrate(rates, x, start, end, METHODS[self.method], self.n_steps)
 
-    def _velocity(self, t: float, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(u, 0)."""
-        return self.field(x, x.new_full((len(x),), t)), x.new_zeros(len(x))
-
     def _rates(self, x: Tensor, estimator: Estimator, generator: torch.Generator | None) -> Rates:
         """(t, x) -> (u, tr du/dx)."""
-        trace: Callable[[Field, Tensor, Tensor], tuple[Tensor, Tensor]] = fields.exact_trace
-        if self.trace != EXACT_TRACE and not isinstance(estimator, Exact | Determinant):
-            if not isinstance(estimator, LogDetEstimator):
-                raise TypeError(
-                    "Continuous estimates a trace by the probes of a LogDetEstimator, or has it "
-                    f"exactly with Exact or Determinant; got {type(estimator).__name__}."
-                )
-            v = estimator.probe.sample(estimator.n_probes, x, generator)
-            trace = partial(fields.hutchinson_trace, v=v)
-        return lambda t, x: trace(self.field, x, x.new_full((len(x),), t))
+        if self.trace == EXACT_TRACE or isinstance(estimator, Exact | Determinant):
+            return self.velocity_and_trace
+        if not isinstance(estimator, LogDetEstimator):
+            raise TypeError(
+                "Continuous estimates a trace by the probes of a LogDetEstimator, or has it "
+                f"exactly with Exact or Determinant; got {type(estimator).__name__}."
+            )
+        v = estimator.probe.sample(estimator.n_probes, x, generator)
+        return lambda t, x: fields.hutchinson_trace(self.field, x, x.new_full((len(x),), t), v)

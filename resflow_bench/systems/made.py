@@ -13,6 +13,9 @@ from resflow_bench.flows import ActNorm, Flatten, Logit, ResidualFlow
 from resflow_bench.systems.continuous import EXACT_TRACE, Continuous
 from resflow_bench.systems.discrete import Discrete
 
+MIN_WIDTH = 64
+"""The smallest hidden layer: a density in the plane needs more than 2d = 4 units."""
+
 MOST_TRANSFORMS = 8
 """As many as the residual flow has blocks."""
 
@@ -23,7 +26,7 @@ def n_parameters(flow: nn.Module) -> int:
 
 
 def exactness(flow: ResidualFlow) -> str:
-    """What of a flow's `log_prob` is exact, and what is estimated or integrated, in words."""
+    """Words for how a flow's `log_prob` comes about: exactly, by an estimate, by an integral."""
     said = ["log-det by a series of traces, estimated unless with Determinant"]
     said = said if flow.blocks else []
     for part in flow.modules():
@@ -35,14 +38,14 @@ def exactness(flow: ResidualFlow) -> str:
 
 def residual_parameters(dim: int) -> int:
     """About the number of the eight blocks of `mlp`: 8 (2 d w + w^2) with w = max(2d, 64)."""
-    width = _width(dim)
+    width = hidden_width(dim)
     return 8 * (2 * dim * width + width**2)
 
 
 def discrete(kind: str, event: tuple[int, ...], lipschitz: float) -> ResidualFlow:  # noqa: ARG001
     """ActNorm and zuko's transforms, at most 8, for as many parameters as the residual flow has."""
     dim = math.prod(event)
-    hidden = (_width(dim),) * 2
+    hidden = (hidden_width(dim),) * 2
     share = residual_parameters(dim) / n_parameters(Discrete(kind, dim, 1, hidden))
     n_transforms = min(max(1, round(share)), MOST_TRANSFORMS)
     return _on_vectors(event, Discrete(kind, dim, n_transforms, hidden))
@@ -78,11 +81,16 @@ SYSTEMS: Mapping[str, Callable[[tuple[int, ...], float], ResidualFlow]] = Mappin
 """Name -> (shape of one example, a Lipschitz constant, which they do not need) -> a flow."""
 
 
+def as_vectors(event: tuple[int, ...]) -> list[nn.Module]:
+    """The layers that bring examples to vectors: none, or a logit and Flatten for images."""
+    return [Logit(), Flatten(event)] if len(event) > 1 else []
+
+
+def hidden_width(dim: int) -> int:
+    """Units of a hidden layer for data of d dimensions."""
+    return max(2 * dim, MIN_WIDTH)
+
+
 def _on_vectors(event: tuple[int, ...], bijection: nn.Module) -> ResidualFlow:
     """ActNorm, which standardises the data, and the bijection; images become vectors first."""
-    images = [Logit(), Flatten(event)] if len(event) > 1 else []
-    return ResidualFlow([*images, ActNorm(math.prod(event)), bijection], event)
-
-
-def _width(dim: int) -> int:
-    return max(2 * dim, 64)
+    return ResidualFlow([*as_vectors(event), ActNorm(math.prod(event)), bijection], event)

@@ -14,30 +14,25 @@ Rates = Callable[[float, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Tableau:
-    """Butcher's tableau of an explicit method: stages at t + c_i h, from slopes weighted by a_ij h.
-
-    order: p; the error after a fixed time falls as h^p.
-    """
+    """Butcher's tableau of an explicit method: stages at t + c_i h, slopes weighted by a_ij h."""
 
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
     c: tuple[float, ...]
-    order: int
 
 
 METHODS: Mapping[str, Tableau] = MappingProxyType(
     {
-        "euler": Tableau(((),), (1.0,), (0.0,), 1),
-        "midpoint": Tableau(((), (0.5,)), (0.0, 1.0), (0.0, 0.5), 2),
+        "euler": Tableau(((),), (1.0,), (0.0,)),
+        "midpoint": Tableau(((), (0.5,)), (0.0, 1.0), (0.0, 0.5)),
         "rk4": Tableau(
             ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)),
             (1 / 6, 1 / 3, 1 / 3, 1 / 6),
             (0.0, 0.5, 0.5, 1.0),
-            4,
         ),
     }
 )
-"""Euler's method, the midpoint rule, and the classical method of Runge and Kutta."""
+"""Euler's method, the midpoint rule, and the classical method: of orders 1, 2 and 4."""
 
 
 def integrate(

@@ -187,7 +187,7 @@ class _Session:
         finite = all(p.isfinite().all() for p in self.trainer.flow.parameters())
         if isinstance(error, Diverged) and self.n_done and finite:
             if self.losses and self.n_done > self.n_before:
-                self._keep(*self._evaluated(self._excess()))
+                self._keep(*self._evaluated(self.trainer.excess()))
             self._save_flow(self.trainer.averaged(), self.files.weights)
         message = explain(error)
         self.run.append(TRAINING, Result(self.plan.cell(self.step), "failed", message=message))
@@ -215,7 +215,7 @@ class _Session:
         self.step_s += monotonic() - before
         self._report()
         if self.plan.is_logged(self.n_done) or self.n_done in self.failed_steps:
-            self.excess = self._excess()
+            self.excess = self.trainer.excess()
 
     def _append_row(self, excess: float, interrupts: Interrupts) -> None:
         """Append the row that is due. It may be interrupted, and is then due after a resume."""
@@ -256,7 +256,7 @@ class _Session:
         cell, trainer = self.plan.cell(self.n_done), self.trainer
         settings = self.plan.recipe.training
         constants = [block.branch.lipschitz_certified() for block in trainer.flow.blocks]
-        self.certified = max(constants, default=math.nan)
+        self.certified = max(constants, default=0.0)
         batch = min(settings.batch_size, len(self.data.train))
         rate = trainer.optimiser.param_groups[0]["lr"]
         generator = torch.Generator().manual_seed(self.context.generator_seed(cell, "test"))
@@ -276,13 +276,9 @@ class _Session:
         )
         return row, flow, log_prob
 
-    def _excess(self) -> float:
-        """`Trainer.excess`, NaN for a flow without residual blocks."""
-        return self.trainer.excess() if self.trainer.flow.blocks else math.nan
-
     def _constants(self, excess: float) -> Iterable[Observation]:
         """The rows of the Lipschitz constants, if there are residual blocks."""
-        if not math.isnan(self.certified):
+        if self.trainer.flow.blocks:
             yield exactly("lipschitz_certified", self.certified, "1")
             yield exactly("lipschitz_excess", excess, "1")
 

@@ -60,7 +60,7 @@ def measure_density(cell: Cell, context: Context) -> Iterable[Observation]:
     yield observe("log_prob", interval, "nat", n, how, drawn)
     yield observe("bits_per_dim", bits_per_dim(interval, data), "bit/dim", n, how)
     if recipe.dataset in DENSITIES:
-        true = density_named(recipe.dataset).log_prob(held_out(recipe.dataset, n).double()).numpy()
+        true = true_log_prob(recipe.dataset, n)
         yield observe("log_prob_true", mean_interval(true), "nat", n)
         yield observe("divergence", mean_interval(true - log_prob), "nat", n)
     if flow.blocks:
@@ -87,6 +87,11 @@ def density_recipe(cell: Cell) -> Recipe:
 def prepare_densities(cells: list[Cell], context: Context) -> None:
     """Train each flow once."""
     train_all(cells, context, density_recipe)
+
+
+def true_log_prob(name: str, n: int) -> np.ndarray:
+    """ln p_true of n held-out points of a density in the plane, (n,), nats."""
+    return density_named(name).log_prob(held_out(name, n).double()).numpy()
 
 
 def exact_log_prob(flow: ResidualFlow, x: Tensor) -> np.ndarray:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from resflow_bench.lab import Context, Grid, Preset, Suite
-from resflow_bench.lab.cells import Cell
+from resflow_bench.lab import Grid, Preset, Suite
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from suites.euler.claims import CLAIMS
 from suites.euler.measure import measure_euler
-from suites.flows.measure import flows_recipe
+from suites.flows.measure import prepare_flows
 from suites.grids import Axes
-from suites.trained import train_all
 
 
 def _grid(
@@ -19,11 +17,6 @@ def _grid(
 ) -> Grid:
     axes: Axes = {"dataset": datasets, "architecture": architectures, "step": (step,)}
     return Grid({**axes, "method": ("euler", "midpoint"), "n_solver_steps": counts})
-
-
-def prepare_euler(cells: list[Cell], context: Context) -> None:
-    """Train each flow once."""
-    train_all(cells, context, flows_recipe)
 
 
 SUITE = Suite(
@@ -52,7 +45,7 @@ SUITE = Suite(
         ),
     },
     measure=measure_euler,
-    prepare=prepare_euler,
+    prepare=prepare_flows,
     prepared_by=("dataset", "architecture"),
     claims=CLAIMS,
     table=("step_norm", "log_prob_rms", "order", "fixed_point_error", "backward_error"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from resflow_bench.analysis.rules import AtLeast, Equals
@@ -54,8 +55,8 @@ def needed(cells: pd.DataFrame) -> str:
         f"{c['n_solver_steps']} is the first that makes a residual flow, whose log p is off by "
         f"{number(c['log_prob_rms'])} nat"
     )
-    adaptive = c.get("n_evaluations_adaptive")
-    if adaptive is not None and adaptive == adaptive:
+    adaptive = c.get("n_evaluations_adaptive", math.nan)
+    if not math.isnan(adaptive):
         said += f"; an adaptive solver needs {adaptive:.0f} evaluations for as little"
     return said + "."
 

@@ -23,7 +23,6 @@ from resflow_bench.logdet import Determinant
 from resflow_bench.models import dense_truth, sizes
 from resflow_bench.models.catalogue import held_out
 from resflow_bench.systems import Continuous, residual_flow
-from resflow_bench.systems.fields import exact_trace
 from resflow_bench.systems.ode import METHODS, Tableau, integrate
 from resflow_bench.training.recipe import finite_moments_estimator
 from resflow_bench.training.weights import trained
@@ -33,7 +32,7 @@ N_TRUE = 512
 """Steps of the classical Runge-Kutta method whose result is the truth."""
 
 TOLERANCE = 1e-10
-"""Of the fixed-point inverse, in float64."""
+"""The tolerance of the fixed-point inverse, which is computed in float64."""
 
 TRIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
 """Tolerances of the adaptive solver, the loosest first."""
@@ -93,9 +92,10 @@ def measure_euler(cell: Cell, context: Context) -> Iterable[Observation]:
 
 
 class _OnPath(NamedTuple):
-    """A flow that ends in `Continuous`, float64; points in front of that; and its exact ends."""
+    """A flow of a path alone, float64; the path; its inputs; and its exact ends."""
 
     flow: ResidualFlow
+    path: Continuous
     x: Tensor
     truth: _Ends
 
@@ -110,18 +110,13 @@ def _problem(cell: Cell, results: Path, n_points: int) -> _OnPath:
     for layer in before:
         x = layer(x)
     alone = ResidualFlow([path], path.dim)
-    problem = _OnPath(alone, x, _Ends(x, x))
+    problem = _OnPath(alone, path, x, _Ends(x, x))
     return problem._replace(truth=_path(problem, METHODS["rk4"], N_TRUE))
 
 
 def _path(problem: _OnPath, method: Tableau, n_steps: int) -> _Ends:
-    (path,) = problem.flow.bijections
-    assert isinstance(path, Continuous)
-
-    def rates(t: float, x: Tensor) -> tuple[Tensor, Tensor]:
-        return exact_trace(path.field, x, x.new_full((len(x),), t))
-
     with torch.no_grad():
+        rates = problem.path.velocity_and_trace
         return _Ends(*integrate(rates, problem.x, 1.0, 0.0, method, n_steps))
 
 
@@ -160,14 +155,8 @@ def _inverses(
     error = (solution.value - problem.x).norm(dim=1).max()
     yield Observation("fixed_point_error", float(error), "1", n=n, message=worst.name.lower())
     yield Observation("n_inverse_steps", float(solution.n_steps.max()), "steps", n=n)
-    (path,) = problem.flow.bijections
-    assert isinstance(path, Continuous)
-
-    def velocity(t: float, x: Tensor) -> tuple[Tensor, Tensor]:
-        return path.field(x, x.new_full((len(x),), t)), x.new_zeros(len(x))
-
     with torch.no_grad():
-        back, _ = integrate(velocity, ends.z, 0.0, 1.0, METHODS[method], n_steps)
+        back, _ = integrate(problem.path.velocity, ends.z, 0.0, 1.0, METHODS[method], n_steps)
     yield Observation("backward_error", float((back - problem.x).norm(dim=1).max()), "1", n=n)
 
 
@@ -187,14 +176,13 @@ def _estimated(
 
 def _adaptive(problem: _OnPath, target: float) -> float:
     """Evaluations of u by RK45 at the loosest tolerance that reaches the target; NaN if none."""
-    (path,) = problem.flow.bijections
-    assert isinstance(path, Continuous)
     n, d = problem.x.shape
     start = np.concatenate([problem.x.numpy().ravel(), np.zeros(n)])
 
     def slope(t: float, state: np.ndarray) -> np.ndarray:
-        x = torch.from_numpy(state[: n * d].reshape(n, d))
-        u, trace = exact_trace(path.field, x, x.new_full((n,), t))
+        u, trace = problem.path.velocity_and_trace(
+            t, torch.from_numpy(state[: n * d].reshape(n, d))
+        )
         return np.concatenate([u.numpy().ravel(), trace.numpy()])
 
     with torch.no_grad():

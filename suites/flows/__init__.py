@@ -22,7 +22,7 @@ def _grid(
 
 EVERY = ("mlp", "monotone", "glow", *SYSTEMS)
 WITHOUT_SOLVER = tuple(name for name in EVERY if name not in ("neural-ode", "ffjord"))
-"""Those whose training integrates nothing: a step of the others takes fifty times as long."""
+"""Systems whose training solves no differential equation, which takes fifty times as long."""
 
 SUITE = Suite(
     name="flows",
