@@ -19,11 +19,8 @@ epochs, and the one that fits them faster does so first.
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
-import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import product
@@ -47,7 +44,7 @@ from suites.comparisons.learners import (
     ours,
     theirs,
 )
-from suites.comparisons.pairs import need_normflows, say
+from suites.comparisons.pairs import in_processes, need_normflows, say
 
 DATASETS = ("checkerboard", "moons", "digits")
 OUR_ESTIMATOR = LogDetEstimator(Rademacher(), THEIR_ROULETTE)
@@ -67,6 +64,9 @@ class TrainingSpec:
     seed: int
     whose: str
     n_steps: int
+
+    def __str__(self) -> str:
+        return f"{self.dataset} seed {self.seed} {self.whose}"
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def main(datasets: tuple[str, ...], steps: int, seeds: int, jobs: int) -> None:
         TrainingSpec(name, seed, whose, steps)
         for seed, name, whose in product(range(seeds), names, ("ours", "theirs"))
     ]
-    evaluations = train_all(specs, jobs)
+    evaluations = in_processes(train, specs, jobs)
     say(
         f"log-likelihood, ours - normflows {version('normflows')}, nats an example: mean over "
         f"{seeds} seeds [99 % by t]"
@@ -143,28 +143,6 @@ def verdict(name: str, pairs: list[Pair]) -> Iterator[str]:
 def _interval(samples: ArrayLike) -> str:
     interval = mean_interval(samples)
     return f"{interval.value:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
-
-
-def train_all(specs: list[TrainingSpec], jobs: int) -> dict[TrainingSpec, list[Evaluation]]:
-    """Evaluations of every training, each in a process of one thread; prints the time left."""
-    evaluations = {}
-    start = time.monotonic()
-    # Neither CUDA nor threads survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        min(jobs, len(specs)), context, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        running = {pool.submit(train, spec): spec for spec in specs}
-        for future in as_completed(running):
-            spec = running[future]
-            evaluations[spec] = future.result()
-            left = (time.monotonic() - start) * (len(specs) / len(evaluations) - 1)
-            click.echo(
-                f"{len(evaluations)}/{len(specs)} trainings, {spec.dataset} seed {spec.seed} "
-                f"{spec.whose} done, about {left:.0f} s left",
-                err=True,
-            )
-    return evaluations
 
 
 def train(spec: TrainingSpec) -> list[Evaluation]:

@@ -1,13 +1,18 @@
-"""Interleaved calls of two implementations, and the flow that the comparisons share."""
+"""Interleaved calls of two implementations, calls in processes, and the flow that is shared."""
 
 from __future__ import annotations
 
+import multiprocessing
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
+import click
 import numpy as np
+import torch
 from torch import Tensor
 
 from resflow_bench.flows import ResidualFlow
@@ -17,6 +22,7 @@ from resflow_bench.models import build_flow, build_points
 from resflow_bench.speed.timing import elapsed
 
 T = TypeVar("T")
+S = TypeVar("S")
 
 N_TERMS = 20
 N_REPEATS = 30
@@ -42,6 +48,28 @@ def flow_and_points(model: str) -> tuple[ResidualFlow, Tensor]:
 def interleaved(calls: Sequence[Callable[[], T]]) -> list[list[T]]:
     """Results of the calls in turn, `N_REPEATS` rounds of them after `N_WARM_UP` unused ones."""
     return [[call() for call in calls] for _ in range(N_WARM_UP + N_REPEATS)][N_WARM_UP:]
+
+
+def in_processes(call: Callable[[S], T], arguments: Sequence[S], n_jobs: int) -> dict[S, T]:
+    """Argument -> result, each in a process of one thread; prints the time left."""
+    results: dict[S, T] = {}
+    start = time.monotonic()
+    # Neither CUDA nor threads survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        min(n_jobs, len(arguments)), context, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        running = {pool.submit(call, argument): argument for argument in arguments}
+        for future in as_completed(running):
+            argument = running[future]
+            results[argument] = future.result()
+            left = (time.monotonic() - start) * (len(arguments) / len(results) - 1)
+            click.echo(
+                f"{len(results)}/{len(arguments)} trainings, {argument} done, about {left:.0f} s "
+                "left",
+                err=True,
+            )
+    return results
 
 
 def ratios(one: Callable[[], object], other: Callable[[], object]) -> np.ndarray:

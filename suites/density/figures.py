@@ -50,16 +50,16 @@ def images(cells: pd.DataFrame, columns: int) -> Figure | None:
     figure, panels = _rows([cell for cell, _ in rows], heads, columns, height=0.7)
     for row, (_, arrays) in zip(panels, rows, strict=True):
         for ax, name in zip(row, ("data", "samples"), strict=True):
-            pixels = np.moveaxis(arrays[name], 0, -1)
-            grey = pixels.shape[-1] == 1
-            ax.imshow(pixels[..., 0] if grey else pixels, cmap="gray" if grey else None)
-            _separate(ax, pixels.shape[:2], arrays["tiles"])
+            draw_sheet(ax, arrays[name], arrays["tiles"])
     return figure
 
 
-def _separate(ax: Axes, size: tuple[int, ...], tiles: np.ndarray) -> None:
-    """Draw lines between the images of a sheet of `size` pixels, `tiles` rows and columns."""
-    for draw, length, count in zip((ax.axhline, ax.axvline), size, tiles, strict=True):
+def draw_sheet(ax: Axes, sheet: np.ndarray, tiles: np.ndarray) -> None:
+    """Draw a sheet of images, (C, H, W) in 0..255, with lines between its rows and columns."""
+    pixels = np.moveaxis(sheet, 0, -1)
+    grey = pixels.shape[-1] == 1
+    ax.imshow(pixels[..., 0] if grey else pixels, cmap="gray" if grey else None)
+    for draw, length, count in zip((ax.axhline, ax.axvline), pixels.shape[:2], tiles, strict=True):
         for place in range(1, count):
             draw(place * length / count - 0.5, color=PAPER, lw=1.5)
 

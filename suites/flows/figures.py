@@ -13,7 +13,12 @@ from resflow_bench.analysis.words import number
 from resflow_bench.lab import unpack
 from resflow_bench.report import style
 from resflow_bench.report.picture import Picture
+from suites.density.figures import draw_sheet
 from suites.marks import drawn_from
+
+Draw = Callable[[Axes], object]
+Shown = tuple[pd.Series, dict[str, np.ndarray]]
+"""A cell and the arrays of its picture."""
 
 MAX_DATASETS = 4
 COLORS = "mako"
@@ -46,44 +51,60 @@ def quality(cells: pd.DataFrame, columns: int) -> Figure:
 @drawn_from("picture", "log_prob", "dataset", "architecture")
 def densities(cells: pd.DataFrame, columns: int) -> Figure | None:
     """The density of each system in the plane, beside the true one."""
-    return _side_by_side(cells, columns, "learned", _density)
+    panels = []
+    for dataset, here in _by_dataset(cells, "reach"):
+        _, first = here[0]
+        top = float(first.get("true", first["learned"]).max())
+        if "true" in first:
+            panels.append((f"{dataset}, true", _density(first["true"], first["reach"], top)))
+        panels += [
+            (_title(cell), _density(arrays["learned"], arrays["reach"], top))
+            for cell, arrays in here
+        ]
+    return _side_by_side(panels, columns)
 
 
 @drawn_from("picture", "log_prob", "dataset", "architecture")
 def samples(cells: pd.DataFrame, columns: int) -> Figure | None:
-    """Samples of each system in the plane."""
-    return _side_by_side(cells, columns, "samples", _points)
+    """Samples of each system: points in the plane, and images beside those of the data."""
+    panels = [
+        (_title(cell), _points(arrays["samples"], arrays["reach"]))
+        for _, here in _by_dataset(cells, "reach")
+        for cell, arrays in here
+    ]
+    for dataset, here in _by_dataset(cells, "tiles"):
+        _, first = here[0]
+        panels.append((f"{dataset}, test", _sheet(first["data"], first["tiles"])))
+        panels += [
+            (_title(cell), _sheet(arrays["samples"], arrays["tiles"])) for cell, arrays in here
+        ]
+    return _side_by_side(panels, columns)
 
 
-def _side_by_side(
-    cells: pd.DataFrame,
-    columns: int,
-    shown: str,
-    draw: Callable[[Axes, np.ndarray, float, float], None],
-) -> Figure | None:
-    """A panel for each system on each data set in the plane, the true density first."""
+def _by_dataset(cells: pd.DataFrame, array: str) -> list[tuple[str, list[Shown]]]:
+    """Each data set with the best training of each of its systems whose picture holds `array`."""
     best = cells.sort_values("log_prob", ascending=False, kind="stable")
     best = best.drop_duplicates(["dataset", "architecture"])
-    pairs = [(cell, unpack(cell["picture"])) for _, cell in best.iterrows()]
-    pairs = [(cell, arrays) for cell, arrays in pairs if "reach" in arrays]
-    panels = []
-    for dataset in sorted({cell["dataset"] for cell, _ in pairs})[:MAX_DATASETS]:
-        here = [(cell, arrays) for cell, arrays in pairs if cell["dataset"] == dataset]
-        reach, true = float(here[0][1]["reach"]), here[0][1].get("true")
-        top = float(here[0][1]["learned"].max() if true is None else true.max())
-        if shown == "learned" and true is not None:
-            panels.append((f"{dataset}, true", true, reach, top))
-        for cell, arrays in here:
-            seconds = number(float(cell["step"]) * float(cell["train_step_s"]), 2)
-            title = f"{_said(cell['architecture'])}, {seconds} s"
-            panels.append((title, arrays[shown], reach, top))
+    shown = [(cell, unpack(cell["picture"])) for _, cell in best.iterrows()]
+    shown = [(cell, arrays) for cell, arrays in shown if array in arrays]
+    names = sorted({cell["dataset"] for cell, _ in shown})[:MAX_DATASETS]
+    return [(name, [one for one in shown if one[0]["dataset"] == name]) for name in names]
+
+
+def _title(cell: pd.Series) -> str:
+    seconds = number(float(cell["step"]) * float(cell["train_step_s"]), 2)
+    return f"{_said(cell['architecture'])}, {seconds} s"
+
+
+def _side_by_side(panels: list[tuple[str, Draw]], columns: int) -> Figure | None:
+    """Small panels under their titles; None if there is none."""
     if not panels:
         return None
     side = SMALL * style.PANEL
     figure, axes = style.make_panels(len(panels), 2 * columns, side, 1.15 * side)
-    for ax, (title, array, reach, top) in zip(axes, panels, strict=True):
-        draw(ax, array, reach, top)
-        ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
+    for ax, (title, draw) in zip(axes, panels, strict=True):
+        draw(ax)
+        ax.set(aspect="equal", xticks=[], yticks=[])
         ax.set_title(title, size=8)
         ax.grid(False)
     return figure
@@ -93,13 +114,27 @@ def _said(architecture: str) -> str:
     return "residual" if architecture == "mlp" else architecture
 
 
-def _density(ax: Axes, p: np.ndarray, reach: float, top: float) -> None:
-    extent = (-reach, reach, -reach, reach)
-    ax.imshow(p, extent=extent, origin="lower", cmap=COLORS, vmin=0, vmax=top)
+def _density(p: np.ndarray, reach: np.ndarray, top: float) -> Draw:
+    extent = (-float(reach), float(reach)) * 2
+
+    def draw(ax: Axes) -> None:
+        ax.imshow(p, extent=extent, origin="lower", cmap=COLORS, vmin=0, vmax=top)
+
+    return draw
 
 
-def _points(ax: Axes, x: np.ndarray, reach: float, top: float) -> None:  # noqa: ARG001
-    ax.plot(*x.T, ".", color=style.ACCENT, ms=1.2, mew=0, rasterized=True)
+def _points(x: np.ndarray, reach: np.ndarray) -> Draw:
+    ends = (-float(reach), float(reach))
+
+    def draw(ax: Axes) -> None:
+        ax.plot(*x.T, ".", color=style.ACCENT, ms=1.2, mew=0, rasterized=True)
+        ax.set(xlim=ends, ylim=ends)
+
+    return draw
+
+
+def _sheet(images: np.ndarray, tiles: np.ndarray) -> Draw:
+    return lambda ax: draw_sheet(ax, images, tiles)
 
 
 PICTURES = (
@@ -117,5 +152,10 @@ PICTURES = (
         "training. Of several trainings of a system the one of the highest likelihood is "
         "shown.",
     ),
-    Picture("flows_samples", samples, "Draws from the same systems."),
+    Picture(
+        "flows_samples",
+        samples,
+        "Draws from the same systems, and the seconds of their training; of images, test examples "
+        "first.",
+    ),
 )
