@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from resflow_bench.architectures import GLOW_STEPS
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.systems import Continuous, Discrete, fields
+from resflow_bench.systems.fields import Field
 from resflow_bench.systems.made import MIN_WIDTH, hidden_width
 from resflow_bench.systems.ode import METHODS, integrate
 
@@ -24,14 +25,12 @@ N_STEPS = 64
 LOGIT_SCALE = 255 / 256
 """What normflows' example multiplies its images with."""
 
-Field = Callable[[Tensor, Tensor], Tensor]
-
 
 class Example:
     """A flow of a library with the loss, the optimiser and the batch of the library's example.
 
     flow: trained in place.
-    loss: of a batch (B, *event) -> (), nats for those that are trained by maximum likelihood.
+    loss: of a batch (B, *event) and a generator -> (), nats if it is the likelihood's.
     optimiser: of the flow's parameters.
     log_prob: of a copy of the flow in float64 and points, exact: (n,), nats.
     """
@@ -39,7 +38,7 @@ class Example:
     def __init__(
         self,
         flow: Any,
-        loss: Callable[[Tensor], Tensor],
+        loss: Callable[[Tensor, torch.Generator], Tensor],
         log_prob: Callable[[Any, Tensor], Tensor],
         optimiser: torch.optim.Optimizer | None = None,
     ) -> None:
@@ -52,56 +51,56 @@ class Example:
         return self._log_prob(copy.deepcopy(self.flow).double().eval(), x.double())
 
 
-class Size(NamedTuple):
+class NetSize(NamedTuple):
     """The number of transforms in a chain, and the widths of their networks."""
 
     n_transforms: int
     hidden: tuple[int, ...]
 
 
-def zuko_discrete(kind: str, event: tuple[int, ...], size: Size | None) -> Example:
+def zuko_discrete(kind: str, event: tuple[int, ...], size: NetSize | None) -> Example:
     """Three transforms of two layers of 64, unless a size is given; Adam at 1e-3.
 
     Source: docs/tutorials/forward_kl.ipynb of probabilists/zuko, which trains NSF on moons.
     """
     import zuko
 
-    n_transforms, hidden = size or Size(3, (64, 64))
+    n_transforms, hidden = size or NetSize(3, (64, 64))
     make = getattr(zuko.flows, kind)
     flow = make(math.prod(event), transforms=n_transforms, hidden_features=hidden)
-    return Example(flow, lambda x: -flow().log_prob(x).mean(), lambda f, x: f().log_prob(x))
+    return Example(flow, lambda x, _: -flow().log_prob(x).mean(), lambda f, x: f().log_prob(x))
 
 
-def zuko_continuous(event: tuple[int, ...], size: Size | None, exact: bool) -> Example:
+def zuko_continuous(event: tuple[int, ...], size: NetSize | None, exact: bool) -> Example:
     """zuko's CNF of two layers of 64, with the same Adam; its density by 64 Runge-Kutta steps."""
     import zuko
 
-    _, hidden = size or Size(1, (64, 64))
+    _, hidden = size or NetSize(1, (64, 64))
     flow = zuko.flows.CNF(math.prod(event), hidden_features=hidden, exact=exact)
 
     def log_prob(f: Any, x: Tensor) -> Tensor:
         return _log_prob(lambda x, t: f.transform.f(t, x), x, 0.0, 1.0)
 
-    return Example(flow, lambda x: -flow().log_prob(x).mean(), log_prob)
+    return Example(flow, lambda x, _: -flow().log_prob(x).mean(), log_prob)
 
 
-def torchcfm_paths(event: tuple[int, ...], size: Size | None, transport: bool) -> Example:
+def torchcfm_paths(event: tuple[int, ...], size: NetSize | None, transport: bool) -> Example:
     """Three layers of 64 SELU units, sigma = 0.1, Adam at 1e-3: torchcfm's example in the plane.
 
     The loss is written out here, as that package brings a framework of trainings with it.
 
     Source: examples/8_gaussians_to_2_moons.py of atong01/conditional-flow-matching.
     """
-    d, widths = math.prod(event), (size or Size(1, (64, 64, 64))).hidden
-    layers: list[nn.Module] = []
-    for n, m in zip((d + 1, *widths[:-1]), widths, strict=True):
-        layers += [nn.Linear(n, m), nn.SELU()]
-    net = nn.Sequential(*layers, nn.Linear(widths[-1], d))
+    import zuko
 
-    def loss(x: Tensor) -> Tensor:
-        noise, t = torch.randn_like(x), torch.rand(len(x), 1)
+    d, widths = math.prod(event), (size or NetSize(1, (64, 64, 64))).hidden
+    net = zuko.nn.MLP(d + 1, d, widths, activation=nn.SELU)
+
+    def loss(x: Tensor, generator: torch.Generator) -> Tensor:
+        noise, blur = torch.randn(2, *x.shape, generator=generator)
+        t = torch.rand(len(x), 1, generator=generator)
         noise = fields.transported(noise, x) if transport else noise
-        point = (1 - t) * noise + t * x + 0.1 * torch.randn_like(x)
+        point = (1 - t) * noise + t * x + 0.1 * blur
         return (net(torch.cat([point, t], dim=1)) - (x - noise)).square().mean()
 
     def log_prob(f: Any, x: Tensor) -> Tensor:
@@ -110,7 +109,7 @@ def torchcfm_paths(event: tuple[int, ...], size: Size | None, transport: bool) -
     return Example(net, loss, log_prob)
 
 
-def normflows_glow(event: tuple[int, ...], size: Size | None) -> Example:
+def normflows_glow(event: tuple[int, ...], size: NetSize | None) -> Example:
     """Glow of 16 blocks a scale, 256 channels and Adamax at 1e-3; two scales for 8 x 8 images.
 
     The example has three scales for 32 x 32, and a base that knows the class.
@@ -120,7 +119,7 @@ def normflows_glow(event: tuple[int, ...], size: Size | None) -> Example:
     import normflows
 
     channels, height, width = event
-    n_blocks, (hidden, *_) = size or Size(16, (256,))
+    n_blocks, (hidden, *_) = size or NetSize(16, (256,))
     n_scales = 3 if min(height, width) >= 32 else 2
     bases, flows, merges = [], [], []
     for i in range(n_scales):
@@ -139,13 +138,13 @@ def normflows_glow(event: tuple[int, ...], size: Size | None) -> Example:
     shift = math.prod(event) * math.log(LOGIT_SCALE)
     return Example(
         flow,
-        lambda x: -flow.log_prob(LOGIT_SCALE * x, None).mean(),
+        lambda x, _: -flow.log_prob(LOGIT_SCALE * x, None).mean(),
         lambda f, x: f.log_prob(LOGIT_SCALE * x, None) + shift,
         torch.optim.Adamax(flow.parameters(), lr=1e-3, weight_decay=1e-5),
     )
 
 
-def normflows_realnvp(event: tuple[int, ...], size: Size | None) -> Example:
+def normflows_realnvp(event: tuple[int, ...], size: NetSize | None) -> Example:
     """32 affine couplings of two layers of 64, Adam at 5e-4: normflows' example in the plane.
 
     Source: examples/real_nvp_colab.ipynb of VincentStimper/normalizing-flows.
@@ -153,17 +152,17 @@ def normflows_realnvp(event: tuple[int, ...], size: Size | None) -> Example:
     import normflows
 
     d, flows = math.prod(event), []
-    n_blocks, hidden = size or Size(32, (64, 64))
+    n_blocks, hidden = size or NetSize(32, (64, 64))
     for _ in range(n_blocks):
         net = normflows.nets.MLP([d // 2, *hidden, d], init_zeros=True)
         flows.append(normflows.flows.AffineCouplingBlock(net))
         flows.append(normflows.flows.Permute(d, mode="swap"))
     flow = normflows.NormalizingFlow(normflows.distributions.DiagGaussian(d), flows)
     optimiser = torch.optim.Adam(flow.parameters(), lr=5e-4, weight_decay=1e-5)
-    return Example(flow, flow.forward_kld, lambda f, x: f.log_prob(x), optimiser)
+    return Example(flow, lambda x, _: flow.forward_kld(x), lambda f, x: f.log_prob(x), optimiser)
 
 
-EXAMPLES: Mapping[str, Callable[[tuple[int, ...], Size | None], Example]] = MappingProxyType(
+EXAMPLES: Mapping[str, Callable[[tuple[int, ...], NetSize | None], Example]] = MappingProxyType(
     {
         "nice": partial(zuko_discrete, "NICE"),
         "realnvp": partial(zuko_discrete, "RealNVP"),
@@ -181,16 +180,16 @@ EXAMPLES: Mapping[str, Callable[[tuple[int, ...], Size | None], Example]] = Mapp
 """Our name of a system -> (shape of one example, size or that of the example) -> `Example`."""
 
 
-def size_of(flow: ResidualFlow) -> Size:
+def size_of(flow: ResidualFlow) -> NetSize:
     """The size of a system of ours, for a library's network of about as many parameters."""
     for part in flow.modules():
         if isinstance(part, Discrete):
-            return Size(part.n_transforms, part.hidden)
+            return NetSize(part.n_transforms, part.hidden)
         if isinstance(part, Continuous):
-            return Size(1, part.hidden)
+            return NetSize(1, part.hidden)
     if len(flow.event) == 3:
-        return Size(GLOW_STEPS, (MIN_WIDTH,))
-    return Size(2 * GLOW_STEPS, (hidden_width(flow.dim),) * 2)
+        return NetSize(GLOW_STEPS, (MIN_WIDTH,))
+    return NetSize(2 * GLOW_STEPS, (hidden_width(flow.dim),) * 2)
 
 
 def _log_prob(u: Field, x: Tensor, start: float, end: float) -> Tensor:

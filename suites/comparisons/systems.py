@@ -57,7 +57,7 @@ class Spec:
 
 
 @dataclass(frozen=True)
-class Trained:
+class Reached:
     """The mean exact log p of held-out examples, nats, and the flow's parameters."""
 
     log_prob: float
@@ -95,7 +95,7 @@ def main(
         say(f"{name:16} {system:17} {level:.3f} with {n} parameters; {against}")
 
 
-def verdict(ours: list[Trained], theirs: list[Trained]) -> str:
+def verdict(ours: list[Reached], theirs: list[Reached]) -> str:
     """The difference, its interval, and the example's number of parameters."""
     pairs = zip(ours, theirs, strict=True)
     interval = mean_interval([a.log_prob - b.log_prob for a, b in pairs])
@@ -103,7 +103,7 @@ def verdict(ours: list[Trained], theirs: list[Trained]) -> str:
     return f"{interval.value:+.3f} [{low}, {high}] ({theirs[0].n_parameters})"
 
 
-def train(spec: Spec) -> Trained:
+def train(spec: Spec) -> Reached:
     """Train, and evaluate on held-out examples."""
     name = spec.dataset
     if name == "digits" and spec.system != "glow":
@@ -116,7 +116,7 @@ def train(spec: Spec) -> Trained:
         return _theirs(spec, data, held_out)
 
 
-def _ours(spec: Spec, data: Dataset, held_out: Tensor) -> Trained:
+def _ours(spec: Spec, data: Dataset, held_out: Tensor) -> Reached:
     axes: dict[str, Value] = {"dataset": data.name, "architecture": spec.system}
     axes["step"] = spec.n_steps
     recipe = flows_recipe(Cell("flows", axes))
@@ -126,10 +126,10 @@ def _ours(spec: Spec, data: Dataset, held_out: Tensor) -> Trained:
     trainer = Trainer(flow, data, settings)
     for _ in range(spec.n_steps):
         trainer.step()
-    return Trained(float(exact_log_prob(flow, held_out).mean()), n_parameters(flow))
+    return Reached(float(exact_log_prob(flow, held_out).mean()), n_parameters(flow))
 
 
-def _theirs(spec: Spec, data: Dataset, held_out: Tensor) -> Trained:
+def _theirs(spec: Spec, data: Dataset, held_out: Tensor) -> Reached:
     our_size = size_of(architecture_named(spec.system)(data.event, LIPSCHITZ))
     example = EXAMPLES[spec.system](data.event, our_size if spec.whose == OUR_SIZE else None)
     mean, scale = torch.zeros(()), torch.ones(())
@@ -142,13 +142,13 @@ def _theirs(spec: Spec, data: Dataset, held_out: Tensor) -> Trained:
         x = data.prepare(data.train[order[:BATCH]], generator)
         order = order[BATCH:]
         example.optimiser.zero_grad()
-        loss = example.loss((x - mean) / scale)
+        loss = example.loss((x - mean) / scale, generator)
         loss.backward()
         example.optimiser.step()
         if not math.isfinite(loss.item()):
             raise ArithmeticError(f"The loss of {spec} is {loss.item()}. Take another seed.")
     log_prob = example.log_prob((held_out - mean) / scale).mean() - scale.log().sum()
-    return Trained(float(log_prob), n_parameters(example.flow))
+    return Reached(float(log_prob), n_parameters(example.flow))
 
 
 if __name__ == "__main__":

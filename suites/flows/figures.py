@@ -16,7 +16,7 @@ from resflow_bench.report.picture import Picture
 from suites.density.figures import draw_sheet
 from suites.marks import drawn_from
 
-Draw = Callable[[Axes], object]
+Painter = Callable[[Axes], object]
 Shown = tuple[pd.Series, dict[str, np.ndarray]]
 """A cell and the arrays of its picture."""
 
@@ -96,7 +96,7 @@ def _title(cell: pd.Series) -> str:
     return f"{_said(cell['architecture'])}, {seconds} s"
 
 
-def _side_by_side(panels: list[tuple[str, Draw]], columns: int) -> Figure | None:
+def _side_by_side(panels: list[tuple[str, Painter]], columns: int) -> Figure | None:
     """Small panels under their titles; None if there is none."""
     if not panels:
         return None
@@ -114,7 +114,7 @@ def _said(architecture: str) -> str:
     return "residual" if architecture == "mlp" else architecture
 
 
-def _density(p: np.ndarray, reach: np.ndarray, top: float) -> Draw:
+def _density(p: np.ndarray, reach: np.ndarray, top: float) -> Painter:
     extent = (-float(reach), float(reach)) * 2
 
     def draw(ax: Axes) -> None:
@@ -123,7 +123,7 @@ def _density(p: np.ndarray, reach: np.ndarray, top: float) -> Draw:
     return draw
 
 
-def _points(x: np.ndarray, reach: np.ndarray) -> Draw:
+def _points(x: np.ndarray, reach: np.ndarray) -> Painter:
     ends = (-float(reach), float(reach))
 
     def draw(ax: Axes) -> None:
@@ -133,7 +133,7 @@ def _points(x: np.ndarray, reach: np.ndarray) -> Draw:
     return draw
 
 
-def _sheet(images: np.ndarray, tiles: np.ndarray) -> Draw:
+def _sheet(images: np.ndarray, tiles: np.ndarray) -> Painter:
     return lambda ax: draw_sheet(ax, images, tiles)
 
 

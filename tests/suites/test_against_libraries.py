@@ -11,8 +11,8 @@ from scipy import stats
 from resflow_bench.architectures import architecture_named
 from resflow_bench.systems import n_parameters
 from resflow_bench.training.recipe import dataset
-from suites.comparisons.examples import EXAMPLES, Size, size_of
-from suites.comparisons.systems import OUR_SIZE, OURS, OWN_SIZE, Spec, Trained, train, verdict
+from suites.comparisons.examples import EXAMPLES, NetSize, size_of
+from suites.comparisons.systems import OUR_SIZE, OURS, OWN_SIZE, Reached, Spec, train, verdict
 
 pytest.importorskip("zuko")
 pytest.importorskip("normflows")
@@ -20,11 +20,11 @@ pytest.importorskip("normflows")
 
 @pytest.mark.parametrize("system", EXAMPLES)
 def test_the_density_of_an_example_integrates_to_one(system: str) -> None:
-    torch.manual_seed(0)
-    example = EXAMPLES[system]((2,), Size(2, (8, 8)))
+    example = EXAMPLES[system]((2,), NetSize(2, (8, 8)))
     with torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
         for parameter in example.flow.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
     n, reach = 120, 12.0
     ticks = reach * (2 * torch.arange(n, dtype=torch.float64) + 1 - n) / n
     p = example.log_prob(torch.cartesian_prod(ticks, ticks)).exp()
@@ -66,8 +66,8 @@ def test_standardising_is_undone_in_the_density() -> None:
 
 
 def test_the_verdict_names_the_difference_its_interval_and_the_size() -> None:
-    ours = [Trained(value, 10) for value in (1.0, 1.1, 1.2)]
-    theirs = [Trained(value, 20) for value in (0.5, 0.6, 0.8)]
+    ours = [Reached(value, 10) for value in (1.0, 1.1, 1.2)]
+    theirs = [Reached(value, 20) for value in (0.5, 0.6, 0.8)]
     t = stats.t.ppf(0.995, df=2)  # 99 %; the differences are 0.5, 0.5 and 0.4
     reach = t * math.sqrt(1 / 300 / 3)
     low, high = 7 / 15 - reach, 7 / 15 + reach
