@@ -48,7 +48,7 @@ SUITE = Suite(
             (
                 _grid(tuple(DENSITIES), EVERY, (1000, 5000)),
                 # Most begin to learn the 1,437 digits by heart after so many steps.
-                _grid(("digits",), WITHOUT_SOLVER, (100, 300)),
+                _grid(("digits",), WITHOUT_SOLVER, (150, 300)),
                 _grid(("patches",), WITHOUT_SOLVER, (1000,)),
             ),
             {"n_points": 5000, "n_grid": 120, "n_mass": 400, "n_samples": 5000, "seconds": 2.0},
