@@ -7,17 +7,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.arguments import check_batch
-from resflow_bench.fixed_point import Auto, Solution
+from resflow_bench.fixed_point import Solution
 from resflow_bench.flows.bijection import or_zeros
-from resflow_bench.flows.implicit import block_inverse
-from resflow_bench.flows.inversion import AnyInversion, ToTolerance
+from resflow_bench.flows.inversion import AnyInversion
+from resflow_bench.flows.preimage import block_inverse, preimage
 from resflow_bench.flows.residual import ResidualBlock
 from resflow_bench.jacobian import SlopeStage
 from resflow_bench.layers import Branch
 from resflow_bench.layers.norms.norm import Certificate
 from resflow_bench.layers.orders import Order
-from resflow_bench.logdet.estimator import Estimator
+from resflow_bench.logdet.estimator import Estimator, LogDetEstimator
+from resflow_bench.logdet.expansions.taylor import Taylor
+from resflow_bench.logdet.tuned import PerBranch
+from resflow_bench.theory import MONOTONE, Coefficients
 
 
 class MonotoneBlock(nn.Module):
@@ -31,10 +33,11 @@ class MonotoneBlock(nn.Module):
     Args:
         branch: g, a `Branch` without a context, in the Euclidean norm.
 
-    Properties: the two log-dets are estimated from the same draws of the generator, so that the
-        even terms cancel in each draw; unbiased if the estimator is, at twice its products.
-        Gradients pass through w by the implicit function theorem, see `flows.implicit`; a backward
-        pass solves one linear system. Each call solves for w to rounding. `rsample` refuses it.
+    Properties: Taylor's series of a `LogDetEstimator` takes these coefficients, at the products of
+        one residual block. Any other estimator (`Determinant`, `Arnoldi`, one of your own) is
+        called twice, for g and -g with the same draws, so that the even terms cancel in each
+        draw. Unbiased if the estimator is. Each call solves for w to rounding, and a backward pass
+        solves one linear system, see `flows.preimage`.
 
     Raises:
         TypeError: g is no `Branch`.
@@ -44,6 +47,7 @@ class MonotoneBlock(nn.Module):
     Source: Ahn, Kim, Park and Lee (2022), "Invertible monotone operators for normalizing flows".
     """
 
+    coefficients: Coefficients = MONOTONE
     minus: ResidualBlock  # of -g; not registered, as it shares all parameters with `plus`
 
     def __init__(self, branch: Branch) -> None:
@@ -71,13 +75,26 @@ class MonotoneBlock(nn.Module):
         assert isinstance(branch, Branch)
         return branch
 
+    @property
+    def g(self) -> Branch:
+        """g."""
+        return self.branch
+
+    def at(self, x: Tensor) -> Tensor:
+        """w with w + g(w) = x: the point of J, (B, *event)."""
+        return preimage(self.plus, x)
+
     def forward(self, x: Tensor) -> Tensor:
-        return 2 * self.middle(x) - x
+        return 2 * self.at(x) - x
 
     def forward_and_log_det(
         self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        w = self.middle(x)
+        w = self.at(x)
+        if isinstance(estimator, PerBranch):
+            estimator = estimator.of(self.branch)
+        if isinstance(estimator, LogDetEstimator) and isinstance(estimator.expansion, Taylor):
+            return 2 * w - x, estimator(self.branch, w, generator, self.coefficients).value
         generator = torch.default_generator if generator is None else generator
         state = generator.get_state()
         plus = estimator(self.plus.g, w, generator).value
@@ -85,14 +102,9 @@ class MonotoneBlock(nn.Module):
         minus = estimator(self.minus.g, w, generator).value
         return 2 * w - x, minus - plus
 
-    def middle(self, x: Tensor) -> Tensor:
-        """w with w + g(w) = x, (B, *event), differentiable in x and in g's parameters."""
-        check_batch("MonotoneBlock", x, (...,))
-        with torch.no_grad():
-            solution = self.plus.inverse(x.detach(), ToTolerance(Auto()), certify=False)
-            w = solution.raise_if_failed().value
-        again = block_inverse(self.plus.g, x, w)
-        return w + (again - again.detach())
+    def reflected(self, z: Tensor, w: Tensor) -> Tensor:
+        """x = 2 w - z to rounding, for the w with w - g(w) = z, with its derivatives."""
+        return 2 * block_inverse(self.minus.g, z, w) - z
 
     @torch.no_grad()
     def inverse(

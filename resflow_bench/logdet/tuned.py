@@ -52,12 +52,16 @@ class PerBranch:
     estimators: Mapping[Map, LogDetEstimator]
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
+        return self.of(g)(g, x, generator)
+
+    def of(self, g: Map) -> LogDetEstimator:
+        """The estimator of this branch."""
         if g not in self.estimators:
             raise ValueError(
                 f"PerBranch has estimators for {len(self.estimators)} branches, and not for this "
                 f"{type(g).__name__}. Choose them with `tuned` on the flow that is evaluated."
             )
-        return self.estimators[g](g, x, generator)
+        return self.estimators[g]
 
 
 def tuned(
