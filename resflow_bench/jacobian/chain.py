@@ -28,8 +28,6 @@ class JacobianChain(Stage):
     stages: Sequence[Stage]
 
     def vjp(self, v: Tensor) -> Tensor:
-        if isinstance(self.stages[-1], SlopeStage):
-            v = v.clone()  # slopes overwrite their vector, which is the caller's here
         for stage in reversed(self.stages):
             v = stage.vjp(v)
         return v
