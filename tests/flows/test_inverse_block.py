@@ -155,7 +155,7 @@ def test_samples_have_the_density_of_the_flow_and_a_gradient(blocks) -> None:
         y, log_p = flow.sample_and_log_prob(6, generator(5))
         return (log_p + 0.3 * y.square().sum(1) + y.sin().sum(1)).mean()
 
-    parameters = list(flow.parameters())
+    parameters = list(flow.parameters())[::7]  # of every kind, in first and in last layers
     gradients = torch.autograd.grad(loss(), parameters, allow_unused=True)
     step, seen = 1e-5, 0
     for tensor, gradient in zip(parameters, gradients, strict=True):
