@@ -87,7 +87,9 @@ def tuned(
         n_besides: the cost of a branch besides its probes, in products: value, slopes, traces.
         n_draws: of the pilot, with `PROBES_A_DRAW` probes each, at every point.
 
-    Properties: costs 64 products for each of the pilot's probes, points and branches, once.
+    Properties: costs 64 products for each of the pilot's probes, points and branches, once. The
+        moments are those of ln|det(I + J)|, of a monotone block's branch too: there the choice may
+        cost variance, never bias.
 
     Raises:
         ValueError: a branch promises no constant below 1.
