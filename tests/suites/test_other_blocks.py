@@ -10,7 +10,10 @@ import pytest
 import torch
 
 import suites
+from resflow_bench.advise.budget import Budget
+from resflow_bench.advise.inspection import inspect
 from resflow_bench.lab import Cell, Context, Observation
+from resflow_bench.logdet import Fixed
 from resflow_bench.models import build_problem
 from resflow_bench.theory import INVERSE, MONOTONE, RESIDUAL
 
@@ -85,3 +88,15 @@ def test_variance_is_the_closed_form_and_within_its_bounds(model: str, truncatio
     printed = model == "implicit-steep" and truncation["truncation"] == "fixed"
     assert ("variance_bound_printed" in found) == printed
     assert found["norm_realised"].value < truncation["lipschitz"]
+
+
+@MODELS
+def test_advise_knows_the_bias_of_their_series(model: str) -> None:
+    """The largest over the points, against the closed form of each block."""
+    cell = Cell("bias", {**WHERE, "model": model, "lipschitz": 0.9})
+    problem = build_problem(cell, Path("results"), 2)
+    found = inspect(problem.flow, problem.x, 0.1, Budget(10.0, lambda progress: None))
+    biases = found.truncation_biases(6)
+    for n in range(1, 7):
+        expected = np.abs(problem.over_blocks(Fixed(n).bias)).max()
+        assert biases[n - 1] == pytest.approx(expected, rel=1e-9)
