@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import cycle
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from resflow_bench.flows import (
     AffineCoupling,
     FactorOut,
     Flatten,
+    InverseBlock,
     Logit,
     Mixing,
     MonotoneBlock,
@@ -107,14 +109,26 @@ def mlp_flow(dim: int, lipschitz: float, seed: int = 0) -> ResidualFlow:
     return ResidualFlow.mlp(dim, (2 * dim, 2 * dim), MLP_BLOCKS, lipschitz, generator=generator)
 
 
-def steep_flow(dim: int, lipschitz: float, seed: int = 0) -> ResidualFlow:
+BlockMaker = Callable[[Branch], nn.Module]
+"""A branch -> the block that it makes."""
+
+RESIDUAL_BLOCKS: tuple[BlockMaker, ...] = (ResidualBlock,)
+MONOTONE_BLOCKS: tuple[BlockMaker, ...] = (MonotoneBlock,)
+IMPLICIT_BLOCKS: tuple[BlockMaker, ...] = (ResidualBlock, lambda g: InverseBlock(ResidualBlock(g)))
+"""Kinds of blocks that a flow has in turn."""
+
+
+def steep_flow(
+    dim: int, lipschitz: float, seed: int = 0, blocks: tuple[BlockMaker, ...] = RESIDUAL_BLOCKS
+) -> ResidualFlow:
     """Eight blocks of one hidden layer of 2d LipSwish units, untrained and steep; float32.
 
     Every singular value of every layer is at its limit, and the biases shift the activations to
     their steepest point: the norms and spectral radii of a trained flow, at every d.
     """
     generator = torch.Generator().manual_seed(seed)
-    flow = ResidualFlow.mlp(dim, (2 * dim,), MLP_BLOCKS, lipschitz, generator=generator)
+    make_branch = partial(mlp_branch, hidden=(2 * dim,), lipschitz=lipschitz)
+    flow = ResidualFlow(_in_turn(dim, make_branch, MLP_BLOCKS, blocks, generator), dim)
     with torch.no_grad():
         for layer in (m for m in flow.modules() if isinstance(m, Linear)):
             left, _, right = torch.linalg.svd(layer.weight, full_matrices=False)
@@ -206,9 +220,14 @@ def glow_architecture(event: Event, lipschitz: float) -> ResidualFlow:  # noqa: 
 
 def monotone_architecture(event: Event, lipschitz: float) -> ResidualFlow:
     """Eight monotone blocks of two hidden layers of max(2d, 64) LipSwish units."""
-    hidden = (hidden_width(math.prod(event)),) * 2
-    make_branch = partial(mlp_branch, hidden=hidden, lipschitz=lipschitz)
-    return _fully_connected(event, make_branch, block=MonotoneBlock)
+    return _mlp_blocks(event, lipschitz, n_hidden=2, blocks=MONOTONE_BLOCKS)
+
+
+def implicit_architecture(event: Event, lipschitz: float) -> ResidualFlow:
+    """Four implicit blocks: eight branches of two hidden layers of max(2d, 64) LipSwish units, a
+    residual block and the inverse of another in turn.
+    """
+    return _mlp_blocks(event, lipschitz, n_hidden=2, blocks=IMPLICIT_BLOCKS)
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -220,6 +239,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "multiscale": multiscale_architecture,
     "glow": glow_architecture,
     "monotone": monotone_architecture,
+    "implicit": implicit_architecture,
     **SYSTEMS,
 }
 """The trainable architectures, by name: residual flows, and the other systems."""
@@ -265,26 +285,41 @@ def _glow_scales(event: Event, n_scales: int, generator: torch.Generator) -> lis
 
 
 def _mlp_blocks(
-    event: Event, lipschitz: float, n_hidden: int, n_blocks: int = MLP_BLOCKS
+    event: Event,
+    lipschitz: float,
+    n_hidden: int,
+    n_blocks: int = MLP_BLOCKS,
+    blocks: tuple[BlockMaker, ...] = RESIDUAL_BLOCKS,
 ) -> ResidualFlow:
     hidden = (hidden_width(math.prod(event)),) * n_hidden
     make_branch = partial(mlp_branch, hidden=hidden, lipschitz=lipschitz)
-    return _fully_connected(event, make_branch, n_blocks)
+    return _fully_connected(event, make_branch, n_blocks, blocks)
 
 
 def _fully_connected(
     event: Event,
     make_branch: Callable[..., Branch],
     n_blocks: int = MLP_BLOCKS,
-    block: Callable[[Branch], nn.Module] = ResidualBlock,
+    blocks: tuple[BlockMaker, ...] = RESIDUAL_BLOCKS,
 ) -> ResidualFlow:
     """Pairs of ActNorm and a block; images go through the logit and are flattened first."""
-    dim = math.prod(event)
     generator = torch.Generator().manual_seed(0)
-    layers = as_vectors(event)
-    for _ in range(n_blocks):
+    layers = _in_turn(math.prod(event), make_branch, n_blocks, blocks, generator)
+    return ResidualFlow([*as_vectors(event), *layers], event)
+
+
+def _in_turn(
+    dim: int,
+    make_branch: Callable[..., Branch],
+    n_blocks: int,
+    blocks: tuple[BlockMaker, ...],
+    generator: torch.Generator,
+) -> list[nn.Module]:
+    """`n_blocks` pairs of ActNorm and a block, of the given kinds in turn."""
+    layers: list[nn.Module] = []
+    for block, _ in zip(cycle(blocks), range(n_blocks), strict=False):
         layers += [ActNorm(dim), block(make_branch(dim, generator=generator))]
-    return ResidualFlow(layers, event)
+    return layers
 
 
 def _orthogonal(normal: Tensor) -> Tensor:

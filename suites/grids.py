@@ -12,8 +12,10 @@ ESTIMATOR_AXES = ("truncation", "n_terms", "roulette", "n_exact", "probe", "n_pr
 IMAGE_FLOWS = ("conv", "multiscale")
 TRAINED_FLOWS = ("trained", *IMAGE_FLOWS)
 PLANE_FLOWS = ("checkerboard", "eight-gaussians")
-DIM = {**dict.fromkeys(PLANE_FLOWS, 2), "patches": 768}
-"""The dimension of a flow's data; 64 for all others."""
+OTHER_BLOCKS = ("monotone-steep", "implicit-steep")
+"""Untrained flows of other blocks than residual ones, whose forward pass is iterated."""
+DIM = {**dict.fromkeys(PLANE_FLOWS, 2), **dict.fromkeys(OTHER_BLOCKS, 8), "patches": 768}
+"""The dimension at which a flow is measured; 64 for all others."""
 
 LAWS = ("geometric(0.5)", "geometric(0.1)", "poisson(2)")
 

@@ -33,6 +33,8 @@ MODELS = {
     "multiscale": ("#5b2a86", "d"),
     "init": (style.ORANGE, "h"),
     "steep": ("#c71585", "<"),
+    "monotone-steep": ("#7b3294", "D"),
+    "implicit-steep": ("#006d5b", "s"),
     "minus-identity": (style.BLUE, "s"),
     "plus-identity": (style.SKY, "^"),
     "orthogonal": (style.GREEN, "D"),
@@ -43,7 +45,7 @@ MODELS = {
 OTHERS = [(color, shape) for shape in "os^DvP" for color in (style.BLUE, style.GREEN, style.BROWN)]
 FLOWS = {
     *(MAIN, "shallow", "patches", "conv", "multiscale", "checkerboard", "eight-gaussians"),
-    *("init", "steep"),
+    *("init", "steep", "monotone-steep", "implicit-steep"),
 }
 
 

@@ -26,6 +26,8 @@ NAMES = {
     "eight-gaussians": "the flow trained on eight Gaussians",
     "init": "the untrained flow",
     "steep": "the steep flow",
+    "monotone-steep": "the untrained monotone flow",
+    "implicit-steep": "the untrained implicit flow",
     "minus-identity": "g(x) = −Kx",
     "plus-identity": "g(x) = +Kx",
 }
@@ -35,6 +37,9 @@ GLOSSARY = {
     "before training",
     "minus-identity, plus-identity": "one block with g(x) = −Kx, the worst case of every bound, "
     "and with g(x) = Kx",
+    "monotone-steep, implicit-steep": "untrained flows of monotone blocks, (I − g) ∘ (I + g)⁻¹, "
+    "and of implicit blocks, x + g₁(x) = z + g₂(z); closed forms and bounds are those of their "
+    "series, −2 Σ tr Jᵏ/k over odd k, and the difference of two",
     "orthogonal, symmetric, gaussian, triangular": "one linear block whose random matrix is of "
     "that kind, of norm K; the triangular one is zero on its diagonal, so that ρ = 0 and the "
     "log-det is 0",

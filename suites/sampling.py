@@ -56,7 +56,8 @@ class Errors(NamedTuple):
     """Intervals for the mean over points of E[estimate] - exact, nats, from the same draws.
 
     plain: of estimate - ln|det df/dx|.
-    paired: of estimate - sum_blocks (1/m) sum_j v_j^T log(I + J) v_j, with the estimate's probes.
+    paired: of estimate - sum_blocks (1/m) sum_j v_j^T log(I + J) v_j, with the estimate's probes;
+        of other blocks with the sum of their series in the place of log(I + J).
     shares: the same two means from each share of the draws.
     draws: estimate - ln|det df/dx| of each draw, (n_draws, P).
     n: examples that were drawn.
@@ -170,7 +171,9 @@ def total_variance(problem: Problem, estimator: LogDetEstimator) -> np.ndarray:
     """The variance of the flow's log-det, (P,): blocks draw independently, so variances add."""
     truncation = estimator.truncation
     return problem.over_blocks(
-        lambda matrices: truncation.variance(matrices, estimator.probe, estimator.n_probes)
+        lambda matrices, c: truncation.variance(
+            matrices, estimator.probe, estimator.n_probes, coefficients=c
+        )
     )
 
 

@@ -44,7 +44,9 @@ def log_moment_of(problem: Problem, estimator: LogDetEstimator) -> LogMoment:
         if isinstance(truncation, Fixed) and isinstance(estimator.probe, Gaussian):
             series = truncation.n_terms
             logs = problem.over_blocks(
-                lambda j: theory.gaussian_log_moment(order, theory.series(j, series), m)
+                lambda j, c: theory.gaussian_log_moment(
+                    order, theory.series(j, series, coefficients=c), m
+                )
             )
             logs = logs - order * problem.log_det
         else:

@@ -13,11 +13,13 @@ from resflow_bench import theory
 from resflow_bench.advise.budget import Budget, now
 from resflow_bench.advise.settings import BIAS_SHARE, SEARCH
 from resflow_bench.flows import ResidualFlow
+from resflow_bench.flows.bijection import SeriesBlock
 from resflow_bench.jacobian import Map
 from resflow_bench.layers import AnyBranch
 from resflow_bench.logdet import Determinant, Taylor, linearise
 from resflow_bench.models import dense_truth
 from resflow_bench.speed.timing import elapsed
+from resflow_bench.theory import Coefficients
 from resflow_bench.theory.bias import tail
 from resflow_bench.threads import one_thread
 
@@ -27,7 +29,8 @@ class Inspection:
     """Facts about a flow at a batch of points.
 
     flow, x: the flow and the batch, (B, *event).
-    branches: (g, its input) of each residual block, from data to latent.
+    branches: (g, the point at which its J is taken) of each block, from data to latent.
+    coefficients: of the series of each block.
     dims: dimension of each block.
     constants: certified Lipschitz constant of each branch, or its largest ||J||_2 at a few points
         where one has no certificate.
@@ -38,6 +41,7 @@ class Inspection:
     flow: ResidualFlow
     x: Tensor
     branches: list[tuple[AnyBranch, Tensor]]
+    coefficients: list[Coefficients]
     dims: list[int]
     constants: list[float]
     product_seconds: list[float]
@@ -54,15 +58,18 @@ class Inspection:
         """Largest |bias| of 1..n terms over the points, or a bound on it; (n,), nats."""
         if self.eigenvalues is None:
             all_n = np.arange(1, n + 1)
-            pairs = zip(self.constants, self.dims, strict=True)
-            bounds = [theory.truncation_bias_bound(c, dim, all_n) for c, dim in pairs]
+            blocks = zip(self.constants, self.dims, self.coefficients, strict=True)
+            bounds = [theory.truncation_bias_bound(k, dim, all_n, c) for k, dim, c in blocks]
             return np.sum(bounds, axis=0)
         flat = -self.eigenvalues
+        ratios = [np.repeat([c.ratio(k) for c in self.coefficients], self.dims) for k in (1, 2)]
         power, terms = np.ones_like(flat), np.empty((n, len(flat)))
         for k in range(1, n + 1):
             power *= flat
-            terms[k - 1] = power.real.sum(-1) / k
-        rest = tail(flat, np.asarray(n)).real.sum(-1)  # (P,), of n terms
+            terms[k - 1] = (ratios[(k - 1) % 2] * power.real).sum(-1) / k
+        of_n, ends = np.asarray(n), np.cumsum(self.dims)[:-1]
+        parts = zip(np.split(flat, ends, axis=1), self.coefficients, strict=True)
+        rest = sum(c.combine(lambda t: tail(t, of_n).real.sum(-1), part) for part, c in parts)
         tails = rest + np.cumsum(terms[:0:-1], axis=0)  # of n - 1, ..., 1
         return np.asarray(np.abs(np.vstack([tails[::-1], rest])).max(1))
 
@@ -75,7 +82,9 @@ def inspect(flow: ResidualFlow, x: Tensor, target_error: float, budget: Budget) 
     """
     budget.report("inspecting the flow")
     with torch.no_grad():
-        branches = flow.branches(x)
+        blocks = [(f, h) for f, h in flow.inputs(x) if isinstance(f, SeriesBlock)]
+        branches = [(f.g, f.at(h)) for f, h in blocks]
+    coefficients = [f.coefficients for f, _ in blocks]
     dims = [math.prod(h.shape[1:]) for _, h in branches]
     constants = [float(g.lipschitz_certified()) for g, _ in branches]
     if math.inf in constants:
@@ -84,7 +93,7 @@ def inspect(flow: ResidualFlow, x: Tensor, target_error: float, budget: Budget) 
     eigenvalues = None
     if max(dims) <= SEARCH.max_dense:
         eigenvalues = _eigenvalues(flow, x, max(dims), target_error, budget)
-    return Inspection(flow, x, branches, dims, constants, seconds, eigenvalues)
+    return Inspection(flow, x, branches, coefficients, dims, constants, seconds, eigenvalues)
 
 
 def _realised(flow: ResidualFlow, x: Tensor, dim: int) -> list[float]:

@@ -11,6 +11,7 @@ from resflow_bench.flows.composition import Chain, FactorOut
 from resflow_bench.flows.flow import ResidualFlow
 from resflow_bench.flows.forms import ActNorm, AffineCoupling, Cube, Flatten, Logit, Mixing, Squeeze
 from resflow_bench.flows.image import MultiScale, image_flow, sample_grid, tiled
+from resflow_bench.flows.inverse import InverseBlock
 from resflow_bench.flows.inversion import Inversion, ToError, ToRounding, ToTolerance
 from resflow_bench.flows.monotone import MonotoneBlock
 from resflow_bench.flows.residual import ResidualBlock
@@ -26,6 +27,7 @@ __all__ = [
     "DiagonalNormal",
     "FactorOut",
     "Flatten",
+    "InverseBlock",
     "Inversion",
     "Logit",
     "Mixing",

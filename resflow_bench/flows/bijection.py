@@ -11,7 +11,9 @@ from torch import Tensor
 from resflow_bench.arguments import finite_rows
 from resflow_bench.fixed_point import Outcome, Solution
 from resflow_bench.flows.inversion import AnyInversion
+from resflow_bench.layers import AnyBranch
 from resflow_bench.logdet.estimator import Estimator
+from resflow_bench.theory import Coefficients
 
 ROUNDING = 8.0
 """Units in the last place, relative to |x| + |z| and the magnitudes inside g, by which the residual
@@ -58,6 +60,24 @@ class Bijection(Protocol):
 
         Distances are 2-norms over the event, (B,) in float64; no graph is recorded.
         """
+
+
+@runtime_checkable
+class SeriesBlock(Protocol):
+    """A `Bijection` whose log-det is a series in the Jacobian J of one branch, at one point.
+
+    ln|det dz/dx| = sum_k c_k tr J^k, J that of g at `at(x)`.
+    """
+
+    coefficients: Coefficients
+    """c_k."""
+
+    @property
+    def g(self) -> AnyBranch:
+        """The branch, at the contexts that a view was given."""
+
+    def at(self, x: Tensor) -> Tensor:
+        """The point of J for the input x, (B, *event)."""
 
 
 @runtime_checkable

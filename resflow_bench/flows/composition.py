@@ -15,6 +15,7 @@ from resflow_bench.fixed_point import Outcome, Solution
 from resflow_bench.flows.bijection import Bijection, ClosedForm, Formulas, as_bijection, or_zeros
 from resflow_bench.flows.copies import in_float64
 from resflow_bench.flows.forms.actnorm import ActNorm
+from resflow_bench.flows.inverse import InverseBlock
 from resflow_bench.flows.inversion import AnyInversion, ToError, ToTolerance
 from resflow_bench.flows.residual import ResidualBlock, compare_all
 from resflow_bench.layers import Activation, conditional, mlp_branch
@@ -52,9 +53,10 @@ class Chain(nn.Sequential):
         """A view with conditional blocks at the contexts of a batch, (B, n_context); or itself."""
         if context is None:
             return self
+        conditional_parts = Chain | FactorOut | InverseBlock | ResidualBlock
         view = copy.copy(self)
         view._parts = [  # noqa: SLF001 - a view of this class
-            part.given(context) if isinstance(part, Chain | FactorOut | ResidualBlock) else part
+            part.given(context) if isinstance(part, conditional_parts) else part
             for part in self._parts
         ]
         return view

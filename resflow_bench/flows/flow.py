@@ -17,7 +17,7 @@ from resflow_bench.arguments import check_batch, check_count
 from resflow_bench.fixed_point import Solution
 from resflow_bench.flows.bases import BaseDensity, StandardNormal
 from resflow_bench.flows.bases.base import check_gradient, drawn, log_density
-from resflow_bench.flows.bijection import HasLoss
+from resflow_bench.flows.bijection import HasLoss, SeriesBlock
 from resflow_bench.flows.composition import AnyBijection, Chain, inverse_of, mlp_layers
 from resflow_bench.flows.forms.actnorm import ActNorm, check_examples
 from resflow_bench.flows.implicit import attached
@@ -324,8 +324,8 @@ class ResidualFlow(nn.Module):
         steps of the inverse, and the backward pass solves one linear system a block.
 
         Raises:
-            TypeError: a bijection that is iterated and no `ResidualBlock`; a base with parameters
-                that are trained and samples without a gradient in them.
+            TypeError: a bijection that is iterated and no block of this package; a base with
+                parameters that are trained and samples without a gradient in them.
             ArithmeticError: as `sample`; also in the backward pass, if a system is not solved.
         """
         return self._moving(n, generator, inversion, context, temperature)[1]
@@ -354,8 +354,8 @@ class ResidualFlow(nn.Module):
         yield from self._given(context, len(x)).inputs(x)
 
     def branches(self, x: Tensor, context: Tensor | None = None) -> list[tuple[AnyBranch, Tensor]]:
-        """(g, its input) of each residual block, from data to latent."""
-        return [(f.g, h) for f, h in self.inputs(x, context) if isinstance(f, ResidualBlock)]
+        """(g, the point at which its J is taken) of each block, from data to latent."""
+        return [(f.g, f.at(h)) for f, h in self.inputs(x, context) if isinstance(f, SeriesBlock)]
 
     @torch.no_grad()
     def initialise(self, x: Tensor, context: Tensor | None = None) -> None:

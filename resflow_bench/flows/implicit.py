@@ -1,30 +1,21 @@
 """Derivatives of a flow's inverse by the implicit function theorem, without a graph of its solver.
 
-A block's x = z - g(x) has dx = (I + J_g(x))^-1 (dz - dg), with dg the derivative of g at a fixed x,
-in its parameters alone. A gradient v in x is therefore w in z and -w in g, with (I + J)^T w = v.
+Those of a block are derived in `preimage`.
 """
 
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from resflow_bench.fixed_point import Auto, solve
 from resflow_bench.flows.bijection import ClosedForm
 from resflow_bench.flows.composition import AnyBijection, Chain, FactorOut
+from resflow_bench.flows.inverse import InverseBlock
+from resflow_bench.flows.monotone import MonotoneBlock
+from resflow_bench.flows.preimage import block_inverse
 from resflow_bench.flows.residual import ResidualBlock
-from resflow_bench.jacobian import Jacobian, dense, linearise
-from resflow_bench.layers import AnyBranch
-
-MAX_STEPS = 2000
-"""Cap on the steps of a block's backward solve."""
-
-
-ROUNDING = 30.0
-"""Units in the last place, relative to w, to which a backward solve goes."""
 
 
 def attached(bijection: AnyBijection, z: Tensor, x: Tensor) -> Tensor:
@@ -39,7 +30,7 @@ def attached(bijection: AnyBijection, z: Tensor, x: Tensor) -> Tensor:
         `create_graph=True` the backward pass raises a ValueError.
 
     Raises:
-        TypeError: a bijection that is iterated and no `ResidualBlock`.
+        TypeError: a bijection that is iterated and no block of this package.
         ArithmeticError: in the backward pass, if a solve does not converge.
     """
     again = _inverse(bijection, z, x)  # x to rounding
@@ -57,11 +48,15 @@ def _inverse(bijection: AnyBijection, z: Tensor, x: Tensor) -> Tensor:
             return torch.cat([kept, inner], dim=1)
         case ResidualBlock():
             return block_inverse(bijection.g, z, x)
+        case InverseBlock():
+            return bijection.block(z)
+        case MonotoneBlock():
+            return bijection.reflected(z, (x + z.detach()) / 2)
         case ClosedForm():
             return bijection.inverse(z)
     raise TypeError(
         f"Samples have no gradient through {type(bijection).__name__}, whose inverse is iterated. "
-        "Use `sample`, or make it of residual blocks."
+        "Use `sample`, or make it of residual, inverse and monotone blocks."
     )
 
 
@@ -74,34 +69,3 @@ def _chain(chain: Chain, z: Tensor, x: Tensor) -> Tensor:
     for layer, h in zip(reversed(chain.bijections), reversed(inputs), strict=True):
         z = _inverse(layer, z, h)
     return z
-
-
-def block_inverse(branch: AnyBranch, z: Tensor, x: Tensor) -> Tensor:
-    """z - g(x), which is x to rounding, with the derivatives of the block's inverse at x."""
-    again = z - branch(x)  # with the derivative dz - dg
-    if again.requires_grad:
-        again.register_hook(partial(_solved, branch, x))
-    return again
-
-
-def _solved(branch: AnyBranch, x: Tensor, v: Tensor) -> Tensor:
-    """w with (I + J)^T w = v, from w = v - J^T w."""
-    if torch.is_grad_enabled():
-        raise ValueError(
-            "the gradient of samples has no derivative itself. Leave out `create_graph=True`."
-        )
-
-    def step(w: Tensor, v: Tensor, jacobian: Jacobian) -> Tensor:
-        return v - jacobian.vjp(w[None])[0]
-
-    with torch.no_grad():
-        jacobian = linearise(branch, x).jacobian
-        if not jacobian.shrinks:  # the solver drops the examples that are done
-            jacobian = dense(branch, x).jacobian
-        rtol = ROUNDING * torch.finfo(v.dtype).eps
-        args = (v, jacobian)
-        return (
-            solve(step, v, Auto(), rtol=rtol, atol=0.0, max_steps=MAX_STEPS, args=args)
-            .raise_if_failed()
-            .value
-        )

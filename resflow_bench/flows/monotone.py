@@ -7,17 +7,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.arguments import check_batch
-from resflow_bench.fixed_point import Auto, Solution
+from resflow_bench.fixed_point import Solution
 from resflow_bench.flows.bijection import or_zeros
-from resflow_bench.flows.implicit import block_inverse
-from resflow_bench.flows.inversion import AnyInversion, ToTolerance
+from resflow_bench.flows.inversion import AnyInversion
+from resflow_bench.flows.preimage import block_inverse, preimage
 from resflow_bench.flows.residual import ResidualBlock
-from resflow_bench.jacobian import SlopeStage
-from resflow_bench.layers import Branch
+from resflow_bench.layers import Branch, Conv2d, Linear
+from resflow_bench.layers.layer import Normalised
 from resflow_bench.layers.norms.norm import Certificate
-from resflow_bench.layers.orders import Order
-from resflow_bench.logdet.estimator import Estimator
+from resflow_bench.logdet.estimator import Averaged, Estimator, LogDetEstimator
+from resflow_bench.logdet.expansions.taylor import Taylor
+from resflow_bench.logdet.tuned import PerBranch
+from resflow_bench.theory import MONOTONE, Coefficients
 
 
 class MonotoneBlock(nn.Module):
@@ -31,19 +32,22 @@ class MonotoneBlock(nn.Module):
     Args:
         branch: g, a `Branch` without a context, in the Euclidean norm.
 
-    Properties: the two log-dets are estimated from the same draws of the generator, so that the
-        even terms cancel in each draw; unbiased if the estimator is, at twice its products.
-        Gradients pass through w by the implicit function theorem, see `flows.implicit`; a backward
-        pass solves one linear system. Each call solves for w to rounding. `rsample` refuses it.
+    Properties: Taylor's series of a `LogDetEstimator` takes these coefficients, at the products of
+        one residual block; so does a mean of such, or a choice by branch. Any other estimator
+        (`Determinant`, `Arnoldi`, one of your own) is called twice, for g and -g with the same
+        draws, so that the even terms cancel in each draw. Unbiased if the estimator is. Each call
+        solves for w to rounding, and a backward pass solves one linear system, see
+        `flows.preimage`.
 
     Raises:
-        TypeError: g is no `Branch`.
+        TypeError: g is no `Branch`, or does not end with a `Linear` or `Conv2d`.
         ValueError: g takes a context or is a contraction in another norm.
         ArithmeticError: in every call, where w was not found.
 
     Source: Ahn, Kim, Park and Lee (2022), "Invertible monotone operators for normalizing flows".
     """
 
+    coefficients: Coefficients = MONOTONE
     minus: ResidualBlock  # of -g; not registered, as it shares all parameters with `plus`
 
     def __init__(self, branch: Branch) -> None:
@@ -58,9 +62,14 @@ class MonotoneBlock(nn.Module):
                 "MonotoneBlock needs a branch without a context in the Euclidean norm; got order "
                 f"{branch.order} and conditioner {branch.conditioner}. Take a ResidualBlock."
             )
+        if not isinstance(last := branch.stages[-1], Linear | Conv2d):
+            raise TypeError(
+                "MonotoneBlock needs a branch that ends with a Linear or Conv2d, to form -g; got "
+                f"{type(last).__name__}. Put one behind it."
+            )
         self.plus = ResidualBlock(branch)
-        negation = Negation(branch.layers[-1].n_out)
-        minus = ResidualBlock(Branch(*branch.stages, negation, lipschitz=branch.lipschitz))
+        negated = (*branch.stages[:-1], Negative(last))
+        minus = ResidualBlock(Branch(*negated, lipschitz=branch.lipschitz))
         minus.__dict__["_kept"] = self.plus._kept  # noqa: SLF001 - the same weights
         self.__dict__["minus"] = minus
 
@@ -71,28 +80,44 @@ class MonotoneBlock(nn.Module):
         assert isinstance(branch, Branch)
         return branch
 
+    @property
+    def g(self) -> Branch:
+        """g."""
+        return self.branch
+
+    def at(self, x: Tensor) -> Tensor:
+        """w with w + g(w) = x: the point of J, (B, *event)."""
+        return preimage(self.plus, x)
+
     def forward(self, x: Tensor) -> Tensor:
-        return 2 * self.middle(x) - x
+        return 2 * self.at(x) - x
 
     def forward_and_log_det(
         self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        w = self.middle(x)
+        w = self.at(x)
+        return 2 * w - x, self._log_det(w, estimator, generator)
+
+    def _log_det(
+        self, w: Tensor, estimator: Estimator, generator: torch.Generator | None
+    ) -> Tensor:
+        match estimator:
+            case LogDetEstimator(expansion=Taylor()):
+                return estimator(self.branch, w, generator, self.coefficients).value
+            case PerBranch():
+                return self._log_det(w, estimator.of(self.branch), generator)
+            case Averaged(one, n_draws):
+                draws = [self._log_det(w, one, generator) for _ in range(n_draws)]
+                return torch.stack(draws).mean(0)
         generator = torch.default_generator if generator is None else generator
         state = generator.get_state()
         plus = estimator(self.plus.g, w, generator).value
         generator.set_state(state)
-        minus = estimator(self.minus.g, w, generator).value
-        return 2 * w - x, minus - plus
+        return estimator(self.minus.g, w, generator).value - plus
 
-    def middle(self, x: Tensor) -> Tensor:
-        """w with w + g(w) = x, (B, *event), differentiable in x and in g's parameters."""
-        check_batch("MonotoneBlock", x, (...,))
-        with torch.no_grad():
-            solution = self.plus.inverse(x.detach(), ToTolerance(Auto()), certify=False)
-            w = solution.raise_if_failed().value
-        again = block_inverse(self.plus.g, x, w)
-        return w + (again - again.detach())
+    def reflected(self, z: Tensor, w: Tensor) -> Tensor:
+        """x = 2 w - z to rounding, for the w with w - g(w) = z, with its derivatives."""
+        return 2 * block_inverse(self.minus.g, z, w) - z
 
     @torch.no_grad()
     def inverse(
@@ -116,33 +141,31 @@ class MonotoneBlock(nn.Module):
         return replace(solution, value=x, error_bound=bound)
 
 
-class Negation(nn.Module):
-    """x -> -x, a layer of Lipschitz constant 1, (B, n, ...) -> (B, n, ...)."""
+class Negative(nn.Module):
+    """x -> -s(x) of a linear layer s, whose weights and norms it shares."""
 
-    domain: Order = 2.0
-    codomain: Order = 2.0
-    coefficient: float = 1.0
-
-    def __init__(self, n: int) -> None:
+    def __init__(self, layer: Linear | Conv2d) -> None:
         super().__init__()
-        self.n_in = self.n_out = n
+        self.layer = layer
+        self.n_in, self.n_out = layer.n_in, layer.n_out
+        self.domain, self.codomain = layer.domain, layer.codomain
+        self.coefficient = layer.coefficient
 
     def forward(self, x: Tensor) -> Tensor:
-        return -x
+        return self.normalised()(x)
 
-    def linearise(self, x: Tensor) -> tuple[Tensor, SlopeStage]:
-        return -x, SlopeStage(-torch.ones_like(x), 1)
-
-    def normalised(self) -> Negation:
-        """Itself: there is nothing to normalise."""
-        return self
+    def normalised(self) -> Normalised:
+        """The map at the present weights, differentiable in them."""
+        affine = self.layer.normalised()
+        bias = None if affine.bias is None else -affine.bias
+        return replace(affine, weight=-affine.weight, bias=bias)
 
     def update(self) -> None:
-        """Nothing to do."""
+        """Nothing to do: the layer follows its own weights."""
 
     def align(self) -> None:
-        """Nothing to do."""
+        """As `update`."""
 
     def certificate(self) -> Certificate:
-        """1, exactly."""
-        return Certificate(1.0, "exact")
+        """The layer's."""
+        return self.layer.certificate()

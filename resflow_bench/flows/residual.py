@@ -24,8 +24,9 @@ from resflow_bench.flows.copies import in_float64, memoised, on_host, recast
 from resflow_bench.flows.inversion import AnyInversion, ToError
 from resflow_bench.layers import AnyBranch, Branch, GivenBranch, Layer, together
 from resflow_bench.layers.branches import Contraction
-from resflow_bench.layers.orders import conversion, norm
+from resflow_bench.layers.orders import Order, conversion, norm
 from resflow_bench.logdet.estimator import Estimator
+from resflow_bench.theory import RESIDUAL, Coefficients
 
 SHARE = 0.05
 """The share of the requested error above which a block's bound is worth d products to tighten: the
@@ -44,6 +45,7 @@ class ResidualBlock(nn.Module):
     Source: Behrmann et al. (2019), Theorem 1.
     """
 
+    coefficients: Coefficients = RESIDUAL
     _kept: Sequence[int] = ()  # the versions at which the promise was last known
     _given: GivenBranch | None = None  # of a view
 
@@ -86,6 +88,10 @@ class ResidualBlock(nn.Module):
         view.__dict__["_given"] = GivenBranch(self.branch, context)
         return view
 
+    def at(self, x: Tensor) -> Tensor:
+        """x: the point of J."""
+        return x
+
     def forward(self, x: Tensor) -> Tensor:
         return x + self.g(x)
 
@@ -125,9 +131,7 @@ class ResidualBlock(nn.Module):
         branch, z, x = in_float64(self.g), z.double(), solution.value.double()
         order, n = branch.order, math.prod(z.shape[1:])
         known = memoised(on_host(in_float64(self.branch)), branch_bounds)
-        # Float32 has enough digits for sizes.
-        inside = recast(self.g, torch.float32).magnitude(x.float()).double()
-        sizes = norm(x.flatten(1), order) + norm(z.flatten(1), order) + inside
+        sizes = self.sizes(x, z, order)
         if solution.value.dtype == torch.float64 and order == 2.0:
             residual = solution.residual  # at that x, of that g
         else:
@@ -146,6 +150,15 @@ class ResidualBlock(nn.Module):
                 better = residual[rows] / torch.where(near > known.apart, near, known.apart)
                 bound = bound.index_copy(0, rows, better)
         return replace(solution, error_bound=bound)
+
+    def sizes(self, x: Tensor, z: Tensor, order: Order) -> Tensor:
+        """||x|| + ||z|| and the magnitudes inside g at x, to which rounding is relative: (B,).
+
+        float64 in and out, in the norm of this order, which is g's.
+        """
+        # Float32 has enough digits for sizes.
+        inside = recast(self.g, torch.float32).magnitude(x.float()).double()
+        return norm(x.flatten(1), order) + norm(z.flatten(1), order) + inside
 
     def update(self) -> None:
         """See `ResidualFlow.update`."""

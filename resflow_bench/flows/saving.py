@@ -24,6 +24,7 @@ from resflow_bench.files import written_whole
 from resflow_bench.flows.bases import DiagonalNormal, NormalMixture, StandardNormal
 from resflow_bench.flows.composition import Chain, FactorOut
 from resflow_bench.flows.forms import ActNorm, AffineCoupling, Cube, Flatten, Logit, Mixing, Squeeze
+from resflow_bench.flows.inverse import InverseBlock
 from resflow_bench.flows.monotone import MonotoneBlock
 from resflow_bench.flows.residual import ResidualBlock
 from resflow_bench.layers.norms.induced import InducedNorm
@@ -34,7 +35,7 @@ FORMAT = "resflow_bench flow 1"
 
 _CLASSES: tuple[type, ...] = (
     *(ActNorm, AffineCoupling, Chain, FactorOut, Flatten, Logit, Mixing, ResidualBlock),
-    *(Cube, MonotoneBlock, Squeeze),
+    *(Cube, InverseBlock, MonotoneBlock, Squeeze),
     *(layers.Branch, layers.LinearBranch, layers.Linear, layers.Conv2d, layers.DenseLayer),
     *(layers.LipSwish, layers.CLipSwish, layers.Tanh, layers.ELU, layers.Softplus, layers.Sine),
     *(layers.ReLU, layers.LearnableOrder, layers.Spectral, layers.Induced, layers.Conditioner),

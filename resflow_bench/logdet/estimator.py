@@ -19,6 +19,7 @@ from resflow_bench.logdet.expansions.taylor import Taylor
 from resflow_bench.logdet.gradients import Gradient, Neumann
 from resflow_bench.logdet.probes import Probe
 from resflow_bench.logdet.truncation import Fixed, Terms, Truncation
+from resflow_bench.theory import RESIDUAL, Coefficients
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -119,23 +120,55 @@ class LogDetEstimator:
                 f"n_traced={self.n_traced} with {self.truncation}. Lower `n_traced`."
             )
 
-    def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
-        return _untraced(self._estimate)(g, x, generator)
+    def __call__(
+        self,
+        g: Map,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+        coefficients: Coefficients = RESIDUAL,
+    ) -> Estimate:
+        """The estimate, by default of ln|det(I + J)|; of another block's log-det, see `draw`."""
+        return _untraced(self._estimate)(g, x, generator, coefficients)
 
-    def draw(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Drawn:
-        """Linearise g at x, and draw the random numbers of one estimate."""
-        return _untraced(self._draw)(g, x, generator)
+    def draw(
+        self,
+        g: Map,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+        coefficients: Coefficients = RESIDUAL,
+    ) -> Drawn:
+        """Linearise g at x, and draw the random numbers of one estimate.
 
-    def _draw(self, g: Map, x: Tensor, generator: torch.Generator | None) -> Drawn:
+        Args:
+            coefficients: c_k in the place of (-1)^(k+1)/k, for the same products.
+
+        Raises:
+            ValueError: coefficients of a series in J and -J with an expansion other than Taylor's.
+        """
+        return _untraced(self._draw)(g, x, generator, coefficients)
+
+    def _draw(
+        self, g: Map, x: Tensor, generator: torch.Generator | None, coefficients: Coefficients
+    ) -> Drawn:
         check_input("LogDetEstimator", x)
+        if coefficients.minus and not isinstance(self.expansion, Taylor):
+            raise ValueError(
+                f"a series in both J and -J is Taylor's; got {self.expansion}. Take "
+                "`expansion=Taylor()`, or estimate the two log-dets one by one."
+            )
         with torch.autocast(x.device.type, enabled=False):
             x = _promoted(x, g)
             value, jacobian = self.products(g, x)
             traces = jacobian.traces(self.n_traced) if self.n_traced > 0 else []
-            traced = sum(series_sign(k) * trace / k for k, trace in enumerate(traces, start=1))
+            traced = sum(
+                coefficients.ratio(k) * series_sign(k) * trace / k
+                for k, trace in enumerate(traces, start=1)
+            )
             with torch.no_grad():
                 v = self.probe.sample(self.n_probes, x, generator)  # (m, B, *event)
                 terms = self.truncation.draw(x.shape[0], x, generator)
+                if coefficients != RESIDUAL:
+                    terms = terms.weighted(coefficients)
         attached = torch.is_grad_enabled() and (value.requires_grad or x.requires_grad)
         return Drawn(value, jacobian, v, terms, traced, attached)
 
@@ -164,8 +197,10 @@ class LogDetEstimator:
         joined = [some[0] if len(some) == 1 else _as_one(some) for some in alike.values()]
         return reduce(torch.add, [self._log_det(draw)[0] for draw in joined])
 
-    def _estimate(self, g: Map, x: Tensor, generator: torch.Generator | None) -> Estimate:
-        draw = self._draw(g, x, generator)
+    def _estimate(
+        self, g: Map, x: Tensor, generator: torch.Generator | None, coefficients: Coefficients
+    ) -> Estimate:
+        draw = self._draw(g, x, generator, coefficients)
         log_det, n_products = self._log_det(draw)
         return Estimate(draw.g, log_det, self.n_probes * n_products)
 

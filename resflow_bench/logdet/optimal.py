@@ -17,6 +17,7 @@ from resflow_bench.logdet.expansions.expansion import Incremental
 from resflow_bench.logdet.laws import Tabulated
 from resflow_bench.logdet.probes import Probe
 from resflow_bench.logdet.truncation import Roulette
+from resflow_bench.theory import RESIDUAL, Coefficients
 
 MAX_TAILS = 512
 """The largest number of entries of a table of probabilities; beyond it the law is geometric."""
@@ -27,7 +28,12 @@ and a tail that decays more slowly than J^k costs next to nothing."""
 
 
 def optimal_roulette(
-    jacobian: np.ndarray, probe: Probe, n_probes: int = 1, n_traced: int = 0, n_besides: float = 0.0
+    jacobian: np.ndarray,
+    probe: Probe,
+    n_probes: int = 1,
+    n_traced: int = 0,
+    n_besides: float = 0.0,
+    coefficients: Coefficients = RESIDUAL,
 ) -> Roulette:
     """P_k = sqrt(b_k/b_1),  b_k = E[T_k^2] - E[T_(k+1)^2]: see `theory.optimal_survival`.
 
@@ -39,6 +45,8 @@ def optimal_roulette(
         jacobian: J, (..., d, d), float64: of one branch at several points, say.
         n_traced: L; the first L terms are then always evaluated, for the powers beyond them.
         n_besides: the cost of an estimate besides its terms, in products a probe: 2 with `Neumann`.
+        coefficients: those of the block's series. Without even terms, b_k = 0 at even k, and each
+            P_k at even k is pooled with one beside it.
 
     Raises:
         ValueError: if `jacobian` is not a finite (..., d, d) array, a spectral radius is 1 or more,
@@ -55,7 +63,7 @@ def optimal_roulette(
     check_count("optimal_roulette", "n_traced", n_traced, least=0)
     rho = float(theory.spectral_radius(jacobian).max())
     for n_tails in (32, 128, MAX_TAILS):
-        tails = theory.tail_moments(jacobian, n_tails + n_traced)
+        tails = theory.tail_moments(jacobian, n_tails + n_traced, coefficients)
         squares = tails.trace**2 + probe.variance(tails, n_probes)  # E[T_k^2], (n_tails + L, ...)
         squares = squares.reshape(len(squares), -1).mean(axis=1)[n_traced:]
         if squares[-1] <= 1e-12 * squares[0]:

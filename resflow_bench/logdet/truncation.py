@@ -17,7 +17,7 @@ from resflow_bench import theory
 from resflow_bench.arguments import check_count
 from resflow_bench.constants import constant
 from resflow_bench.logdet.probes import Probe
-from resflow_bench.theory import Law
+from resflow_bench.theory import RESIDUAL, Coefficients, Law
 
 
 class Terms(NamedTuple):
@@ -35,6 +35,13 @@ class Terms(NamedTuple):
     def broadcast(self, v: Tensor) -> Tensor:
         """The weights with axes of 1 for what else v has, (m, B, *event): (max N, B, 1, ...)."""
         return self.weights.view(*self.weights.shape, *[1] * (v.ndim - self.weights.ndim))
+
+    def weighted(self, coefficients: Coefficients) -> Terms:
+        """The weights r_k w_k, with which Taylor's series becomes that of the coefficients."""
+        k = torch.arange(1, len(self.weights) + 1, device=self.weights.device)
+        odd, even = (self.weights.new_full((), coefficients.ratio(k)) for k in (1, 2))
+        ratios = torch.where(k % 2 == 1, odd, even)
+        return self._replace(weights=self.weights * ratios[:, None])
 
     @classmethod
     def of_blocks(cls, each: Sequence[Terms]) -> Terms:
@@ -67,28 +74,47 @@ class Truncation(Protocol):
 
     `variance` and `variance_bound` are for m probes shared by all terms after the first `n_traced`,
     whose traces are exact; `jacobian` is a float64 array (..., d, d), and one number comes back for
-    each matrix.
+    each matrix. All but `draw` are of the series with `coefficients`, those of ln|det(I + J)| or of
+    another block's log-det.
     """
 
     def draw(self, batch_size: int, like: Tensor, generator: torch.Generator | None) -> Terms:
         """Weights on `like`'s device, in its dtype."""
 
-    def bias(self, jacobian: np.ndarray) -> np.ndarray:
+    def bias(self, jacobian: np.ndarray, coefficients: Coefficients = RESIDUAL) -> np.ndarray:
         """E[estimate] - ln|det(I + J)|, in nats, without sampling."""
 
-    def bias_bound(self, lipschitz: float, dim: int) -> float:
+    def bias_bound(
+        self, lipschitz: float, dim: int, coefficients: Coefficients = RESIDUAL
+    ) -> float:
         """The largest |bias| over all J with ||J||_2 <= lipschitz, in nats."""
 
     def variance(
-        self, jacobian: np.ndarray, probe: Probe, n_probes: int, n_traced: int = 0
+        self,
+        jacobian: np.ndarray,
+        probe: Probe,
+        n_probes: int,
+        n_traced: int = 0,
+        coefficients: Coefficients = RESIDUAL,
     ) -> np.ndarray:
         """Var(estimate), in nats^2; inf where it is infinite."""
 
-    def variance_bound(self, jacobian: np.ndarray, n_probes: int, n_traced: int = 0) -> np.ndarray:
+    def variance_bound(
+        self,
+        jacobian: np.ndarray,
+        n_probes: int,
+        n_traced: int = 0,
+        coefficients: Coefficients = RESIDUAL,
+    ) -> np.ndarray:
         """The variance with each Var(v^T A v) replaced by Avron and Toledo's 2 ||A||_F^2."""
 
     def variance_bound_lipschitz(
-        self, lipschitz: float, dim: int, n_probes: int, n_traced: int = 0
+        self,
+        lipschitz: float,
+        dim: int,
+        n_probes: int,
+        n_traced: int = 0,
+        coefficients: Coefficients = RESIDUAL,
     ) -> float:
         """The largest variance over all J with ||J||_2 <= lipschitz and Gaussian probes."""
 
@@ -125,28 +151,48 @@ class Fixed:
         one = constant(_one, like.dtype, like.device)
         return Terms(one.expand(self.n_terms, batch_size), np.full(batch_size, self.n_terms))
 
-    def bias(self, jacobian: np.ndarray) -> np.ndarray:
-        return theory.truncation_bias(jacobian, self.n_terms)
+    def bias(self, jacobian: np.ndarray, coefficients: Coefficients = RESIDUAL) -> np.ndarray:
+        return theory.truncation_bias(jacobian, self.n_terms, coefficients)
 
-    def bias_bound(self, lipschitz: float, dim: int) -> float:
-        return float(theory.truncation_bias_bound(lipschitz, dim, self.n_terms))
+    def bias_bound(
+        self, lipschitz: float, dim: int, coefficients: Coefficients = RESIDUAL
+    ) -> float:
+        return float(theory.truncation_bias_bound(lipschitz, dim, self.n_terms, coefficients))
 
     def variance(
-        self, jacobian: np.ndarray, probe: Probe, n_probes: int, n_traced: int = 0
+        self,
+        jacobian: np.ndarray,
+        probe: Probe,
+        n_probes: int,
+        n_traced: int = 0,
+        coefficients: Coefficients = RESIDUAL,
     ) -> np.ndarray:
         """Var((1/m) sum_j v_j^T (S_N - S_L) v_j), L = `n_traced`."""
-        probed = theory.series(jacobian, self.n_terms, n_traced)
+        probed = theory.series(jacobian, self.n_terms, n_traced, coefficients)
         return theory.hutchinson_variance(probed, probe, n_probes)
 
-    def variance_bound(self, jacobian: np.ndarray, n_probes: int, n_traced: int = 0) -> np.ndarray:
+    def variance_bound(
+        self,
+        jacobian: np.ndarray,
+        n_probes: int,
+        n_traced: int = 0,
+        coefficients: Coefficients = RESIDUAL,
+    ) -> np.ndarray:
         """(2/m) ||S_N - S_L||_F^2."""
-        return theory.avron_toledo_bound(theory.series(jacobian, self.n_terms, n_traced), n_probes)
+        probed = theory.series(jacobian, self.n_terms, n_traced, coefficients)
+        return theory.avron_toledo_bound(probed, n_probes)
 
     def variance_bound_lipschitz(
-        self, lipschitz: float, dim: int, n_probes: int, n_traced: int = 0
+        self,
+        lipschitz: float,
+        dim: int,
+        n_probes: int,
+        n_traced: int = 0,
+        coefficients: Coefficients = RESIDUAL,
     ) -> float:
         """(2d/m) (sum_{L<k<=N} K^k/k)^2."""
-        return float(theory.series_variance_bound(lipschitz, dim, self.n_terms, n_probes, n_traced))
+        of = (lipschitz, dim, self.n_terms, n_probes, n_traced, coefficients)
+        return float(theory.series_variance_bound(*of))
 
     def moment_is_finite(self, spectral_radius: float, order: int) -> bool:
         return True
@@ -244,24 +290,44 @@ class Roulette:
             n *= 2
         return np.asarray(np.searchsorted(-table, -level, side="right"))
 
-    def bias(self, jacobian: np.ndarray) -> np.ndarray:
+    def bias(self, jacobian: np.ndarray, coefficients: Coefficients = RESIDUAL) -> np.ndarray:
         return np.zeros(np.shape(jacobian)[:-2])
 
-    def bias_bound(self, lipschitz: float, dim: int) -> float:
+    def bias_bound(
+        self, lipschitz: float, dim: int, coefficients: Coefficients = RESIDUAL
+    ) -> float:
         return 0.0
 
     def variance(
-        self, jacobian: np.ndarray, probe: Probe, n_probes: int, n_traced: int = 0
+        self,
+        jacobian: np.ndarray,
+        probe: Probe,
+        n_probes: int,
+        n_traced: int = 0,
+        coefficients: Coefficients = RESIDUAL,
     ) -> np.ndarray:
-        return theory.roulette_variance(jacobian, self, probe, n_probes, n_traced=n_traced)
+        of = (jacobian, self, probe, n_probes, 0.0, n_traced, coefficients)
+        return theory.roulette_variance(*of)
 
-    def variance_bound(self, jacobian: np.ndarray, n_probes: int, n_traced: int = 0) -> np.ndarray:
-        return theory.roulette_variance_bound(jacobian, self, n_probes, n_traced)
+    def variance_bound(
+        self,
+        jacobian: np.ndarray,
+        n_probes: int,
+        n_traced: int = 0,
+        coefficients: Coefficients = RESIDUAL,
+    ) -> np.ndarray:
+        return theory.roulette_variance_bound(jacobian, self, n_probes, n_traced, coefficients)
 
     def variance_bound_lipschitz(
-        self, lipschitz: float, dim: int, n_probes: int, n_traced: int = 0
+        self,
+        lipschitz: float,
+        dim: int,
+        n_probes: int,
+        n_traced: int = 0,
+        coefficients: Coefficients = RESIDUAL,
     ) -> float:
-        return theory.roulette_variance_bound_lipschitz(lipschitz, dim, self, n_probes, n_traced)
+        of = (lipschitz, dim, self, n_probes, n_traced, coefficients)
+        return theory.roulette_variance_bound_lipschitz(*of)
 
     def moment_is_finite(self, spectral_radius: float, order: int) -> bool:
         """rho^order < decay^(order - 1), or J nilpotent."""

@@ -52,12 +52,16 @@ class PerBranch:
     estimators: Mapping[Map, LogDetEstimator]
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
+        return self.of(g)(g, x, generator)
+
+    def of(self, g: Map) -> LogDetEstimator:
+        """The estimator of this branch."""
         if g not in self.estimators:
             raise ValueError(
                 f"PerBranch has estimators for {len(self.estimators)} branches, and not for this "
                 f"{type(g).__name__}. Choose them with `tuned` on the flow that is evaluated."
             )
-        return self.estimators[g](g, x, generator)
+        return self.estimators[g]
 
 
 def tuned(
@@ -83,7 +87,9 @@ def tuned(
         n_besides: the cost of a branch besides its probes, in products: value, slopes, traces.
         n_draws: of the pilot, with `PROBES_A_DRAW` probes each, at every point.
 
-    Properties: costs 64 products for each of the pilot's probes, points and branches, once.
+    Properties: costs 64 products for each of the pilot's probes, points and branches, once. The
+        moments are those of ln|det(I + J)|, of a monotone block's branch too: there the choice may
+        cost variance, never bias.
 
     Raises:
         ValueError: a branch promises no constant below 1.

@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from resflow_bench.architectures import LINEAR_FAMILIES, linear_flow, mlp_flow, steep_flow
+from resflow_bench.architectures import (
+    IMPLICIT_BLOCKS,
+    LINEAR_FAMILIES,
+    MONOTONE_BLOCKS,
+    linear_flow,
+    mlp_flow,
+    steep_flow,
+)
 from resflow_bench.data import Reading
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab import Skip
@@ -140,13 +148,15 @@ IMAGES = Training(3000, batch_size=64, learning_rate=5e-3)
 SYSTEM = Training(2000, learning_rate=5e-3)
 PLANE = Training(5000, batch_size=512, learning_rate=4e-3, warm_up=100)
 
-OTHERS = ("monotone", "glow", *SYSTEMS)
+OTHERS = ("monotone", "implicit", "glow", *SYSTEMS)
 """Flows of other bijections, by the names of their architectures."""
 
 _MODELS: tuple[Model, ...] = (
     *map(LinearMap, LINEAR_FAMILIES),
     Untrained("init", mlp_flow),
     Untrained("steep", steep_flow),
+    Untrained("monotone-steep", partial(steep_flow, blocks=MONOTONE_BLOCKS)),
+    Untrained("implicit-steep", partial(steep_flow, blocks=IMPLICIT_BLOCKS)),
     Trained("trained", "mlp", "digits-logit", FEW_IMAGES, (0.7, 0.9, 0.97)),
     Trained("shallow", "shallow", "digits-logit", replace(FEW_IMAGES, n_steps=400), (0.9,), 2),
     Trained("conv", "conv", "digits", IMAGES, (0.9,)),

@@ -14,13 +14,14 @@ import torch
 from scipy import linalg
 from torch import Tensor
 
-from resflow_bench.flows import ResidualBlock, ResidualFlow
-from resflow_bench.flows.bijection import as_bijection
+from resflow_bench.flows import ResidualFlow
+from resflow_bench.flows.bijection import SeriesBlock, as_bijection
 from resflow_bench.lab import Cell, Failure, Observation, Skip, exactly
 from resflow_bench.logdet import Determinant, dense_log_det, jacobian
 from resflow_bench.models.build import build_flow, build_points, model_named
 from resflow_bench.models.own import version
 from resflow_bench.systems import Continuous, Discrete
+from resflow_bench.theory import Coefficients
 from resflow_bench.threads import one_thread
 
 
@@ -29,8 +30,8 @@ class Problem:
     """A flow at P points, and its exact values there in float64.
 
     flow, x: of the cell; x is (P, *event).
-    jacobians: J of every block at its own input, (P, d, d) each; d is the block's, which is less
-        than the data's behind a scale.
+    jacobians: J of every block's branch, at the block's own point, (P, d, d) each; d is the
+        block's, which is less than the data's behind a scale.
     log_det: the exact ln|det df/dx|, (P,), nats.
     norm: the largest ||J||_2.
     spectral_radius: the largest |eigenvalue| of a J.
@@ -44,32 +45,46 @@ class Problem:
     spectral_radius: float
 
     @cached_property
+    def coefficients(self) -> tuple[Coefficients, ...]:
+        """The coefficients of every block's series."""
+        layers = [layer for layer, _ in self.flow.inputs(self.x[:1])]
+        return tuple(layer.coefficients for layer in layers if isinstance(layer, SeriesBlock))
+
+    @cached_property
     def logarithms(self) -> tuple[np.ndarray, ...]:
-        """log(I + J) of every block, (P, d, d) each: real, since the spectral radius is below 1."""
-        return tuple(
-            np.asarray([linalg.logm(np.eye(len(m)) + m).real for m in matrices])
-            for matrices in self.jacobians
-        )
+        """The sum of every block's series, (P, d, d) each: log(I + J) of a residual block.
+
+        Real, since the spectral radius is below 1.
+        """
+
+        def logarithm(matrices: np.ndarray) -> np.ndarray:
+            return np.asarray([linalg.logm(np.eye(len(m)) + m).real for m in matrices])
+
+        pairs = zip(self.jacobians, self.coefficients, strict=True)
+        return tuple(c.combine(logarithm, matrices) for matrices, c in pairs)
 
     @property
     def is_promised(self) -> bool:
         """`is_promised` of its flow."""
         return is_promised(self.flow)
 
-    def over_blocks(self, per_block: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """The sum over blocks of a function of a block's J, (P, d, d) -> (P,)."""
-        return np.sum([per_block(matrices) for matrices in self.jacobians], axis=0)
+    def over_blocks(
+        self, per_block: Callable[[np.ndarray, Coefficients], np.ndarray]
+    ) -> np.ndarray:
+        """The sum over blocks of a function of J, (P, d, d) -> (P,), and of the coefficients."""
+        return np.sum(list(map(per_block, self.jacobians, self.coefficients)), axis=0)
 
-    def over_dims(self, per_dim: Callable[[int], float]) -> float:
-        """The sum over blocks of a function of the block's dimension."""
-        return sum(per_dim(matrices.shape[-1]) for matrices in self.jacobians)
+    def over_dims(self, per_dim: Callable[[int, Coefficients], float]) -> float:
+        """The sum over blocks of a function of the dimension and of the coefficients."""
+        dims = [matrices.shape[-1] for matrices in self.jacobians]
+        return sum(map(per_dim, dims, self.coefficients))
 
 
 def build_problem(cell: Cell, results: Path, n_points: int) -> Problem:
     """The cell's flow at `n_points` points, or at fewer if fewer differ in their Jacobian.
 
     Raises:
-        Skip: the flow has no residual block.
+        Skip: the flow has no block with a branch.
     """
     n_points = model_named(cell["model"], results).n_distinct_points or n_points
     axes = ("model", "dim", "lipschitz", "dtype", "device")
@@ -123,14 +138,18 @@ def sizes(jacobians: tuple[np.ndarray, ...]) -> tuple[float, float]:
 
 
 def dense_truth(flow: ResidualFlow, x: Tensor) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-    """(J of every block at its own input, exact log-det): (P, d, d) each, (P,), float64."""
+    """(J of every block's branch, exact log-det): (P, d, d) each, (P,), float64.
+
+    Args:
+        x: (P, *event); J is taken at the block's own input, or at what solves for its output.
+    """
     promoted = copy.deepcopy(flow).double().with_estimator(Determinant())
     jacobians, log_det = [], torch.zeros(len(x), dtype=torch.float64, device=x.device)
     with torch.no_grad():
         for layer, inputs in promoted.inputs(x.double()):
-            if isinstance(layer, ResidualBlock):
-                matrix = jacobian(layer.branch, inputs)
-                log_det += dense_log_det(matrix)
+            if isinstance(layer, SeriesBlock):
+                matrix = jacobian(layer.g, layer.at(inputs))
+                log_det += layer.coefficients.combine(dense_log_det, matrix)
                 jacobians.append(matrix.cpu().numpy())
             else:
                 log_det += as_bijection(layer).forward_and_log_det(inputs, promoted.estimator)[1]

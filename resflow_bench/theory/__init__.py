@@ -2,7 +2,8 @@
 
     log(I + J) = sum_{k>=1} (-1)^(k+1) J^k/k,  S_N = its first N terms,  M_k = its terms from k on,
 
-where f(x) = x + g(x) and J is the Jacobian of g; so M_1 = log(I + J) = S_N + M_(N+1). K bounds
+where f(x) = x + g(x) and J is the Jacobian of g; so M_1 = log(I + J) = S_N + M_(N+1). Functions
+that take `coefficients` also hold for the series of the other blocks, see `Coefficients`. K bounds
 ||J||_2, rho is the spectral radius of J, d the dimension, m the number of probes, and P_k the
 probability P(N >= k) that a roulette reaches term k.
 
@@ -17,6 +18,7 @@ results here are derived in their docstrings.
 
 from resflow_bench.theory.bias import log_tail, series, truncation_bias, truncation_bias_bound
 from resflow_bench.theory.chebyshev import chebyshev_bias, chebyshev_coefficients
+from resflow_bench.theory.coefficients import INVERSE, MONOTONE, RESIDUAL, Coefficients
 from resflow_bench.theory.hutchinson import (
     Moments,
     ProbeVariance,
@@ -50,6 +52,10 @@ from resflow_bench.theory.weights import (
 )
 
 __all__ = [
+    "INVERSE",
+    "MONOTONE",
+    "RESIDUAL",
+    "Coefficients",
     "Law",
     "Moments",
     "ProbeVariance",

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from resflow_bench.theory.checks import Floats, at_least, contraction, square
+from resflow_bench.theory.coefficients import RESIDUAL, Coefficients
 
 
 def log_tail(lipschitz: ArrayLike, n_terms: ArrayLike) -> Floats:
@@ -31,21 +32,27 @@ def log_tail(lipschitz: ArrayLike, n_terms: ArrayLike) -> Floats:
     return tail(k, n)
 
 
-def truncation_bias_bound(lipschitz: ArrayLike, dim: int, n_terms: ArrayLike) -> Floats:
+def truncation_bias_bound(
+    lipschitz: ArrayLike, dim: int, n_terms: ArrayLike, coefficients: Coefficients = RESIDUAL
+) -> Floats:
     """d tau_N(K) >= |tr S_N - ln|det(I + J)|| for every J with ||J||_2 <= K, in nats.
 
-    Attained by J = -K I.
+    Of another block's series d sum_{k>N} |c_k| K^k. Attained by J = -K I.
 
     Raises:
         ValueError: if K is outside [0, 1), `dim` below 1 or `n_terms` negative.
 
     Source: Behrmann et al. (2019), Theorem 3.
     """
-    return at_least("truncation_bias_bound", "dim", dim, 1) * log_tail(lipschitz, n_terms)
+    k = contraction("truncation_bias_bound", lipschitz)
+    n = at_least("truncation_bias_bound", "n_terms", n_terms, 0)
+    return at_least("truncation_bias_bound", "dim", dim, 1) * absolute_tail(k, n, coefficients)
 
 
-def series(jacobian: ArrayLike, n_terms: int, n_traced: int = 0) -> Floats:
-    """sum_{k=L+1}^N (-1)^(k+1) J^k/k, (..., d, d); N matrix products, by Horner's rule.
+def series(
+    jacobian: ArrayLike, n_terms: int, n_traced: int = 0, coefficients: Coefficients = RESIDUAL
+) -> Floats:
+    """sum_{k=L+1}^N c_k J^k, c_k = (-1)^(k+1)/k, (..., d, d); N matrix products, Horner's rule.
 
     S_N at L = `n_traced` = 0; S_N - S_L, without the cancellation, if the first L traces are exact
     and probes estimate the rest. Zero if N <= L.
@@ -63,18 +70,20 @@ def series(jacobian: ArrayLike, n_terms: int, n_traced: int = 0) -> Floats:
     diagonal = np.einsum("...ii->...i", total)  # a view, writeable
     for k in range(n_terms, 0, -1):
         if k > n_traced:
-            diagonal += (-1.0) ** (k + 1) / k
+            diagonal += coefficients(k)
         total[...] = j @ total
     return total
 
 
-def truncation_bias(jacobian: ArrayLike, n_terms: int) -> Floats:
+def truncation_bias(
+    jacobian: ArrayLike, n_terms: int, coefficients: Coefficients = RESIDUAL
+) -> Floats:
     """tr S_N - ln|det(I + J)| = sum_i Re tau_N(-lambda_i), lambda_i the eigenvalues of J; in nats.
 
     The bias of a truncated estimate, without sampling; shape (...). It depends on the eigenvalues
     alone: exactly zero for a strictly triangular J, and rounding for any other nilpotent one. No
     cancellation, so a bias of 1e-20 has its digits. Valid for any J, also where the series diverges
-    as N grows.
+    as N grows. Another block's series is biased by plus times this plus minus times that of -J.
 
     Raises:
         ValueError: if `jacobian` is not a finite (..., d, d) array or `n_terms` is negative.
@@ -87,7 +96,9 @@ def truncation_bias(jacobian: ArrayLike, n_terms: int) -> Floats:
     """
     j = square("truncation_bias", jacobian)
     n = at_least("truncation_bias", "n_terms", n_terms, 0)
-    return tail(-np.linalg.eigvals(j).astype(np.complex128), n).real.sum(axis=-1)
+    eigenvalues = np.linalg.eigvals(j).astype(np.complex128)
+    bias = coefficients.combine(lambda t: tail(-t, n).real.sum(axis=-1), eigenvalues)
+    return np.asarray(bias)
 
 
 def tail(z: np.ndarray, n: np.ndarray) -> np.ndarray:
@@ -95,14 +106,25 @@ def tail(z: np.ndarray, n: np.ndarray) -> np.ndarray:
     return _by_case(z, n, lambda z, n: z ** (n + 1) * _fraction(z, n), _difference)
 
 
-def log_of_tail(lipschitz: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """log tau_n(K), 0 < K < 1, also where tau itself is below the smallest float64."""
-    return _by_case(
-        lipschitz,
-        n,
-        lambda k, n: (n + 1) * np.log(k) + np.log(_fraction(k, n)),
-        lambda k, n: np.log(_difference(k, n)),
-    )
+def absolute_tail(k: np.ndarray, n: np.ndarray, coefficients: Coefficients) -> np.ndarray:
+    """sum_{l>n} |c_l| K^l, 0 <= K < 1: tau_n(K) for log(1 + t)."""
+    return np.abs(coefficients.combine(lambda z: tail(z, n), k))
+
+
+def log_of_tail(
+    lipschitz: np.ndarray, n: np.ndarray, coefficients: Coefficients = RESIDUAL
+) -> np.ndarray:
+    """log of `absolute_tail`, 0 < K < 1, also where it is itself below the smallest float64."""
+
+    def fraction(k: np.ndarray, n: np.ndarray) -> np.ndarray:
+        # The powers of K and -K in front differ by a sign.
+        parts = coefficients.combine(lambda z: np.sign(z) ** (n + 1) * _fraction(z, n), k)
+        return np.asarray((n + 1) * np.log(k) + np.log(np.abs(parts)))
+
+    def difference(k: np.ndarray, n: np.ndarray) -> np.ndarray:
+        return np.log(np.abs(coefficients.combine(lambda z: _difference(z, n), k)))
+
+    return _by_case(lipschitz, n, fraction, difference)
 
 
 Case = Callable[[np.ndarray, np.ndarray], np.ndarray]

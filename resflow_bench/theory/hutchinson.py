@@ -8,8 +8,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from resflow_bench.theory.bias import tail
+from resflow_bench.theory.bias import absolute_tail
 from resflow_bench.theory.checks import Floats, at_least, contraction, probe_count, square
+from resflow_bench.theory.coefficients import RESIDUAL, Coefficients
 
 
 class ProbeVariance(Protocol):
@@ -143,9 +144,16 @@ def avron_toledo_bound(a: ArrayLike, n_probes: int = 1) -> Floats:
 
 
 def series_variance_bound(
-    lipschitz: ArrayLike, dim: int, n_terms: int | None = None, n_probes: int = 1, n_traced: int = 0
+    lipschitz: ArrayLike,
+    dim: int,
+    n_terms: int | None = None,
+    n_probes: int = 1,
+    n_traced: int = 0,
+    coefficients: Coefficients = RESIDUAL,
 ) -> Floats:
     """(2d/m) s^2, s = sum_{k=L+1}^N K^k/k >= the variance of m probes of S_N - S_L, ||J||_2 <= K.
+
+    Of another block's series s = sum_{k=L+1}^N |c_k| K^k.
 
     N = None is the infinite series, s = -log(1 - K) at L = `n_traced` = 0. Attained by J = -K I
     with Gaussian probes.
@@ -165,10 +173,10 @@ def series_variance_bound(
     k = contraction("series_variance_bound", lipschitz)
     d = at_least("series_variance_bound", "dim", dim, 1)
     first = at_least("series_variance_bound", "n_traced", n_traced, 0)
-    norm = tail(k, first)
+    norm = absolute_tail(k, first, coefficients)
     if n_terms is not None:
         last = at_least("series_variance_bound", "n_terms", n_terms, 1)
-        norm = norm - tail(k, np.maximum(last, first))
+        norm = norm - absolute_tail(k, np.maximum(last, first), coefficients)
     return 2.0 * d * norm**2 / probe_count("series_variance_bound", n_probes)
 
 

@@ -13,6 +13,7 @@ from scipy.special import spence
 
 from resflow_bench.theory.bias import log_of_tail
 from resflow_bench.theory.checks import Floats, at_least, contraction, probe_count, square
+from resflow_bench.theory.coefficients import RESIDUAL, Coefficients
 from resflow_bench.theory.hutchinson import Moments, ProbeVariance
 from resflow_bench.theory.tails import scaled_tails, spectral_radius
 
@@ -92,6 +93,7 @@ def roulette_variance(
     n_probes: int = 1,
     min_survival: float = 0.0,
     n_traced: int = 0,
+    coefficients: Coefficients = RESIDUAL,
 ) -> Floats:
     """V_m(M_1) + sum_{k>=1} [(tr M_k)^2 + V_m(M_k)] (1/P_k - 1/P_(k-1)), P_0 = 1; shape (...).
 
@@ -113,6 +115,7 @@ def roulette_variance(
         min_survival: q. If positive, only terms with P_k >= q are summed: the variance that about
             1/q draws can show, of interest where the variance is infinite.
         n_traced: L.
+        coefficients: c_k in the place of (-1)^(k+1)/k; the derivation holds for any.
 
     Returns:
         To a relative 1e-8 or better: the sum ends where a bound on its rest is 1e-12 of it, or
@@ -139,7 +142,7 @@ def roulette_variance(
     def variance(j: np.ndarray, rho: float) -> float:
         if rho >= 1.0 or not (min_survival > 0.0 or roulette_variance_is_finite(rho, roulette)):
             return math.inf
-        squares = partial(_squares, j, rho, probe, m, n_traced)
+        squares = partial(_squares, j, rho, probe, m, n_traced, coefficients)
         decay = roulette.law.decay
         ratio = 0.0 if rho == 0.0 else rho**2 / decay if decay > 0.0 else math.inf
         return _weighted_sum(squares, ratio, roulette, min_survival, len(j))
@@ -151,7 +154,11 @@ def roulette_variance(
 
 
 def roulette_variance_bound(
-    jacobian: ArrayLike, roulette: TermCount, n_probes: int = 1, n_traced: int = 0
+    jacobian: ArrayLike,
+    roulette: TermCount,
+    n_probes: int = 1,
+    n_traced: int = 0,
+    coefficients: Coefficients = RESIDUAL,
 ) -> Floats:
     """`roulette_variance` with each V_m(M_k) replaced by its bound (2/m) ||M_k||_F^2.
 
@@ -164,15 +171,22 @@ def roulette_variance_bound(
 
     Source: Avron and Toledo (2011), Table 1, given N.
     """
-    return roulette_variance(jacobian, roulette, _AvronToledo(), n_probes, n_traced=n_traced)
+    bound = _AvronToledo()
+    return roulette_variance(jacobian, roulette, bound, n_probes, 0.0, n_traced, coefficients)
 
 
 def roulette_variance_bound_lipschitz(
-    lipschitz: float, dim: int, roulette: TermCount, n_probes: int = 1, n_traced: int = 0
+    lipschitz: float,
+    dim: int,
+    roulette: TermCount,
+    n_probes: int = 1,
+    n_traced: int = 0,
+    coefficients: Coefficients = RESIDUAL,
 ) -> float:
     """(2d/m) t_1^2 + (d^2 + 2d/m) sum_{k>=1} t_k^2 (1/P_k - 1/P_(k-1)), t_k = sum_{l>=k} K^l/l.
 
-    With `n_traced` = L the t_(L+1) stands for t_1, ..., t_L.
+    With `n_traced` = L the t_(L+1) stands for t_1, ..., t_L. Of another block's series
+    t_k = sum_{l>=k} |c_l| K^l.
 
     Bounds `roulette_variance` for every J with ||J||_2 <= K; attained by J = -K I with Gaussian
     probes. The d^2: the roulette's noise is common to all dimensions, the probes' is not. inf where
@@ -193,7 +207,7 @@ def roulette_variance_bound_lipschitz(
         return 0.0
 
     def squares(n: int) -> tuple[float, Floats, Floats]:
-        log_t = log_of_tail(np.array(k), np.maximum(np.arange(n), n_traced))
+        log_t = log_of_tail(np.array(k), np.maximum(np.arange(n), n_traced), coefficients)
         log_square = math.log(d**2 + 2.0 * d / m) + 2.0 * log_t
         return 2.0 * d / m * math.exp(2.0 * log_t[0]), log_square, log_square
 
@@ -208,10 +222,16 @@ class _AvronToledo:
 
 
 def _squares(
-    j: np.ndarray, rho: float, probe: ProbeVariance, m: int, n_traced: int, n: int
+    j: np.ndarray,
+    rho: float,
+    probe: ProbeVariance,
+    m: int,
+    n_traced: int,
+    coefficients: Coefficients,
+    n: int,
 ) -> tuple[float, Floats, Floats]:
     """V_m(M_1), and log[(tr M_k)^2 + V_m(M_k)] with its envelope, k = 1..n, of one J (d, d)."""
-    scaled, log_scale = scaled_tails(j, rho, n + n_traced)
+    scaled, log_scale = scaled_tails(j, rho, n + n_traced, coefficients)
     seen = np.maximum(np.arange(n), n_traced)  # M_(L+1) in the place of M_1 ... M_L
     scaled, log_scale = Moments(scaled.dim, *(f[seen] for f in scaled[1:])), log_scale[seen]
     noise = probe.variance(scaled, m)

@@ -1,4 +1,4 @@
-"""M_k = sum_{l>=k} (-1)^(l+1) J^l/l, the tails of the series, with all their digits."""
+"""M_k = sum_{l>=k} c_l J^l, c_l = (-1)^(l+1)/l, the tails of the series, with all their digits."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from resflow_bench.theory.checks import Floats, at_least, square
+from resflow_bench.theory.coefficients import RESIDUAL, Coefficients
 from resflow_bench.theory.hutchinson import Moments, moments
 
 
@@ -20,7 +21,9 @@ def spectral_radius(jacobian: ArrayLike) -> Floats:
     return np.abs(np.linalg.eigvals(square("spectral_radius", jacobian))).max(axis=-1)
 
 
-def tail_moments(jacobian: ArrayLike, n_tails: int) -> Moments:
+def tail_moments(
+    jacobian: ArrayLike, n_tails: int, coefficients: Coefficients = RESIDUAL
+) -> Moments:
     """Moments of M_k, k = 1..n_tails, on a new leading axis: all fields but `dim` (n_tails, ...).
 
     Accumulated from the smallest term to the largest, so an M_k of 1e-100 has all its digits; the
@@ -43,20 +46,22 @@ def tail_moments(jacobian: ArrayLike, n_tails: int) -> Moments:
     flat = j.reshape(-1, *j.shape[-2:])
     columns = np.empty((4, n_tails, len(flat)))
     for i, (a, r) in enumerate(zip(flat, rho.ravel(), strict=True)):
-        scaled, log_scale = scaled_tails(a, r, n_tails)
+        scaled, log_scale = scaled_tails(a, r, n_tails, coefficients)
         columns[0, :, i] = scaled.trace * np.exp(log_scale)
         columns[1:, :, i] = np.stack(scaled[2:]) * np.exp(2.0 * log_scale)
     return Moments(j.shape[-1], *columns.reshape(4, n_tails, *j.shape[:-2]))
 
 
-def scaled_tails(j: np.ndarray, rho: float, n_tails: int) -> tuple[Moments, Floats]:
+def scaled_tails(
+    j: np.ndarray, rho: float, n_tails: int, coefficients: Coefficients = RESIDUAL
+) -> tuple[Moments, Floats]:
     """Moments of M_k e^(-log_scale_k), k = 1..n_tails, and log_scale (n_tails,), of one J (d, d).
 
     1. Small steps J, ..., J^s and large steps J^s, J^2s, ... are stored; J^(is+j) is one product of
        the two. Each is scaled to unit Frobenius norm, with the norm's logarithm stored beside it:
        J^k and the roulette's 1/P_k need not fit a float64, only their product.
     2. The tail beyond the last large step is summed until it no longer changes.
-    3. From there down, M_k = (-1)^(k+1) J^k/k + M_(k+1).
+    3. From there down, M_k = c_k J^k + M_(k+1).
     """
     n_more = 45.0 / -math.log(rho) if rho > 0.0 else 0.0  # e^-45 = 2^-65 is below rounding
     n_small = math.ceil(math.sqrt(n_tails + n_more))
@@ -66,13 +71,14 @@ def scaled_tails(j: np.ndarray, rho: float, n_tails: int) -> tuple[Moments, Floa
     large, log_large = _powers(small[-1], n_large)  # (n_large, d, d), (n_large,)
     log_large += log_small[-1] * np.arange(1, n_large + 1)
 
-    tail = _last_tail(large[-1], small * np.exp(log_small)[:, None, None], n_large * n_small)
+    steps = small * np.exp(log_small)[:, None, None]
+    tail = _last_tail(large[-1], steps, n_large * n_small, coefficients)
     log_tail_scale = log_large[-1]
     fields, log_scale = np.empty((4, n_large, n_small)), np.empty((n_large, n_small))
     for i in reversed(range(n_large)):
         k = np.arange(i * n_small + 1, (i + 1) * n_small + 1)
         block = large[i - 1] @ small if i else small.copy()
-        block *= ((-1.0) ** (k + 1) / k)[:, None, None]
+        block *= coefficients(k)[:, None, None]
         log_scale[i] = log_small + (log_large[i - 1] if i else 0.0)
         for p in reversed(range(n_small)):
             block[p] += math.exp(log_tail_scale - log_scale[i, p]) * tail
@@ -95,14 +101,14 @@ def _powers(a: np.ndarray, n: int) -> tuple[Floats, Floats]:
     return powers, logs
 
 
-def _last_tail(lead: np.ndarray, small: np.ndarray, n: int) -> Floats:
-    """sum_{l>n} (-1)^(l+1) a J^(l-n)/l with a = `lead` and J, ..., J^s = `small`."""
+def _last_tail(lead: np.ndarray, small: np.ndarray, n: int, coefficients: Coefficients) -> Floats:
+    """sum_{l>n} c_l a J^(l-n) with a = `lead` and J, ..., J^s = `small`."""
     n_small = len(small)
     growth = np.linalg.norm(small, axis=(1, 2)).sum()
     total = np.zeros_like(lead)
     while np.linalg.norm(lead) * growth / (n + 1) > 2.0**-64 * np.linalg.norm(total):
         k = np.arange(n + 1, n + n_small + 1)
-        total += lead @ np.tensordot((-1.0) ** (k + 1) / k, small, axes=1)
+        total += lead @ np.tensordot(coefficients(k), small, axes=1)
         lead = lead @ small[-1]
         n += n_small
     return total

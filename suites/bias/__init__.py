@@ -44,6 +44,9 @@ SUITE = Suite(
                 roulette={"roulette": ("geometric(0.3)",), "n_exact": (3,)},
                 common=COMMON,
                 flows=("conv", *grids.PLANE_FLOWS),
+            )
+            + grids.estimator_grids(
+                trained=(0.5,), fixed={"n_terms": (2,)}, common=COMMON, flows=grids.OTHER_BLOCKS
             ),
             {"n_points": 8, "max_draws": 10_000, "half_width": 0.03},
         ),
@@ -56,6 +59,13 @@ SUITE = Suite(
                 roulette={"roulette": grids.LAWS, "n_exact": (0, 3, 10)},
                 common={**COMMON, "dtype": ("float32", "float64")},
                 flows=grids.TRAINED_FLOWS,
+            )
+            + grids.estimator_grids(
+                trained=(0.5, 0.9),
+                fixed={"n_terms": (1, 2, 5, 10, 20)},
+                roulette={"roulette": grids.LAWS, "n_exact": (3,)},
+                common=COMMON,
+                flows=grids.OTHER_BLOCKS,
             ),
             {"n_points": 16, "max_draws": 200_000, "half_width": 0.01},
         ),

@@ -36,7 +36,7 @@ def measure_bias(cell: Cell, context: Context) -> Iterable[Observation]:
     bound = math.inf  # none is claimed for a flow without a promise
     if problem.is_promised:
         k = cell["lipschitz"]
-        bound = problem.over_dims(lambda dim: estimator.truncation.bias_bound(k, dim))
+        bound = problem.over_dims(lambda dim, c: estimator.truncation.bias_bound(k, dim, c))
     intervals = (sampled.plain, sampled.paired)
     for metric, interval, shares in zip(
         ("bias", "bias_paired"), intervals, sampled.shares, strict=True

@@ -146,7 +146,7 @@ def _sampler(cell: Cell, problem: Problem, flow: ResidualFlow, results: Path) ->
     implementation = cell.get("implementation", "ours")
     if implementation != "ours":
         peer = PEERS[implementation](flow, Request(cell["mode"]))
-        rho, truncation = problem.spectral_radius, peer.truncation
+        rho, truncation, of_j = problem.spectral_radius, peer.truncation, peer.bias
         return Sampler(
             draw=peer.log_det,
             seeded=peer.seeded,
@@ -155,7 +155,7 @@ def _sampler(cell: Cell, problem: Problem, flow: ResidualFlow, results: Path) ->
             is_normal=truncation.moment_is_finite(rho, NORMAL_ORDER),
             finite=truncation.moment_is_finite(rho, 2),
             variance=None,
-            bias=None if peer.bias is None else problem.over_blocks(peer.bias),
+            bias=None if of_j is None else problem.over_blocks(lambda j, _: of_j(j)),
             note=peer.version,
         )
     estimator = build_candidate(cell, problem, results)
@@ -215,15 +215,15 @@ def _closed_forms(
     """Variance and bias, (P,) each, where they are known and affordable."""
     variance, bias = np.zeros(len(problem.x)), np.zeros(len(problem.x))
     variance_is_known = bias_is_known = True
-    for one, matrices in zip(each, problem.jacobians, strict=bool(each)):
+    for one, matrices, c in zip(each, problem.jacobians, problem.coefficients, strict=bool(each)):
         affordable = matrices.shape[-1] <= MAX_DENSE
         variance_is_known &= affordable and one.expansion == logdet.Taylor()
         bias_is_known &= _series(one.expansion) == logdet.Taylor()
         bias_is_known &= affordable or isinstance(one.truncation, logdet.Roulette)
         if variance_is_known:
-            variance += one.truncation.variance(matrices, one.probe, one.n_probes, one.n_traced)
+            variance += one.truncation.variance(matrices, one.probe, one.n_probes, one.n_traced, c)
         if bias_is_known:
-            bias += one.truncation.bias(matrices)
+            bias += one.truncation.bias(matrices, c)
     return variance if variance_is_known else None, bias if bias_is_known else None
 
 

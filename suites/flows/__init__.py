@@ -20,7 +20,7 @@ def _grid(
     return Grid({**axes, "dtype": ("float32",), "device": ("cpu",)})
 
 
-EVERY = ("mlp", "monotone", "glow", *SYSTEMS)
+EVERY = ("mlp", "monotone", "implicit", "glow", *SYSTEMS)
 WITHOUT_SOLVER = tuple(name for name in EVERY if name not in ("neural-ode", "ffjord"))
 """Systems whose training solves no differential equation, which takes fifty times as long."""
 

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from resflow_bench.fixed_point import Outcome, Solution
-from resflow_bench.flows import ResidualBlock, ResidualFlow, ToRounding, ToTolerance, bijection
+from resflow_bench.flows import (
+    MonotoneBlock,
+    ResidualBlock,
+    ResidualFlow,
+    ToRounding,
+    ToTolerance,
+    bijection,
+)
 from resflow_bench.jacobian import CHUNK_NUMBERS, Map, dense_jacobian, linearise
 from resflow_bench.lab import Cell, Context, Failure, Observation
 from resflow_bench.layers import AnyBranch
@@ -50,7 +57,9 @@ def measure_inverse(cell: Cell, context: Context) -> Iterable[Observation]:
         yield Observation("error_over_bound", float((error / bound).max()), "1", n=n)
     yield Observation("residual", float(solution.residual.max()), "1", n=n)
     yield Observation("n_steps", float(solution.n_steps.max()), "steps", n=n)
-    if promised and flow.blocks:
+    # Of w in x = 2 w - z, a monotone block's inverse, `_banach` knows nothing.
+    monotone = any(isinstance(part, MonotoneBlock) for part in flow.modules())
+    if promised and flow.blocks and not monotone:
         banach, steps = _banach(flow, truth.value.to(z.dtype), inversion, tolerance)
         if tolerance:
             yield Observation("n_steps_bound", float(steps.max()), "steps", n=n)

@@ -21,6 +21,7 @@ from resflow_bench.logdet import Fixed, Roulette, exact_log_det
 from resflow_bench.models import Problem, build_points, build_problem, realised
 from resflow_bench.peers import PEERS, TRAINING, Peer, Request
 from resflow_bench.speed.timing import elapsed, peak_bytes
+from resflow_bench.theory import Coefficients
 from resflow_bench.threads import one_thread
 from suites.sampling import NORMAL_ORDER, REACHABLE, rounding_of, sample_variance, widened
 
@@ -82,8 +83,9 @@ def _values(
     if not truncation.moment_is_finite(rho, 2):
         message += f"; infinite variance, but terms met once in 1e9 draws leave {rest:.1e} nat"
     yield observe("bias", interval, "nat", draws.size, message)
-    if peer.bias is not None:
-        yield exactly("bias_expected", float(problem.over_blocks(peer.bias).mean()), "nat")
+    if (bias := peer.bias) is not None:
+        expected = problem.over_blocks(lambda j, _: bias(j)).mean()
+        yield exactly("bias_expected", float(expected), "nat")
     yield exactly("log_det_exact", float(truth.mean()), "nat")
     is_normal = truncation.moment_is_finite(rho, NORMAL_ORDER)
     spread = sample_variance(draws.reshape(n_calls, -1), is_normal)
@@ -223,7 +225,7 @@ def _unreached(problem: Problem, truncation: Fixed | Roulette) -> float:
         return 0.0
     n = next(k for k in count(1) if truncation.law.survival(np.asarray(k)) < REACHABLE)
 
-    def of(jacobian: np.ndarray) -> np.ndarray:
+    def of(jacobian: np.ndarray, _: Coefficients) -> np.ndarray:
         sizes = np.abs(np.linalg.eigvals(jacobian))  # (P, d)
         return np.asarray((sizes**n / (n * (1 - sizes))).sum(-1))
 

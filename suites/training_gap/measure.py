@@ -59,7 +59,7 @@ def measure_training_gap(cell: Cell, context: Context) -> Iterable[Observation]:
     errors = draws["objective"]
     yield observe("gap", _affine(errors.paired, bits), "bit/dim", errors.n, errors.message)
     expected = problem.over_blocks(truncation.bias).mean()
-    bound = problem.over_dims(lambda dim: truncation.bias_bound(cell["lipschitz"], dim))
+    bound = problem.over_dims(lambda dim, c: truncation.bias_bound(cell["lipschitz"], dim, c))
     yield exactly("gap_expected", bits * expected, "bit/dim")
     yield exactly("gap_bound", bits * bound, "bit/dim")
     yield exactly("lipschitz_certified", largest_certified(flow), "1")

@@ -48,6 +48,12 @@ SUITE = Suite(
                 roulette={"roulette": ("geometric(0.3)",), "n_exact": (3,)},
                 common={**COMMON, "n_probes": (1,)},
                 flows=("conv", *grids.PLANE_FLOWS),
+            )
+            + grids.estimator_grids(
+                trained=(0.5,),
+                fixed={"n_terms": (5,)},
+                common={**COMMON, "probe": ("gaussian",), "n_probes": (1,)},
+                flows=grids.OTHER_BLOCKS[:1],
             ),
             {"n_points": 8, "max_draws": 4_000},
         ),
@@ -60,6 +66,13 @@ SUITE = Suite(
                 roulette={"roulette": grids.LAWS, "n_exact": (0, 3, 10)},
                 common={**COMMON, "n_probes": (1, 4, 16)},
                 flows=grids.TRAINED_FLOWS,
+            )
+            + grids.estimator_grids(
+                trained=(0.5, 0.9),
+                fixed={"n_terms": (1, 2, 5, 10, 20)},
+                roulette={"roulette": grids.LAWS, "n_exact": (3,)},
+                common={**COMMON, "n_probes": (1,)},
+                flows=grids.OTHER_BLOCKS,
             ),
             {"n_points": 16, "max_draws": 200_000},
         ),

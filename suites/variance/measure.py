@@ -41,16 +41,19 @@ def measure_variance(cell: Cell, context: Context) -> Iterable[Observation]:
     yield exactly("variance_expected", expected, "nat^2")
     yield exactly("variance_is_finite", float(finite), "1")
     yield exactly("variance_reachable", _reachable(problem, estimator).mean(), "nat^2")
-    bound = problem.over_blocks(lambda matrices: truncation.variance_bound(matrices, m)).mean()
-    yield exactly("variance_bound", bound, "nat^2")
+    bound = problem.over_blocks(lambda j, c: truncation.variance_bound(j, m, coefficients=c))
+    yield exactly("variance_bound", bound.mean(), "nat^2")
     uniform = math.inf  # none is claimed for a flow without a promise
     if problem.is_promised:
         k = cell["lipschitz"]
-        uniform = problem.over_dims(lambda d: truncation.variance_bound_lipschitz(k, d, m))
+        uniform = problem.over_dims(
+            lambda d, c: truncation.variance_bound_lipschitz(k, d, m, coefficients=c)
+        )
     yield exactly("variance_bound_lipschitz", uniform, "nat^2")
-    if isinstance(truncation, Fixed):
+    # What was printed is about ln|det(I + J)|, or its negative.
+    if isinstance(truncation, Fixed) and not any(c.minus for c in problem.coefficients):
         n_terms = truncation.n_terms
-        printed = problem.over_dims(lambda d: float(theory.printed_variance_bound(d, n_terms, m)))
+        printed = problem.over_dims(lambda d, _: theory.printed_variance_bound(d, n_terms, m))
         yield exactly("variance_bound_printed", printed, "nat^2")
     yield from observe_ess_loss(problem, estimator, estimates - problem.log_det)
     yield from realised(problem.norm, problem.spectral_radius)
@@ -62,7 +65,12 @@ def _reachable(problem: Problem, estimator: LogDetEstimator) -> np.ndarray:
     if not isinstance(truncation, Roulette):
         return sampling.total_variance(problem, estimator)
     return problem.over_blocks(
-        lambda matrices: theory.roulette_variance(
-            matrices, truncation, estimator.probe, estimator.n_probes, sampling.REACHABLE
+        lambda matrices, c: theory.roulette_variance(
+            matrices,
+            truncation,
+            estimator.probe,
+            estimator.n_probes,
+            sampling.REACHABLE,
+            coefficients=c,
         )
     )

@@ -18,6 +18,7 @@ from resflow_bench.flows import (
     Cube,
     FactorOut,
     Flatten,
+    InverseBlock,
     Inversion,
     Logit,
     Mixing,
@@ -98,6 +99,8 @@ BIJECTIONS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual block": (lambda: residual_block(6), (6,)),
     "block in the 1-norm": (lambda: induced_block(1.0), (6,)),
     "block in a learnt norm": (lambda: induced_block(LearnableOrder(4.0)), (6,)),
+    "inverse block": (lambda: InverseBlock(residual_block(6)), (6,)),
+    "inverse block in the 1-norm": (lambda: InverseBlock(induced_block(1.0)), (6,)),
     "monotone block": (lambda: MonotoneBlock(residual_block(6).branch), (6,)),
     "factor out": (
         lambda: FactorOut(

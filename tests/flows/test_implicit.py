@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 from resflow_bench.flows import (
     ActNorm,
+    InverseBlock,
+    MonotoneBlock,
     MultiScale,
     ResidualBlock,
     ResidualFlow,
     image_flow,
     implicit,
+    preimage,
 )
 from resflow_bench.flows.bijection import ClosedForm
 from resflow_bench.flows.composition import Chain, FactorOut
@@ -45,6 +48,13 @@ def unrolled(layer: object, z: Tensor) -> Tensor:
             for _ in range(200):
                 x = z - layer.g(x)
             return x
+        case InverseBlock():
+            return layer.block(z)
+        case MonotoneBlock():
+            w = z
+            for _ in range(200):
+                w = z + layer.g(w)
+            return 2 * w - z
         case ClosedForm():
             return layer.inverse(z)
     raise AssertionError(layer)
@@ -61,6 +71,13 @@ def vectors() -> ResidualFlow:
     return ResidualFlow(layers, 3)
 
 
+def both_families() -> ResidualFlow:
+    """An implicit block, and a monotone one."""
+    first, second, third = (mlp_branch(3, (8,), 0.8, generator=generator(s)) for s in (1, 2, 3))
+    implicit_block = (ResidualBlock(first), InverseBlock(ResidualBlock(second)))
+    return ResidualFlow([ActNorm(3), *implicit_block, MonotoneBlock(third)], 3)
+
+
 def images() -> ResidualFlow:
     settings = MultiScale(n_scales=2, n_blocks=1, hidden=(4, 4), tail_hidden=(8, 8), mixing=True)
     return image_flow((2, 4, 4), settings)
@@ -72,6 +89,7 @@ def conditional() -> ResidualFlow:
 
 FLOWS: dict[str, Callable[[], ResidualFlow]] = {
     "vectors": vectors,
+    "implicit and monotone blocks": both_families,
     "images": images,
     "conditional": conditional,
 }
@@ -131,7 +149,7 @@ def test_the_gradient_is_that_of_an_unrolled_inverse(name) -> None:
 def one_step(layers: Chain, z: Tensor, x: Tensor) -> Tensor:
     """The error that the test has to see: blocks' systems left unsolved, x = z - g(x)."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(implicit, "_solved", lambda branch, x, v: v)
+        patch.setattr(preimage, "_solved", lambda branch, x, v: v)
         return implicit.attached(layers, z, x)
 
 

@@ -48,13 +48,13 @@ def points(n: int = 4) -> Tensor:
 
 def dense(f: MonotoneBlock, x: Tensor) -> Tensor:
     """(I - J) (I + J)^-1 at w, (B, d, d)."""
-    j, identity = jacobian(f.branch, f.middle(x).detach()).detach(), torch.eye(DIM, dtype=DTYPE)
+    j, identity = jacobian(f.branch, f.at(x).detach()).detach(), torch.eye(DIM, dtype=DTYPE)
     return torch.linalg.solve(identity + j, identity - j, left=False)
 
 
 def test_the_map_is_that_of_its_two_halves() -> None:
     f, x = block(), points()
-    w = f.middle(x)
+    w = f.at(x)
     torch.testing.assert_close(w + f.branch(w), x, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(f(x), w - f.branch(w), rtol=1e-12, atol=1e-12)
 
@@ -73,7 +73,7 @@ def test_the_log_det_is_that_of_the_dense_jacobian(estimator: object) -> None:
 def test_a_fixed_truncation_has_the_odd_terms_alone() -> None:
     """The mean of 100,000 probes, within four standard errors; an even term would be seen."""
     f, x = block(), points(1)
-    j = jacobian(f.branch, f.middle(x).detach())[0].detach()
+    j = jacobian(f.branch, f.at(x).detach())[0].detach()
     odd = -2 * sum(torch.trace(torch.linalg.matrix_power(j, k)) / k for k in (1, 3))
     estimator = LogDetEstimator(Rademacher(), Fixed(4), n_probes=4000)
     many = [f.forward_and_log_det(x, estimator, generator(s))[1].detach() for s in range(25)]
