@@ -355,6 +355,11 @@ def euler_cells() -> Iterator[tuple[dict[str, Any], Observed]]:
                 **{"n_evaluations": float(order * n_steps), "n_evaluations_adaptive": 32.0},
             }
             yield axes | {"method": method, "n_solver_steps": n_steps}, metrics
+            if n_steps == 4:
+                continue
+            bound = {"step_norm_certified": 12 / n_steps, "error_over_bound": 0.1, "outcome": 0.0}
+            certified = {"architecture": "certified-flow-matching", "method": method}
+            yield axes | certified | {"n_solver_steps": n_steps}, metrics | bound
 
 
 def make_frames() -> dict[str, pd.DataFrame]:

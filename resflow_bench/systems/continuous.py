@@ -14,7 +14,7 @@ from resflow_bench.logdet import Determinant, Exact, LogDetEstimator
 from resflow_bench.logdet.estimator import Estimator
 from resflow_bench.logdet.probes import drawn_on
 from resflow_bench.systems import fields
-from resflow_bench.systems.fields import PATHS, VelocityField
+from resflow_bench.systems.fields import PATHS, LipschitzField, VelocityField
 from resflow_bench.systems.ode import METHODS, Rates, integrate
 
 EXACT_TRACE, LIKELIHOOD = "exact", "likelihood"
@@ -40,10 +40,12 @@ class Continuous(nn.Module):
         objective: what a training minimises. "likelihood" is -mean log p; a path of `PATHS` is
             E||u(x_t, t) - dx_t/dt||^2 over data, noise and t, which integrates nothing.
         transport: whether data and noise are paired by optimal transport within a batch.
+        lipschitz: L of a `LipschitzField`, whose Lip(u) <= L is certified at all times; None is a
+            `VelocityField`, of which no constant is known.
         generator: draws the first weights.
 
     Raises:
-        ValueError: a name that is none of these.
+        ValueError: a name that is none of these; an L that is not positive and finite.
 
     Source: Chen et al. (2018), "Neural ordinary differential equations", theorem 1; Grathwohl et
     al. (2019), "FFJORD"; Lipman et al. (2023), "Flow matching for generative modeling".
@@ -58,6 +60,7 @@ class Continuous(nn.Module):
         trace: str = "estimated",
         objective: str = LIKELIHOOD,
         transport: bool = False,
+        lipschitz: float | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -71,7 +74,12 @@ class Continuous(nn.Module):
         self.dim, self.hidden, self.n_steps = dim, tuple(hidden), n_steps
         self.method, self.trace = method, trace
         self.objective, self.transport = objective, transport
-        self.field = VelocityField(dim, self.hidden, generator)
+        self.lipschitz = lipschitz
+        self.field = (
+            VelocityField(dim, self.hidden, generator)
+            if lipschitz is None
+            else LipschitzField(dim, self.hidden, lipschitz, generator)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self._path(self.velocity, x, 1.0, 0.0)[0]

@@ -13,10 +13,14 @@ from suites.grids import Axes
 
 
 def _grid(
-    datasets: tuple[str, ...], architectures: tuple[str, ...], step: int, counts: tuple[int, ...]
+    datasets: tuple[str, ...],
+    architectures: tuple[str, ...],
+    step: int,
+    counts: tuple[int, ...],
+    methods: tuple[str, ...] = ("euler", "midpoint"),
 ) -> Grid:
     axes: Axes = {"dataset": datasets, "architecture": architectures, "step": (step,)}
-    return Grid({**axes, "method": ("euler", "midpoint"), "n_solver_steps": counts})
+    return Grid({**axes, "method": methods, "n_solver_steps": counts})
 
 
 SUITE = Suite(
@@ -29,14 +33,20 @@ SUITE = Suite(
             {"n_points": 8, "n_draws": 8},
         ),
         "quick": Preset(
-            (_grid(("eight-gaussians",), ("flow-matching",), 2000, (4, 16, 64)),),
+            (
+                _grid(("eight-gaussians",), ("flow-matching",), 2000, (4, 16, 64)),
+                _grid(("eight-gaussians",), ("certified-flow-matching",), 200, (16,), ("euler",)),
+            ),
             {"n_points": 32, "n_draws": 16},
         ),
         "full": Preset(
             (
                 _grid(
                     ("eight-gaussians", "checkerboard", "moons"),
-                    ("flow-matching", "ot-flow-matching", "diffusion", "ffjord"),
+                    (
+                        *("flow-matching", "ot-flow-matching", "diffusion", "ffjord"),
+                        "certified-flow-matching",
+                    ),
                     5000,
                     (2, 4, 8, 16, 32, 64, 128, 256, 512),
                 ),
@@ -48,7 +58,10 @@ SUITE = Suite(
     prepare=prepare_flows,
     prepared_by=("dataset", "architecture"),
     claims=CLAIMS,
-    table=("step_norm", "log_prob_rms", "order", "fixed_point_error", "backward_error"),
+    table=(
+        *("step_norm", "step_norm_certified", "log_prob_rms", "order"),
+        *("fixed_point_error", "backward_error"),
+    ),
     figures="suites.euler.figures",
 )
 

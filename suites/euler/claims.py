@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from resflow_bench.analysis.rules import AtLeast, Equals
+from resflow_bench.analysis.rules import AtLeast, Equals, Exactly
 from resflow_bench.analysis.words import measured, number
 from resflow_bench.lab import Claims, Finding, Metric, Statement
-from suites.margins import ERROR, EXACT, FLAG, SAMPLED_NAT, each
+from suites.margins import CERTIFIED, ERROR, EXACT, FLAG, SAMPLED_NAT, each
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +38,25 @@ STATEMENTS = (
         Equals("log_det_error", 0.0, 0.1),
         only="is_contraction == 1",
     ),
+    Statement(
+        "a step within its certificate",
+        "‖∂g/∂x‖₂ ≤ h L by Euler's method, h L (1 + h L / 2) by the midpoint rule, L certified",
+        "the product of the layers' norms, at every time",
+        Exactly("step_norm", "step_norm_certified"),
+    ),
+    Statement(
+        "a certified contraction is inverted",
+        "the fixed-point inverse of every step meets its tolerance",
+        "Banach's fixed-point theorem, with a certified constant below 1",
+        Exactly("outcome", 0.0),
+        only="step_norm_certified < 1",
+    ),
+    Statement(
+        "error within certificate",
+        "‖x̂ − x‖ ≤ the sum over steps of residuals, each over its 1 − K and those after it",
+        "‖f(x) − f(y)‖ ≥ (1 − K) ‖x − y‖, step by step",
+        Exactly("error_over_bound", 1.0),
+    ),
 )
 
 
@@ -65,6 +84,9 @@ CLAIMS = Claims(
     metrics={
         **each(EXACT, "step_norm", "field_norm", "n_evaluations"),
         "is_contraction": FLAG,
+        "step_norm_certified": CERTIFIED,
+        **each(ERROR, "error_over_bound"),
+        "outcome": Metric("more"),
         **each(Metric("more", rtol=0.01), "log_prob_rms", "trace_rms"),
         "order": Metric("less", atol=0.02),
         **each(ERROR, "fixed_point_error", "backward_error"),
@@ -76,6 +98,10 @@ CLAIMS = Claims(
     glossary={
         "step_norm, field_norm": "the largest ‖∂g/∂x‖₂ of a step g = −h u along the paths, and it "
         "over h",
+        "step_norm_certified": "a bound on the Lipschitz constant of every step, from the norms of "
+        "the field's layers",
+        "outcome, error_over_bound": "0 if the fixed-point inverse of every point converged; the "
+        "largest error of x over its certified bound",
         "is_contraction": "1 if every step had a norm below 1 at these points",
         "log_prob_rms": "root mean square of log p by T steps, with their exact determinants, less "
         "log p of the differential equation",

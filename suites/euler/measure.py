@@ -27,6 +27,7 @@ from resflow_bench.systems.ode import METHODS, Tableau, integrate
 from resflow_bench.training.recipe import finite_moments_estimator
 from resflow_bench.training.weights import trained
 from suites.flows.measure import flows_recipe
+from suites.trained import largest_certified
 
 N_TRUE = 512
 """Steps of the classical Runge-Kutta method whose result is the truth."""
@@ -52,11 +53,15 @@ def measure_euler(cell: Cell, context: Context) -> Iterable[Observation]:
 
     * `step_norm`: the largest ||J_g||_2, h Lip(u) as it is realised; `is_contraction` if below 1.
     * `field_norm`: that over h. The flow is a residual flow from about so many steps on.
+    * `step_norm_certified`, of a field with a certified constant alone: a bound on the Lipschitz
+      constant of every step, from its layers. Where it is below 1, `error_over_bound`: the largest
+      ||x - x'|| over its certified bound, of the fixed-point inverse x'.
     * `log_prob_rms`: root mean square of log p of the steps, with exact determinants, less that of
       the path. `order`: log2 of its ratio to that of 2T steps, with a jackknife interval.
     * `trace_rms`: the same for the sum of h tr(du/dx) at the steps, in place of determinants.
-    * `fixed_point_error`: largest ||x - x'|| of the fixed-point inverse x' of the steps' z, and
-      `n_inverse_steps`; `backward_error`: of x' by as many steps of the equation from z.
+    * `fixed_point_error`: largest ||x - x'|| of the fixed-point inverse x' of the steps' z, its
+      `outcome` and `n_inverse_steps`; `backward_error`: of x' by as many steps of the equation
+      from z.
     * `log_det_error`: mean of an unbiased estimate of the log-det, less the determinants'.
     * `n_evaluations`: of u, by the steps; `n_evaluations_adaptive`: by RK45 of scipy at the loosest
       tolerance of `TRIES` with as small a `log_prob_rms`.
@@ -75,6 +80,9 @@ def measure_euler(cell: Cell, context: Context) -> Iterable[Observation]:
     yield exactly("step_norm", norm, "1")
     yield exactly("field_norm", norm * n_steps, "1")
     yield exactly("is_contraction", float(norm < 1), "1")
+    certified = largest_certified(blocks)
+    if certified < math.inf:
+        yield exactly("step_norm_certified", certified, "1")
     errors = _log_prob(ends) - _log_prob(problem.truth)
     halved = _ends(residual_flow(problem.flow, 2 * n_steps, method), problem.x)
     finer = _log_prob(halved) - _log_prob(problem.truth)
@@ -82,7 +90,11 @@ def measure_euler(cell: Cell, context: Context) -> Iterable[Observation]:
     yield observe("order", order(errors, finer), "1", n_points)
     traced = _path(problem, METHODS[method], n_steps)
     yield exactly("trace_rms", rms(_log_prob(traced) - _log_prob(problem.truth)), "nat")
-    yield from _inverses(problem, blocks, ends, n_steps, method)
+    yield from _inverses(problem, blocks, ends, certify=certified < 1)
+    with torch.no_grad():
+        back, _ = integrate(problem.path.velocity, ends.z, 0.0, 1.0, METHODS[method], n_steps)
+    error = float((back - problem.x).norm(dim=1).max())
+    yield Observation("backward_error", error, "1", n=n_points)
     if radius < 1:
         yield _estimated(blocks, problem.x, ends, norm, context, cell)
     yield exactly("n_evaluations", float(n_steps * len(METHODS[method].b)), "1")
@@ -146,18 +158,21 @@ def order(errors: np.ndarray, finer: np.ndarray) -> Interval:
 
 
 def _inverses(
-    problem: _OnPath, blocks: ResidualFlow, ends: _Ends, n_steps: int, method: str
+    problem: _OnPath, blocks: ResidualFlow, ends: _Ends, certify: bool
 ) -> Iterable[Observation]:
+    """The rows of the fixed-point inverse."""
     n = len(problem.x)
     inversion = ToTolerance(rtol=TOLERANCE, atol=TOLERANCE)
-    solution = blocks.inverse(ends.z, inversion, certify=False)
+    solution = blocks.inverse(ends.z, inversion, certify=certify)
     worst = Outcome(int(solution.outcome.max()))
-    error = (solution.value - problem.x).norm(dim=1).max()
-    yield Observation("fixed_point_error", float(error), "1", n=n, message=worst.name.lower())
+    said = worst.name.lower()
+    errors = (solution.value - problem.x).norm(dim=1)
+    yield Observation("fixed_point_error", float(errors.max()), "1", n=n, message=said)
     yield Observation("n_inverse_steps", float(solution.n_steps.max()), "steps", n=n)
-    with torch.no_grad():
-        back, _ = integrate(problem.path.velocity, ends.z, 0.0, 1.0, METHODS[method], n_steps)
-    yield Observation("backward_error", float((back - problem.x).norm(dim=1).max()), "1", n=n)
+    yield Observation("outcome", float(worst), "1", n=n, message=said)
+    if solution.error_bound is not None:
+        over = float((errors / solution.error_bound).max())
+        yield Observation("error_over_bound", over, "1", n=n)
 
 
 def _estimated(

@@ -28,7 +28,7 @@ LIPSCHITZ = 0.9
 BATCH = 256
 
 RATES = {
-    **dict.fromkeys(("nice", "realnvp", "maf", "nsf", "glow"), 1e-2),
+    **dict.fromkeys(("nice", "realnvp", "maf", "nsf", "glow", "certified-flow-matching"), 1e-2),
     **dict.fromkeys(("neural-ode", "ffjord"), 5e-3),
     **dict.fromkeys(("flow-matching", "ot-flow-matching", "diffusion"), 5e-3),
 }
