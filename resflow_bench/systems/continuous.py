@@ -98,14 +98,7 @@ class Continuous(nn.Module):
     ) -> Solution:
         """x by the same steps from 0 to 1; no bound is known, and `error_bound` is infinite."""
         x = self._path(self.velocity, z, 0.0, 1.0)[0]
-        zeros = torch.zeros(len(z), dtype=z.dtype, device=z.device)
-        return Solution(
-            value=x,
-            residual=zeros,
-            n_steps=torch.full_like(zeros, self.n_steps).long(),
-            outcome=torch.where(finite_rows(x), Outcome.CONVERGED, Outcome.DIVERGED).to(torch.int8),
-            error_bound=torch.full_like(zeros, torch.inf, dtype=torch.float64) if certify else None,
-        )
+        return integrated(x, self.n_steps, certify)
 
     def loss(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
         """The objective of a path at data x, (); None where it is the likelihood's."""
@@ -144,3 +137,15 @@ class Continuous(nn.Module):
             )
         v = estimator.probe.sample(estimator.n_probes, x, generator)
         return lambda t, x: fields.hutchinson_trace(self.field, x, x.new_full((len(x),), t), v)
+
+
+def integrated(x: Tensor, n_steps: int, certify: bool) -> Solution:
+    """The x, (B, d), of an inverse by so many steps of a solver, with infinite bounds."""
+    zeros = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+    return Solution(
+        value=x,
+        residual=zeros,
+        n_steps=torch.full_like(zeros, n_steps).long(),
+        outcome=torch.where(finite_rows(x), Outcome.CONVERGED, Outcome.DIVERGED).to(torch.int8),
+        error_bound=torch.full_like(zeros, torch.inf, dtype=torch.float64) if certify else None,
+    )

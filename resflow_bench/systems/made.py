@@ -10,6 +10,7 @@ from types import MappingProxyType
 from torch import nn
 
 from resflow_bench.flows import ActNorm, Flatten, Logit, ResidualFlow
+from resflow_bench.systems.adaptive import AdaptivePath
 from resflow_bench.systems.continuous import EXACT_TRACE, Continuous
 from resflow_bench.systems.discrete import Discrete
 
@@ -33,6 +34,8 @@ def exactness(flow: ResidualFlow) -> str:
         if isinstance(part, Continuous):
             trace = "exact" if part.trace == EXACT_TRACE else "estimated unless with Determinant"
             said.append(f"trace {trace}, integrated in {part.n_steps} steps of {part.method}")
+        if isinstance(part, AdaptivePath):
+            said.append(f"trace estimated unless with Determinant, by zuko to {part.tolerance:g}")
     return "; ".join(said) or "log-det exact, in closed form"
 
 

@@ -22,7 +22,8 @@ from resflow_bench.lab import Cell, Context, Observation, Skip, exactly, observe
 from resflow_bench.logdet import Determinant
 from resflow_bench.models import dense_truth, sizes
 from resflow_bench.models.catalogue import held_out
-from resflow_bench.systems import Continuous, residual_flow
+from resflow_bench.systems import AdaptivePath, Continuous, residual_flow
+from resflow_bench.systems.adaptive import ZUKO_SCALE
 from resflow_bench.systems.ode import METHODS, Tableau, integrate
 from resflow_bench.training.recipe import finite_moments_estimator
 from resflow_bench.training.weights import trained
@@ -39,6 +40,10 @@ TRIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
 """Tolerances of the adaptive solver, the loosest first."""
 
 
+ZUKO = {"zuko": ZUKO_SCALE, "zuko-unscaled": 1.0, "zuko-hutchinson": ZUKO_SCALE}
+"""Method -> the factor by which zuko's solver sees the log-det."""
+
+
 class _Ends(NamedTuple):
     """z and ln|det dz/dx| of points: (P, d), (P,)."""
 
@@ -48,6 +53,8 @@ class _Ends(NamedTuple):
 
 def measure_euler(cell: Cell, context: Context) -> Iterable[Observation]:
     """The flow with the blocks x + g(x), g = -h u, of h = 1/T, against the differential equation.
+
+    A cell with a `tolerance` is a path of zuko's adaptive solver instead, see `_audit`.
 
     All in float64, at held-out points.
 
@@ -69,6 +76,9 @@ def measure_euler(cell: Cell, context: Context) -> Iterable[Observation]:
     n_points = int(context.effort["n_points"])
     axes = {name: cell[name] for name in ("dataset", "architecture", "step")}
     problem = _problem(Cell(cell.suite, axes), context.results, n_points)
+    if cell.get("tolerance") is not None:
+        yield from _audit(problem, cell, context.generator_seed(cell))
+        return
     n_steps, method = int(cell["n_solver_steps"]), str(cell["method"])
     try:
         blocks = residual_flow(problem.flow, n_steps, method)
@@ -187,6 +197,49 @@ def _estimated(
             for _ in range(n_draws)
         ]
     return observe("log_det_error", mean_interval(np.asarray(draws)), "nat", n_draws)
+
+
+def _audit(problem: _OnPath, cell: Cell, seed: int) -> Iterable[Observation]:
+    """zuko's CNF with the same field, in float64, at a tolerance, against the truth.
+
+    * `z_error`, `trace_error`: the largest ||z - z'|| and |log-det - log-det'| of a point.
+      `z_error_over_tolerance`, `trace_error_over_tolerance`: those over the tolerance.
+    * `n_evaluations` of u; `n_evaluations_rk4`: by the classical method in the fewest steps, a
+      power of two, with as small a `trace_error`.
+
+    The method is `zuko`; `zuko-unscaled`, with the log-det under the same tolerance as z; or
+    `zuko-hutchinson`, whose `trace_error` has the noise of its probe.
+    """
+    method, tolerance = str(cell["method"]), float(cell["tolerance"])
+    if method not in ZUKO:
+        raise Skip(f"a tolerance is for a method of {', '.join(ZUKO)}; got {method}")
+    try:
+        path = AdaptivePath(problem.path.field, tolerance, ZUKO[method])
+    except ValueError as reason:
+        raise Skip(str(reason)) from None
+    probes = finite_moments_estimator(0.5)  # any estimator that is not exact: zuko draws its own
+    estimator = probes if method == "zuko-hutchinson" else Determinant()
+    calls: list[object] = []
+    counted = path.field.register_forward_hook(lambda *_: calls.append(None))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        found = _Ends(*path.forward_and_log_det(problem.x, estimator, generator))
+    counted.remove()
+    off = float((found.z - problem.truth.z).norm(dim=1).max())
+    for name, error in (("z_error", off), ("trace_error", trace_error(found, problem.truth))):
+        yield exactly(name, error, "1" if name == "z_error" else "nat")
+        yield exactly(f"{name}_over_tolerance", error / tolerance, "1")
+    yield exactly("n_evaluations", float(len(calls)), "1")
+    for n_steps in (2**k for k in range(9)):
+        ours = _path(problem, METHODS["rk4"], n_steps)
+        if trace_error(ours, problem.truth) <= trace_error(found, problem.truth):
+            yield exactly("n_evaluations_rk4", float(4 * n_steps), "1")
+            return
+
+
+def trace_error(found: _Ends, truth: _Ends) -> float:
+    """The largest |log-det - log-det'| of a point."""
+    return float((found.log_det - truth.log_det).abs().max())
 
 
 def _adaptive(problem: _OnPath, target: float) -> float:

@@ -105,6 +105,7 @@ def test_the_steps_of_a_certified_field_are_certified_contractions(results: Path
         ("step_norm_certified", 0.01, "a step within its certificate"),
         ("outcome", 1.0, "a certified contraction is inverted"),
         ("error_over_bound", 1.01, "error within certificate"),
+        ("trace_error_over_tolerance", 101.0, "zuko's log-det within its scale"),
     ],
 )
 def test_a_broken_certificate_of_a_step_is_seen(metric: str, wrong: float, statement: str) -> None:
@@ -114,10 +115,36 @@ def test_a_broken_certificate_of_a_step_is_seen(metric: str, wrong: float, state
         verdicts = judge({"euler": frame}, {"euler": suite})
         return verdicts[verdicts["statement"] == statement]["verdict"]
 
-    assert len(said()) == 4
+    assert len(said()) == (1 if metric.startswith("trace") else 4)
     assert set(said()) == {"holds"}
     frame.loc[frame.index[frame["metric"].eq(metric)][0], "value"] = wrong
     assert (said() == "violated").sum() == 1
+
+
+def test_a_tolerance_of_zuko_is_measured_against_the_truth(results: Path) -> None:
+    """The noise of a probe is no matter of a tolerance."""
+    axes = {**PLANE, "architecture": "flow-matching", "tolerance": 1e-6}
+    scaled, alike, noisy = (
+        observe("euler", results, **axes, method=name)
+        for name in ("zuko", "zuko-unscaled", "zuko-hutchinson")
+    )
+    for found in (scaled, alike):
+        assert 0 < found["z_error"].value < 1e-4
+        assert found["trace_error_over_tolerance"].value == pytest.approx(
+            found["trace_error"].value / 1e-6
+        )
+        assert found["trace_error_over_tolerance"].value < 100
+    assert scaled["n_evaluations"].value <= alike["n_evaluations"].value
+    assert scaled["trace_error"].value >= alike["trace_error"].value
+    assert noisy["trace_error"].value > 100 * scaled["trace_error"].value
+    assert noisy["z_error"].value < 1e-4
+    loose = observe("euler", results, **(axes | {"tolerance": 1e-3}), method="zuko")
+    assert loose["n_evaluations"].value < scaled["n_evaluations"].value
+    assert loose["z_error"].value > scaled["z_error"].value
+    with pytest.raises(Skip, match="a tolerance is for a method of zuko"):
+        observe("euler", results, **axes, method="euler")
+    with pytest.raises(Skip, match="positive tolerance"):
+        observe("euler", results, **(axes | {"tolerance": 0.0}), method="zuko")
 
 
 def test_euler_refuses_what_has_no_field(results: Path) -> None:
@@ -253,7 +280,7 @@ def test_no_verdict_is_against_a_right_result() -> None:
     assert "violated" not in set(verdicts["verdict"])
     exact = verdicts[verdicts["statement"].str.contains("order|one$")]
     assert set(exact["verdict"]) == {"holds"}
-    assert len(set(verdicts["statement"])) == 9
+    assert len(set(verdicts["statement"])) == 10
     found["flows"].loc[found["flows"]["metric"].eq("mass_error"), "value"] = 0.02
     against = judge(found, {name: suites.load(name) for name in found})
     bad = against[against["verdict"] == "violated"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from resflow_bench.architectures import ARCHITECTURES
 from resflow_bench.flows import ActNorm, Chain, ResidualBlock, ResidualFlow, ToError
@@ -20,6 +20,7 @@ from resflow_bench.layers import Uncertified, mlp_branch
 from resflow_bench.logdet import Determinant, Exact, Fixed, Gaussian, LogDetEstimator, Rademacher
 from resflow_bench.systems import (
     SYSTEMS,
+    AdaptivePath,
     Continuous,
     Discrete,
     LipschitzField,
@@ -228,6 +229,61 @@ def test_a_flow_updates_a_field_and_leaves_what_promises_nothing() -> None:
         follow()
         assert float(path.field.lipschitz_bound()) <= 3.0 * (1 + 1e-6)  # type: ignore[operator]
         assert user.lipschitz_certified() == before > 1
+
+
+def test_a_path_by_zuko_is_that_of_its_field(tmp_path: Path) -> None:
+    """Against 64 steps of the classical method; the trace exact, or of one probe in mean."""
+    flow, x = made("flow-matching"), points(5, 3)
+    fixed = flow.bijections[-1]
+    assert isinstance(fixed, Continuous)
+    fixed.n_steps = 64
+    field = fixed.field.requires_grad_(True)
+    path = ResidualFlow([AdaptivePath(field, 1e-8)], 3)
+    alone = ResidualFlow([fixed], 3).with_estimator(Exact())
+    exact = path.with_estimator(Exact())
+    expected, found = alone.log_prob(x), exact.log_prob(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    gradients = [
+        torch.autograd.grad(one.sum(), tuple(field.parameters())) for one in (found, expected)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(path.inverse(path(x)).value, x, rtol=0, atol=1e-6)
+        state, many = torch.get_rng_state(), x[:1].expand(400, -1)
+        draws = path.log_prob(many, torch.Generator().manual_seed(0)) - expected[0]
+        assert torch.equal(torch.get_rng_state(), state), "no draw of the global generator"
+    assert float(draws.std()) > 0.01
+    assert abs(float(draws.mean())) < 4.5 * float(draws.std()) / 400**0.5
+    exact.save(tmp_path / "path.pt")
+    again = ResidualFlow.load(tmp_path / "path.pt").with_estimator(Exact())
+    torch.testing.assert_close(again.log_prob(x), found, rtol=0, atol=1e-9)
+    assert "by zuko to 1e-08" in exactness(path)
+    with pytest.raises(ValueError, match="positive tolerance"):
+        AdaptivePath(field, -1.0)
+
+
+class _Swinging(nn.Module):
+    """u = 5 cos(8 t) x in d = 3: from x = 0 z is 0, and the log-det is -15 sin(8) / 8."""
+
+    dim, n_calls = 3, 0
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.n_calls += 1
+        return 5 * (8 * t).cos()[:, None] * x
+
+
+def test_zuko_controls_the_log_det_100_times_more_loosely() -> None:
+    """Where z takes no steps of its own: by 50 tolerances, and by less than one if it is told."""
+    errors, calls = [], []
+    for scale in (0.01, 1.0):
+        path = AdaptivePath(field := _Swinging(), 1e-6, scale)  # type: ignore[arg-type]
+        z, log_det = path.forward_and_log_det(0 * points(1, 3), Exact())
+        assert bool((z == 0).all())
+        errors.append(abs(float(log_det) + 15 * math.sin(8) / 8) / 1e-6)
+        calls.append(field.n_calls)
+    assert 20 < errors[0] < 200
+    assert errors[1] < 1
+    assert calls[1] > 2 * calls[0]
 
 
 @pytest.mark.parametrize("name", PATHS)
