@@ -21,8 +21,10 @@ CONSTANT = 0.9
 """K of the branch inside a `LipschitzField`: any below 1 gives the same fields."""
 
 SHARPNESS = 30.0
-"""s of a `LipschitzField`: activations start near their kinks, where alone their slopes reach 1. At
-L = 14.4 eight Gaussians had 0.17 nat left to learn after 2,000 steps, with s = 1 more than 0.7."""
+"""s of a `LipschitzField`: activations start near their kinks, where alone their slopes reach 1.
+
+At L = 28.8 the eight Gaussians had 0.20, 0.18 and 0.16 nat left to learn after 2,000 steps with
+s = 10, 30 and 100; with s = 1, of two hidden layers, 0.7 after 1,000 steps at L = 14.4."""
 
 Field = Callable[[Tensor, Tensor], Tensor]
 """u: (B, d) and t, (B,) -> (B, d)."""

@@ -74,6 +74,9 @@ def continuous(
 def certified(event: tuple[int, ...], lipschitz: float) -> ResidualFlow:
     """Flow matching by a field whose 16 Euler steps each have the promised constant: L = 16 K.
 
+    At K = 0.9 that is 14.4. Plain flow matching reaches norms of 5.85 on the eight Gaussians; with
+    twice the L no more was learnt, and with half of it twice as much was left to learn.
+
     Its one hidden layer has the width w for which the layers' 3 d w numbers and the shifts' 65 w
     are as many as the residual flow's parameters.
     """
