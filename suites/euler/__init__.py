@@ -24,9 +24,9 @@ def _grid(
 
 
 def _audit(step: int, methods: tuple[str, ...], tolerances: tuple[float, ...]) -> list[Grid]:
-    """Paths of zuko's solver; the method is pinned, so that `--set method=euler` leaves them out."""
+    """Paths of zuko's solver, with the method pinned: `--set method=euler` leaves them out."""
     field: Point = {"dataset": "eight-gaussians", "architecture": "flow-matching", "step": step}
-    return [Grid({"tolerance": tolerances}, field | {"method": method}) for method in methods]
+    return [Grid({"tolerance": tolerances}, {**field, "method": method}) for method in methods]
 
 
 SUITE = Suite(
