@@ -355,6 +355,15 @@ def euler_cells() -> Iterator[tuple[dict[str, Any], Observed]]:
                 **{"n_evaluations": float(order * n_steps), "n_evaluations_adaptive": 32.0},
             }
             yield axes | {"method": method, "n_solver_steps": n_steps}, metrics
+            if n_steps == 4:
+                continue
+            bound = {"step_norm_certified": 12 / n_steps, "error_over_bound": 0.1, "outcome": 0.0}
+            certified = {"architecture": "certified-flow-matching", "method": method}
+            yield axes | certified | {"n_solver_steps": n_steps}, metrics | bound
+    for method, error in (("zuko", 14.8), ("zuko-unscaled", 3.5)):
+        over: Observed = {"z_error_over_tolerance": 1.0, "trace_error_over_tolerance": error}
+        of_u: Observed = {"n_evaluations": 900 / error, "n_evaluations_rk4": 64.0}
+        yield axes | {"method": method, "tolerance": 1e-4}, over | of_u
 
 
 def make_frames() -> dict[str, pd.DataFrame]:

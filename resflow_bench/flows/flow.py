@@ -382,11 +382,11 @@ class ResidualFlow(nn.Module):
             torch.linalg.LinAlgError: a weight on the CPU is not finite. Elsewhere such a weight
                 makes the outputs of its layer NaN.
         """
-        follow(self.blocks)
+        follow(self.layers)
 
     def align(self) -> None:
         """Make every branch keep its promise as tightly as it can, by exact norms."""
-        follow(self.blocks, align=True)
+        follow(self.layers, align=True)
 
     @torch.no_grad()
     def _inverted(

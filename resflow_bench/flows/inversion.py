@@ -24,7 +24,7 @@ from resflow_bench.fixed_point import (
 from resflow_bench.fixed_point.newton import Product
 from resflow_bench.flows.copies import memoised, recast
 from resflow_bench.jacobian import dense_jacobian
-from resflow_bench.layers import AnyBranch, Branch, GivenBranch, LinearBranch, Uncertified
+from resflow_bench.layers import AnyBranch, Branch, GivenBranch, LinearBranch, Opaque
 from resflow_bench.layers.maps import Composition
 
 MAX_STEPS = 2000
@@ -72,7 +72,7 @@ class ToTolerance:
         """Solve x + g(x) = z from x = z, (B, *event)."""
         return self.start(branch.normalised(), z, z)
 
-    def start(self, g: Composition | Uncertified, z: Tensor, x: Tensor) -> Solution:
+    def start(self, g: Composition | Opaque, z: Tensor, x: Tensor) -> Solution:
         """Solve x + g(x) = z from x, (B, *event) both."""
         floor = 10 * torch.finfo(z.dtype).eps
         return solve(
@@ -111,7 +111,7 @@ class ToRounding:
     1. P = (I + J)^-1 at the batch's mean slopes at z. Iterate x <- x + P (z - x - g(x)) in the
        coarse dtype from x = z, until that changes x by `START` (1 + ||x||).
     2. Correct x by (I + J)^-1 (z - x - g(x)): the residual in z's dtype, J that of the coarse x.
-    3. Where that did not reach the tolerance, iterate without P in z's dtype. An `Uncertified` g,
+    3. Where that did not reach the tolerance, iterate without P in z's dtype. An `Opaque` g,
        whose products J v are not known, is left to 3 alone.
 
     coarse, fine: the steps of 1 and of 3.
@@ -139,7 +139,7 @@ class ToRounding:
         iterate = ToTolerance(self.fine, max_steps=self.max_steps)
         if z.dtype != torch.float64 or self.dtype == torch.float64:
             return iterate(branch, z)
-        if isinstance(branch, Uncertified):
+        if isinstance(branch, Opaque):
             return iterate(branch, z)
         fine = _normalised(branch)
         solution = self._refined(fine, _normalised(recast(branch, self.dtype)), z)
@@ -198,7 +198,7 @@ class Planned:
         coarse_dtype = self.solver.dtype
         if z.dtype != torch.float64 or coarse_dtype == torch.float64:
             return iterate(branch, z)
-        if isinstance(branch, Uncertified):
+        if isinstance(branch, Opaque):
             return iterate(branch, z)
         fine = _normalised(branch)
         coarse = _normalised(recast(branch, coarse_dtype))

@@ -22,7 +22,7 @@ from resflow_bench.flows.certificate import (
 )
 from resflow_bench.flows.copies import in_float64, memoised, on_host, recast
 from resflow_bench.flows.inversion import AnyInversion, ToError
-from resflow_bench.layers import AnyBranch, Branch, GivenBranch, Layer, together
+from resflow_bench.layers import AnyBranch, Branch, GivenBranch, Layer, Uncertified, together
 from resflow_bench.layers.branches import Contraction
 from resflow_bench.layers.orders import Order, conversion, norm
 from resflow_bench.logdet.estimator import Estimator
@@ -162,11 +162,11 @@ class ResidualBlock(nn.Module):
 
     def update(self) -> None:
         """See `ResidualFlow.update`."""
-        follow([self])
+        follow(self)
 
     def align(self) -> None:
         """See `ResidualFlow.align`."""
-        follow([self], align=True)
+        follow(self, align=True)
 
     def promise_is_kept(self) -> None:
         """Take note that the promise holds for the weights as they are."""
@@ -213,16 +213,20 @@ def compare_all(blocks: Sequence[ResidualBlock]) -> None:
             block.compare(math.inf if math.isnan(bound) else bound)
 
 
-def follow(blocks: Sequence[ResidualBlock], *, align: bool = False) -> None:
-    """Update, or align, the branches of all blocks, off the CPU in a few batched products."""
+def follow(part: nn.Module, *, align: bool = False) -> None:
+    """Update, or align, all branches of a part, off the CPU in a few batched products.
+
+    Each once, also of what is no block; those inside an `Uncertified` promise nothing.
+    """
+    blocks = [module for module in part.modules() if isinstance(module, ResidualBlock)]
+    free = [block.branch for block in blocks if isinstance(block.branch, Uncertified)]
+    unheld = {module for branch in free for module in branch.modules()}
     layers: list[Layer] = []
-    for block in blocks:
-        if isinstance(block.branch, Branch):
-            layers += block.branch.layers
-        elif align:
-            block.branch.align()
-        else:
-            block.branch.update()
+    for module in part.modules():
+        if isinstance(module, Branch) and module not in unheld:
+            layers += module.layers
     together.follow(layers, align=align)
     for block in blocks:
+        if not isinstance(block.branch, Branch):
+            (block.branch.align if align else block.branch.update)()
         block.promise_is_kept()

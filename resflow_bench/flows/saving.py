@@ -39,7 +39,7 @@ _CLASSES: tuple[type, ...] = (
     *(layers.Branch, layers.LinearBranch, layers.Linear, layers.Conv2d, layers.DenseLayer),
     *(layers.LipSwish, layers.CLipSwish, layers.Tanh, layers.ELU, layers.Softplus, layers.Sine),
     *(layers.ReLU, layers.LearnableOrder, layers.Spectral, layers.Induced, layers.Conditioner),
-    *(StandardNormal, DiagonalNormal, NormalMixture, layers.Uncertified),
+    *(StandardNormal, DiagonalNormal, NormalMixture, layers.Uncertified, layers.BoundedMap),
 )
 PARTS: dict[str, type] = {one.__name__: one for one in _CLASSES}
 """The classes that a file may name."""

@@ -22,12 +22,13 @@ from resflow_bench.layers.norms.induced import Induced
 from resflow_bench.layers.norms.norm import Certificate, Norm
 from resflow_bench.layers.norms.spectral import Spectral
 from resflow_bench.layers.orders import LearnableOrder, Order
-from resflow_bench.layers.uncertified import AnyBranch, Uncertified
+from resflow_bench.layers.uncertified import AnyBranch, BoundedMap, Opaque, Uncertified
 
 __all__ = [
     "ELU",
     "Activation",
     "AnyBranch",
+    "BoundedMap",
     "Branch",
     "CLipSwish",
     "Certificate",
@@ -44,6 +45,7 @@ __all__ = [
     "LinearBranch",
     "LipSwish",
     "Norm",
+    "Opaque",
     "Order",
     "ReLU",
     "Sine",

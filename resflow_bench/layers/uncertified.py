@@ -1,8 +1,9 @@
-"""A branch of the user's own: any map, of which no Lipschitz constant is certified."""
+"""Branches of any map, without or with a Lipschitz constant; only autograd knows their Jacobian."""
 
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -64,5 +65,73 @@ class Uncertified(nn.Module):
         return torch.full((), math.inf, dtype=torch.float64, device=device)
 
 
-AnyBranch = Branch | LinearBranch | GivenBranch | Uncertified
+class Bounded(Protocol):
+    """A map, (B, *event) -> (B, *event), with a Lipschitz constant in the Euclidean norm.
+
+    lipschitz: promised.
+    """
+
+    lipschitz: float
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+    def lipschitz_bound(self) -> Tensor:
+        """A certified bound on the constant, at the weights as they are: () float64."""
+
+    def magnitude(self, x: Tensor) -> Tensor:
+        """The sizes that rounding is relative to, (B,), see `Branch.magnitude`."""
+
+
+class BoundedMap(nn.Module):
+    """A g that knows its own Lipschitz constant; products with J are computed by autograd.
+
+    From `lipschitz` < 1 on x + g(x) has an inverse, whose `error_bound` is finite if the certified
+    constant is below 1 too.
+
+    Args:
+        g: a module with the members of `Bounded`. What it holds of this package's branches is
+            updated with the flow.
+    """
+
+    order: Order = 2.0
+
+    def __init__(self, g: Bounded) -> None:
+        super().__init__()
+        self.g = g
+        self.lipschitz = g.lipschitz
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.g(x)
+
+    def normalised(self) -> BoundedMap:
+        """g itself: there is nothing to normalise."""
+        return self
+
+    def select(self, examples: Examples) -> BoundedMap:
+        """The map of some of the examples, which is the same."""
+        return self
+
+    def update(self) -> None:
+        """Nothing to do beside the update of the branches inside."""
+
+    def align(self) -> None:
+        """Nothing to do beside the alignment of the branches inside."""
+
+    def magnitude(self, x: Tensor) -> Tensor:
+        """That of g."""
+        return self.g.magnitude(x)
+
+    def lipschitz_certified(self) -> float:
+        """`lipschitz_bound` as a number."""
+        return float(self.lipschitz_bound())
+
+    def lipschitz_bound(self) -> Tensor:
+        """That of g."""
+        return self.g.lipschitz_bound()
+
+
+Opaque = Uncertified | BoundedMap
+"""The branches that have no Jacobian of their own."""
+
+AnyBranch = Branch | LinearBranch | GivenBranch | Opaque
 """The g of a residual block."""

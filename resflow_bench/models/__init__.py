@@ -15,7 +15,6 @@ from resflow_bench.models.problem import (
     build_problem,
     convergent,
     dense_truth,
-    is_promised,
     realised,
     sizes,
 )
@@ -31,7 +30,6 @@ __all__ = [
     "build_problem",
     "convergent",
     "dense_truth",
-    "is_promised",
     "model_named",
     "prepare_models",
     "realised",

@@ -20,7 +20,6 @@ from resflow_bench.lab import Cell, Failure, Observation, Skip, exactly
 from resflow_bench.logdet import Determinant, dense_log_det, jacobian
 from resflow_bench.models.build import build_flow, build_points, model_named
 from resflow_bench.models.own import version
-from resflow_bench.systems import Continuous, Discrete
 from resflow_bench.theory import Coefficients
 from resflow_bench.threads import one_thread
 
@@ -65,8 +64,8 @@ class Problem:
 
     @property
     def is_promised(self) -> bool:
-        """`is_promised` of its flow."""
-        return is_promised(self.flow)
+        """True if every branch promises to be a contraction, from which bounds can be claimed."""
+        return all(block.lipschitz < 1 for block in self.flow.blocks)
 
     def over_blocks(
         self, per_block: Callable[[np.ndarray, Coefficients], np.ndarray]
@@ -90,13 +89,6 @@ def build_problem(cell: Cell, results: Path, n_points: int) -> Problem:
     axes = ("model", "dim", "lipschitz", "dtype", "device")
     key = Cell(cell.suite, {name: cell[name] for name in axes})
     return _problem(key, results, n_points, version(cell["model"], results))
-
-
-def is_promised(flow: ResidualFlow) -> bool:
-    """True if every branch promises a Lipschitz constant, from which bounds can be claimed."""
-    if any(isinstance(part, Continuous | Discrete) for part in flow.modules()):
-        return False
-    return all(block.lipschitz < math.inf for block in flow.blocks)
 
 
 def convergent(problem: Problem) -> Problem:

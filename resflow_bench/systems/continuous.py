@@ -14,7 +14,7 @@ from resflow_bench.logdet import Determinant, Exact, LogDetEstimator
 from resflow_bench.logdet.estimator import Estimator
 from resflow_bench.logdet.probes import drawn_on
 from resflow_bench.systems import fields
-from resflow_bench.systems.fields import PATHS, VelocityField
+from resflow_bench.systems.fields import PATHS, LipschitzField, VelocityField
 from resflow_bench.systems.ode import METHODS, Rates, integrate
 
 EXACT_TRACE, LIKELIHOOD = "exact", "likelihood"
@@ -40,10 +40,12 @@ class Continuous(nn.Module):
         objective: what a training minimises. "likelihood" is -mean log p; a path of `PATHS` is
             E||u(x_t, t) - dx_t/dt||^2 over data, noise and t, which integrates nothing.
         transport: whether data and noise are paired by optimal transport within a batch.
+        lipschitz: L of a `LipschitzField`, whose Lip(u) <= L is certified at all times; None is a
+            `VelocityField`, of which no constant is known.
         generator: draws the first weights.
 
     Raises:
-        ValueError: a name that is none of these.
+        ValueError: a name that is none of these; an L that is not positive and finite.
 
     Source: Chen et al. (2018), "Neural ordinary differential equations", theorem 1; Grathwohl et
     al. (2019), "FFJORD"; Lipman et al. (2023), "Flow matching for generative modeling".
@@ -58,6 +60,7 @@ class Continuous(nn.Module):
         trace: str = "estimated",
         objective: str = LIKELIHOOD,
         transport: bool = False,
+        lipschitz: float | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -71,7 +74,12 @@ class Continuous(nn.Module):
         self.dim, self.hidden, self.n_steps = dim, tuple(hidden), n_steps
         self.method, self.trace = method, trace
         self.objective, self.transport = objective, transport
-        self.field = VelocityField(dim, self.hidden, generator)
+        self.lipschitz = lipschitz
+        self.field = (
+            VelocityField(dim, self.hidden, generator)
+            if lipschitz is None
+            else LipschitzField(dim, self.hidden, lipschitz, generator)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self._path(self.velocity, x, 1.0, 0.0)[0]
@@ -90,14 +98,7 @@ class Continuous(nn.Module):
     ) -> Solution:
         """x by the same steps from 0 to 1; no bound is known, and `error_bound` is infinite."""
         x = self._path(self.velocity, z, 0.0, 1.0)[0]
-        zeros = torch.zeros(len(z), dtype=z.dtype, device=z.device)
-        return Solution(
-            value=x,
-            residual=zeros,
-            n_steps=torch.full_like(zeros, self.n_steps).long(),
-            outcome=torch.where(finite_rows(x), Outcome.CONVERGED, Outcome.DIVERGED).to(torch.int8),
-            error_bound=torch.full_like(zeros, torch.inf, dtype=torch.float64) if certify else None,
-        )
+        return integrated(x, self.n_steps, certify)
 
     def loss(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
         """The objective of a path at data x, (); None where it is the likelihood's."""
@@ -136,3 +137,15 @@ class Continuous(nn.Module):
             )
         v = estimator.probe.sample(estimator.n_probes, x, generator)
         return lambda t, x: fields.hutchinson_trace(self.field, x, x.new_full((len(x),), t), v)
+
+
+def integrated(x: Tensor, n_steps: int, certify: bool) -> Solution:
+    """The x, (B, d), of an inverse by so many steps of a solver, with infinite bounds."""
+    zeros = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+    return Solution(
+        value=x,
+        residual=zeros,
+        n_steps=torch.full_like(zeros, n_steps).long(),
+        outcome=torch.where(finite_rows(x), Outcome.CONVERGED, Outcome.DIVERGED).to(torch.int8),
+        error_bound=torch.full_like(zeros, torch.inf, dtype=torch.float64) if certify else None,
+    )

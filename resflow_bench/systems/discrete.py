@@ -43,11 +43,11 @@ class Discrete(nn.Module):
             raise ValueError(f"Discrete needs a kind of {', '.join(KINDS)}; got {kind!r}.")
         self.kind, self.dim = kind, dim
         self.n_transforms, self.hidden = n_transforms, tuple(hidden)
-        zuko = _zuko()
-        additive = {"univariate": zuko.transforms.AdditiveTransform, "shapes": [()]}
+        library = zuko()
+        additive = {"univariate": library.transforms.AdditiveTransform, "shapes": [()]}
         own = additive if kind == "nice" else {}  # zuko's NICE is affine, as its RealNVP
         with torch_seeded(0):
-            flow = getattr(zuko.flows, KINDS[kind])(
+            flow = getattr(library.flows, KINDS[kind])(
                 dim, transforms=n_transforms, hidden_features=self.hidden, **own
             )
         self.transforms = flow.transform
@@ -75,13 +75,13 @@ class Discrete(nn.Module):
         return f"kind={self.kind}, dim={self.dim}, n_transforms={self.n_transforms}"
 
 
-def _zuko() -> Any:
+def zuko() -> Any:
     """The library."""
     try:
-        import zuko
+        import zuko as library
     except ImportError:
         raise ValueError(
             "this flow is zuko's, which is not installed; .venv/bin/pip install -e '.[baselines]' "
             "brings it."
         ) from None
-    return zuko
+    return library

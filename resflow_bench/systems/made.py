@@ -10,6 +10,7 @@ from types import MappingProxyType
 from torch import nn
 
 from resflow_bench.flows import ActNorm, Flatten, Logit, ResidualFlow
+from resflow_bench.systems.adaptive import AdaptivePath
 from resflow_bench.systems.continuous import EXACT_TRACE, Continuous
 from resflow_bench.systems.discrete import Discrete
 
@@ -33,6 +34,8 @@ def exactness(flow: ResidualFlow) -> str:
         if isinstance(part, Continuous):
             trace = "exact" if part.trace == EXACT_TRACE else "estimated unless with Determinant"
             said.append(f"trace {trace}, integrated in {part.n_steps} steps of {part.method}")
+        if isinstance(part, AdaptivePath):
+            said.append(f"trace estimated unless with Determinant, by zuko to {part.tolerance:g}")
     return "; ".join(said) or "log-det exact, in closed form"
 
 
@@ -68,6 +71,22 @@ def continuous(
     return _on_vectors(event, field)
 
 
+def certified(event: tuple[int, ...], lipschitz: float) -> ResidualFlow:
+    """Flow matching by a field whose 16 Euler steps each have the promised constant: L = 16 K.
+
+    At K = 0.9 that is 14.4. Plain flow matching reaches norms of 5.85 on the eight Gaussians; with
+    twice the L no more was learnt, and with half of it twice as much was left to learn.
+
+    Its one hidden layer has the width w for which the layers' 3 d w numbers and the shifts' 65 w
+    are as many as the residual flow's parameters.
+    """
+    dim, n_steps = math.prod(event), 16
+    width = round(residual_parameters(dim) / (3 * dim + 65))
+    constant = n_steps * lipschitz
+    path = Continuous(dim, (width,), n_steps, objective="straight", lipschitz=constant)
+    return _on_vectors(event, path)
+
+
 SYSTEMS: Mapping[str, Callable[[tuple[int, ...], float], ResidualFlow]] = MappingProxyType(
     {
         **{kind: partial(discrete, kind) for kind in ("nice", "realnvp", "maf", "nsf")},
@@ -75,10 +94,11 @@ SYSTEMS: Mapping[str, Callable[[tuple[int, ...], float], ResidualFlow]] = Mappin
         "ffjord": continuous,
         "flow-matching": partial(continuous, objective="straight"),
         "ot-flow-matching": partial(continuous, objective="straight", transport=True),
+        "certified-flow-matching": certified,
         "diffusion": partial(continuous, objective="variance-preserving"),
     }
 )
-"""Name -> (shape of one example, a Lipschitz constant, which they do not need) -> a flow."""
+"""Name -> (shape of one example, a Lipschitz constant, which most do not need) -> a flow."""
 
 
 def as_vectors(event: tuple[int, ...]) -> list[nn.Module]:

@@ -15,6 +15,8 @@ METHODS = {"euler": (style.ACCENT, "o", 1), "midpoint": (style.BLUE, "s", 2)}
 @drawn_from("log_prob_rms", "step_norm", "n_solver_steps", "method", "dataset", "architecture")
 def convergence(cells: pd.DataFrame, columns: int) -> Figure:
     """The error of log p, and the largest norm of a step, against the number of steps."""
+    if "step_norm_certified" in cells and cells["step_norm_certified"].isna().any():
+        cells = cells[cells["step_norm_certified"].isna()]
     name = cells.groupby(["dataset", "architecture"]).size().idxmax()
     cells = cells[(cells["dataset"] == name[0]) & (cells["architecture"] == name[1])]
     figure, (errors, norms) = style.make_panels(2, columns)

@@ -31,6 +31,7 @@ RATES = {
     **{"nice": (1e-2, 1e-3), "realnvp": (1e-2, 5e-4), "maf": (1e-2, 1e-3)},
     **{"nsf": (1e-2, 2e-3), "glow": (1e-2, 4e-3)},
     **dict.fromkeys(("neural-ode", "ffjord"), (5e-3, 1e-3)),
+    "certified-flow-matching": (1e-2, 1e-3),
     **dict.fromkeys(("flow-matching", "ot-flow-matching", "diffusion"), (5e-3, 1e-3)),
 }
 """Adam's rates of each system, in the plane and on images.

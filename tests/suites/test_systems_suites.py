@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from made_up import make_frames
+from torch import Tensor, nn
 
 import suites
 from resflow_bench.analysis.verdicts import judge
 from resflow_bench.architectures import ARCHITECTURES
-from resflow_bench.flows import ResidualFlow
+from resflow_bench.flows import ResidualBlock, ResidualFlow
 from resflow_bench.lab import Cell, Context, Observation, Skip, unpack
+from resflow_bench.layers import mlp_branch
 from resflow_bench.logdet import Determinant
-from resflow_bench.models import is_promised
+from resflow_bench.notebook import measure
 from resflow_bench.systems import residual_flow
 from suites.euler.measure import order, rms
 from suites.flows.measure import flows_recipe
@@ -74,12 +77,74 @@ def test_the_steps_of_a_path_are_a_residual_flow(
     found = observe("euler", results, **axes)
     assert found["step_norm"].value == pytest.approx(found["field_norm"].value / 32)
     assert found["is_contraction"].value == 1.0
+    assert not {"step_norm_certified", "error_over_bound"} & set(found), "none is known"
     assert found["order"].value == pytest.approx(expected, abs=0.15)
     assert found["fixed_point_error"].value < 1e-7
     assert found["fixed_point_error"].value < found["backward_error"].value
     estimate = found["log_det_error"]
     assert abs(estimate.value) < 5 * estimate.standard_error
     assert found["n_evaluations"].value == 32 * expected
+
+
+def test_the_steps_of_a_certified_field_are_certified_contractions(results: Path) -> None:
+    """By Euler's method from T > L = 14.4 on; not at T = 2 by the midpoint rule."""
+    axes = {**PLANE, "architecture": "certified-flow-matching"}
+    found = observe("euler", results, **axes, method="euler", n_solver_steps=16)
+    certified = found["step_norm_certified"].value
+    assert 0 < found["step_norm"].value <= certified <= 0.9 * (1 + 1e-6)
+    assert 0 < found["error_over_bound"].value <= 1
+    assert found["outcome"].value == 0
+    few = observe("euler", results, **axes, method="midpoint", n_solver_steps=2)
+    assert few["step_norm_certified"].value > 1
+    assert "error_over_bound" not in few
+
+
+@pytest.mark.parametrize(
+    ("metric", "wrong", "statement"),
+    [
+        ("step_norm_certified", 0.01, "a step within its certificate"),
+        ("outcome", 1.0, "a certified contraction is inverted"),
+        ("error_over_bound", 1.01, "error within certificate"),
+        ("trace_error_over_tolerance", 101.0, "zuko's log-det within its scale"),
+    ],
+)
+def test_a_broken_certificate_of_a_step_is_seen(metric: str, wrong: float, statement: str) -> None:
+    frame, suite = make_frames()["euler"], suites.load("euler")
+
+    def said() -> pd.Series:
+        verdicts = judge({"euler": frame}, {"euler": suite})
+        return verdicts[verdicts["statement"] == statement]["verdict"]
+
+    assert len(said()) == (1 if metric.startswith("trace") else 4)
+    assert set(said()) == {"holds"}
+    frame.loc[frame.index[frame["metric"].eq(metric)][0], "value"] = wrong
+    assert (said() == "violated").sum() == 1
+
+
+def test_a_tolerance_of_zuko_is_measured_against_the_truth(results: Path) -> None:
+    """The noise of a probe is no matter of a tolerance."""
+    axes = {**PLANE, "architecture": "flow-matching", "tolerance": 1e-6}
+    scaled, alike, noisy = (
+        observe("euler", results, **axes, method=name)
+        for name in ("zuko", "zuko-unscaled", "zuko-hutchinson")
+    )
+    for found in (scaled, alike):
+        assert 0 < found["z_error"].value < 1e-4
+        assert found["trace_error_over_tolerance"].value == pytest.approx(
+            found["trace_error"].value / 1e-6
+        )
+        assert found["trace_error_over_tolerance"].value < 100
+    assert scaled["n_evaluations"].value <= alike["n_evaluations"].value
+    assert scaled["trace_error"].value >= alike["trace_error"].value
+    assert noisy["trace_error"].value > 100 * scaled["trace_error"].value
+    assert noisy["z_error"].value < 1e-4
+    loose = observe("euler", results, **(axes | {"tolerance": 1e-3}), method="zuko")
+    assert loose["n_evaluations"].value < scaled["n_evaluations"].value
+    assert loose["z_error"].value > scaled["z_error"].value
+    with pytest.raises(Skip, match="a tolerance is for a method of zuko"):
+        observe("euler", results, **axes, method="euler")
+    with pytest.raises(Skip, match="positive tolerance"):
+        observe("euler", results, **(axes | {"tolerance": 0.0}), method="zuko")
 
 
 def test_euler_refuses_what_has_no_field(results: Path) -> None:
@@ -139,7 +204,40 @@ def test_older_suites_take_a_system_or_say_why_not(
     for suite in ("bias", "variance", "lipschitz"):
         with pytest.raises(Skip, match="no residual block"):
             observe(suite, results, **axes, **asked)
-    assert not is_promised(untrained())
+
+
+class Twice(nn.Module):
+    """A closed form of the user's own, z = 2 x, that knows no constant of its inverse, or 1/2."""
+
+    def __init__(self, constant: float) -> None:
+        super().__init__()
+        self.constant = constant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+    def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return 2 * x, x.new_full((len(x),), x.shape[1] * math.log(2))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return z / 2
+
+    def inverse_error(self, z: Tensor, x: Tensor, error: Tensor) -> Tensor:
+        return self.constant * (error + 1e-30)  # not infinity times 0
+
+
+def test_inverse_takes_a_closed_form_without_an_error_bound() -> None:
+    """No failure for a reason that is none, and no theorem for the part that is known."""
+    for constant in (math.inf, 0.5):
+        block = ResidualBlock(mlp_branch(2, (8,), 0.5))
+        flow = ResidualFlow([Twice(constant), block], 2)
+        rows = measure("inverse", model=flow, tolerance=(1e-5,), max_steps=(100,))
+        assert set(rows["status"]) == {"ok"}
+        found = rows[rows["dtype"] == "float64"].set_index("metric")["value"]
+        assert found["inverse_error"] < 1e-4
+        assert math.isinf(found["inverse_error_bound"]) == math.isinf(constant)
+        assert ("error_over_bound" in found) == math.isfinite(constant)
+        assert ("n_steps_bound" in found) == math.isfinite(constant)
 
 
 def test_one_term_of_the_steps_is_the_trace_estimator(
@@ -182,7 +280,7 @@ def test_no_verdict_is_against_a_right_result() -> None:
     assert "violated" not in set(verdicts["verdict"])
     exact = verdicts[verdicts["statement"].str.contains("order|one$")]
     assert set(exact["verdict"]) == {"holds"}
-    assert len(set(verdicts["statement"])) == 6
+    assert len(set(verdicts["statement"])) == 10
     found["flows"].loc[found["flows"]["metric"].eq("mass_error"), "value"] = 0.02
     against = judge(found, {name: suites.load(name) for name in found})
     bad = against[against["verdict"] == "violated"]

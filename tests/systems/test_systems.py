@@ -12,12 +12,23 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from resflow_bench.architectures import ARCHITECTURES
-from resflow_bench.flows import ResidualFlow
+from resflow_bench.flows import ActNorm, Chain, ResidualBlock, ResidualFlow, ToError
+from resflow_bench.layers import Uncertified, mlp_branch
 from resflow_bench.logdet import Determinant, Exact, Fixed, Gaussian, LogDetEstimator, Rademacher
-from resflow_bench.systems import SYSTEMS, Continuous, Discrete, exactness, n_parameters, score
+from resflow_bench.systems import (
+    SYSTEMS,
+    AdaptivePath,
+    Continuous,
+    Discrete,
+    LipschitzField,
+    exactness,
+    n_parameters,
+    residual_flow,
+    score,
+)
 from resflow_bench.systems.fields import PATHS, exact_trace, hutchinson_trace, transported
 from resflow_bench.systems.made import residual_parameters
 from resflow_bench.systems.ode import METHODS, integrate
@@ -163,6 +174,118 @@ def test_the_order_of_a_method_on_a_linear_equation(name: str, order: int) -> No
     assert math.log2(error(32) / error(64)) == pytest.approx(order, abs=0.05)
 
 
+@pytest.mark.parametrize("method", ["euler", "midpoint"])
+def test_the_constant_of_a_step_holds_at_any_weights(method: str, tmp_path: Path) -> None:
+    """Weights far outside the promise: an update keeps it, for the field and its steps."""
+    flow = made("certified-flow-matching", bend=3.0)
+    path = flow.bijections[-1]
+    assert isinstance(path, Continuous)
+    field = path.field
+    assert isinstance(field, LipschitzField)
+    assert field.lipschitz_bound() > 30
+    flow.update()
+    steps = residual_flow(flow, 20, method).requires_grad_(False)
+    h_l = 14.4 / 20
+    promised = h_l * (1 + h_l / 2) if method == "midpoint" else h_l
+    assert steps.blocks[0].lipschitz == pytest.approx(promised)
+    x, y = points(400, 3), 1e-3 * points(800, 3)[400:]
+    for block in steps.blocks:
+        certified = block.branch.lipschitz_certified()
+        assert certified <= promised * (1 + 1e-6)
+        moved = (block.branch(x + y) - block.branch(x)).norm(dim=1) / y.norm(dim=1)
+        assert 0.02 * certified < float(moved.max()) <= certified
+    steps.save(tmp_path / "steps.pt")
+    again = ResidualFlow.load(tmp_path / "steps.pt")
+    torch.testing.assert_close(again(x), steps(x), rtol=0, atol=0)
+
+
+def test_the_inverse_of_certified_steps_has_a_bound() -> None:
+    """In float32, where rounding matters: to the inverse in float64, found by more steps."""
+    flow = made("certified-flow-matching", bend=0.3)
+    flow.update()
+    for method in ("euler", "midpoint"):
+        steps = residual_flow(flow, 40, method).requires_grad_(False)
+        single = copy.deepcopy(steps).float()
+        z32 = points(20, 3).float()
+        truth = copy.deepcopy(single).double().inverse(z32.double(), certify=False).value
+        solution = single.inverse(z32)
+        error = (solution.value.double() - truth).norm(dim=1)
+        assert bool((error <= solution.error_bound).all())
+        assert float(solution.error_bound.max()) < 1e-2  # type: ignore[union-attr]
+        certain = single.inverse(z32, ToError(1e-3))
+        assert bool(certain.converged.all())
+
+
+def test_a_flow_updates_a_field_and_leaves_what_promises_nothing() -> None:
+    """Also a field inside another bijection; a branch inside an `Uncertified` is the user's."""
+    path, user = Continuous(2, (8,), lipschitz=3.0), mlp_branch(2, (8,), 0.9)
+    flow = ResidualFlow([Chain(path, ActNorm(2)), ResidualBlock(Uncertified(user))], 2)
+    with torch.no_grad():
+        for weight in flow.parameters():
+            weight.add_(3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    before = user.lipschitz_certified()
+    assert float(path.field.lipschitz_bound()) > 3.5  # type: ignore[operator]
+    for follow in (flow.update, flow.align):
+        follow()
+        assert float(path.field.lipschitz_bound()) <= 3.0 * (1 + 1e-6)  # type: ignore[operator]
+        assert user.lipschitz_certified() == before > 1
+
+
+def test_a_path_by_zuko_is_that_of_its_field(tmp_path: Path) -> None:
+    """Against 64 steps of the classical method; the trace exact, or of one probe in mean."""
+    flow, x = made("flow-matching"), points(5, 3)
+    fixed = flow.bijections[-1]
+    assert isinstance(fixed, Continuous)
+    fixed.n_steps = 64
+    field = fixed.field.requires_grad_(True)
+    path = ResidualFlow([AdaptivePath(field, 1e-8)], 3)
+    alone = ResidualFlow([fixed], 3).with_estimator(Exact())
+    exact = path.with_estimator(Exact())
+    expected, found = alone.log_prob(x), exact.log_prob(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    gradients = [
+        torch.autograd.grad(one.sum(), tuple(field.parameters())) for one in (found, expected)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(path.inverse(path(x)).value, x, rtol=0, atol=1e-6)
+        state, many = torch.get_rng_state(), x[:1].expand(400, -1)
+        draws = path.log_prob(many, torch.Generator().manual_seed(0)) - expected[0]
+        assert torch.equal(torch.get_rng_state(), state), "no draw of the global generator"
+    assert float(draws.std()) > 0.01
+    assert abs(float(draws.mean())) < 4.5 * float(draws.std()) / 400**0.5
+    exact.save(tmp_path / "path.pt")
+    again = ResidualFlow.load(tmp_path / "path.pt").with_estimator(Exact())
+    torch.testing.assert_close(again.log_prob(x), found, rtol=0, atol=1e-9)
+    assert "by zuko to 1e-08" in exactness(path)
+    with pytest.raises(ValueError, match="positive tolerance"):
+        AdaptivePath(field, -1.0)
+
+
+class _Swinging(nn.Module):
+    """u = 5 cos(8 t) x in d = 3: from x = 0 z is 0, and the log-det is -15 sin(8) / 8."""
+
+    dim, n_calls = 3, 0
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.n_calls += 1
+        return 5 * (8 * t).cos()[:, None] * x
+
+
+def test_zuko_controls_the_log_det_100_times_more_loosely() -> None:
+    """Where z takes no steps of its own: by 50 tolerances, and by less than one if it is told."""
+    errors, calls = [], []
+    for scale in (0.01, 1.0):
+        path = AdaptivePath(field := _Swinging(), 1e-6, scale)  # type: ignore[arg-type]
+        z, log_det = path.forward_and_log_det(0 * points(1, 3), Exact())
+        assert bool((z == 0).all())
+        errors.append(abs(float(log_det) + 15 * math.sin(8) / 8) / 1e-6)
+        calls.append(field.n_calls)
+    assert 20 < errors[0] < 200
+    assert errors[1] < 1
+    assert calls[1] > 2 * calls[0]
+
+
 @pytest.mark.parametrize("name", PATHS)
 def test_the_velocity_of_a_path_is_its_derivative(name: str) -> None:
     noise, data = points(4, 2), points(8, 2)[4:]
@@ -278,6 +401,7 @@ def test_what_is_exact_is_said() -> None:
     [
         (lambda: Discrete("glow", 2), "a kind of nice, realnvp, maf, nsf; got 'glow'"),
         (lambda: Continuous(2, method="rk5"), "method of euler, midpoint, rk4; got 'rk5'"),
+        (lambda: Continuous(2, lipschitz=0.0), "positive, finite lipschitz; got 0.0"),
         (lambda: Continuous(2, objective="score"), "objective of likelihood"),
     ],
 )
