@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, BinaryIO
@@ -17,19 +17,31 @@ if TYPE_CHECKING:
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """A stream whose content replaces the file at the end, also if the power fails then.
 
-    Several processes may write the same file at once: the last to end counts.
+    Several processes may write the same file at once: the last to end counts. Only one that is
+    killed leaves its half, under a hidden name (see `remove_leftovers`).
     """
     temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
-    with temporary.open("wb") as stream:
-        yield stream
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def remove_leftovers(folder: Path, pattern: str = ".*.tmp") -> None:
+    """Remove the halves of files whose writers were killed; none may be alive."""
+    for half in folder.glob(pattern):
+        half.unlink(missing_ok=True)
 
 
 def parquet_table(source: Path | BinaryIO) -> pa.Table:

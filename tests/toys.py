@@ -9,11 +9,23 @@ import time
 from collections.abc import Iterable
 from math import nan
 from multiprocessing import parent_process
+from pathlib import Path
 from types import ModuleType
 
 import torch
 
-from resflow_bench.lab import Cell, Context, Failure, Grid, Observation, Preset, Skip, Suite
+from resflow_bench.lab import (
+    Cell,
+    Context,
+    Failure,
+    Grid,
+    Observation,
+    Preset,
+    Result,
+    Skip,
+    Suite,
+)
+from resflow_bench.threads import one_thread
 
 
 def measure_rows(cell: Cell, context: Context) -> Iterable[Observation]:
@@ -77,6 +89,13 @@ def measure_prepared(cell: Cell, context: Context) -> Iterable[Observation]:
     """The number of cells that were prepared together with this one; fails where it was not."""
     number = (context.results / f"prepared-{cell['dim']}").read_text()
     yield Observation("n_together", float(number), "1")
+
+
+def result(cell: Cell, suite: str = "rows") -> Result:
+    """The result of a cell of a toy suite, with run seed 0."""
+    with one_thread():
+        observations = tuple(SUITES[suite].measure(cell, Context(0, {}, Path())))
+    return Result(cell, "ok", observations)
 
 
 def toy(name: str, dims: int, n_terms: tuple[int, ...] = (1,), **options: object) -> Suite:

@@ -20,9 +20,9 @@ from resflow_bench import __version__
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from resflow_bench.lab.store import Run
+    from resflow_bench.lab.store import Run, Shard
 
-CELLS_FAILED, REFUSED, MISTAKEN, SIGNALLED = 1, 2, 70, 128
+CELLS_FAILED, REFUSED, MISTAKEN, HELD, SIGNALLED = 1, 2, 70, 75, 128
 
 folder = click.Path(path_type=Path)
 results_option = click.option(
@@ -96,10 +96,13 @@ def is_given(option: str) -> bool:
 @contextmanager
 def refusals(*kinds: type[Exception]) -> Iterator[None]:
     """Turn errors that the user can correct into one line, without a traceback."""
-    from resflow_bench.lab.store import StoreError
+    from resflow_bench.lab.store import HeldError, StoreError
 
     try:
         yield
+    except HeldError as error:
+        click.echo(f"error: {error}", err=True)
+        raise click.exceptions.Exit(HELD) from error
     except (StoreError, *kinds) as error:  # type: ignore[misc]
         raise click.ClickException(str(error)) from error
 
@@ -113,6 +116,7 @@ def cli(context: click.Context) -> None:
     \b
     resflow-bench list                      suites, axes and their values
     resflow-bench run bias --preset smoke   measure a suite
+    resflow-bench plan bias --preset full   begin a run for several machines
     resflow-bench report                    write the page of a run
     resflow-bench train checkerboard        train a flow, and save its weights
     resflow-bench advise --model trained    the estimator of least time for it
@@ -122,11 +126,18 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-def note_changes(measured: Run) -> None:
-    """Record that the run is resumed, and print what changed since it began."""
+def note_changes(measured: Run, shard: Shard | None = None) -> None:
+    """Become the run's writer, record that it is resumed, and print what changed since it began."""
     from resflow_bench.lab.plan import go_on
+    from resflow_bench.lab.store import WHOLE
 
-    if changed := go_on(measured):
+    if not measured.begin_writing(shard or WHOLE):
+        click.echo(
+            f"note: the file system of `{measured.path}` has no locks, so that another process may "
+            "measure the same cells; none would be lost",
+            err=True,
+        )
+    if changed := go_on(measured, shard or WHOLE):
         what = ", ".join(changed)
         click.echo(f"note: {what} changed since this run began; run.json holds both", err=True)
 

@@ -79,6 +79,7 @@ def train(
             checkpoint holds come again.
 
     Raises:
+        HeldError: another process carries out this training.
         StoreError: if the run or its checkpoint cannot be read or written.
         ValueError: if `data` or the initial weights have another digest than the plan's, or the
             data or the flow do not fit in memory.
@@ -99,6 +100,7 @@ def train(
                 f"run `{run.name}` was begun from other weights {plan.init} (digest "
                 f"{plan.init_digest}; got {found}). Put the file back, or begin another run."
             )
+    run.begin_writing()
     if is_longer:
         run.write_about(about | plan.record() | {"status": "running", "end": None})
     status, result = "interrupted", TrainingResult()
@@ -119,9 +121,9 @@ def train(
                 raise ValueError(explain(error)) from error
             status, result = "failed", session.record_failure(error)
         finally:
-            run.flush()
+            run.end_writing()
             ended = {"status": status, "end": now(), "n_steps_done": result.n_done}
-            run.write_about(run.about | ended)
+            run.revise(lambda _: ended)
     return result
 
 

@@ -1,23 +1,19 @@
 """The only writer of results/runs: run folders, their provenance and their rows.
 
-    results/runs/<run>/run.json                              provenance, status
-    results/runs/<run>/<suite>/part-<time>-<digest>.parquet  rows of one or more whole cells
+    results/runs/<run>/run.json                                provenance, status
+    results/runs/<run>/<suite>/part-<number>-<digest>.parquet  rows of one or more whole cells
 
-A part is immutable: written under a hidden name, synced, renamed, so that what exists is whole, and
-its name holds a digest of its bytes. Parts are ordered by their names, which begin with the time. A
-cell may stand in several (it failed and was measured again on resume, or two runs were merged); its
-last part counts. `pandas` reads a suite's folder as it is.
+A cell may stand in several parts (it failed and was measured again on resume, or two runs were
+merged); `parts` says which of its rows count. `pandas` reads a suite's folder as it is.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from math import nan
 from pathlib import Path
 from secrets import token_hex
 from shlex import quote
@@ -25,99 +21,39 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from resflow_bench import __version__
-from resflow_bench.files import parquet_table, written_whole
-from resflow_bench.lab.axes import axis_named
+from resflow_bench.files import written_whole
 from resflow_bench.lab.observe import Result
+from resflow_bench.lab.store.parts import (
+    StoreError,
+    axis_columns,
+    counted,
+    read_parts,
+    rows_of,
+    table_of,
+    together,
+    write_part,
+)
+from resflow_bench.lab.store.writers import WHOLE, Shard, Writers
 from resflow_bench.lab.suite import Suite
 
-COLUMNS = {
-    "suite": "string",
-    "cell": "string",
-    "status": "string",
-    "message": "string",
-    "metric": "string",
-    "value": "float64",
-    "unit": "string",
-    "standard_error": "float64",
-    "ci_low": "float64",
-    "ci_high": "float64",
-    "n": "int64",
-}
-"""The columns that every suite has, before one for each of its axes."""
-
-REPLICATES = "replicates"  # after the axes: independent values whose mean or the like is `value`
-PICTURE = "picture"  # the last column of some suites: bytes of an .npz file, null in most rows
-BESIDE = (REPLICATES, PICTURE)  # columns that no table shows
-
-_MARK = b"resflow_bench"
-_AXIS_TYPES = {int: "Int64", float: "float64", str: "string"}
 SECONDS_BUFFERED = 1.0
 """Syncing a part takes milliseconds, so cells that take less share one; a kill -9 costs no more."""
 
+_RECORD: dict[str, type] = {
+    **dict.fromkeys(("run", "preset", "start", "end", "status", "commit", "platform"), str),
+    **dict.fromkeys(("set", "files", "questions", "versions", "device", "threads"), dict),
+    **dict.fromkeys(("suites", "arguments", "resumed"), list),
+    **{"doctor": dict, "seed": int, "dirty": bool, "git_error": str, "n_steps_done": int},
+}
+"""The types of the fields of `run.json`; any of them may be missing, or null."""
 
-class StoreError(Exception):
-    """A request to the results folder that failed; the message has the cause and the remedy."""
-
-
-def axis_columns(columns: Iterable[str]) -> list[str]:
-    """The columns of a frame that are axes."""
-    return [column for column in columns if column not in COLUMNS and column not in BESIDE]
-
-
-def _schema(suite: Suite) -> pa.Schema:
-    types = COLUMNS | {axis: _AXIS_TYPES[axis_named(axis).kind] for axis in suite.axes}
-    empty = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in types.items()})
-    schema = pa.Schema.from_pandas(empty, preserve_index=False)
-    schema = schema.append(pa.field(REPLICATES, pa.list_(pa.float64())))
-    if suite.has_pictures:
-        schema = schema.append(pa.field(PICTURE, pa.binary()))
-    return schema.with_metadata({**schema.metadata, _MARK: __version__.encode()})
-
-
-def _rows(result: Result) -> Iterator[dict[str, Any]]:
-    """One row per metric; one row without a metric where the cell failed or was skipped."""
-    cell = result.cell
-    common = {"suite": cell.suite, "cell": cell.id, "status": result.status, **cell.axes}
-    if not result.observations:
-        nothing = {"metric": "", "value": nan, "unit": "", "n": 0}
-        missing = dict.fromkeys(("standard_error", "ci_low", "ci_high"), nan)
-        yield common | nothing | missing | {"message": result.message}
-    for observation in result.observations:
-        yield common | vars(observation)
-
-
-def _write_part(folder: Path, table: pa.Table) -> None:
-    stream = io.BytesIO()
-    pq.write_table(table, stream)
-    content = stream.getvalue()
-    name = f"part-{time.time_ns():020d}-{_digest(content)}.parquet"
-    with written_whole(folder / name) as file:
-        file.write(content)
-
-
-def _read_part(path: Path) -> pa.Table:
-    reason = "its bytes or columns are not those that were written"
-    try:
-        content = path.read_bytes()
-        table = parquet_table(io.BytesIO(content))
-        # A part that another tool rewrote lacks the mark, and its name holds no digest of it.
-        whole = _MARK not in (table.schema.metadata or {}) or path.stem.endswith(_digest(content))
-        if whole and table.column_names[: len(COLUMNS)] == list(COLUMNS):
-            return table
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-    raise StoreError(
-        f"part `{path}` is damaged ({reason}); move it away, then `resflow-bench run --resume "
-        f"{path.parents[1].name} --results {quote(str(path.parents[3]))}` measures its cells again."
-    )
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
+_INNER: dict[str, type] = {
+    **dict.fromkeys(("suites", "arguments"), str),
+    "set": list,
+    "resumed": dict,
+}
+"""The types of the items of some of them."""
 
 
 class Run:
@@ -126,7 +62,8 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.name
-        self._buffer: dict[str, tuple[pa.Schema, list[dict[str, Any]]]] = {}
+        self._writers = Writers(path)
+        self._buffer: dict[str, tuple[Suite, list[dict[str, Any]]]] = {}
         self._flushed = time.monotonic()
 
     @property
@@ -139,24 +76,83 @@ class Run:
         file = self.path / "run.json"
         try:
             about = json.loads(file.read_bytes())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise StoreError(
                 f"`{file}` cannot be read ({error}); put back a copy, or move `{self.path}` away."
             ) from None
         if not isinstance(about, dict):
             raise StoreError(f"`{file}` holds no JSON object; move `{self.path}` away.")
+        for name, value in about.items():
+            if wrong := _misfits(name, value):
+                raise StoreError(
+                    f"`{file}` holds {wrong[0]!r} in its field `{name}`; put back a copy, or move "
+                    f"`{self.path}` away."
+                )
         return about
 
     def write_about(self, about: dict[str, Any]) -> None:
-        """Replace `run.json`."""
-        with written_whole(self.path / "run.json") as file:
-            file.write(json.dumps(about, indent=2).encode() + b"\n")
+        """Replace `run.json`.
+
+        Raises:
+            StoreError: if it cannot be written.
+        """
+        try:
+            with written_whole(self.path / "run.json") as file:
+                file.write(json.dumps(about, indent=2).encode() + b"\n")
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def revise(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Change fields of `run.json`; no other process can come between.
+
+        Args:
+            change: from the present record to the fields that change.
+        """
+        with self._exclusive():
+            about = self.about
+            self.write_about(about | change(about))
+
+    def begin_writing(self, shard: Shard = WHOLE) -> bool:
+        """Become the only writer of a shard's cells; False where the file system has no locks.
+
+        It ends with `end_writing`, or with this process. A second call, before it has ended, does
+        nothing.
+
+        Raises:
+            HeldError: another process is a writer of some of these cells.
+            StoreError: the folder cannot be written.
+        """
+        try:
+            return self._writers.enter(shard)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def end_writing(self) -> bool:
+        """Write the rest, and stop being a writer; True if another process still is one."""
+        try:
+            self.flush()
+        finally:
+            self._writers.leave()
+        with self._exclusive():
+            return self._writers.are_there
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        try:
+            with self._writers.exclusive():
+                yield
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> StoreError:
+        return StoreError(
+            f"`{self.path}` cannot be written ({error.strerror}); make room there, or make it "
+            "writable, then resume the run."
+        )
 
     def append(self, suite: Suite, result: Result) -> None:
         """Add a cell's rows; all of them reach the disk in one part."""
-        if suite.name not in self._buffer:
-            self._buffer[suite.name] = (_schema(suite), [])
-        self._buffer[suite.name][1].extend(_rows(result))
+        self._buffer.setdefault(suite.name, (suite, []))[1].extend(rows_of(result))
         if time.monotonic() - self._flushed > SECONDS_BUFFERED:
             self.flush()
 
@@ -166,18 +162,18 @@ class Run:
         Raises:
             StoreError: if they cannot be written.
         """
-        for suite, (schema, rows) in self._buffer.items():
-            folder = self.path / suite
+        for name in list(self._buffer):
+            folder = self.path / name
             try:
                 folder.mkdir(exist_ok=True)
-                _write_part(folder, pa.Table.from_pylist(rows, schema))
+                write_part(folder, table_of(*self._buffer[name]))
             except OSError as error:
                 raise StoreError(
                     f"`{folder}` takes no more rows ({error.strerror}); make room, then "
                     f"`resflow-bench run --resume {self.name} "
                     f"--results {quote(str(self.path.parents[1]))}`."
                 ) from error
-        self._buffer.clear()
+            del self._buffer[name]
         self._flushed = time.monotonic()
 
     @property
@@ -193,16 +189,13 @@ class Run:
         Raises:
             StoreError: if there are none, or a part is damaged.
         """
-        parts = sorted((self.path / suite).glob("part-*.parquet"))
-        if not parts:
+        if not (tables := list(read_parts(self.path / suite).values())):
             raise StoreError(
                 f"run `{self.name}` holds no rows of suite `{suite}`; "
                 f"it holds those of {', '.join(self.suites) or 'no suite'}."
             )
-        tables = [_read_part(part) for part in parts]
-        frame = pa.concat_tables(tables, promote_options="default").to_pandas(use_threads=False)
-        part = pd.Series(np.repeat(np.arange(len(tables)), [len(table) for table in tables]))
-        frame = frame[part == part.groupby(frame["cell"]).transform("max")]
+        counts = np.concatenate(counted(tables))
+        frame = together(tables).to_pandas(use_threads=False)[counts]
         axes = axis_columns(frame.columns)
         return frame.sort_values([*axes, "cell"], kind="stable", ignore_index=True)
 
@@ -218,19 +211,42 @@ class Run:
         frames = self.frames().values()
         return {cell for frame in frames for cell in frame["cell"][frame["status"] != "failed"]}
 
+    def measured(self) -> set[str]:
+        """The ids of the cells that have rows, those of failures included.
+
+        Raises:
+            StoreError: if a part is damaged.
+        """
+        return {cell for suite in self.suites for table in read_parts(self.path / suite).values()
+                for cell in table["cell"].to_pylist()}  # fmt: skip
+
     def drop_superseded(self) -> None:
-        """Remove superseded rows, so that a plain reader of the folder sees each cell once."""
-        for suite in self.suites:
-            later: set[str] = set()
-            for part in sorted((self.path / suite).glob("part-*.parquet"), reverse=True):
-                table = _read_part(part)
-                cells = table["cell"].to_pylist()
-                counts = [cell not in later for cell in cells]
-                if not all(counts):
-                    if any(counts):
-                        _write_part(part.parent, table.filter(counts))
-                    part.unlink()
-                later.update(cells)
+        """Remove superseded rows, so that a plain reader of the folder sees each cell once.
+
+        Raises:
+            StoreError: if a part is damaged, or the folder cannot be written.
+        """
+        with self._exclusive():
+            for suite in self.suites:
+                parts = read_parts(self.path / suite)
+                counts = zip(parts, counted(list(parts.values())), strict=True)
+                mixed = {part: rows for part, rows in counts if not rows.all()}
+                left = [parts[part].filter(rows) for part, rows in mixed.items() if rows.any()]
+                if left:
+                    write_part(self.path / suite, together(left))
+                for part in mixed:
+                    part.unlink(missing_ok=True)
+
+
+def _misfits(name: str, value: Any) -> list[Any]:
+    """The value of a field of `run.json`, or its items, of another type than they should have."""
+    kind, inner = _RECORD.get(name, object), _INNER.get(name, object)
+    if value is None:
+        return []
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [item for item in items if not isinstance(item, inner)]
 
 
 class Store:
@@ -249,12 +265,12 @@ class Store:
         run = Run(self.results / "runs" / name)
         try:
             run.path.mkdir(parents=True)
-            run.write_about({"run": name} | about)
         except OSError as error:
             raise StoreError(
                 f"results folder `{self.results}` cannot be written ({error.strerror}); "
                 "name another with --results DIR."
             ) from None
+        run.write_about({"run": name} | about)
         return run
 
     def runs(self) -> list[Run]:

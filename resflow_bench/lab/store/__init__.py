@@ -1,0 +1,27 @@
+"""The store: runs, their rows and records on disk, and the processes that write them."""
+
+from resflow_bench.lab.store.parts import (
+    BESIDE,
+    COLUMNS,
+    PICTURE,
+    REPLICATES,
+    StoreError,
+    axis_columns,
+)
+from resflow_bench.lab.store.run import Run, Store, merge
+from resflow_bench.lab.store.writers import WHOLE, HeldError, Shard
+
+__all__ = [
+    "BESIDE",
+    "COLUMNS",
+    "PICTURE",
+    "REPLICATES",
+    "WHOLE",
+    "HeldError",
+    "Run",
+    "Shard",
+    "Store",
+    "StoreError",
+    "axis_columns",
+    "merge",
+]
