@@ -55,6 +55,8 @@ def measure_mixed(cell: Cell, context: Context) -> Iterable[Observation]:
             os.kill(os.getpid(), signal.SIGKILL)
         case 7:
             raise KeyError("a mistake of ours")
+        case 8:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def measure_slow(cell: Cell, context: Context) -> Iterable[Observation]:
@@ -111,6 +113,7 @@ def toy(name: str, dims: int, n_terms: tuple[int, ...] = (1,), **options: object
 ROWS = toy("rows", 6, prepare=prepare)
 MIXED = toy("mixed", 1, (1, 2, 3, 4, 5))
 CRASH = toy("mixed", 2, (1, 6))
+DEADLY = toy("mixed", 2, (1, 8))
 MISTAKE = toy("mixed", 1, (1, 7))
 SLOW = toy("slow", 32)
 REPAIRED = toy("repaired", 3)

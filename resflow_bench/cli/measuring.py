@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing, nullcontext
 from functools import reduce
 from textwrap import fill
 from time import monotonic
@@ -101,6 +102,8 @@ def plan(names: tuple[str, ...], results: Path, lists_cells: bool, **asked: Any)
 @click.option("--resume", metavar="RUN", help="Measure what this run is missing.")
 @click.option("--shard", metavar="I/N", help="With --resume: measure part I of N of the cells; "
               "other processes measure the others.")  # fmt: skip
+@click.option("--cluster", metavar="ADDRESS", help="Measure on the workers of the Dask scheduler "
+              "at tcp://HOST:PORT; this process writes.")  # fmt: skip
 @click.option("--out", type=group.folder, help="Write the page there whenever a suite is done.")
 def run(
     names: tuple[str, ...],
@@ -108,6 +111,7 @@ def run(
     resume: str | None,
     shard: str | None,
     jobs: int | None,
+    cluster: str | None,
     out: Path | None,
     **asked: Any,
 ) -> int:
@@ -116,6 +120,7 @@ def run(
     A SUITE is a name, as in `list`, or the folder of a suite of your own. Ctrl-C loses no finished
     cell; --resume measures the rest, with the same numbers as an uninterrupted run.
     """
+    from resflow_bench.lab.cluster import Cluster
     from resflow_bench.lab.progress import shown
     from resflow_bench.lab.provenance import cores
     from resflow_bench.lab.store import WHOLE, Shard, Store
@@ -123,6 +128,7 @@ def run(
 
     with group.refusals(ValueError):
         store, asked, part = Store(results), _asked(asked, names), WHOLE
+        workers = nullcontext() if cluster is None else closing(Cluster(cluster))
         if shard is not None:
             part = Shard.parse(shard)
             if resume is None:
@@ -134,8 +140,9 @@ def run(
             plan, measured = _begin(asked, store)
         else:
             plan, measured = _go_on(_given(asked), store.open(resume), part)
-    with group.refusals(), shown("{}/{} cells") as listen:
-        tally = sweep(plan, measured, jobs or cores(), listen, _Page(measured, out), part)
+    with group.refusals(), shown("{}/{} cells") as listen, workers as dask:
+        page = _Page(measured, out)
+        tally = sweep(plan, measured, jobs or cores(), listen, page, part, dask)
         group.no_more_signals(tally.signal)
     return _conclude(measured, tally, results, out, part)
 

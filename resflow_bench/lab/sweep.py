@@ -13,6 +13,7 @@ from itertools import groupby
 from math import nan
 from pathlib import Path
 
+from resflow_bench.lab.cluster import Cluster
 from resflow_bench.lab.interrupt import Interrupted, Interrupts
 from resflow_bench.lab.observe import Result
 from resflow_bench.lab.plan import Plan, conclude
@@ -91,6 +92,7 @@ def sweep(
     listen: Listener = ignore,
     finished: Callable[[Suite], None] = lambda _: None,
     shard: Shard = WHOLE,
+    cluster: Cluster | None = None,
 ) -> Tally:
     """Measure every cell of the plan's shard that the run lacks; the last marks it as finished.
 
@@ -99,12 +101,14 @@ def sweep(
         jobs: processes that share the cells; exclusive suites come last, alone, in this one.
         listen: is called after every cell, and with the messages of preparations.
         finished: is called after the last cell of each suite, whose rows are then on disk.
+        cluster: measures the cells in the place of this machine.
         shard: the cells to measure; other processes may measure others into the same run.
 
     Returns:
         The tally. Where SIGINT or SIGTERM ended the sweep, every finished cell is on disk.
 
     Raises:
+        ClusterError: the cluster cannot be used, or went away; what was measured is stored.
         HeldError: another process measures some of these cells.
         StoreError: if the run cannot be read or written.
     """
@@ -114,7 +118,7 @@ def sweep(
     tasks = list(_tasks(plan, run.path.parents[1], tally, done, shard))
     exclusive = [task for task in tasks if task.suite.exclusive]
     common = list(_in_order([task for task in tasks if not task.suite.exclusive], exclusive))
-    jobs = max(1, min(jobs, len(common)))
+    jobs = max(1, min(cluster.n_workers if cluster else jobs, len(common)))
     for task in tasks:
         workers = 1 if task.suite.exclusive else jobs
         tally.paces.setdefault(task.suite.name, _Pace(workers)).n_left += 1
@@ -122,7 +126,10 @@ def sweep(
     with Interrupts() as interrupts:
         try:
             say = _saying(tally, listen)
-            with closing(_answers(common, exclusive, jobs, interrupts, say)) as answers:
+            source = _answers(common, exclusive, jobs, interrupts, say)
+            if cluster is not None:
+                source = cluster.answers(common, exclusive, interrupts, say)
+            with closing(source) as answers:
                 for answer in answers:
                     if answer is None:
                         run.flush()
