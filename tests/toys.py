@@ -65,6 +65,12 @@ def measure_slow(cell: Cell, context: Context) -> Iterable[Observation]:
     return measure_rows(cell, context)
 
 
+def measure_gpu(cell: Cell, context: Context) -> Iterable[Observation]:
+    """The number in `CUDA_VISIBLE_DEVICES`, a tenth of a second later; -1 if there is none."""
+    time.sleep(0.1)
+    yield Observation("gpu", float(os.environ.get("CUDA_VISIBLE_DEVICES", "-1")), "1")
+
+
 def measure_repaired(cell: Cell, context: Context) -> Iterable[Observation]:
     """Fails for as long as the results folder holds a file `broken`."""
     if (context.results / "broken").exists():
@@ -116,6 +122,7 @@ CRASH = toy("mixed", 2, (1, 6))
 DEADLY = toy("mixed", 2, (1, 8))
 MISTAKE = toy("mixed", 1, (1, 7))
 SLOW = toy("slow", 32)
+GPU = toy("gpu", 12)
 REPAIRED = toy("repaired", 3)
 PREPARED = toy("prepared", 3, (1, 2), prepare=prepare_dim, prepared_by=("dim",))
 ALONE = toy("rows", 2, exclusive=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import count
 from queue import Empty, SimpleQueue
@@ -96,7 +96,7 @@ class Cluster:
             RuntimeError: a mistake of this code in a cell.
         """
         self._check_versions()
-        heard: SimpleQueue[Future | str] = SimpleQueue()
+        heard: SimpleQueue[Future[Any] | str] = SimpleQueue()
         self.client.subscribe_topic(TOPIC, lambda event: heard.put(str(event[1])))
         try:
             yield from self._anywhere(deque(common), heard, interrupts, say)
@@ -107,39 +107,38 @@ class Cluster:
     def _anywhere(
         self,
         waiting: deque[Job],
-        heard: SimpleQueue[Future | str],
+        heard: SimpleQueue[Future[Any] | str],
         interrupts: Interrupts,
         say: Callable[[str], None],
     ) -> Iterator[Answer | None]:
-        prepared: dict[tuple[object, ...], Future] = {}
-        given: dict[str, Job] = {}
-        futures: dict[str, Future] = {}  # a future without a reference is forgotten by Dask
+        prepared: dict[tuple[object, ...], Future[Any]] = {}
+        # With the futures, as Dask forgets one that nobody holds.
+        given: dict[Hashable, tuple[Job, Future[Any]]] = {}
         while waiting or given:
             while waiting and len(given) < WINDOW:
                 job = waiting.popleft()
                 future = self._submit(job, prepared.get(shared(job)))
                 if isinstance(job, Preparation):
                     prepared[shared(job)] = future
-                given[future.key], futures[future.key] = job, future
+                given[future.key] = (job, future)
                 future.add_done_callback(heard.put)
-            for future in self._ended(heard, interrupts, say):
-                if future is None:
-                    yield None
-                    continue
-                futures.pop(future.key)
-                answer = self._answer(future, given.pop(future.key), say)
-                if answer is not None:
-                    yield answer
+            ended = self._next(heard, interrupts, say)
+            if ended is None:
+                yield None
+                continue
+            job, _ = given.pop(ended.key)
+            if (answer := self._answer(ended, job, say)) is not None:
+                yield answer
 
     def _alone(
         self,
         waiting: deque[Task],
-        heard: SimpleQueue[Future | str],
+        heard: SimpleQueue[Future[Any] | str],
         interrupts: Interrupts,
         say: Callable[[str], None],
     ) -> Iterator[Answer | None]:
         """Tasks that time something: one at a time on each host."""
-        given: dict[str, tuple[Task, str, Future]] = {}
+        given: dict[Hashable, tuple[Task, str, Future[Any]]] = {}
         while waiting or given:
             hosts = self._hosts()
             for key, (task, host, future) in list(given.items()):
@@ -153,40 +152,39 @@ class Cluster:
                 future = self._submit(task, None, workers=[host], allow_other_workers=False)
                 given[future.key] = (task, host, future)
                 future.add_done_callback(heard.put)
-            for future in self._ended(heard, interrupts, say):
-                if future is None:
-                    yield None
-                elif future.key in given:
-                    answer = self._answer(future, given.pop(future.key)[0], say)
-                    if answer is not None:
-                        yield answer
+            ended = self._next(heard, interrupts, say)
+            if ended is None or ended.key not in given:
+                yield None
+                continue
+            task, *_ = given.pop(ended.key)
+            if (answer := self._answer(ended, task, say)) is not None:
+                yield answer
 
-    def _ended(
+    def _next(
         self,
-        heard: SimpleQueue[Future | str],
+        heard: SimpleQueue[Future[Any] | str],
         interrupts: Interrupts,
         say: Callable[[str], None],
-    ) -> Iterator[Future | None]:
-        """A future that ended, or None after a while; messages are said."""
+    ) -> Future[Any] | None:
+        """A future that ended; None after a while without one, or after a message."""
         interrupts.check()
         try:
             one = heard.get(timeout=0.2)
         except Empty:
             self._warn_if_idle(say)
-            yield None
-            return
+            return None
         if isinstance(one, str):
             say(one)
-        else:
-            yield one
+            return None
+        return one
 
-    def _submit(self, job: Job, after: Future | None, **where: Any) -> Future:
+    def _submit(self, job: Job, after: Future[Any] | None, **where: Any) -> Future[Any]:
         what = job.cell.id if isinstance(job, Task) else f"prepare-{job.suite.name}"
         payload = pickle.dumps(job)  # its suite is found by name there, once suites can be imported
         key = f"{what}-{next(_NUMBERS)}"
         return self.client.submit(_do, payload, after, key=key, pure=False, **where)
 
-    def _answer(self, future: Future, job: Job, say: Callable[[str], None]) -> Answer | None:
+    def _answer(self, future: Future[Any], job: Job, say: Callable[[str], None]) -> Answer | None:
         """The answer of a task; None of a preparation, whose failure is said."""
         from distributed import KilledWorker
 
