@@ -14,7 +14,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import toys
+from click.testing import CliRunner
 
+from resflow_bench.cli import cli
 from resflow_bench.lab.cluster import Cluster, ClusterError
 from resflow_bench.lab.plan import Plan, begin
 from resflow_bench.lab.progress import Progress
@@ -168,3 +170,25 @@ def test_an_address_where_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("resflow_bench.lab.cluster.SECONDS_TO_ANSWER", 0.5)
     with pytest.raises(ClusterError, match=r"no Dask scheduler answers at `tcp://127.0.0.1:9`"):
         Cluster("tcp://127.0.0.1:9")
+
+
+def test_the_command_measures_a_suite_on_the_workers(
+    cluster: tuple[str, Start], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "resflow_bench", "run", "lipschitz", "--preset=smoke"]
+    command += [f"--results={tmp_path}"]
+    for where in ([f"--cluster={cluster[0]}"], ["--jobs=1"]):
+        done = subprocess.run([*command, *where], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    there, here = Store(tmp_path).runs()
+    pd.testing.assert_frame_equal(there.frame("lipschitz"), here.frame("lipschitz"))
+
+
+def test_the_command_says_that_nobody_answers(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    answer = CliRunner().invoke(
+        cli, ["run", "bias", "--preset=smoke", "--cluster=nowhere", f"--results={results}"]
+    )
+    assert answer.exit_code == 1
+    assert answer.stderr.startswith("Error: no Dask scheduler answers at `nowhere`")
+    assert not results.exists()
