@@ -154,7 +154,7 @@ def resumption(run: Run, results: Path) -> str:
 
 def command_of(run: Run) -> str:
     """The command that began the run, `run` or `train`."""
-    return str(run.about.get("arguments", ["run"])[0])
+    return next(iter(run.about.get("arguments") or ()), "run")
 
 
 def this_machine() -> dict[str, Any]:

@@ -91,7 +91,7 @@ def train(
         )
     files, n_steps, about = TrainingFiles(run), plan.recipe.training.n_steps, run.about
     is_longer = plan.is_longer_than(run)
-    if about["status"] == "finished" and not is_longer and files.weights.exists():
+    if about.get("status") == "finished" and not is_longer and files.weights.exists():
         return TrainingResult(n_done=about.get("n_steps_done", n_steps))
     if plan.init and not files.checkpoint.exists():
         found = weights_digest(plan.init, run.path.parents[1])
