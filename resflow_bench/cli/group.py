@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from shlex import quote
@@ -62,7 +62,9 @@ def no_more_signals(received: int | None) -> None:
 def _answer() -> int:
     try:
         with cli.make_context("resflow-bench", sys.argv[1:]) as context:
-            return cli.invoke(context) or 0
+            code = cli.invoke(context) or 0
+            sys.stdout.flush()
+            return code
     except click.exceptions.Exit as end:  # --help and --version have printed their text
         return end.exit_code
     except click.ClickException as error:
@@ -71,6 +73,12 @@ def _answer() -> int:
     except BrokenPipeError:  # as in `show ... | head`
         _drop_the_rest()
         return 0
+    except OSError as error:  # a full disk, a folder without permission, a name that is too long
+        where = f"`{str(error.filename)[:200]}`" if error.filename else "a file or standard output"
+        with suppress(OSError):  # standard error may be on the same disk
+            click.echo(f"error: {where}: {error.strerror}; make room, or name another.", err=True)
+        _drop_the_rest()
+        return REFUSED
 
 
 def echo_all(text: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,9 +27,12 @@ from resflow_bench.training.plan import TRAINING, TrainingPlan
 from resflow_bench.training.recipe import finite_moments_estimator
 from resflow_bench.training.trainer import Diverged, Trainer
 from resflow_bench.training.weights import (
+    DAMAGE,
     SECONDS_BETWEEN_CHECKPOINTS,
     TrainingFiles,
+    first_line,
     load_weights,
+    load_whole,
     save_whole,
     weights_digest,
 )
@@ -339,15 +341,15 @@ class _Session:
         file = self.files.checkpoint
         if file.exists():
             try:
-                state = torch.load(file, map_location=self.plan.device, weights_only=True)
+                state = load_whole(file, self.plan.device)
                 self.trainer.load_state_dict(state["trainer"])
                 self.losses, self.step_s = list(state["losses"]), state["step_s"]
                 self.excess = state["excess"]
                 self.best = BestHeldOut(**state.get("best", {}))  # none in an older checkpoint
-            except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+            except (OSError, *DAMAGE) as error:
                 raise StoreError(
-                    f"checkpoint `{file}` does not fit ({explain(error)}); use the code that wrote "
-                    "it, or move the file away to begin again."
+                    f"checkpoint `{file}` does not fit or is damaged ({first_line(error)}); use "
+                    "the code that wrote it, put back a copy, or move the file away to begin again."
                 ) from error
         if TRAINING.name not in self.run.suites:
             return set()
