@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from shlex import quote
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,7 +19,7 @@ from click.core import ParameterSource
 from resflow_bench import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from resflow_bench.lab.store import Run, Shard
 
@@ -32,18 +33,24 @@ results_option = click.option(
 
 def main() -> None:
     """The console script; never returns."""
-    signal.signal(signal.SIGINT, _once)
+    _on_ctrl_c(_once)
     if isinstance(sys.stdout, TextIOWrapper):  # standard error has this handler already
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _answer()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # while Python takes itself down
+        _on_ctrl_c(signal.SIG_IGN)  # while Python takes itself down
     except KeyboardInterrupt:
         code = SIGNALLED + signal.SIGINT
     except Exception:  # noqa: BLE001 (a defect of this code; Python's exit code is CELLS_FAILED)
         traceback.print_exc()
         code = MISTAKEN
     sys.exit(code)
+
+
+def _on_ctrl_c(handler: Callable[..., None] | signal.Handlers) -> None:
+    """Handle Ctrl-C, where Python does: in the main thread."""
+    if current_thread() is main_thread():
+        signal.signal(signal.SIGINT, handler)
 
 
 def _once(*_: object) -> None:

@@ -13,7 +13,7 @@ from resflow_bench.cli import group
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from resflow_bench.lab.store import Inspection, Run
+    from resflow_bench.lab.store import Run, RunFiles
 
 
 @group.cli.command()
@@ -72,7 +72,7 @@ def _remedy(file: Path, runs: list[Run]) -> str:
     return f"put back a copy, or move it away, then `resflow-bench train --resume {name}`"
 
 
-def _of_run(run: Run, found: Inspection) -> list[str]:
+def _of_run(run: Run, found: RunFiles) -> list[str]:
     """A line for each damaged file, and one for the cells."""
     from resflow_bench.lab.discovery import load
     from resflow_bench.lab.plan import Plan

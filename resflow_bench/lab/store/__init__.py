@@ -9,7 +9,7 @@ from resflow_bench.lab.store.parts import (
     axis_columns,
 )
 from resflow_bench.lab.store.run import Run, Store, merge
-from resflow_bench.lab.store.whole import Inspection, inspect, parts_of
+from resflow_bench.lab.store.whole import RunFiles, inspect, parts_of
 from resflow_bench.lab.store.writers import WHOLE, HeldError, Shard
 
 __all__ = [
@@ -19,8 +19,8 @@ __all__ = [
     "REPLICATES",
     "WHOLE",
     "HeldError",
-    "Inspection",
     "Run",
+    "RunFiles",
     "Shard",
     "Store",
     "StoreError",

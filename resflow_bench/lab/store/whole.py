@@ -1,4 +1,4 @@
-"""Inspection of a run: which of its files are damaged, and which cells a resume would measure."""
+"""RunFiles of a run: which of its files are damaged, and which cells a resume would measure."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from resflow_bench.lab.store.run import Run
 
 
 @dataclass
-class Inspection:
-    """The state of a run's folder.
+class RunFiles:
+    """The files of a run, read.
 
     damaged: a sentence for each damaged file.
     ok, failed: ids of the cells whose rows count, by their status; skipped ones are ok.
@@ -30,13 +30,13 @@ def parts_of(run: Run) -> list[Path]:
     return [part for suite in run.suites for part in parts_in(run.path / suite)]
 
 
-def inspect(run: Run, read: Callable[[Path], object] = lambda _: None) -> Inspection:
+def inspect(run: Run, read: Callable[[Path], object] = lambda _: None) -> RunFiles:
     """Read every file of a run.
 
     Args:
         read: is called after each part.
     """
-    found = Inspection()
+    found = RunFiles()
     try:
         _ = run.about
     except StoreError as error:
