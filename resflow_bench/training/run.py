@@ -13,6 +13,7 @@ from time import monotonic
 import torch
 
 from resflow_bench.data import Dataset
+from resflow_bench.files import remove_leftovers
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.intervals import mean_interval
 from resflow_bench.lab import Context, Observation, Result, exactly, observe
@@ -102,7 +103,8 @@ def train(
                 f"run `{run.name}` was begun from other weights {plan.init} (digest "
                 f"{plan.init_digest}; got {found}). Put the file back, or begin another run."
             )
-    run.begin_writing()
+    if run.begin_writing():
+        remove_leftovers(files.weights.parent, f".{run.name}*.tmp")
     if is_longer:
         run.write_about(about | plan.record() | {"status": "running", "end": None})
     status, result = "interrupted", TrainingResult()
