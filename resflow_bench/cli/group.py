@@ -33,12 +33,12 @@ results_option = click.option(
 
 def main() -> None:
     """The console script; never returns."""
-    _on_ctrl_c(_once)
+    _on(signal.SIGINT, _once)
     if isinstance(sys.stdout, TextIOWrapper):  # standard error has this handler already
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _answer()
-        _on_ctrl_c(signal.SIG_IGN)  # while Python takes itself down
+        _on(signal.SIGINT, signal.SIG_IGN)  # while Python takes itself down
     except KeyboardInterrupt:
         code = SIGNALLED + signal.SIGINT
     except Exception:  # noqa: BLE001 (a defect of this code; Python's exit code is CELLS_FAILED)
@@ -47,23 +47,23 @@ def main() -> None:
     sys.exit(code)
 
 
-def _on_ctrl_c(handler: Callable[..., None] | signal.Handlers) -> None:
-    """Handle Ctrl-C, where Python does: in the main thread."""
+def _on(number: signal.Signals, handler: Callable[..., None] | signal.Handlers) -> None:
+    """Handle a signal where Python does, in the main thread."""
     if current_thread() is main_thread():
-        signal.signal(signal.SIGINT, handler)
+        signal.signal(number, handler)
 
 
 def _once(*_: object) -> None:
     """Raise KeyboardInterrupt at the first Ctrl-C; later ones are ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _on(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def no_more_signals(received: int | None) -> None:
     """Ignore signals after the first, so that the summary is printed and the exit code stands."""
     if received is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _on(signal.SIGINT, signal.SIG_IGN)
+        _on(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _answer() -> int:

@@ -167,10 +167,15 @@ while not list(Path({str(tmp_path)!r}).glob("runs/*/slow/part-*")):
 """
     path = os.pathsep.join(str(Path(__file__).parents[n]) for n in (1, 2))
     ended = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path}, check=False
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     (run,) = Store(tmp_path).runs()
     assert ended.returncode == 0
+    assert "Traceback" not in ended.stderr
     assert run.about["status"] == "interrupted"
     assert 0 < len(run.done()) < 32
     assert not list(run.path.glob(".*"))
