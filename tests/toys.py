@@ -71,6 +71,16 @@ def measure_gpu(cell: Cell, context: Context) -> Iterable[Observation]:
     yield Observation("gpu", float(os.environ.get("CUDA_VISIBLE_DEVICES", "-1")), "1")
 
 
+def measure_second(cell: Cell, context: Context) -> Iterable[Observation]:
+    """The rows above, a moment later; a failure where it is asked for the first time."""
+    time.sleep(0.02)
+    seen = context.results / f"seen-{cell.id}"
+    if not seen.exists():
+        seen.touch()
+        raise Failure("asked for the first time")
+    return measure_rows(cell, context)
+
+
 def measure_repaired(cell: Cell, context: Context) -> Iterable[Observation]:
     """Fails for as long as the results folder holds a file `broken`."""
     if (context.results / "broken").exists():
@@ -123,10 +133,11 @@ DEADLY = toy("mixed", 2, (1, 8))
 MISTAKE = toy("mixed", 1, (1, 7))
 SLOW = toy("slow", 32)
 GPU = toy("gpu", 12)
+SECOND = toy("second", 24)
 REPAIRED = toy("repaired", 3)
 PREPARED = toy("prepared", 3, (1, 2), prepare=prepare_dim, prepared_by=("dim",))
 ALONE = toy("rows", 2, exclusive=True)
-SUITES = {"rows": ROWS, "mixed": MIXED, "slow": SLOW, "repaired": REPAIRED}
+SUITES = {"rows": ROWS, "mixed": MIXED, "slow": SLOW, "repaired": REPAIRED, "second": SECOND}
 
 
 def install() -> None:

@@ -7,7 +7,14 @@ answers at once.
 """
 
 # Each module adds its commands to the group.
-from resflow_bench.cli import advising, gating, measuring, reading, training  # noqa: F401
+from resflow_bench.cli import (  # noqa: F401
+    advising,
+    gating,
+    measuring,
+    reading,
+    training,
+    verifying,
+)
 from resflow_bench.cli.group import cli, main
 
 __all__ = ["cli", "main"]

@@ -6,10 +6,11 @@ import os
 import signal
 import sys
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from shlex import quote
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,7 +19,7 @@ from click.core import ParameterSource
 from resflow_bench import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from resflow_bench.lab.store import Run, Shard
 
@@ -32,12 +33,12 @@ results_option = click.option(
 
 def main() -> None:
     """The console script; never returns."""
-    signal.signal(signal.SIGINT, _once)
+    _on(signal.SIGINT, _once)
     if isinstance(sys.stdout, TextIOWrapper):  # standard error has this handler already
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _answer()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # while Python takes itself down
+        _on(signal.SIGINT, signal.SIG_IGN)  # while Python takes itself down
     except KeyboardInterrupt:
         code = SIGNALLED + signal.SIGINT
     except Exception:  # noqa: BLE001 (a defect of this code; Python's exit code is CELLS_FAILED)
@@ -46,23 +47,31 @@ def main() -> None:
     sys.exit(code)
 
 
+def _on(number: signal.Signals, handler: Callable[..., None] | signal.Handlers) -> None:
+    """Handle a signal where Python does, in the main thread."""
+    if current_thread() is main_thread():
+        signal.signal(number, handler)
+
+
 def _once(*_: object) -> None:
     """Raise KeyboardInterrupt at the first Ctrl-C; later ones are ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _on(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def no_more_signals(received: int | None) -> None:
     """Ignore signals after the first, so that the summary is printed and the exit code stands."""
     if received is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _on(signal.SIGINT, signal.SIG_IGN)
+        _on(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _answer() -> int:
     try:
         with cli.make_context("resflow-bench", sys.argv[1:]) as context:
-            return cli.invoke(context) or 0
+            code = cli.invoke(context) or 0
+            sys.stdout.flush()
+            return code
     except click.exceptions.Exit as end:  # --help and --version have printed their text
         return end.exit_code
     except click.ClickException as error:
@@ -71,6 +80,12 @@ def _answer() -> int:
     except BrokenPipeError:  # as in `show ... | head`
         _drop_the_rest()
         return 0
+    except OSError as error:  # a full disk, a folder without permission, a name that is too long
+        where = f"`{str(error.filename)[:200]}`" if error.filename else "a file or standard output"
+        with suppress(OSError):  # standard error may be on the same disk
+            click.echo(f"error: {where}: {error.strerror}; make room, or name another.", err=True)
+        _drop_the_rest()
+        return REFUSED
 
 
 def echo_all(text: str) -> None:
@@ -155,7 +170,7 @@ def resumption(run: Run, results: Path) -> str:
 
 def command_of(run: Run) -> str:
     """The command that began the run, `run` or `train`."""
-    return str(run.about.get("arguments", ["run"])[0])
+    return next(iter(run.about.get("arguments") or ()), "run")
 
 
 def this_machine() -> dict[str, Any]:

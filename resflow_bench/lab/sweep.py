@@ -18,7 +18,7 @@ from resflow_bench.lab.interrupt import Interrupted, Interrupts
 from resflow_bench.lab.observe import Result
 from resflow_bench.lab.plan import Plan, conclude
 from resflow_bench.lab.progress import Listener, Progress, ignore
-from resflow_bench.lab.store import WHOLE, Run, Shard
+from resflow_bench.lab.store import WHOLE, Run, Shard, StoreError
 from resflow_bench.lab.suite import Context, Suite
 from resflow_bench.lab.workers import (
     Answer,
@@ -113,7 +113,11 @@ def sweep(
         StoreError: if the run cannot be read or written.
     """
     run.begin_writing(shard)
-    done = run.done()
+    try:
+        done = run.done()
+    except StoreError:
+        run.end_writing()
+        raise
     tally = Tally()
     tasks = list(_tasks(plan, run.path.parents[1], tally, done, shard))
     exclusive = [task for task in tasks if task.suite.exclusive]

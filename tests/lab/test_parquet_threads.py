@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from resflow_bench.lab import Cell
 from resflow_bench.lab.store import COLUMNS
 
 COUNTED = """
@@ -41,7 +42,7 @@ def test_reading_starts_no_thread(tmp_path: Path, stored: bool) -> None:
         file.parent.mkdir()
         text = {name: ["ok"] * n for name in ("suite", "cell", "status", "message", "metric")}
         rows = pd.DataFrame({name: text.get(name, [1.0] * n) for name in COLUMNS})
-        rows["unit"] = "1"
+        rows["unit"], rows["cell"] = "1", Cell("ok", {}).id
     rows.to_parquet(file)
     command = [sys.executable, "-c", COUNTED, str(tmp_path if stored else file)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -38,7 +38,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
     return run.frames()
 
 
-def another(run: Run, shard: str, then: str = "input()") -> subprocess.Popen[str]:
+def another(run: Run, shard: str) -> subprocess.Popen[str]:
     """A process that is the writer of a shard of the run."""
     script = f"""
 from pathlib import Path
@@ -46,7 +46,7 @@ from resflow_bench.lab.store import Run, Shard
 run = Run(Path({str(run.path)!r}))
 run.begin_writing(Shard.parse({shard!r}))
 print("writing", flush=True)
-{then}
+input()
 run.end_writing()
 """
     process = subprocess.Popen(
@@ -118,8 +118,8 @@ def test_rows_do_not_depend_on_shards_nor_their_order(
 def test_a_resume_without_shard_measures_what_lost_shards_left(
     run: Run, whole: dict[str, pd.DataFrame]
 ) -> None:
-    first = sweep(PLAN, run, shard=Shard(2, 3))
-    rest = sweep(PLAN, run)
+    first = sweep(PLAN, run, jobs=2, shard=Shard(2, 3))
+    rest = sweep(PLAN, run, jobs=4)
     assert rest.n_kept == first.n_done - len(first.failed)
     for suite, frame in whole.items():
         pd.testing.assert_frame_equal(run.frame(suite), frame, check_exact=True)

@@ -9,6 +9,7 @@ from resflow_bench.lab.store.parts import (
     axis_columns,
 )
 from resflow_bench.lab.store.run import Run, Store, merge
+from resflow_bench.lab.store.whole import RunFiles, inspect, parts_of
 from resflow_bench.lab.store.writers import WHOLE, HeldError, Shard
 
 __all__ = [
@@ -19,9 +20,12 @@ __all__ = [
     "WHOLE",
     "HeldError",
     "Run",
+    "RunFiles",
     "Shard",
     "Store",
     "StoreError",
     "axis_columns",
+    "inspect",
     "merge",
+    "parts_of",
 ]

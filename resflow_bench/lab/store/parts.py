@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 from resflow_bench import __version__
 from resflow_bench.files import parquet_table, written_whole
 from resflow_bench.lab.axes import AXES
+from resflow_bench.lab.cells import Cell
 from resflow_bench.lab.observe import Result
 from resflow_bench.lab.suite import Suite
 
@@ -164,12 +165,16 @@ def read_part(part: Path) -> pa.Table:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _damaged(part, " ".join(str(error).split())) from error
     # A part that another tool rewrote lacks the mark, and its name holds no digest of it.
-    if _MARK in (table.schema.metadata or {}) and not part.stem.endswith(_digest(content)):
+    is_ours = _MARK in (table.schema.metadata or {})
+    if is_ours and not part.stem.endswith(_digest(content)):
         raise _damaged(part, "its bytes are not those that were written")
     try:
-        return _conformed(table)
+        table = _conformed(table)
+        if not is_ours:
+            _check_cells(table)
     except ValueError as error:
         raise _damaged(part, str(error)) from error
+    return table
 
 
 def _damaged(part: Path, reason: str) -> StoreError:
@@ -221,6 +226,23 @@ def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
     if field.name in ("suite", "cell") and column.null_count:
         raise ValueError(f"its column `{field.name}` has rows without a value")
     return column
+
+
+def _check_cells(table: pa.Table) -> None:
+    """Refuse cells whose axes are not those that their ids are made of."""
+    axes = axis_columns(table.column_names)
+    key = ["suite", "cell", *axes]
+    for row in table.group_by(key, use_threads=False).aggregate([]).to_pylist():
+        values = {name: row[name] for name in axes if row[name] is not None}
+        try:
+            is_same = Cell(row["suite"], values).id == row["cell"]
+        except (TypeError, ValueError, OverflowError):
+            is_same = False
+        if not is_same:
+            raise ValueError(
+                f"the id of its cell `{row['cell']}` is not made of its axes {', '.join(values)}; "
+                "one is missing or was changed"
+            )
 
 
 def _family(kind: pa.DataType) -> str:

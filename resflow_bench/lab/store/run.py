@@ -281,6 +281,15 @@ class Store:
         """
         return sorted(self._runs(), key=lambda run: str(run.about.get("start")))
 
+    def folders(self) -> list[Run]:
+        """Every folder of a run, those without a `run.json` included, by name.
+
+        Raises:
+            StoreError: if there is none.
+        """
+        folders = sorted(path for path in (self.results / "runs").glob("*") if path.is_dir())
+        return [Run(path) for path in folders] or self._runs()
+
     def open(self, name: str) -> Run:
         """The run of that name.
 

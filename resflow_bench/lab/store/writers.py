@@ -129,13 +129,15 @@ class Writers:
         """Shard to lock, of those that a process holds; locks that were left are removed."""
         living = {}
         for file in self.folder.glob(".writer-*-of-*.lock"):
-            if not (numbers := re.fullmatch(r"\.writer-(\d+)-of-(\d+)\.lock", file.name)):
+            try:
+                shard = Shard.parse(file.stem.removeprefix(".writer-").replace("-of-", "/"))
+            except ValueError:  # not of ours
                 continue
             lock = _lock(file)
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                living[Shard(int(numbers[1]), int(numbers[2]))] = file
+                living[shard] = file
             else:
                 _remove(lock)
         return living
