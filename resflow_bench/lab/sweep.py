@@ -101,8 +101,8 @@ def sweep(
         jobs: processes that share the cells; exclusive suites come last, alone, in this one.
         listen: is called after every cell, and with the messages of preparations.
         finished: is called after the last cell of each suite, whose rows are then on disk.
-        cluster: measures the cells in the place of this machine.
         shard: the cells to measure; other processes may measure others into the same run.
+        cluster: measures the cells in the place of this machine.
 
     Returns:
         The tally. Where SIGINT or SIGTERM ended the sweep, every finished cell is on disk.
