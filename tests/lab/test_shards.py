@@ -260,9 +260,13 @@ def test_a_folder_that_takes_no_lock_is_named(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(FileLock, "acquire", refuse)
-    with pytest.raises(StoreError, match=f"`{run.path}` cannot be written .*make room there"):
-        sweep(PLAN, run)
+    for owner, verb in ((FileLock, "acquire"), (Path, "write_text")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, verb, refuse)
+            with pytest.raises(StoreError, match=f"`{run.path}` cannot be written .*make room"):
+                sweep(PLAN, run)
+        assert not list(run.path.glob(".*"))
+    assert run.begin_writing()
 
 
 def test_a_second_resume_of_a_run_ends_with_75(tmp_path: Path) -> None:
