@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +15,10 @@ from typing import TYPE_CHECKING, BinaryIO
 if TYPE_CHECKING:
     import pyarrow as pa
 
+HOST = re.sub(r"\W", "", socket.gethostname())[:40]
+SECONDS_HALF_WRITTEN = 86_400.0
+"""A file is written in seconds; a half that is older than a day has no writer on any machine."""
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
@@ -20,7 +27,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     Several processes may write the same file at once: the last to end counts. Only one that is
     killed leaves its half, under a hidden name (see `remove_leftovers`).
     """
-    temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{HOST}-{token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as stream:
             yield stream
@@ -39,9 +46,15 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_leftovers(folder: Path, pattern: str = ".*.tmp") -> None:
-    """Remove the halves of files whose writers were killed; none may be alive."""
+    """Remove the halves of files whose writers were killed; none may be alive on this machine.
+
+    Another machine's halves go a day later: their writers may be alive, where locks are not shared.
+    """
     for half in folder.glob(pattern):
-        half.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            is_old = time.time() - half.stat().st_mtime > SECONDS_HALF_WRITTEN
+            if is_old or f".{HOST}-" in half.name:
+                half.unlink()
 
 
 def parquet_table(source: Path | BinaryIO) -> pa.Table:

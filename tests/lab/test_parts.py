@@ -133,6 +133,14 @@ def test_two_that_remove_superseded_rows_at_once_lose_nothing(run: Run, monkeypa
     assert len(pd.read_parquet(run.path / "rows")) == 2
 
 
+def test_a_listing_that_misses_what_moves_is_not_believed(run: Run, monkeypatch) -> None:
+    """Rows that move from one part to another while a folder is listed may be seen in neither."""
+    before, after = Path("part-1-a.parquet"), Path("part-2-b.parquet")
+    listings = iter([[before], [], [after], [after]])
+    monkeypatch.setattr(parts, "_listed", lambda folder: next(listings))
+    assert parts.parts_in(run.path) == [after]
+
+
 def test_a_reader_beside_a_writer_sees_every_finished_cell_once(run: Run) -> None:
     done: list[int] = []
 

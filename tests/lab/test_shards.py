@@ -17,6 +17,7 @@ import pytest
 import toys
 from filelock import FileLock
 
+from resflow_bench.files import HOST
 from resflow_bench.lab import Cell
 from resflow_bench.lab.plan import Plan, begin, go_on
 from resflow_bench.lab.store import HeldError, Run, Shard, Store, StoreError, writers
@@ -192,9 +193,12 @@ def test_disjoint_shards_and_readers_are_not_refused(run: Run) -> None:
 def test_a_killed_writer_leaves_no_lock_and_no_halves(run: Run) -> None:
     process = another(run, "1/1")
     (run.path / "rows").mkdir()
-    halves = [run.path / ".run.json.12.tmp", run.path / "rows" / ".part-1-a.parquet.34.tmp"]
+    halves = [run.path / f".run.json.{HOST}-12.tmp", run.path / "rows" / f".part-1.{HOST}-34.tmp"]
+    halves += [run.path / "rows" / ".part-1.elsewhere-56.tmp", run.path / ".run.json.1234.tmp"]
     for half in halves:
         half.write_bytes(b"half")
+    os.utime(halves[-1], (0, 0))
+    young = halves.pop(2)
     with pytest.raises(HeldError):
         run.begin_writing()
     assert all(half.exists() for half in halves), "their writer is alive"
@@ -202,6 +206,7 @@ def test_a_killed_writer_leaves_no_lock_and_no_halves(run: Run) -> None:
     process.communicate()
     assert run.begin_writing()
     assert not any(half.exists() for half in halves)
+    assert young.exists(), "its writer may be alive on another machine"
     run.end_writing()
     assert not list(run.path.glob(".*"))
 
@@ -260,9 +265,13 @@ def test_a_folder_that_takes_no_lock_is_named(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(FileLock, "acquire", refuse)
-    with pytest.raises(StoreError, match=f"`{run.path}` cannot be written .*make room there"):
-        sweep(PLAN, run)
+    for owner, verb in ((FileLock, "acquire"), (Path, "write_text")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, verb, refuse)
+            with pytest.raises(StoreError, match=f"`{run.path}` cannot be written .*make room"):
+                sweep(PLAN, run)
+        assert not list(run.path.glob(".*"))
+    assert run.begin_writing()
 
 
 def test_a_second_resume_of_a_run_ends_with_75(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from resflow_bench.files import HOST
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab import Failure, silent
 from resflow_bench.lab.store import Store, StoreError
@@ -205,12 +206,12 @@ def test_a_lock_and_halves_of_a_killed_process_do_not_stay(
     folder = tmp_path / "models"
     folder.mkdir()
     stem = made[1].name.removesuffix("-step2.pt")
-    for name in (f".{stem}.lock", f".{stem}.checkpoint.12ab.tmp"):
+    for name in (f".{stem}.lock", f".{stem}.checkpoint.{HOST}-12ab.tmp"):
         (folder / name).touch()
-    (folder / ".another.pt.12ab.tmp").touch()
+    (folder / f".another.pt.{HOST}-12ab.tmp").touch()
     trained(RECIPE, tmp_path, silent)
     names = sorted(file.name for file in folder.iterdir())
-    assert names == [".another.pt.12ab.tmp", made[1].name]
+    assert names == [f".another.pt.{HOST}-12ab.tmp", made[1].name]
 
 
 def test_without_locks_weights_are_trained_all_the_same(

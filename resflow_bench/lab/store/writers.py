@@ -110,7 +110,11 @@ class Writers:
             mine = _lock(self.folder / f".writer-{shard.index}-of-{shard.count}.lock")
             mine.acquire(timeout=0)
             about = {"host": socket.gethostname(), "pid": os.getpid(), "since": _now()}
-            Path(mine.lock_file).write_text(json.dumps(about))
+            try:
+                Path(mine.lock_file).write_text(json.dumps(about))
+            except OSError:
+                _remove(mine)
+                raise
             self._mine = mine
         return True
 
