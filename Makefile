@@ -55,7 +55,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo 'env: torch (some 200 MB, once)'
 	@$(PIP) --no-deps --retries 2 $(addprefix --extra-index-url ,$(TORCH_INDEX)) torch
 	@echo 'env: everything else'
-	@$(PIP) --no-build-isolation -e '.[dev,peers,baselines]'
+	@$(PIP) --no-build-isolation -e '.[dev,peers,baselines,distributed]'
 	@touch $@
 
 # One thread per worker, because the workers already use all cores.

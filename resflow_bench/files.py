@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, BinaryIO
@@ -12,24 +15,46 @@ from typing import TYPE_CHECKING, BinaryIO
 if TYPE_CHECKING:
     import pyarrow as pa
 
+HOST = re.sub(r"\W", "", socket.gethostname())[:40]
+SECONDS_HALF_WRITTEN = 86_400.0
+"""A file is written in seconds; a half that is older than a day has no writer on any machine."""
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """A stream whose content replaces the file at the end, also if the power fails then.
 
-    Several processes may write the same file at once: the last to end counts.
+    Several processes may write the same file at once: the last to end counts. Only one that is
+    killed leaves its half, under a hidden name (see `remove_leftovers`).
     """
-    temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
-    with temporary.open("wb") as stream:
-        yield stream
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{HOST}-{token_hex(4)}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def remove_leftovers(folder: Path, pattern: str = ".*.tmp") -> None:
+    """Remove the halves of files whose writers were killed; none may be alive on this machine.
+
+    Another machine's halves go a day later: their writers may be alive, where locks are not shared.
+    """
+    for half in folder.glob(pattern):
+        with suppress(FileNotFoundError):
+            is_old = time.time() - half.stat().st_mtime > SECONDS_HALF_WRITTEN
+            if is_old or f".{HOST}-" in half.name:
+                half.unlink()
 
 
 def parquet_table(source: Path | BinaryIO) -> pa.Table:

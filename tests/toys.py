@@ -9,11 +9,23 @@ import time
 from collections.abc import Iterable
 from math import nan
 from multiprocessing import parent_process
+from pathlib import Path
 from types import ModuleType
 
 import torch
 
-from resflow_bench.lab import Cell, Context, Failure, Grid, Observation, Preset, Skip, Suite
+from resflow_bench.lab import (
+    Cell,
+    Context,
+    Failure,
+    Grid,
+    Observation,
+    Preset,
+    Result,
+    Skip,
+    Suite,
+)
+from resflow_bench.threads import one_thread
 
 
 def measure_rows(cell: Cell, context: Context) -> Iterable[Observation]:
@@ -43,11 +55,29 @@ def measure_mixed(cell: Cell, context: Context) -> Iterable[Observation]:
             os.kill(os.getpid(), signal.SIGKILL)
         case 7:
             raise KeyError("a mistake of ours")
+        case 8:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def measure_slow(cell: Cell, context: Context) -> Iterable[Observation]:
     """The rows above, a tenth of a second later."""
     time.sleep(0.1)
+    return measure_rows(cell, context)
+
+
+def measure_gpu(cell: Cell, context: Context) -> Iterable[Observation]:
+    """The number in `CUDA_VISIBLE_DEVICES`, a tenth of a second later; -1 if there is none."""
+    time.sleep(0.1)
+    yield Observation("gpu", float(os.environ.get("CUDA_VISIBLE_DEVICES", "-1")), "1")
+
+
+def measure_second(cell: Cell, context: Context) -> Iterable[Observation]:
+    """The rows above, a moment later; a failure where it is asked for the first time."""
+    time.sleep(0.02)
+    seen = context.results / f"seen-{cell.id}"
+    if not seen.exists():
+        seen.touch()
+        raise Failure("asked for the first time")
     return measure_rows(cell, context)
 
 
@@ -79,6 +109,13 @@ def measure_prepared(cell: Cell, context: Context) -> Iterable[Observation]:
     yield Observation("n_together", float(number), "1")
 
 
+def result(cell: Cell, suite: str = "rows") -> Result:
+    """The result of a cell of a toy suite, with run seed 0."""
+    with one_thread():
+        observations = tuple(SUITES[suite].measure(cell, Context(0, {}, Path())))
+    return Result(cell, "ok", observations)
+
+
 def toy(name: str, dims: int, n_terms: tuple[int, ...] = (1,), **options: object) -> Suite:
     """A suite of `dims` times `n_terms` cells."""
     grid = Grid({"dim": tuple(range(1, dims + 1)), "n_terms": n_terms, "device": ("cpu",)})
@@ -92,12 +129,15 @@ def toy(name: str, dims: int, n_terms: tuple[int, ...] = (1,), **options: object
 ROWS = toy("rows", 6, prepare=prepare)
 MIXED = toy("mixed", 1, (1, 2, 3, 4, 5))
 CRASH = toy("mixed", 2, (1, 6))
+DEADLY = toy("mixed", 2, (1, 8))
 MISTAKE = toy("mixed", 1, (1, 7))
 SLOW = toy("slow", 32)
+GPU = toy("gpu", 12)
+SECOND = toy("second", 24)
 REPAIRED = toy("repaired", 3)
 PREPARED = toy("prepared", 3, (1, 2), prepare=prepare_dim, prepared_by=("dim",))
 ALONE = toy("rows", 2, exclusive=True)
-SUITES = {"rows": ROWS, "mixed": MIXED, "slow": SLOW, "repaired": REPAIRED}
+SUITES = {"rows": ROWS, "mixed": MIXED, "slow": SLOW, "repaired": REPAIRED, "second": SECOND}
 
 
 def install() -> None:

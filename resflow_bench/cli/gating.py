@@ -110,7 +110,7 @@ def _of_runs(
                 f"measure both with the same --{name}."
             )
     for run in (run for run in every if run.about.get("dirty")):
-        commit = str(run.about["commit"])[:8]
+        commit = str(run.about.get("commit"))[:8]
         click.echo(f"note: {run.name} measured {commit} with uncommitted changes", err=True)
     margins = Margins.of_suites(suites_of(every))
     before, after = (of_runs((run.frames() for run in runs), margins) for runs in both)

@@ -6,10 +6,11 @@ import os
 import signal
 import sys
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from shlex import quote
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,11 +19,11 @@ from click.core import ParameterSource
 from resflow_bench import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from resflow_bench.lab.store import Run
+    from resflow_bench.lab.store import Run, Shard
 
-CELLS_FAILED, REFUSED, MISTAKEN, SIGNALLED = 1, 2, 70, 128
+CELLS_FAILED, REFUSED, MISTAKEN, HELD, SIGNALLED = 1, 2, 70, 75, 128
 
 folder = click.Path(path_type=Path)
 results_option = click.option(
@@ -32,12 +33,12 @@ results_option = click.option(
 
 def main() -> None:
     """The console script; never returns."""
-    signal.signal(signal.SIGINT, _once)
+    _on(signal.SIGINT, _once)
     if isinstance(sys.stdout, TextIOWrapper):  # standard error has this handler already
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _answer()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # while Python takes itself down
+        _on(signal.SIGINT, signal.SIG_IGN)  # while Python takes itself down
     except KeyboardInterrupt:
         code = SIGNALLED + signal.SIGINT
     except Exception:  # noqa: BLE001 (a defect of this code; Python's exit code is CELLS_FAILED)
@@ -46,23 +47,31 @@ def main() -> None:
     sys.exit(code)
 
 
+def _on(number: signal.Signals, handler: Callable[..., None] | signal.Handlers) -> None:
+    """Handle a signal where Python does, in the main thread."""
+    if current_thread() is main_thread():
+        signal.signal(number, handler)
+
+
 def _once(*_: object) -> None:
     """Raise KeyboardInterrupt at the first Ctrl-C; later ones are ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _on(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def no_more_signals(received: int | None) -> None:
     """Ignore signals after the first, so that the summary is printed and the exit code stands."""
     if received is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _on(signal.SIGINT, signal.SIG_IGN)
+        _on(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _answer() -> int:
     try:
         with cli.make_context("resflow-bench", sys.argv[1:]) as context:
-            return cli.invoke(context) or 0
+            code = cli.invoke(context) or 0
+            sys.stdout.flush()
+            return code
     except click.exceptions.Exit as end:  # --help and --version have printed their text
         return end.exit_code
     except click.ClickException as error:
@@ -71,6 +80,12 @@ def _answer() -> int:
     except BrokenPipeError:  # as in `show ... | head`
         _drop_the_rest()
         return 0
+    except OSError as error:  # a full disk, a folder without permission, a name that is too long
+        where = f"`{str(error.filename)[:200]}`" if error.filename else "a file or standard output"
+        with suppress(OSError):  # standard error may be on the same disk
+            click.echo(f"error: {where}: {error.strerror}; make room, or name another.", err=True)
+        _drop_the_rest()
+        return REFUSED
 
 
 def echo_all(text: str) -> None:
@@ -96,11 +111,15 @@ def is_given(option: str) -> bool:
 @contextmanager
 def refusals(*kinds: type[Exception]) -> Iterator[None]:
     """Turn errors that the user can correct into one line, without a traceback."""
-    from resflow_bench.lab.store import StoreError
+    from resflow_bench.lab.cluster import ClusterError
+    from resflow_bench.lab.store import HeldError, StoreError
 
     try:
         yield
-    except (StoreError, *kinds) as error:  # type: ignore[misc]
+    except HeldError as error:
+        click.echo(f"error: {error}", err=True)
+        raise click.exceptions.Exit(HELD) from error
+    except (ClusterError, StoreError, *kinds) as error:  # type: ignore[misc]
         raise click.ClickException(str(error)) from error
 
 
@@ -113,6 +132,7 @@ def cli(context: click.Context) -> None:
     \b
     resflow-bench list                      suites, axes and their values
     resflow-bench run bias --preset smoke   measure a suite
+    resflow-bench plan bias --preset full   begin a run for several machines
     resflow-bench report                    write the page of a run
     resflow-bench train checkerboard        train a flow, and save its weights
     resflow-bench advise --model trained    the estimator of least time for it
@@ -122,11 +142,18 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-def note_changes(measured: Run) -> None:
-    """Record that the run is resumed, and print what changed since it began."""
+def note_changes(measured: Run, shard: Shard | None = None) -> None:
+    """Become the run's writer, record that it is resumed, and print what changed since it began."""
     from resflow_bench.lab.plan import go_on
+    from resflow_bench.lab.store import WHOLE
 
-    if changed := go_on(measured):
+    if not measured.begin_writing(shard or WHOLE):
+        click.echo(
+            f"note: the file system of `{measured.path}` has no locks, so that another process may "
+            "measure the same cells; none would be lost",
+            err=True,
+        )
+    if changed := go_on(measured, shard or WHOLE):
         what = ", ".join(changed)
         click.echo(f"note: {what} changed since this run began; run.json holds both", err=True)
 
@@ -143,7 +170,7 @@ def resumption(run: Run, results: Path) -> str:
 
 def command_of(run: Run) -> str:
     """The command that began the run, `run` or `train`."""
-    return str(run.about.get("arguments", ["run"])[0])
+    return next(iter(run.about.get("arguments") or ()), "run")
 
 
 def this_machine() -> dict[str, Any]:

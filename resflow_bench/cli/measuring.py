@@ -1,8 +1,10 @@
-"""The commands that list the suites and measure them: `list` and `run`."""
+"""The commands that list the suites, plan runs and measure them: `list`, `plan` and `run`."""
 
 from __future__ import annotations
 
 import json
+from contextlib import closing, nullcontext
+from functools import reduce
 from textwrap import fill
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -12,12 +14,12 @@ import click
 from resflow_bench.cli import group
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from resflow_bench.lab import Suite
     from resflow_bench.lab.plan import Plan
-    from resflow_bench.lab.store import Run, Store
+    from resflow_bench.lab.store import Run, Shard, Store
     from resflow_bench.lab.sweep import Tally
 
 N_FAILURES_SHOWN = 3
@@ -53,24 +55,63 @@ def _wrapped(text: str, width: int, first: str, others: str) -> str:
     return fill(text, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)
 
 
+def _what_to_measure(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The argument and the options of `plan` and `run` that say which cells."""
+    options = (
+        click.argument("names", metavar="[SUITE]...", nargs=-1),
+        click.option("--preset", type=click.Choice(["smoke", "quick", "full"]), default="quick",
+                     show_default=True, help="Number of cells, and precision of each."),
+        click.option("--set", "assignments", metavar="AXIS=V1,V2", multiple=True,
+                     help="Values of an axis, in place of the preset's. More may follow: --set A=1 "
+                     "B=2,3."),
+        click.option("--device", help="The same as --set device=DEVICE."),
+        click.option("--dtype", help="The same as --set dtype=DTYPE."),
+        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+        group.results_option,
+    )  # fmt: skip
+    return reduce(lambda command, option: option(command), reversed(options), command)
+
+
 @group.cli.command()
-@click.argument("names", metavar="[SUITE]...", nargs=-1)
-@click.option("--preset", type=click.Choice(["smoke", "quick", "full"]), default="quick",
-              show_default=True, help="Number of cells, and precision of each.")  # fmt: skip
-@click.option("--set", "assignments", metavar="AXIS=V1,V2", multiple=True, help="Values of an axis,"
-              " in place of the preset's. More may follow: --set A=1 B=2,3.")  # fmt: skip
-@click.option("--device", help="The same as --set device=DEVICE.")
-@click.option("--dtype", help="The same as --set dtype=DTYPE.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@_what_to_measure
+@click.option("--cells", "lists_cells", is_flag=True, help="List each cell, with its id.")
+def plan(names: tuple[str, ...], results: Path, lists_cells: bool, **asked: Any) -> None:
+    """Begin a run of SUITEs without measuring it, and print its name alone on standard output.
+
+    The cells and the command that measures them are printed on standard error.
+    """
+    from resflow_bench.lab.store import Store
+
+    with group.refusals(ValueError):
+        planned, begun = _begin(_asked(asked, names), Store(results), "planned")
+    for suite in planned.suites:
+        cells = planned.cells(suite)
+        click.echo(f"{suite.name}: {len(cells)} cells", err=True)
+        for cell in cells if lists_cells else ():
+            click.echo(f"  {cell.id}  {cell}", err=True)
+    click.echo(f"next: {group.resumption(begun, results)} --shard 1/4", err=True)
+    click.echo(
+        "  and 2/4, 3/4, 4/4, at once or not, here or elsewhere; or all cells without", err=True
+    )
+    click.echo(begun.name)
+
+
+@group.cli.command()
+@_what_to_measure
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes.  [default: one per core]")
-@group.results_option
 @click.option("--resume", metavar="RUN", help="Measure what this run is missing.")
+@click.option("--shard", metavar="I/N", help="With --resume: measure part I of N of the cells; "
+              "other processes measure the others.")  # fmt: skip
+@click.option("--cluster", metavar="ADDRESS", help="Measure on the workers of the Dask scheduler "
+              "at tcp://HOST:PORT; this process writes.")  # fmt: skip
 @click.option("--out", type=group.folder, help="Write the page there whenever a suite is done.")
 def run(
     names: tuple[str, ...],
     results: Path,
     resume: str | None,
+    shard: str | None,
     jobs: int | None,
+    cluster: str | None,
     out: Path | None,
     **asked: Any,
 ) -> int:
@@ -79,24 +120,39 @@ def run(
     A SUITE is a name, as in `list`, or the folder of a suite of your own. Ctrl-C loses no finished
     cell; --resume measures the rest, with the same numbers as an uninterrupted run.
     """
-    from resflow_bench.lab.discovery import canonical
+    from resflow_bench.lab.cluster import Cluster
     from resflow_bench.lab.progress import shown
     from resflow_bench.lab.provenance import cores
-    from resflow_bench.lab.store import Store
+    from resflow_bench.lab.store import WHOLE, Shard, Store
     from resflow_bench.lab.sweep import sweep
 
     with group.refusals(ValueError):
-        store = Store(results)
-        asked["suites"] = [canonical(name) for name in names if "=" not in name]
-        asked["set"] = _overrides(asked, names)
+        store, asked, part = Store(results), _asked(asked, names), WHOLE
+        workers = nullcontext() if cluster is None else closing(Cluster(cluster))
+        if shard is not None:
+            part = Shard.parse(shard)
+            if resume is None:
+                raise ValueError(
+                    f"--shard {part} is a part of a run that has begun. Begin one with "
+                    f"`resflow-bench plan`, then `run --resume RUN --shard {part}`."
+                )
         if resume is None:
             plan, measured = _begin(asked, store)
         else:
-            plan, measured = _go_on(_given(asked), store.open(resume))
-    with group.refusals(), shown("{}/{} cells") as listen:
-        tally = sweep(plan, measured, jobs or cores(), listen, _Page(measured, out))
+            plan, measured = _go_on(_given(asked), store.open(resume), part)
+    with group.refusals(), shown("{}/{} cells") as listen, workers as dask:
+        page = _Page(measured, out)
+        tally = sweep(plan, measured, jobs or cores(), listen, page, part, dask)
         group.no_more_signals(tally.signal)
-    return _conclude(measured, tally, results, out)
+    return _conclude(measured, tally, results, out, part)
+
+
+def _asked(options: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The options with the suites and the values of axes among the names."""
+    from resflow_bench.lab.discovery import canonical
+
+    suites = [canonical(name) for name in names if "=" not in name]
+    return {**options, "suites": suites, "set": _overrides(options, names)}
 
 
 class _Page:
@@ -146,7 +202,7 @@ def _given(asked: Mapping[str, Any]) -> dict[str, Any]:
     return options | {name: value for name, value in several.items() if value}
 
 
-def _begin(asked: Mapping[str, Any], store: Store) -> tuple[Plan, Run]:
+def _begin(asked: Mapping[str, Any], store: Store, status: str = "running") -> tuple[Plan, Run]:
     from resflow_bench.lab.discovery import load, names
     from resflow_bench.lab.plan import Plan, begin
     from resflow_bench.models.own import digests, settler
@@ -155,10 +211,10 @@ def _begin(asked: Mapping[str, Any], store: Store) -> tuple[Plan, Run]:
     suites = tuple(map(load, chosen))
     files, settle = digests(asked["set"], store.results), settler(store.results)
     plan = Plan(suites, asked["preset"], asked["set"], asked["seed"], files, settle)
-    return plan, begin(plan, store, group.this_machine())
+    return plan, begin(plan, store, group.this_machine(), status)
 
 
-def _go_on(given: Mapping[str, Any], measured: Run) -> tuple[Plan, Run]:
+def _go_on(given: Mapping[str, Any], measured: Run, shard: Shard) -> tuple[Plan, Run]:
     """A run's own plan; options that the user gave beside its name must agree with it."""
     from resflow_bench.lab.discovery import load
     from resflow_bench.lab.plan import Plan
@@ -183,14 +239,16 @@ def _go_on(given: Mapping[str, Any], measured: Run) -> tuple[Plan, Run]:
                 f"{json.dumps(value)}. Give --resume without it, or begin another run."
             )
     measured.done()  # refuses damaged rows before anything is written
-    group.note_changes(measured)
+    group.note_changes(measured, shard)
     return plan, measured
 
 
-def _conclude(measured: Run, tally: Tally, results: Path, out: Path | None) -> int:
+def _conclude(measured: Run, tally: Tally, results: Path, out: Path | None, shard: Shard) -> int:
     from resflow_bench.cli.reading import echo_page
+    from resflow_bench.lab.store import WHOLE
 
     again = group.again_by(measured, results)
+    only = "" if shard == WHOLE else f" --shard {shard}"
     for result in tally.failed[:N_FAILURES_SHOWN]:
         click.echo(f"failed: {result.cell}: {result.message}", err=True)
     if len(tally.failed) > N_FAILURES_SHOWN:
@@ -198,14 +256,16 @@ def _conclude(measured: Run, tally: Tally, results: Path, out: Path | None) -> i
     if tally.signal is not None:
         cells = f"{tally.n_done} of {tally.n_total} cells"
         click.echo(f"interrupted: {cells} are stored; measure the rest with:", err=True)
-        click.echo(f"  {group.resumption(measured, results)}", err=True)
+        click.echo(f"  {group.resumption(measured, results)}{only}", err=True)
         return group.SIGNALLED + tally.signal
     if tally.skipped:
         click.echo(f"skipped: {tally.skipped[0].cell}: {tally.skipped[0].message}", err=True)
     n_measured = tally.n_done - tally.n_kept - len(tally.skipped) - len(tally.failed)
     others = {"kept": tally.n_kept, "skipped": len(tally.skipped), "failed": len(tally.failed)}
     counts = [f"{n_measured} cells measured", *(f"{n} {how}" for how, n in others.items() if n)]
-    click.echo(f"run {measured.name}: {', '.join(counts)}")
+    click.echo(f"run {measured.name}{only.replace(' --', ', ')}: {', '.join(counts)}")
+    if only and measured.about.get("status") != "finished":
+        click.echo("other shards have cells without rows; the page shows what is there")
     if out is None:
         click.echo(f"next: resflow-bench report {again}")
     else:

@@ -48,13 +48,18 @@ def write_page(runs: Sequence[Run], out: Path) -> tuple[Path, list[str]]:
         click.ClickException: no cell is finished, a run cannot be read, or the folder not written.
     """
     from resflow_bench.analysis.findings import findings
+    from resflow_bench.cli.choices import parse
     from resflow_bench.cli.suites import suites_of
+    from resflow_bench.lab.axes import AXES
     from resflow_bench.lab.store import merge
     from resflow_bench.report.page import FiguresError, write_report
 
-    with refusals():
+    with refusals(ValueError):
         frames = merge(runs)
         provenance = [run.about for run in runs]
+        for law in {law for frame in frames.values() for law in frame.get("roulette", ())}:
+            if isinstance(law, str):  # rows of a newer version may have one that no figure knows
+                parse(AXES["roulette"], law)
     if not frames:
         raise click.ClickException(
             f"run `{runs[-1].name}` has no finished cell; resume it with "

@@ -22,7 +22,7 @@ def suites_of(runs: Sequence[Run]) -> dict[str, Suite]:
     from resflow_bench.lab.discovery import load, page_order
 
     names = {name: None for run in runs for name in run.suites}
-    references = [str(reference) for run in runs for reference in run.about.get("suites", ())]
+    references = [reference for run in runs for reference in run.about.get("suites") or ()]
     loaded: dict[str, Suite] = {}
     refused: dict[str, str] = {}
     for reference in dict.fromkeys([*references, *names]):

@@ -85,7 +85,7 @@ def train(data: Path, results: Path, resume: str | None, **options: Any) -> int:
             run = store.open(resume)
             plan = TrainingPlan.recorded(run, options)
             examples = dataset_named(plan.recipe.dataset, data, plan.reading or Reading())
-            goes_on = run.about["status"] != "finished" or plan.is_longer_than(run)
+            goes_on = run.about.get("status") != "finished" or plan.is_longer_than(run)
             if goes_on and examples.digest == plan.digest:
                 group.note_changes(run)
         result = carry_out(plan, examples, run, listen)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from resflow_bench.lab.provenance import provenance
+from resflow_bench.lab.store import WHOLE, Shard
 
 if TYPE_CHECKING:
     from resflow_bench.lab.axes import Value
@@ -114,26 +115,56 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
-def begin(plan: Plan, store: Store, about: Mapping[str, Any] | None = None) -> Run:
+def begin(
+    plan: Plan, store: Store, about: Mapping[str, Any] | None = None, status: str = "running"
+) -> Run:
     """A new run that is to measure the plan.
 
     Args:
         about: what `run.json` says of the code and the machine; None is `provenance()`.
+        status: "planned" if no process measures it yet.
 
     Raises:
         StoreError: if the results folder cannot be written.
     """
-    times = {"start": now(), "end": None, "status": "running"}
+    times = {"start": now(), "end": None, "status": status}
     return store.create({**plan.record(), **times, **(about or provenance())})
 
 
-def go_on(run: Run) -> list[str]:
+def go_on(run: Run, shard: Shard = WHOLE) -> list[str]:
     """Record in `run.json` that the run is resumed, and what changed since it began.
 
     Returns the names of what changed: `commit`, `versions`, `device` and the like.
     """
-    about = run.about
-    changed = {name: value for name, value in provenance().items() if about.get(name) != value}
-    resumed = [*about.get("resumed", []), {"start": now(), **changed}]
-    run.write_about(about | {"end": None, "status": "running", "resumed": resumed})
+    now_known, begun = provenance(), run.about
+    changed = {name: value for name, value in now_known.items() if begun.get(name) != value}
+    part = {} if shard == WHOLE else {"shard": str(shard)}
+
+    def resumed(about: dict[str, Any]) -> dict[str, Any]:
+        entries = [*(about.get("resumed") or []), {"start": now(), **part, **changed}]
+        return {"end": None, "status": "running", "resumed": entries}
+
+    run.revise(resumed)
     return list(changed)
+
+
+def conclude(plan: Plan, run: Run, is_interrupted: bool, others: bool) -> None:
+    """Record in `run.json` that a process has ended, and with it perhaps the run.
+
+    Processes that measure shards do not talk, so that the rows decide: a run is finished once every
+    cell of the plan has some, whoever measured them.
+
+    Args:
+        is_interrupted: whether the process leaves some of its own cells.
+        others: whether other processes go on with theirs.
+    """
+
+    def ended(_: dict[str, Any]) -> dict[str, Any]:
+        cells = {cell.id for suite in plan.suites for cell in plan.cells(suite)}
+        if not is_interrupted and cells <= run.measured():
+            return {"status": "finished", "end": now()}
+        if others:
+            return {"status": "running", "end": None}
+        return {"status": "interrupted", "end": now()}
+
+    run.revise(ended)

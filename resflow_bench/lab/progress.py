@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import isnan, nan
 from threading import current_thread, main_thread
@@ -104,4 +104,5 @@ class _LinePrinter:
         self._due = monotonic() + SECONDS_BETWEEN_LINES
         count = self._count.format(progress.n_done, progress.n_total)
         head = ", ".join(filter(None, [count, progress.time_left]))
-        print(f"{head}: {progress.message}", file=sys.stderr, flush=True)  # noqa: T201
+        with suppress(OSError):  # a log on a full disk must not end the measurement
+            print(f"{head}: {progress.message}", file=sys.stderr, flush=True)  # noqa: T201

@@ -13,11 +13,12 @@ from itertools import groupby
 from math import nan
 from pathlib import Path
 
+from resflow_bench.lab.cluster import Cluster
 from resflow_bench.lab.interrupt import Interrupted, Interrupts
 from resflow_bench.lab.observe import Result
-from resflow_bench.lab.plan import Plan, now
+from resflow_bench.lab.plan import Plan, conclude
 from resflow_bench.lab.progress import Listener, Progress, ignore
-from resflow_bench.lab.store import Run
+from resflow_bench.lab.store import WHOLE, Run, Shard, StoreError
 from resflow_bench.lab.suite import Context, Suite
 from resflow_bench.lab.workers import (
     Answer,
@@ -90,35 +91,49 @@ def sweep(
     jobs: int = 1,
     listen: Listener = ignore,
     finished: Callable[[Suite], None] = lambda _: None,
+    shard: Shard = WHOLE,
+    cluster: Cluster | None = None,
 ) -> Tally:
-    """Measure every cell of the plan that the run lacks, and mark the run as finished.
+    """Measure every cell of the plan's shard that the run lacks; the last marks it as finished.
 
     Args:
         run: receives the rows. Its own rows stay, but failed cells are measured again.
         jobs: processes that share the cells; exclusive suites come last, alone, in this one.
         listen: is called after every cell, and with the messages of preparations.
         finished: is called after the last cell of each suite, whose rows are then on disk.
+        shard: the cells to measure; other processes may measure others into the same run.
+        cluster: measures the cells in the place of this machine.
 
     Returns:
         The tally. Where SIGINT or SIGTERM ended the sweep, every finished cell is on disk.
 
     Raises:
+        ClusterError: the cluster cannot be used, or went away; what was measured is stored.
+        HeldError: another process measures some of these cells.
         StoreError: if the run cannot be read or written.
     """
-    resumed, done = bool(run.suites), run.done()
+    run.begin_writing(shard)
+    try:
+        done = run.done()
+    except StoreError:
+        run.end_writing()
+        raise
     tally = Tally()
-    tasks = list(_tasks(plan, run.path.parents[1], tally, done))
+    tasks = list(_tasks(plan, run.path.parents[1], tally, done, shard))
     exclusive = [task for task in tasks if task.suite.exclusive]
     common = list(_in_order([task for task in tasks if not task.suite.exclusive], exclusive))
-    jobs = max(1, min(jobs, len(common)))
+    jobs = max(1, min(cluster.n_workers if cluster else jobs, len(common)))
     for task in tasks:
         workers = 1 if task.suite.exclusive else jobs
         tally.paces.setdefault(task.suite.name, _Pace(workers)).n_left += 1
-    status = "interrupted"
+    is_over = False
     with Interrupts() as interrupts:
         try:
             say = _saying(tally, listen)
-            with closing(_answers(common, exclusive, jobs, interrupts, say)) as answers:
+            source = _answers(common, exclusive, jobs, interrupts, say)
+            if cluster is not None:
+                source = cluster.answers(common, exclusive, interrupts, say)
+            with closing(source) as answers:
                 for answer in answers:
                     if answer is None:
                         run.flush()
@@ -130,22 +145,21 @@ def sweep(
                         run.flush()
                         finished(answer.task.suite)
             run.flush()
-            if resumed:
-                run.drop_superseded()
-            status = "finished"
+            run.drop_superseded()
+            is_over = True
         except Interrupted:
             tally.signal = interrupts.received
         finally:
-            run.flush()
-            run.write_about(run.about | {"status": status, "end": now()})
+            others = run.end_writing()
+            conclude(plan, run, not is_over, others)
     return tally
 
 
-def _tasks(plan: Plan, results: Path, tally: Tally, done: set[str]) -> Iterator[Task]:
+def _tasks(plan: Plan, results: Path, tally: Tally, done: set[str], shard: Shard) -> Iterator[Task]:
     """The cells that are left to measure; the others are counted as kept."""
     for suite in plan.suites:
         context = Context(plan.seed, suite.presets[plan.preset].effort, results)
-        for cell in plan.cells(suite):
+        for cell in (cell for cell in plan.cells(suite) if shard.has(cell.id)):
             tally.n_total += 1
             if cell.id in done:
                 tally.n_done += 1

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import connection, resource_tracker
 from time import perf_counter
@@ -151,16 +151,18 @@ def by_workers(
     """Do the jobs in worker processes; yield None now and then while no answer is ready.
 
     A task waits for its preparation; others take its turn meanwhile. A worker that is killed (out
-    of memory, a crash in C) costs the cell that it held; a new worker replaces it.
+    of memory, a crash in C) costs the cell that it held; a new worker replaces it. On a machine
+    with several GPUs each worker sees one of them, the same for as long as it lives.
     """
     agenda, idle = _Agenda(jobs), list[_Worker]()
     busy: dict[Any, _Worker] = {}  # by their pipe
+    gpus = visible_gpus()
     try:
         while busy or (agenda.waiting and interrupts.received is None):
             while interrupts.received is None and len(busy) < n_workers:
                 if (job := agenda.take()) is None:
                     break
-                worker = idle.pop() if idle else _Worker()
+                worker = idle.pop() if idle else _Worker(_rarest(gpus, busy.values()))
                 worker.start(job)
                 busy[worker.pipe] = worker
             ready = connection.wait(list(busy), timeout=0.2)
@@ -202,10 +204,30 @@ class _Agenda:
         return None
 
 
-class _Worker:
-    """A process that does one job at a time, and its current job."""
+def visible_gpus() -> list[str]:
+    """What `CUDA_VISIBLE_DEVICES` may be for one process each; empty with fewer than two GPUs."""
+    import torch  # only now, as for axes
 
-    def __init__(self) -> None:
+    n_gpus = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = [str(i) for i in range(n_gpus)] if named is None else named.split(",")[:n_gpus]
+    return gpus if len(gpus) > 1 else []
+
+
+def _rarest(gpus: list[str], workers: Iterable[_Worker]) -> str | None:
+    """The GPU that the fewest of the workers see; None if there is no choice."""
+    taken = [worker.gpu for worker in workers]
+    return min(gpus, key=taken.count, default=None)
+
+
+class _Worker:
+    """A process that does one job at a time, and its current job.
+
+    gpu: the one that it sees; None sees what this process does.
+    """
+
+    def __init__(self, gpu: str | None = None) -> None:
+        self.gpu = gpu
         self.pipe, theirs = _SPAWN.Pipe()
         self.process = _SPAWN.Process(target=_serve, args=(theirs,), daemon=True)
         # Ctrl-C reaches every process of a terminal. A signal that is blocked here stays blocked in
@@ -214,7 +236,8 @@ class _Worker:
         resource_tracker.ensure_running()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
         try:
-            self.process.start()
+            with _environment("CUDA_VISIBLE_DEVICES", gpu):
+                self.process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
@@ -246,6 +269,20 @@ class _Worker:
         self.process.kill()
         self.process.join()
         self.pipe.close()
+
+
+@contextmanager
+def _environment(name: str, value: str | None) -> Iterator[None]:
+    """A variable of the environment inside the context, for the processes begun there."""
+    before = os.environ.get(name)
+    if value is not None:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ.pop(name)
+            os.environ.update({} if before is None else {name: before})
 
 
 def _serve(pipe: connection.Connection) -> None:

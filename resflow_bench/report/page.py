@@ -58,7 +58,8 @@ def write_report(
     judged = verdicts.judge(frames, measured)
     disputed = verdicts.judge_disputed(frames, measured)
     # The newest run's question counts; very old runs record none.
-    questions = {k: v for record in provenance for k, v in record.get("questions", {}).items()}
+    asked = [record.get("questions") or {} for record in provenance]
+    questions = {suite: question for record in asked for suite, question in record.items()}
     page = _ENVIRONMENT.get_template("page.html.j2").render(
         version=__version__,
         written=datetime.now(UTC),
@@ -259,12 +260,15 @@ def _violated(judged: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> dict[
 
 
 def _run(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's record, nested names joined by a dot, and the command that measures it again."""
+    """A run's record, nested names joined by a dot, and the command that measures it again.
+
+    Fields of very old runs may be missing.
+    """
     facts = {name: fact for name, fact in record.items() if name != "questions"}
     flat = pd.json_normalize(facts).iloc[0]
     facts = {k: " ".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in flat.items()}
-    command = shlex.join(["resflow-bench", *map(str, record["arguments"])])
-    return {"name": record["run"], "facts": facts, "command": command}
+    command = shlex.join(["resflow-bench", *(record.get("arguments") or ())])
+    return {"name": record.get("run"), "facts": facts, "command": command}
 
 
 _ENVIRONMENT = Environment(

@@ -181,12 +181,12 @@ class TrainingPlan:
     def _prolonged(self, run: Run, n_steps: int) -> Self:
         settings, about = self.recipe.training, run.about
         n_done = about.get("n_steps_done", settings.n_steps)
-        if about["status"] == "finished" and n_done < settings.n_steps:
+        if about.get("status") == "finished" and n_done < settings.n_steps:
             raise ValueError(
                 f"run `{run.name}` was stopped at step {n_done} by its patience of {self.patience} "
                 f"rows; begin another run from its weights with --init run:{run.name}."
             )
-        if about["status"] == "finished" and not TrainingFiles(run).checkpoint.exists():
+        if about.get("status") == "finished" and not TrainingFiles(run).checkpoint.exists():
             raise ValueError(
                 f"run `{run.name}` has no checkpoint to go on from; begin another run from its "
                 f"weights with --init run:{run.name}."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from time import monotonic
 import torch
 
 from resflow_bench.data import Dataset
+from resflow_bench.files import remove_leftovers
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.intervals import mean_interval
 from resflow_bench.lab import Context, Observation, Result, exactly, observe
@@ -28,9 +28,12 @@ from resflow_bench.training.plan import TRAINING, TrainingPlan
 from resflow_bench.training.recipe import finite_moments_estimator
 from resflow_bench.training.trainer import Diverged, Trainer
 from resflow_bench.training.weights import (
+    DAMAGE,
     SECONDS_BETWEEN_CHECKPOINTS,
     TrainingFiles,
+    first_line,
     load_weights,
+    load_whole,
     save_whole,
     weights_digest,
 )
@@ -79,6 +82,7 @@ def train(
             checkpoint holds come again.
 
     Raises:
+        HeldError: another process carries out this training.
         StoreError: if the run or its checkpoint cannot be read or written.
         ValueError: if `data` or the initial weights have another digest than the plan's, or the
             data or the flow do not fit in memory.
@@ -90,7 +94,7 @@ def train(
         )
     files, n_steps, about = TrainingFiles(run), plan.recipe.training.n_steps, run.about
     is_longer = plan.is_longer_than(run)
-    if about["status"] == "finished" and not is_longer and files.weights.exists():
+    if about.get("status") == "finished" and not is_longer and files.weights.exists():
         return TrainingResult(n_done=about.get("n_steps_done", n_steps))
     if plan.init and not files.checkpoint.exists():
         found = weights_digest(plan.init, run.path.parents[1])
@@ -99,6 +103,8 @@ def train(
                 f"run `{run.name}` was begun from other weights {plan.init} (digest "
                 f"{plan.init_digest}; got {found}). Put the file back, or begin another run."
             )
+    if run.begin_writing():
+        remove_leftovers(files.weights.parent, f".{run.name}*.tmp")
     if is_longer:
         run.write_about(about | plan.record() | {"status": "running", "end": None})
     status, result = "interrupted", TrainingResult()
@@ -119,9 +125,9 @@ def train(
                 raise ValueError(explain(error)) from error
             status, result = "failed", session.record_failure(error)
         finally:
-            run.flush()
+            run.end_writing()
             ended = {"status": status, "end": now(), "n_steps_done": result.n_done}
-            run.write_about(run.about | ended)
+            run.revise(lambda _: ended)
     return result
 
 
@@ -337,15 +343,15 @@ class _Session:
         file = self.files.checkpoint
         if file.exists():
             try:
-                state = torch.load(file, map_location=self.plan.device, weights_only=True)
+                state = load_whole(file, self.plan.device)
                 self.trainer.load_state_dict(state["trainer"])
                 self.losses, self.step_s = list(state["losses"]), state["step_s"]
                 self.excess = state["excess"]
                 self.best = BestHeldOut(**state.get("best", {}))  # none in an older checkpoint
-            except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+            except (OSError, *DAMAGE) as error:
                 raise StoreError(
-                    f"checkpoint `{file}` does not fit ({explain(error)}); use the code that wrote "
-                    "it, or move the file away to begin again."
+                    f"checkpoint `{file}` does not fit or is damaged ({first_line(error)}); use "
+                    "the code that wrote it, put back a copy, or move the file away to begin again."
                 ) from error
         if TRAINING.name not in self.run.suites:
             return set()

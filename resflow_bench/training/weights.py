@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import pickle
+import struct
+import sys
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
+from filelock import FileLock, Timeout
 
-from resflow_bench.files import written_whole
+from resflow_bench.files import remove_leftovers, written_whole
 from resflow_bench.flows import ResidualFlow, saving
+from resflow_bench.lab.suite import Failure
 from resflow_bench.threads import one_thread
 from resflow_bench.training.recipe import Recipe, dataset
 from resflow_bench.training.trainer import Trainer
@@ -22,6 +30,12 @@ if TYPE_CHECKING:
     from resflow_bench.lab.store import Run
 
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
+
+DAMAGE = (
+    *(ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError),
+    *(BadZipFile, EOFError, MemoryError, pickle.UnpicklingError, struct.error, zlib.error),
+)
+"""Errors that a damaged file, or the state in one, causes while it is read or used."""
 
 
 RUN = "run:"
@@ -76,7 +90,16 @@ def load_weights(flow: ResidualFlow, name: str, results: Path) -> None:
     Raises:
         ValueError: the file is no saved flow, or of another architecture.
     """
-    state, wanted = saving.read(weights_file(name, results)).state, flow.state_dict()
+    file = weights_file(name, results)
+    if is_zipfile(file):  # if not, `read` says so
+        try:
+            check_whole(file)
+        except DAMAGE as error:
+            why = first_line(error)
+            raise ValueError(
+                f"weights `{file}` are damaged ({why}); put back a copy, or train again."
+            ) from error
+    state, wanted = saving.read(file).state, flow.state_dict()
     differ = [
         key
         for key in dict.fromkeys((*wanted, *state))
@@ -102,15 +125,20 @@ def trained(
         step: at most the recipe's `n_steps`, which is the default.
     """
     step = recipe.training.n_steps if step is None else step
-    flow = recipe.flow().with_estimator(recipe.objective)
-    trainer = Trainer(flow, dataset(recipe.dataset), recipe.training)
     cache = _WeightsCache(results / "models", f"{recipe}-{recipe.fingerprint}")
-    if (state := cache.nearest(step)) is not None:
-        trainer.load_state_dict(state)
-    if trainer.n_steps_done < step:
-        cache.folder.mkdir(parents=True, exist_ok=True)
-        with one_thread():  # the weights must not depend on how many cores this machine has
-            _train(trainer, step, cache, f"training {recipe}", say)
+    try:
+        with suppress(FileNotFoundError, *DAMAGE):
+            return cache.trainer(recipe, cache.snapshot(step), step).flow
+        with cache.alone(say):
+            trainer = cache.restored(recipe, step)
+            if trainer.n_steps_done < step:
+                with one_thread():  # the weights must not depend on how many cores there are
+                    _train(trainer, step, cache, f"training {recipe}", say)
+    except OSError as error:
+        raise Failure(
+            f"weights cannot be kept in `{cache.folder}` ({error.strerror}); make room there, "
+            "or make it writable."
+        ) from error
     return trainer.flow
 
 
@@ -129,26 +157,76 @@ class _WeightsCache:
         return self.folder / f"{self.stem}-step{step}.pt"
 
     def checkpoint_step(self) -> int:
-        """The number of steps that the checkpoint holds; 0 without a checkpoint."""
-        state = self._load(self.checkpoint)
-        return 0 if state is None else int(state["n_steps_done"])
-
-    def nearest(self, step: int) -> dict[str, Any] | None:
-        """The saved state with the most steps, at most `step`; None if there is none."""
-        snapshots = self.folder.glob(f"{glob.escape(self.stem)}-step*.pt")
-        saved = {int(file.stem.rpartition("-step")[2]): file for file in snapshots}
-        best = max((s for s in saved if s <= step), default=0)
-        state = self._load(self.checkpoint)
-        if state is not None and best < state["n_steps_done"] <= step:
-            return state
-        return self._load(saved[best]) if best else None
-
-    def _load(self, file: Path) -> dict[str, Any] | None:
-        """The state in a file; None if there is none, or another process has just removed it."""
+        """The number of steps that the checkpoint holds; 0 without one that can be read."""
         try:
-            return dict(torch.load(file, weights_only=True))
-        except FileNotFoundError:
-            return None
+            return int(load_whole(self.checkpoint)["n_steps_done"])
+        except (FileNotFoundError, *DAMAGE):
+            return 0
+
+    def restored(self, recipe: Recipe, step: int) -> Trainer:
+        """A trainer in the saved state with the most steps, at most `step`; else a new one.
+
+        Files that are damaged are named on standard error and passed over.
+        """
+        snapshots = self.folder.glob(f"{glob.escape(self.stem)}-step*.pt")
+        numbers = {file: file.stem.rpartition("-step")[2] for file in snapshots}
+        saved = {file: int(number) for file, number in numbers.items() if number.isdecimal()}
+        if self.checkpoint.exists():
+            saved[self.checkpoint] = self.checkpoint_step() or step
+        for file in sorted(saved, key=lambda file: saved[file], reverse=True):
+            if not 0 < saved[file] <= step:
+                continue
+            try:
+                return self.trainer(recipe, file, saved[file])
+            except FileNotFoundError:  # another process has just removed it
+                continue
+            except DAMAGE as error:
+                why = first_line(error)
+            note = f"note: weights `{file}` are damaged ({why}); they are trained again"
+            print(note, file=sys.stderr, flush=True)  # noqa: T201
+        return _new_trainer(recipe)
+
+    def trainer(self, recipe: Recipe, file: Path, step: int) -> Trainer:
+        """A trainer in the state of a file, after `step` steps.
+
+        Raises:
+            FileNotFoundError: the file is not there.
+            ValueError: or another of `DAMAGE`, if it is damaged.
+        """
+        state, trainer = load_whole(file), _new_trainer(recipe)
+        trainer.load_state_dict(state)
+        if trainer.n_steps_done != step:
+            raise ValueError(f"it holds step {trainer.n_steps_done}")
+        return trainer
+
+    @contextmanager
+    def alone(self, say: Callable[[str], None]) -> Iterator[None]:
+        """A context that one process at a time is in, so that weights are trained once.
+
+        Where the file system has no locks, several train at once, to the same numbers.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / f".{self.stem}.lock", fallback_to_soft=False)
+        try:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                say(f"waiting for another process that trains {self.stem}")
+                lock.acquire()
+        except OSError:
+            yield
+            return
+        try:
+            remove_leftovers(self.folder, f".{glob.escape(self.stem)}*.tmp")
+            yield
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
+
+
+def _new_trainer(recipe: Recipe) -> Trainer:
+    flow = recipe.flow().with_estimator(recipe.objective)
+    return Trainer(flow, dataset(recipe.dataset), recipe.training)
 
 
 def _train(
@@ -180,3 +258,31 @@ def save_whole(state: object, file: Path) -> None:
     """`torch.save`, whole or not at all."""
     with written_whole(file) as stream:
         torch.save(state, stream)
+
+
+def check_whole(file: Path) -> None:
+    """Compare each part of a file of `torch.save` with its checksum, which torch does not.
+
+    Raises:
+        OSError: it cannot be read.
+        BadZipFile: or another of `DAMAGE`, if it is damaged.
+    """
+    with file.open("rb") as stream, ZipFile(stream) as archive:
+        if (bad := archive.testzip()) is not None:
+            raise BadZipFile(f"the checksum of {bad} is wrong")
+
+
+def load_whole(file: Path, device: str = "cpu") -> dict[str, Any]:
+    """The state in a file of `torch.save`, from which no code is run.
+
+    Raises:
+        OSError: it cannot be read.
+        BadZipFile: or another of `DAMAGE`, if it is damaged.
+    """
+    check_whole(file)
+    return dict(torch.load(file, map_location=device, weights_only=True))
+
+
+def first_line(error: BaseException) -> str:
+    """The error's type and its message, as one short line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from resflow_bench.lab import Cell
 from resflow_bench.lab.store import COLUMNS
 
 COUNTED = """
@@ -39,8 +40,9 @@ def test_reading_starts_no_thread(tmp_path: Path, stored: bool) -> None:
     if stored:
         file = tmp_path / "rows" / "part-1.parquet"
         file.parent.mkdir()
-        text = {name: ["a"] * n for name in ("suite", "cell", "status", "message", "metric")}
+        text = {name: ["ok"] * n for name in ("suite", "cell", "status", "message", "metric")}
         rows = pd.DataFrame({name: text.get(name, [1.0] * n) for name in COLUMNS})
+        rows["unit"], rows["cell"] = "1", Cell("ok", {}).id
     rows.to_parquet(file)
     command = [sys.executable, "-c", COUNTED, str(tmp_path if stored else file)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)

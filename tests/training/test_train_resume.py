@@ -117,7 +117,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_numbers(whole: Whole, ca
     script = f"""
 import os, signal, sys
 from resflow_bench.cli import main
-from resflow_bench.lab import store
+from resflow_bench.lab.store import run as store
 from resflow_bench.training import run as train
 from resflow_bench.training.trainer import Trainer
 store.SECONDS_BUFFERED, train.SECONDS_BETWEEN_CHECKPOINTS = -1.0, 0.0
