@@ -26,6 +26,8 @@ UNALIGNED = "lipschitz_power_iteration"
 def constants(cells: pd.DataFrame, columns: int) -> Figure | None:
     """Promised, certified and realised constant and the spectral radius, a row per cell."""
     cells = cells.assign(**dict.fromkeys({*CONSTANTS, UNALIGNED} - set(cells), np.nan))
+    numbers = [*CONSTANTS, UNALIGNED]
+    cells[numbers] = cells[numbers].replace(np.inf, np.nan)  # without a mark
     order = cells["model"].map({name: i for i, name in enumerate(MODELS)}).fillna(len(MODELS))
     cells = cells.assign(_order=order).sort_values(["_order", "lipschitz"], kind="stable")
     cells = cells.drop_duplicates(["model", *CONSTANTS]).head(style.MAX_ROWS)
@@ -43,7 +45,7 @@ def constants(cells: pd.DataFrame, columns: int) -> Figure | None:
     broken = (cells[UNALIGNED] > cells["lipschitz_promised"] * (1 + 1e-6)).to_numpy()
     beyond, at = cells[UNALIGNED][broken], rows[broken]
     ax.plot(beyond, at, "v", color=style.PINK, ms=6, mew=0, clip_on=False)
-    ax.set_xlim(0, max(1.0, 1.03 * np.nanmax([values.max().max(), cells[UNALIGNED].max()])))
+    ax.set_xlim(0, max(1.0, 1.03 * np.nanmax([0.0, *cells[numbers].max()])))
     ax.set_xlabel("constant of the branch")
     if broken.any():
         handles.append(entry("power iteration", style.PINK, marker="v", ls=""))
