@@ -21,6 +21,7 @@ from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from numpy.typing import ArrayLike
 
 Draw = Callable[[pd.DataFrame, int], Figure | None]
 
@@ -85,6 +86,12 @@ def draw_edge_marks(ax: Axes, x: np.ndarray, y: np.ndarray, color: str) -> None:
     """Draw open triangles, not clipped where they lie on the frame."""
     (marks,) = ax.plot(x, y, "v", mfc="none", mec=color, ms=5.5, clip_on=False)
     marks.set_in_layout(False)
+
+
+def largest(*values: ArrayLike, least: float) -> float:
+    """The largest finite number among them, or `least` if none is above it."""
+    flat = np.concatenate([np.ravel(np.asarray(v, float)) for v in values])
+    return float(flat[np.isfinite(flat)].max(initial=least))
 
 
 def log_axis(ax: Axes, xy: str, values: Iterable[pd.Series], decades: float = math.inf) -> float:

@@ -32,6 +32,8 @@ def compared(cells: pd.DataFrame) -> pd.DataFrame:
     if not {"implementation", *needed} <= set(cells):
         return cells.head(0)
     cells = cells[cells["status"] == "ok"].dropna(subset=["implementation", *needed])
+    timed = cells[["seconds_per_example", "relative_time"]]
+    cells = cells[(np.isfinite(timed) & (timed > 0)).all(axis=1)]
     if cells.empty:
         return cells
     largest = cells.groupby("model")["lipschitz"].transform("max")

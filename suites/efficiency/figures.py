@@ -42,7 +42,8 @@ WINNERS = (style.ORANGE, style.SKY, style.PINK, style.BROWN, style.BLUE, style.M
 @style.themed
 def error_against_time(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     """Root mean square error against seconds per example, a line for each candidate."""
-    groups = _groups(compared(cells))
+    cells = compared(cells)
+    groups = _groups(cells if cells.empty else cells[np.isfinite(cells["spread"])])
     if not groups:
         return None
     figure, panels = style.make_panels(len(groups), min(columns, 2), height=3.6)
@@ -142,7 +143,7 @@ def _draw_lines(ax: Axes, some: pd.DataFrame) -> dict[str, Artist]:
     """Draw every candidate's line, and the least of all as a band; return the legend's entries."""
     start = float(some["seconds"].min()) / 1.6
     t = np.geomspace(start, start * 10**DECADES_OF_TIME, 300)
-    top = 1.6 * math.sqrt(float(some["spread"].max()))
+    top = max(1.6 * math.sqrt(float(some["spread"].max())), TARGET)
     bottom = TARGET / 10
     ax.set(xscale="log", yscale="log")
     reachable = some[some["finite"]]

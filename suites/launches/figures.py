@@ -36,7 +36,7 @@ def calls(cells: pd.DataFrame, columns: int) -> Figure:
             color, marker = MARKS.get(implementation, (style.GREY, "X"))
             ax.plot(cells[metric][mine], places[mine], marker, color=color, ms=6, mew=0)
         ax.set_xscale("symlog", linthresh=1)
-        ax.set_xlim(-0.15, 2 * max(cells[metric].max(), 1))
+        ax.set_xlim(-0.15, style.largest(2 * cells[metric], least=2.0))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
         name_rows(ax, names)
         ax.set(title=title, xlabel="per call")

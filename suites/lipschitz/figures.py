@@ -26,8 +26,6 @@ UNALIGNED = "lipschitz_power_iteration"
 def constants(cells: pd.DataFrame, columns: int) -> Figure | None:
     """Promised, certified and realised constant and the spectral radius, a row per cell."""
     cells = cells.assign(**dict.fromkeys({*CONSTANTS, UNALIGNED} - set(cells), np.nan))
-    numbers = [*CONSTANTS, UNALIGNED]
-    cells[numbers] = cells[numbers].replace(np.inf, np.nan)  # without a mark
     order = cells["model"].map({name: i for i, name in enumerate(MODELS)}).fillna(len(MODELS))
     cells = cells.assign(_order=order).sort_values(["_order", "lipschitz"], kind="stable")
     cells = cells.drop_duplicates(["model", *CONSTANTS]).head(style.MAX_ROWS)
@@ -35,7 +33,7 @@ def constants(cells: pd.DataFrame, columns: int) -> Figure | None:
     figure, ax = make_rows(cells, ["model", *varying(cells, shown)], columns)
     ax.invert_yaxis()
     rows = np.arange(len(cells))
-    values = cells[list(CONSTANTS)]
+    values = cells[list(CONSTANTS)].replace(np.inf, np.nan)
     ax.hlines(rows, values.min(axis=1), values.max(axis=1), color=style.LINE, lw=3, zorder=1)
     handles = []
     for metric, (text, color, marker, size, edge) in CONSTANTS.items():
@@ -45,7 +43,7 @@ def constants(cells: pd.DataFrame, columns: int) -> Figure | None:
     broken = (cells[UNALIGNED] > cells["lipschitz_promised"] * (1 + 1e-6)).to_numpy()
     beyond, at = cells[UNALIGNED][broken], rows[broken]
     ax.plot(beyond, at, "v", color=style.PINK, ms=6, mew=0, clip_on=False)
-    ax.set_xlim(0, max(1.0, 1.03 * np.nanmax([0.0, *cells[numbers].max()])))
+    ax.set_xlim(0, style.largest(1.03 * values, 1.03 * cells[UNALIGNED], least=1.0))
     ax.set_xlabel("constant of the branch")
     if broken.any():
         handles.append(entry("power iteration", style.PINK, marker="v", ls=""))

@@ -97,7 +97,9 @@ def _draw(ax: Axes, panel: _Panel, cells: pd.DataFrame) -> bool:
     if panel.logarithmic:
         edge = style.log_axis(ax, "x", [value[value > 0], high[np.isfinite(high)]])
         if panel.line == 1.0:
-            ax.set_xlim(min(0.8 * float(low.min()), 0.8), 1.25 * float(high.max()))
+            ax.set_xlim(
+                -style.largest(-0.8 * low, least=-0.8), style.largest(1.25 * high, least=1.0)
+            )
             ax.xaxis.set_major_locator(FixedLocator(RATIOS))
             ax.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
     at = np.asarray([lines.index(line) for line in some["line"]], float)

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter
 from resflow_bench.analysis.tables import axes, label, varying
 from resflow_bench.analysis.words import number
 from resflow_bench.report.picture import Picture
-from resflow_bench.report.style import INK, MAX_ROWS, make_panels
+from resflow_bench.report.style import INK, MAX_ROWS, largest, make_panels
 from suites.marks import drawn_from, mark
 
 
@@ -38,7 +38,7 @@ def rates(cells: pd.DataFrame, columns: int) -> Figure:
             text = f"{label(cell, shown)}\n{number(cell['examples_per_s'])} /s{peak}"
             ax.text(0, place - 0.19, text, va="bottom", size=8, linespacing=1.25)
         ax.set(title=operation, yticks=[], ylim=(len(here) - 0.7, -0.85), xlabel="examples / s")
-        ax.set_xlim(0, 1.05 * rate.max())
+        ax.set_xlim(0, largest(1.05 * rate, least=1.0))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: number(v, 2)))
         ax.locator_params(axis="x", nbins=4)
         ax.spines["left"].set_visible(False)

@@ -57,7 +57,7 @@ def promises(cells: pd.DataFrame, columns: int) -> Figure:
         ax.plot(steps, excess, color=style.ACCENT, lw=1.2, marker="s", ms=3)
         ax.plot(steps, certified, color=style.BLUE, lw=1.8, marker="o", ms=3)
         # The promise is in the middle; blocks begin far below it.
-        reach = max(0.1, excess.max() - 100, 100 - certified.median())
+        reach = style.largest(excess - 100, 100 - certified.median(), least=0.1)
         ax.set_ylim(100 - 1.2 * reach, 100 + 1.2 * reach)
     style.label_outer([ax for ax, _ in panels], columns, "% of the promised K")
     handles = [
