@@ -71,6 +71,10 @@ def _answer() -> int:
     except BrokenPipeError:  # as in `show ... | head`
         _drop_the_rest()
         return 0
+    except OSError as error:  # a file or a folder that the user named, or a full disk
+        place = f"`{error.filename}` cannot be used" if error.filename else "the system refused"
+        click.echo(f"error: {place} ({error.strerror}); make room, or name another.", err=True)
+        return REFUSED
 
 
 def echo_all(text: str) -> None:
