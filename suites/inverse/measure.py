@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -150,7 +151,7 @@ def _banach(
     for layer, inputs in reversed(list(flow.inputs(x))):
         z = layer(inputs)
         if isinstance(layer, ResidualBlock):
-            k = layer.branch.lipschitz_certified()
+            k = max(layer.branch.lipschitz_certified(), sys.float_info.min)  # 0 has no logarithm
             first = _norm(layer.branch(z)) + k * error
             found = _norm(inputs)
             error = (k**inversion.max_steps * first + error + ulps * (_norm(z) + found)) / (1 - k)
