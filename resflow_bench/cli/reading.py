@@ -87,6 +87,7 @@ def show(name: str, suite: str | None, layout: str, results: Path) -> None:
     """Print the rows of RUN, in the terminal or for a pipe."""
     import pandas as pd
 
+    from resflow_bench.files import csv_text
     from resflow_bench.lab.store import BESIDE, Store
 
     with refusals():
@@ -98,7 +99,7 @@ def show(name: str, suite: str | None, layout: str, results: Path) -> None:
             click.echo(f"{_table(frame.drop(columns=['suite', 'cell']))}\n")
         return
     rows = pd.concat(frames.values(), ignore_index=True) if frames else pd.DataFrame()
-    click.echo(rows.to_csv(index=False) if layout == "csv" else _json(rows), nl=False)
+    click.echo(csv_text(rows) if layout == "csv" else _json(rows), nl=False)
 
 
 def _json(rows: pd.DataFrame) -> str:

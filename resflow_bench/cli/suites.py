@@ -17,16 +17,22 @@ def suites_of(runs: Sequence[Run]) -> dict[str, Suite]:
     """Name to suite, for every suite of which a run has rows, in the order of the page.
 
     A suite is loaded by the reference in `run.json`, its name or its folder, else by the name in
-    the rows. One that cannot be loaded is left out, with a note on standard error.
+    the rows. One that cannot be loaded is left out, with a note on standard error; so is one whose
+    folder lies inside a run, since no code that came with a run is executed.
     """
-    from resflow_bench.lab.discovery import load, page_order
+    from pathlib import Path
+
+    from resflow_bench.lab.discovery import canonical, load, page_order
 
     names = {name: None for run in runs for name in run.suites}
     references = [reference for run in runs for reference in run.about.get("suites") or ()]
     loaded: dict[str, Suite] = {}
     refused: dict[str, str] = {}
+    stored = [run.path.resolve() for run in runs]
     for reference in dict.fromkeys([*references, *names]):
-        if reference not in loaded:
+        if any(map(Path(canonical(reference)).is_relative_to, stored)):
+            refused[reference] = f"`{reference}` is code inside a run; move it elsewhere."
+        elif reference not in loaded:
             try:
                 suite = load(reference)
                 loaded[suite.name] = suite

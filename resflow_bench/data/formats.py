@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import pickle
+import pickletools
 import struct
 import zipfile
 import zlib
@@ -12,6 +13,9 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+
+from resflow_bench.data.npy import read_member
+from resflow_bench.files import excess
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:
@@ -25,23 +29,24 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
 
     Source: LeCun, Cortes and Burges, "The MNIST database of handwritten digits".
     """
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise _damaged(path, f"not a whole gzip file ({error})") from error
     start = 4 + 4 * ndim
-    if len(content) < start or content[:4] != bytes([0, 0, 8, ndim]):
-        reason = f"not an IDX file of unsigned bytes with {ndim} axes, by its first bytes"
-        raise _damaged(path, reason)
-    shape = struct.unpack_from(f">{ndim}I", content, offset=4)
-    promised, follow = math.prod(shape), len(content) - start
-    if follow != promised:
-        raise _damaged(
-            path, f"its header promises {promised} entries, {shape}, and {follow} follow"
-        )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            head = stream.read(start)
+            if len(head) < start or head[:4] != bytes([0, 0, 8, ndim]):
+                reason = f"not an IDX file of unsigned bytes with {ndim} axes, by its first bytes"
+                raise _damaged(path, reason)
+            shape = struct.unpack_from(f">{ndim}I", head, offset=4)
+            promised = math.prod(shape)
+            if why := excess(promised, path.stat().st_size):
+                raise _damaged(path, why)
+            content = stream.read(promised + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _damaged(path, f"not a whole gzip file ({error})") from error
+    if len(content) != promised:
+        follow = f"{'at least ' * (len(content) > promised)}{len(content)} follow"
+        raise _damaged(path, f"its header promises {promised} entries, {shape}, and {follow}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def read_npz(path: Path, key: str) -> np.ndarray:
@@ -51,8 +56,8 @@ def read_npz(path: Path, key: str) -> np.ndarray:
         ValueError: if the file is not an npz file, has no array `key`, or is damaged.
     """
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
-            return np.lib.format.read_array(member, allow_pickle=False)
+        with zipfile.ZipFile(path) as archive:
+            return read_member(archive, key, path)
     except KeyError as error:
         raise _damaged(path, f"it holds no array {key!r}") from error
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -69,8 +74,13 @@ def read_pickled_bytes(path: Path, key: str, width: int) -> np.ndarray:
     Raises:
         ValueError: if the pickle names anything else, is damaged, or has no such array at `key`.
     """
+    content = path.read_bytes()
     try:
-        batch = _InertUnpickler(BytesIO(path.read_bytes()), encoding="bytes").load()
+        # The unpickler makes room for every number up to that of a memo, which may be 2^32.
+        memos = (n or 0 for code, n, _ in pickletools.genops(content) if code.name in _MEMOS)
+        if any(int(n) > len(content) for n in memos):
+            raise pickle.UnpicklingError("its memos have numbers that no writer gives")
+        batch = _InertUnpickler(BytesIO(content), encoding="bytes").load()
     except _DAMAGE as error:
         raise _damaged(path, f"not a pickle to be read safely: {error}") from error
     found = batch.get(key.encode(), batch.get(key)) if isinstance(batch, dict) else None
@@ -101,6 +111,8 @@ _REPLACED = {
     ("numpy.core.multiarray", "_reconstruct"),  # as numpy 1 wrote it
     ("numpy._core.multiarray", "_reconstruct"),  # as numpy 2 does
 }
+
+_MEMOS = ("PUT", "BINPUT", "LONG_BINPUT")
 
 # Exceptions of the unpickler on a damaged pickle: the first three by design, the others because it
 # assumes that each item on its stack exists, has the right type, and fits into memory.

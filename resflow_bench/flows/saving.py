@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from torch import Tensor, nn
 
 from resflow_bench import layers
-from resflow_bench.files import written_whole
+from resflow_bench.files import excess, written_whole
 from resflow_bench.flows.bases import DiagonalNormal, NormalMixture, StandardNormal
 from resflow_bench.flows.composition import Chain, FactorOut
 from resflow_bench.flows.forms import ActNorm, AffineCoupling, Cube, Flatten, Logit, Mixing, Squeeze
@@ -67,11 +67,13 @@ class SavedParts:
         name and its own arguments.
     state: the flow's `state_dict`.
     about: the notes given to `ResidualFlow.save`.
+    file: named where they do not fit each other.
     """
 
     architecture: dict[str, Any]
     state: dict[str, Tensor]
     about: dict[str, Any]
+    file: Path | None = None
 
     def rebuilt(self, make: Callable[..., nn.Module]) -> Any:
         """`make` of the arguments, with the state.
@@ -85,7 +87,13 @@ class SavedParts:
             module.load_state_dict(self.state, assign=True)
         except _UNFIT as error:
             why = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ValueError(f"architecture and numbers of the file do not fit: {why}") from error
+            where = f"`{self.file}`: " if self.file else ""
+            why = f"{where}architecture and numbers of the file do not fit: {why}"
+            raise ValueError(why) from error
+        except ValueError as error:
+            if self.file is None:
+                raise
+            raise ValueError(f"`{self.file}`: {' '.join(str(error).split())}") from error
         return module
 
     def write(self, file: Path) -> None:
@@ -141,10 +149,16 @@ def read(file: Path) -> SavedParts:
         with file.open("rb") as stream:
             if not is_zipfile(stream):
                 raise ValueError(damaged)
+            with ZipFile(stream) as archive:
+                n_bytes = sum(member.file_size for member in archive.infolist())
+                if why := excess(n_bytes, file.stat().st_size):
+                    raise ValueError(f"`{file}` is refused: {why}.")
+                if archive.testzip() is not None:  # torch looks at no checksum
+                    raise ValueError(damaged)
         content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ValueError(f"`{file}` cannot be read ({error.strerror}).") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+    except (pickle.UnpicklingError, BadZipFile, EOFError, UnicodeError, *_UNFIT) as error:
         raise ValueError(damaged) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(
@@ -159,7 +173,7 @@ def read(file: Path) -> SavedParts:
         and all(map(_is_number, state.items()))
     ):
         raise ValueError(damaged)
-    return SavedParts(architecture, state, about)
+    return SavedParts(architecture, state, about, file)
 
 
 def _is_number(entry: tuple[Any, Any]) -> bool:
@@ -240,8 +254,8 @@ class _Builder:
             import_module(SYSTEMS)
         if name not in PARTS:
             raise ValueError(
-                f"this file has a part {name}, which is not in `resflow_bench.flows.saving.PARTS`."
-                " Update this package, or add the class."
+                f"this file has a part {name!s:.80}, which is not in "
+                "`resflow_bench.flows.saving.PARTS`. Update this package, or add the class."
             )
         found = {n: self.value(v) for n, v in value["arguments"].items()}
         kinds = inspect.signature(PARTS[name]).parameters.values()

@@ -84,7 +84,7 @@ def _in_folder(folder: Path) -> Suite:
         raise ValueError(f"folder `{folder}` has the name of another Python module; rename it.")
     try:
         return replace(_checked(_imported(file).SUITE), reference=str(folder))
-    except Exception as error:  # the user's code, which may raise anything
+    except (Exception, SystemExit) as error:  # the user's code, which may raise anything
         for loaded in [m for m in sys.modules if m == name or m.startswith(f"{name}.")]:
             del sys.modules[loaded]
         why = " ".join(f"{type(error).__name__}: {error}".split())

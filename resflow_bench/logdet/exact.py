@@ -57,10 +57,14 @@ def exact_log_det(g: Map, x: Tensor) -> Tensor:
 
 
 def dense_log_det(matrix: Tensor) -> Tensor:
-    """ln|det(I + J)| of each matrix, (..., d, d) -> (...), nats, by LU on one thread."""
-    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    """ln|det(I + J)| of each matrix, (..., d, d) -> (...), nats, by LU on one thread.
+
+    In float32 where the matrix has half precision, for which there is no LU.
+    """
+    j = matrix.float() if matrix.dtype.itemsize < torch.float32.itemsize else matrix
+    identity = torch.eye(j.shape[-1], dtype=j.dtype, device=j.device)
     with one_torch_thread():
-        return torch.linalg.slogdet(identity + matrix).logabsdet
+        return torch.linalg.slogdet(identity + j).logabsdet.to(matrix.dtype)
 
 
 @dataclass(frozen=True)

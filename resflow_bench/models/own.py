@@ -128,6 +128,9 @@ class OwnModel:
                 )
         try:
             flow = _as_flow(copy.deepcopy(made), x, axes if "dim" in self._taken() else {})
+            for part in flow.modules():
+                if isinstance(part, Uncertified) and not isinstance(part.g, _Foreign):
+                    part.g = _Foreign(part.g).eval()
             check_branches(flow, _points(flow, x, 2))
         except (TypeError, ValueError) as error:
             raise ValueError(f"model `{self.name}`: {error}") from error
@@ -138,12 +141,28 @@ class OwnModel:
         try:
             with _SEEDED, torch_seeded(0):
                 return self.source(**taken)
-        except Exception as error:  # the user's code, which may raise anything
+        except (Exception, SystemExit) as error:  # the user's code, which may raise anything
             why = " ".join(f"{type(error).__name__}: {error}".split())
             raise ValueError(
                 f"model `{self.name}`: the function, called with {', '.join(taken) or 'nothing'}, "
                 f"failed: {why}"
             ) from error
+
+
+class _Foreign(nn.Module):
+    """A g of the user's own, any error of which is a RuntimeError: that of its cell, not ours."""
+
+    def __init__(self, g: nn.Module) -> None:
+        super().__init__()
+        self.g = g
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            return self.g(x)
+        except (ArithmeticError, RuntimeError, MemoryError):
+            raise
+        except (Exception, SystemExit) as error:  # the user's code, which may raise anything
+            raise RuntimeError(f"g raised {type(error).__name__}: {error}") from error
 
 
 def is_own(name: str) -> bool:
@@ -345,7 +364,7 @@ def _imported(name: str, file: Path, stamp: int) -> ModuleType:
     try:
         with _SEEDED, torch_seeded(0):
             spec.loader.exec_module(module)
-    except Exception as error:  # the user's code, which may raise anything
+    except (Exception, SystemExit) as error:  # the user's code, which may raise anything
         raise _not_loaded(name, error) from error
     return module
 
@@ -354,11 +373,11 @@ def _imported(name: str, file: Path, stamp: int) -> ModuleType:
 def _module(name: str, place: str) -> ModuleType:
     try:
         return import_module(place)
-    except Exception as error:  # the user's code, which may raise anything
+    except (Exception, SystemExit) as error:  # the user's code, which may raise anything
         raise _not_loaded(name, error) from error
 
 
-def _not_loaded(name: str, error: Exception) -> ValueError:
+def _not_loaded(name: str, error: BaseException) -> ValueError:
     why = " ".join(f"{type(error).__name__}: {error}".split())
     return ValueError(f"model `{name}` cannot be loaded: {why}")
 

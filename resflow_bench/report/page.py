@@ -22,7 +22,7 @@ from resflow_bench.analysis import rules, verdicts
 from resflow_bench.analysis.findings import findings
 from resflow_bench.analysis.tables import axes, label, plain, units, varying, wide
 from resflow_bench.analysis.words import number, with_interval
-from resflow_bench.files import written_whole
+from resflow_bench.files import csv_text, written_whole
 from resflow_bench.lab import Statement, Suite
 from resflow_bench.lab.store import BESIDE
 from resflow_bench.report import style
@@ -156,14 +156,14 @@ def write(path: Path, text: str) -> None:
     """Write the file whole or not at all, so that no reader gets half a page."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def _section(name: str, suite: Suite | None, frame: pd.DataFrame, out: Path) -> dict[str, Any]:
     """The rows of one suite, as the template needs them; a suite that is None has no figures."""
     cells = wide(frame)
     rows = frame.drop(columns=list(BESIDE), errors="ignore")
-    write(out / "tables" / f"{name}.csv", rows.to_csv(index=False))
+    write(out / "tables" / f"{name}.csv", csv_text(rows))
     broken = cells[cells["status"] != "ok"]
     shown = varying(cells, axes(frame))
     return {

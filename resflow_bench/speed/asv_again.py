@@ -17,7 +17,7 @@ from typing import Any
 from asv.config import Config  # type: ignore[import-untyped]
 from asv.util import UserError  # type: ignore[import-untyped]
 
-from resflow_bench.speed.asv_results import AsvError, AsvResults, Row
+from resflow_bench.speed.asv_results import DAMAGE, MAX_SHOWN, AsvError, AsvResults, Row, of_kind
 
 
 def results_folder(config: Path) -> Path:
@@ -70,17 +70,18 @@ def measure_again(
 
 def _settings(config: Path) -> dict[str, Any]:
     """The settings in the file, with absolute paths, so that a copy elsewhere is equivalent."""
+    here = config.resolve().parent
     try:
         settings = vars(Config.load(str(config))).copy()
-    except (UserError, OSError, ValueError) as error:
-        raise AsvError(f"`{config}` cannot be read ({error}); give another with --asv.") from None
-    here = config.resolve().parent
-    for name in ("repo", "benchmark_dir", "env_dir", "results_dir", "html_dir"):
-        if "://" not in settings[name]:
-            settings[name] = str((here / settings[name]).resolve())
-    for name in ("build_command", "install_command", "uninstall_command"):
-        if settings.get(name):
-            settings[name] = [_at(here, line) for line in settings[name]]
+        for name in ("repo", "benchmark_dir", "env_dir", "results_dir", "html_dir"):
+            if "://" not in of_kind(str, settings[name]):
+                settings[name] = str((here / settings[name]).resolve())
+        for name in ("build_command", "install_command", "uninstall_command"):
+            if settings.get(name):
+                settings[name] = [_at(here, line) for line in of_kind(list, settings[name])]
+    except (UserError, *DAMAGE) as error:
+        why = " ".join(str(error).split())[:MAX_SHOWN]
+        raise AsvError(f"`{config}` cannot be read ({why}); give another with --asv.") from None
     return {"version": 1} | {n: value for n, value in settings.items() if value is not None}
 
 

@@ -5,19 +5,32 @@ Otava pins its own libraries, so it runs in a separate environment.
 
 from __future__ import annotations
 
-import csv
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
+import pandas as pd
+
+from resflow_bench.files import csv_text, written_whole
 from resflow_bench.speed.asv_results import AsvError, AsvResults
+
+TIME = "%Y-%m-%d %H:%M:%S +0000"
+MAX_NAME = 100
+"""Characters of a suite's name that its files have: file systems allow 255 bytes."""
+
+Key = TypeVar("Key", str, tuple[str, str])
 
 
 def export_otava(results: Path, out: Path, worse: Mapping[tuple[str, str], str]) -> list[str]:
-    """Write `<suite>.csv`, a line per commit, and `otava.yaml` to `out`; return the suites' names.
+    """Write `<name>.csv`, a line per commit, and `otava.yaml` to `out`; return the names.
+
+    A name is a suite's, with `_` for what is no letter, digit, `_` or `-`, and with a number where
+    another suite has it already, in upper or lower case.
 
     Args:
         out: a folder, created if it is missing.
@@ -25,43 +38,73 @@ def export_otava(results: Path, out: Path, worse: Mapping[tuple[str, str], str])
             knows two directions, so a metric with "other" is exported as its absolute value.
 
     Raises:
-        AsvError: if there are no results, or a file is damaged.
+        AsvError: if there are no results, a file is damaged, or `out` cannot be written.
     """
-    suites: dict[str, dict[str, dict[str, float]]] = {}
-    directions: dict[str, int] = {}
+    suites: dict[str, dict[str, dict[tuple[str, str], float]]] = {}
     history = AsvResults(results)
     for commit in history.commits():
         for row in history.rows(commit):
-            if row.status != "ok":
-                continue
-            # Otava splits a name at commas, and reads dots as levels.
-            name = f"{row.cell}:{row.metric}".replace(", ", "/").replace(".", "_")
-            value = median(row.samples)
-            direction = worse.get((row.suite, row.metric))
-            value = abs(value) if direction == "other" else value
-            suites.setdefault(row.suite, {}).setdefault(commit, {})[name] = value
-            directions[name] = 1 if direction == "less" else -1
+            if row.status == "ok":
+                value = median(row.samples)
+                value = abs(value) if worse.get((row.suite, row.metric)) == "other" else value
+                by_commit = suites.setdefault(row.suite, {})
+                by_commit.setdefault(commit, {})[row.cell, row.metric] = value
     if not suites:
         raise AsvError(f"`{results}` holds no number of a commit; `make asv-history` measures it.")
-    out.mkdir(parents=True, exist_ok=True)
     when = history.dated()
+    named = _distinct({suite: re.sub(r"[^A-Za-z0-9_-]", "_", suite)[:MAX_NAME] for suite in suites})
     tests: dict[str, Any] = {}
-    for suite, by_commit in sorted(suites.items()):
-        names = sorted({name for values in by_commit.values() for name in values})
-        ordered = sorted(by_commit, key=lambda commit: when[commit])
-        with (out / f"{suite}.csv").open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, ["time", "commit", *names])
-            writer.writeheader()
-            for commit in ordered:
-                time = f"{datetime.fromtimestamp(when[commit] / 1000, UTC):%Y-%m-%d %H:%M:%S +0000}"
-                writer.writerow({"time": time, "commit": commit, **by_commit[commit]})
-        tests[suite] = {
-            **{"type": "csv", "file": str((out / f"{suite}.csv").resolve())},
-            **{"time_column": "time", "attributes": ["commit"]},
-            "metrics": {
-                name: {"column": name, "direction": directions[name], "scale": 1} for name in names
-            },
-            "csv_options": {"delimiter": ",", "quote_char": '"'},
-        }
-    (out / "otava.yaml").write_text(json.dumps({"tests": tests}, indent=1) + "\n")  # JSON is YAML
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for suite, name in sorted(named.items()):
+            by_commit, file = suites[suite], out / f"{name}.csv"
+            columns = _distinct({k: _column(*k) for values in by_commit.values() for k in values})
+            lines = [
+                {"time": f"{datetime.fromtimestamp(when[commit] / 1000, UTC):{TIME}}"}
+                | {"commit": commit}
+                | {column: by_commit[commit].get(key) for key, column in columns.items()}
+                for commit in sorted(by_commit, key=lambda commit: when[commit])
+            ]
+            _write(file, csv_text(pd.DataFrame(lines)))
+            tests[name] = {
+                **{"type": "csv", "file": str(file.resolve())},
+                **{"time_column": "time", "attributes": ["commit"]},
+                "metrics": {
+                    column: {
+                        **{"column": column, "scale": 1},
+                        "direction": 1 if worse.get((suite, metric)) == "less" else -1,
+                    }
+                    for (_, metric), column in columns.items()
+                },
+                "csv_options": {"delimiter": ",", "quote_char": '"'},
+            }
+        _write(out / "otava.yaml", json.dumps({"tests": tests}, indent=1) + "\n")  # JSON is YAML
+    except OSError as error:
+        raise AsvError(
+            f"`{out}` cannot be written ({error.strerror}); name another folder."
+        ) from error
     return list(tests)
+
+
+def _column(cell: str, metric: str) -> str:
+    """The name of a column: Otava splits names at commas, and reads dots as levels."""
+    name = f"{cell}:{metric}".replace(", ", "/").replace(".", "_")
+    return re.sub(r"^\W|[\x00-\x1f]", "_", name)
+
+
+def _distinct(names: Mapping[Key, str]) -> dict[Key, str]:
+    """The names in their order; one that is taken, in upper or lower case, with a number."""
+    numbers, taken = count(2), set[str]()
+    distinct: dict[Key, str] = {}
+    for key, name in sorted(names.items(), key=lambda item: item[::-1]):
+        free = name
+        while free.casefold() in taken:
+            free = f"{name}-{next(numbers)}"
+        taken.add(free.casefold())
+        distinct[key] = free
+    return distinct
+
+
+def _write(file: Path, text: str) -> None:
+    with written_whole(file) as stream:
+        stream.write(text.encode(errors="backslashreplace"))

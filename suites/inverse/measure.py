@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +31,9 @@ from resflow_bench.models.own import version
 
 NEWTON_STEPS = 50
 """Near the solution the digits double in each, and most need five."""
+
+FLOOR = 1e-9
+"""The residual per size of z, far above float64's rounding, at which Newton has not converged."""
 
 
 def measure_inverse(cell: Cell, context: Context) -> Iterable[Observation]:
@@ -98,7 +103,14 @@ def _truth(cell: Cell, results: Path, n_points: int, version: int) -> _Truth:  #
     z = flow(build_points(cell, n_points, results))
     newton = cast("ToRounding", solved_by_newton)  # as any function of a branch and z
     solution = copy.deepcopy(flow).double().inverse(z.double(), newton)
-    jacobians, _ = dense_truth(flow, solution.value.to(z.dtype))
+    jacobians, log_det = dense_truth(flow, solution.value.to(z.dtype))
+    if not all(block.lipschitz < 1 for block in flow.blocks):
+        size = 1.0 + z.double().flatten(1).norm(dim=1)
+        if not np.isfinite(log_det).all() or bool((solution.residual > FLOOR * size).any()):
+            raise Failure(
+                "x + g(x) is singular at these points, or Newton's method finds no inverse there, "
+                "so that no error is known. Scale g down."
+            )
     return _Truth(flow, z, solution, sizes(jacobians))
 
 
@@ -153,7 +165,7 @@ def _banach(
     for layer, inputs in reversed(list(flow.inputs(x))):
         z = layer(inputs)
         if isinstance(layer, ResidualBlock):
-            k = layer.branch.lipschitz_certified()
+            k = max(layer.branch.lipschitz_certified(), sys.float_info.min)  # 0 has no logarithm
             first = _norm(layer.branch(z)) + k * error
             found = _norm(inputs)
             error = (k**inversion.max_steps * first + error + ulps * (_norm(z) + found)) / (1 - k)

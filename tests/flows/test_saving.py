@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from resflow_bench import flows, layers
@@ -231,3 +235,56 @@ def test_a_cut_file_is_refused(tmp_path: Path) -> None:
         file.write_bytes(whole[: int(share * len(whole))])
         with pytest.raises(ValueError, match="no whole file"):
             ResidualFlow.load(file)
+
+
+def test_damage_in_any_place_is_one_sentence_that_names_the_file(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Bytes of numbers are held to the checksum beside them; only padding may differ."""
+    file = tmp_path_factory.mktemp("damaged") / "flow.pt"
+    flow = ResidualFlow.mlp(3, (4,), 2, 0.9)
+    flow.save(file)
+    whole = file.read_bytes()
+    junk = st.binary(max_size=4) | st.sampled_from([b"(((((", b"\x80\x02", b"\xff" * 8])
+    place = st.tuples(st.integers(0, len(whole)), st.integers(0, 4), junk)
+
+    @settings(
+        max_examples=int(os.environ.get("FUZZ_EXAMPLES", "60")), derandomize=True, deadline=10_000
+    )
+    @given(st.lists(place, min_size=1, max_size=3))
+    def check(changes: list[tuple[int, int, bytes]]) -> None:
+        content = whole
+        for start, n, new in changes:
+            content = content[:start] + new + content[start + n :]
+        file.write_bytes(content)
+        try:
+            found = ResidualFlow.load(file).state_dict()
+        except ValueError as error:
+            assert f"`{file}`" in str(error)  # noqa: PT017
+            assert "\n" not in str(error)  # noqa: PT017
+        else:
+            torch.testing.assert_close(found, flow.state_dict(), rtol=0, atol=0)
+
+    check()
+
+
+@pytest.mark.parametrize("value", [None, -1, 1.5, "x", {"same": 9}, {"part": 3}, math.nan])
+def test_an_architecture_that_is_none_is_one_sentence(value: object, tmp_path: Path) -> None:
+    file = tmp_path / "flow.pt"
+    ResidualFlow.mlp(3, (4,), 2, 0.9).save(file)
+    content = torch.load(file, weights_only=True)
+    for name in ("layers", "event"):
+        torch.save(content | {"architecture": content["architecture"] | {name: [value]}}, file)
+        with pytest.raises(ValueError, match=r"\A[^\n]*\Z") as error:
+            ResidualFlow.load(file)
+        assert f"`{file}`" in str(error.value)
+
+
+def test_a_file_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "bomb.pt"
+    packed = zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1)
+    with packed as archive, archive.open("flow/data/0", "w") as member:
+        for _ in range(80):
+            member.write(bytes(2**24))
+    with pytest.raises(ValueError, match=r"bomb\.pt` is refused: its .* the limit is 1,073"):
+        ResidualFlow.load(file)

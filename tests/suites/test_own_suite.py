@@ -180,3 +180,17 @@ def test_a_suite_without_any_number_has_a_page(own, tmp_path) -> None:
 def test_a_margin_with_a_typo_is_refused() -> None:
     with pytest.raises(ValueError, match="`more`, `less` or `other`; got 'moer'"):
         Metric("moer")  # type: ignore[arg-type]
+
+
+def test_code_that_came_with_a_run_is_not_executed(own, tmp_path) -> None:
+    """Its `run.json` may name a folder inside the run; the rows are shown, and not judged."""
+    command("run", own, "--set", "n_terms=1", "--results", tmp_path)
+    run = run_in(tmp_path)
+    evil = run / "evil"
+    evil.mkdir()
+    (evil / "__init__.py").write_text("open('executed', 'w')")
+    about = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(about | {"suites": [str(evil)]}))
+    text = command("report", "--results", tmp_path, "--out", tmp_path / "page", cwd=evil)
+    assert "is code inside a run; move it elsewhere" in text
+    assert [file.name for file in evil.iterdir()] == ["__init__.py"]
