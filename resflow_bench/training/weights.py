@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile, ZipFile, is_zipfile
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from filelock import FileLock, Timeout
@@ -90,16 +90,7 @@ def load_weights(flow: ResidualFlow, name: str, results: Path) -> None:
     Raises:
         ValueError: the file is no saved flow, or of another architecture.
     """
-    file = weights_file(name, results)
-    if is_zipfile(file):  # if not, `read` says so
-        try:
-            check_whole(file)
-        except DAMAGE as error:
-            why = first_line(error)
-            raise ValueError(
-                f"weights `{file}` are damaged ({why}); put back a copy, or train again."
-            ) from error
-    state, wanted = saving.read(file).state, flow.state_dict()
+    state, wanted = saving.read(weights_file(name, results)).state, flow.state_dict()
     differ = [
         key
         for key in dict.fromkeys((*wanted, *state))
