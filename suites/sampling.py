@@ -21,6 +21,7 @@ from resflow_bench.intervals import (
 )
 from resflow_bench.lab import replicates
 from resflow_bench.logdet import LogDetEstimator, Probe
+from resflow_bench.memory import at_once
 from resflow_bench.models import Problem
 
 EXAMPLES_PER_CALL = 512
@@ -142,7 +143,7 @@ def _draws(
     generator = torch.Generator(problem.x.device).manual_seed(seed)
     n_points = len(problem.x)
     examples = EXAMPLES_PER_CALL if problem.x.ndim == 2 else IMAGES_PER_CALL
-    per_call = max(1, examples // (n_points * estimator.n_probes))
+    per_call = max(1, at_once(examples) // (n_points * estimator.n_probes))
     for start in range(0, n_draws, per_call):
         n = min(per_call, n_draws - start)
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ from resflow_bench.lab import (
     Skip,
     Suite,
 )
+from resflow_bench.memory import at_once
 from resflow_bench.threads import one_thread
 
 
@@ -81,6 +83,18 @@ def measure_second(cell: Cell, context: Context) -> Iterable[Observation]:
     return measure_rows(cell, context)
 
 
+def measure_memory(cell: Cell, context: Context) -> Iterable[Observation]:
+    """What is computed at once in the place of 1,024 numbers, of which `256 / dim` fit."""
+    if at_once(1024) > 256 / cell["dim"]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    yield Observation("at_once", float(at_once(1024)), "1", message="exact")
+
+
+def measure_unwritable(cell: Cell, context: Context) -> Iterable[Observation]:
+    """The disk is full where it writes."""
+    raise OSError(errno.ENOSPC, "No space left on device", "there")
+
+
 def measure_repaired(cell: Cell, context: Context) -> Iterable[Observation]:
     """Fails for as long as the results folder holds a file `broken`."""
     if (context.results / "broken").exists():
@@ -131,6 +145,9 @@ MIXED = toy("mixed", 1, (1, 2, 3, 4, 5))
 CRASH = toy("mixed", 2, (1, 6))
 DEADLY = toy("mixed", 2, (1, 8))
 MISTAKE = toy("mixed", 1, (1, 7))
+MEMORY = toy("memory", 2)
+TOO_LARGE = toy("memory", 1024)
+UNWRITABLE = toy("unwritable", 2)
 SLOW = toy("slow", 32)
 GPU = toy("gpu", 12)
 SECOND = toy("second", 24)

@@ -11,6 +11,7 @@ from torch import Tensor
 from resflow_bench.jacobian.linearisation import linearise
 from resflow_bench.jacobian.operator import Jacobian, Linearisation, Map
 from resflow_bench.jacobian.stages import Stage, TensorMap
+from resflow_bench.memory import at_once
 
 CHUNK_NUMBERS = 2**24
 """The most numbers that one batched product may hold: 128 MiB in float64, and far more than a call
@@ -52,7 +53,7 @@ class DenseJacobian(Stage):
 def dense_jacobian(jacobian: Jacobian, x: Tensor) -> Tensor:
     """J at x, (B, d, d): row i is e_i^T J, in chunks of rows that bound the memory of a product."""
     batch_size, dim = x.shape[0], math.prod(x.shape[1:])
-    rows = max(1, CHUNK_NUMBERS // max(1, batch_size * dim))
+    rows = max(1, at_once(CHUNK_NUMBERS) // max(1, batch_size * dim))
     identity = torch.eye(dim, dtype=x.dtype, device=x.device).view(dim, 1, *x.shape[1:])
     chunks = [
         jacobian.vjp_of_each(basis, batch_size)

@@ -215,6 +215,8 @@ class Cluster:
                 f"the scheduler at `{self.address}` lost what it was given; is it still there? "
                 "What was measured is stored."
             )
+        if isinstance(error, OSError):  # a full disk and the like, which the user can mend
+            raise error
         what = job.cell if isinstance(job, Task) else f"a preparation of {job.suite.name}"
         raise RuntimeError(f"a worker could not go on at {what}: {error!r}") from error
 

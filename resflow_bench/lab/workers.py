@@ -18,6 +18,7 @@ from resflow_bench.lab.discovery import load, names
 from resflow_bench.lab.interrupt import NUMBERS, Interrupts
 from resflow_bench.lab.observe import Result
 from resflow_bench.lab.suite import Context, Failure, Skip, Suite
+from resflow_bench.memory import share_of_memory
 from resflow_bench.threads import one_thread
 
 # Failures of a cell, not of the program: ArithmeticError is a solve that did not converge or a
@@ -25,6 +26,9 @@ from resflow_bench.threads import one_thread
 # an operation that a dtype lacks; ValueError refuses a combination of axes; MemoryError is numpy's.
 # A TypeError, a KeyError and the like are mistakes of this code, and end the run.
 FAILURES = (Failure, ArithmeticError, RuntimeError, ValueError, MemoryError)
+LEAST_SHARE = 1 / 256
+"""Of the usual chunks, below which a full memory is a failure."""
+
 _SPAWN = multiprocessing.get_context("spawn")  # CUDA does not survive a fork, nor do threads
 _LONGEST_MESSAGE = 500  # torch's may hold a stack trace of C++
 
@@ -101,18 +105,44 @@ class Answer(NamedTuple):
 
 
 def measure(task: Task) -> Answer:
-    """The result of a task: its observations, or the failure that its measure raised."""
-    cell, start = task.cell, perf_counter()
-    try:
-        observations = tuple(task.suite.measure(cell, task.context) or ())
-        result = Result(cell, "ok", observations)
-        if not observations:
-            result = Result(cell, "failed", message="the measure observed nothing")
-    except Skip as reason:
-        result = Result(cell, "skipped", message=str(reason))
-    except FAILURES as error:
-        result = Result(cell, "failed", message=explain(error))
+    """The result of a task: its observations, or the failure that its measure raised.
+
+    A cell for which a GPU's memory is too small is measured again in chunks of half the size, down
+    to `LEAST_SHARE`; its rows say so.
+    """
+    start, share = perf_counter(), 1.0
+    while (result := _measured(task, share)) is None:
+        share /= 2
+    if share < 1.0:
+        said = f"in chunks of 1/{round(1 / share)}, as the GPU's memory was full"
+        observations = tuple(
+            replace(one, message=f"{one.message}; {said}" if one.message else said)
+            for one in result.observations
+        )
+        result = replace(result, observations=observations)
     return Answer(task, result, perf_counter() - start)
+
+
+def _measured(task: Task, share: float) -> Result | None:
+    """The result with a share of the usual chunks; None if the memory is full all the same."""
+    import torch  # only now, as for axes
+
+    cell = task.cell
+    try:
+        with share_of_memory(share):
+            observations = tuple(task.suite.measure(cell, task.context) or ())
+    except torch.OutOfMemoryError as error:
+        if share > LEAST_SHARE:
+            torch.cuda.empty_cache()
+            return None
+        return Result(cell, "failed", message=explain(error))
+    except Skip as reason:
+        return Result(cell, "skipped", message=str(reason))
+    except FAILURES as error:
+        return Result(cell, "failed", message=explain(error))
+    if not observations:
+        return Result(cell, "failed", message="the measure observed nothing")
+    return Result(cell, "ok", observations)
 
 
 def explain(error: BaseException) -> str:
@@ -250,10 +280,12 @@ class _Worker:
     def receive(self) -> Answer | _Prepared | str:
         """The job's result, or a message of its progress."""
         try:
-            heard: Answer | _Prepared | str = self.pipe.recv()
+            heard: Answer | _Prepared | str | OSError = self.pipe.recv()
         except (EOFError, ConnectionResetError):
             self.process.join()
         else:
+            if isinstance(heard, OSError):
+                raise heard
             return heard
         number, job = -(self.process.exitcode or 0), self.job
         what = job.cell if isinstance(job, Task) else f"a preparation of {job.suite.name}"
@@ -293,7 +325,12 @@ def _serve(pipe: connection.Connection) -> None:
         job = pipe.recv()  # imports the suite, and with it every library that one_thread limits
         with one_thread():
             while True:
-                pipe.send(measure(job) if isinstance(job, Task) else prepare(job, pipe.send))
+                try:
+                    pipe.send(measure(job) if isinstance(job, Task) else prepare(job, pipe.send))
+                except BrokenPipeError:
+                    raise
+                except OSError as error:  # a full disk and the like, which the user can mend
+                    pipe.send(error)
                 job = pipe.recv()
     except (EOFError, BrokenPipeError):
         return

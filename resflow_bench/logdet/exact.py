@@ -20,6 +20,7 @@ from resflow_bench.jacobian import (
 )
 from resflow_bench.jacobian.linearisation import same_shape
 from resflow_bench.logdet.estimator import Estimate, check_input
+from resflow_bench.memory import at_once
 from resflow_bench.threads import one_torch_thread
 
 
@@ -110,7 +111,7 @@ class Determinant:
 
 def _slices(g: Map, x: Tensor) -> Iterator[tuple[Map, Tensor]]:
     """Slices of examples with Jacobians of `CHUNK_NUMBERS` together, each with its map."""
-    size = max(1, CHUNK_NUMBERS // math.prod(x.shape[1:]) ** 2)
+    size = max(1, at_once(CHUNK_NUMBERS) // math.prod(x.shape[1:]) ** 2)
     for k in range(0, max(1, len(x)), size):
         piece = slice(k, k + size)
         yield (g.select(piece) if isinstance(g, PerExampleMap) else g), x[piece]

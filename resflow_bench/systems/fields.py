@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from resflow_bench.jacobian import CHUNK_NUMBERS
 from resflow_bench.layers import CLipSwish, GivenBranch, conditional, mlp_branch
+from resflow_bench.memory import at_once
 
 N_FREQUENCIES = 3
 
@@ -146,7 +147,7 @@ def _quadratic_forms(u: Field, x: Tensor, t: Tensor, v: Tensor) -> tuple[Tensor,
         if not (attached and x.requires_grad):
             x = x.detach().requires_grad_()
         velocity = u(x.view_as(x), t)  # torch's counter of FLOPs takes no leaf into a module
-        for piece in v.split(max(1, CHUNK_NUMBERS // x.numel())):
+        for piece in v.split(max(1, at_once(CHUNK_NUMBERS) // x.numel())):
             (products,) = torch.autograd.grad(
                 velocity, x, piece, is_grads_batched=True, create_graph=attached, retain_graph=True
             )

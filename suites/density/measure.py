@@ -16,6 +16,7 @@ from resflow_bench.flows import ResidualFlow, sample_grid, tiled
 from resflow_bench.intervals import Interval, mean_interval
 from resflow_bench.lab import Cell, Context, Observation, exactly, observe, pack
 from resflow_bench.logdet import Exact
+from resflow_bench.memory import at_once
 from resflow_bench.models import dense_truth, realised, sizes
 from resflow_bench.models.catalogue import held_out
 from resflow_bench.training.recipe import Recipe, dataset, finite_moments_estimator
@@ -109,7 +110,9 @@ def _log_prob(flow: ResidualFlow, x: Tensor, lipschitz: float, seed: int) -> tup
     estimated, generator = flow.with_estimator(estimator), torch.Generator(x.device)
     generator.manual_seed(seed)
     with torch.no_grad():
-        parts = [estimated.log_prob(part, generator) for part in x.split(EXAMPLES_PER_CALL)]
+        parts = [
+            estimated.log_prob(part, generator) for part in x.split(at_once(EXAMPLES_PER_CALL))
+        ]
     how = f"d above {MAX_EXACT_DIM}: unbiased estimate of the log-det, {estimator.truncation}"
     return torch.cat(parts).double().cpu().numpy(), how
 

@@ -26,6 +26,7 @@ from resflow_bench.flows import (
 from resflow_bench.jacobian import CHUNK_NUMBERS, Map, dense_jacobian, linearise
 from resflow_bench.lab import Cell, Context, Failure, Observation
 from resflow_bench.layers import AnyBranch
+from resflow_bench.memory import at_once
 from resflow_bench.models import build_flow, build_points, dense_truth, realised, sizes
 from resflow_bench.models.own import version
 
@@ -117,7 +118,7 @@ def _truth(cell: Cell, results: Path, n_points: int, version: int) -> _Truth:  #
 def solved_by_newton(branch: AnyBranch, z: Tensor) -> Solution:
     """x with x + g(x) = z, from x = z, as exactly as z's dtype allows; no graph."""
     g, dim = branch.normalised(), math.prod(z.shape[1:])
-    pieces = [_newton(g, piece) for piece in z.split(max(1, CHUNK_NUMBERS // dim**2))]
+    pieces = [_newton(g, piece) for piece in z.split(max(1, at_once(CHUNK_NUMBERS) // dim**2))]
     value, residual = (torch.cat(parts) for parts in zip(*pieces, strict=True))
     zeros = torch.zeros(len(z), dtype=torch.int8, device=z.device)
     return Solution(value, residual, zeros.long(), zeros)
