@@ -8,12 +8,12 @@ import pytest
 import torch
 import toys
 
-from resflow_bench.logdet import jacobian
 from resflow_bench.lab import Context
 from resflow_bench.lab.plan import Plan, begin
 from resflow_bench.lab.store import Store
 from resflow_bench.lab.sweep import sweep
 from resflow_bench.lab.workers import Task, measure
+from resflow_bench.logdet import jacobian
 from resflow_bench.memory import at_once, share_of_memory
 
 
