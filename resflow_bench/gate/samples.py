@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -38,11 +39,11 @@ class Samples:
     standard_error: float = math.nan
     reach: float = math.nan
 
-    @property
+    @cached_property
     def mean(self) -> float:
         return float(self.values.mean())
 
-    @property
+    @cached_property
     def error(self) -> float:
         """The standard error of the mean."""
         if not math.isnan(self.standard_error):
