@@ -16,7 +16,7 @@ def findings(frames: Mapping[str, pd.DataFrame], suites: Mapping[str, Suite]) ->
     """At most `MAX_FINDINGS` sentences of the suites' claims, in the order of their ranks.
 
     Args:
-        frames: suite to long frame of rows.
+        frames: suite to its rows, long or `wide`.
     """
     several = [
         (finding, name)

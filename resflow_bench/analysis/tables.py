@@ -38,10 +38,12 @@ def wide(frame: pd.DataFrame) -> pd.DataFrame:
 
     A metric ``y`` becomes ``y``, ``y_low``, ``y_high``, ``y_se`` and ``y_n``. Failed and skipped
     cells stay, their metrics NaN. Where a cell was measured twice (two runs side by side), its last
-    rows count. Where the rows have pictures, so have the cells.
+    rows count. Where the rows have pictures, so have the cells. A wide frame is returned as it is.
     """
+    if "metric" not in frame:
+        return frame
     last = frame.drop_duplicates("cell", keep="last").set_index("cell")
-    notes = frame.groupby("cell", sort=False)["message"].agg(_distinct)
+    notes = _messages(frame).reindex(last.index, fill_value="")
     head = last[["status", *axes(frame)]].assign(message=notes)
     if PICTURE in frame:
         head[PICTURE] = frame.groupby("cell")[PICTURE].last()
@@ -76,5 +78,7 @@ def plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _distinct(messages: pd.Series) -> str:
-    return "; ".join(dict.fromkeys(m for m in messages if isinstance(m, str) and m))
+def _messages(frame: pd.DataFrame) -> pd.Series:
+    """The distinct messages of each cell that has some, as one string."""
+    said = frame[frame["message"].fillna("") != ""].drop_duplicates(["cell", "message"])
+    return said.groupby("cell", sort=False)["message"].agg("; ".join)

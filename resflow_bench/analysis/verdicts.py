@@ -29,7 +29,8 @@ def judge(frames: Mapping[str, pd.DataFrame], suites: Mapping[str, Suite]) -> pd
     """The verdict on every statement of the suites for every cell that it selects.
 
     Args:
-        frames: suite to long frame of rows; rows of a suite that is not in `suites` are not judged.
+        frames: suite to its rows, long or `wide`; those of a suite that is not in `suites` are not
+            judged.
 
     Returns:
         suite, statement, cell, verdict, p, q, reason, detail; p and q are NaN where nothing was

@@ -111,7 +111,6 @@ def is_given(option: str) -> bool:
 @contextmanager
 def refusals(*kinds: type[Exception]) -> Iterator[None]:
     """Turn errors that the user can correct into one line, without a traceback."""
-    from resflow_bench.lab.cluster import ClusterError
     from resflow_bench.lab.store import HeldError, StoreError
 
     try:
@@ -119,7 +118,7 @@ def refusals(*kinds: type[Exception]) -> Iterator[None]:
     except HeldError as error:
         click.echo(f"error: {error}", err=True)
         raise click.exceptions.Exit(HELD) from error
-    except (ClusterError, StoreError, *kinds) as error:  # type: ignore[misc]
+    except (StoreError, *kinds) as error:  # type: ignore[misc]
         raise click.ClickException(str(error)) from error
 
 

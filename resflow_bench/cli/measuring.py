@@ -120,13 +120,13 @@ def run(
     A SUITE is a name, as in `list`, or the folder of a suite of your own. Ctrl-C loses no finished
     cell; --resume measures the rest, with the same numbers as an uninterrupted run.
     """
-    from resflow_bench.lab.cluster import Cluster
+    from resflow_bench.lab.cluster import Cluster, ClusterError
     from resflow_bench.lab.progress import shown
     from resflow_bench.lab.provenance import cores
     from resflow_bench.lab.store import WHOLE, Shard, Store
     from resflow_bench.lab.sweep import sweep
 
-    with group.refusals(ValueError):
+    with group.refusals(ClusterError, ValueError):
         store, asked, part = Store(results), _asked(asked, names), WHOLE
         workers = nullcontext() if cluster is None else closing(Cluster(cluster))
         if shard is not None:
@@ -140,7 +140,7 @@ def run(
             plan, measured = _begin(asked, store)
         else:
             plan, measured = _go_on(_given(asked), store.open(resume), part)
-    with group.refusals(), shown("{}/{} cells") as listen, workers as dask:
+    with group.refusals(ClusterError), shown("{}/{} cells") as listen, workers as dask:
         page = _Page(measured, out)
         tally = sweep(plan, measured, jobs or cores(), listen, page, part, dask)
         group.no_more_signals(tally.signal)

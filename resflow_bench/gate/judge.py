@@ -21,10 +21,8 @@ from scipy import special, stats
 
 from resflow_bench.gate.evidence import Evidence, certain, of_means, of_ranks
 from resflow_bench.gate.margins import Margins
-from resflow_bench.gate.samples import Samples
+from resflow_bench.gate.samples import KEYS, Samples
 from resflow_bench.lab import Metric
-
-KEYS = ["suite", "cell", "metric"]
 
 FALSE_DISCOVERIES = 0.05  # largest expected share of false ones among the regressions reported
 CONFIDENCE = 0.95  # one-sided, that a metric called fine is within its margin
@@ -100,34 +98,38 @@ def _ended(verdict: str, reason: str) -> dict[str, Any]:
 
 def _lines(base: pd.DataFrame, new: pd.DataFrame, margins: Margins) -> Iterator[dict[str, Any]]:
     """A line for each metric with some of `_COLUMNS`: its verdict, or the evidence for one."""
-    before = dict(iter(base.groupby(KEYS[:2], sort=False)))
-    after = dict(iter(new.groupby(KEYS[:2], sort=False)))
+    before, after = _by_cell(base), _by_cell(new)
     for suite, cell in dict.fromkeys([*before, *after]):
         known = {"suite": suite, "cell": cell, "unit": None, "verdict": ""}
-        one, other = before.get((suite, cell)), after.get((suite, cell))
-        if trouble := _trouble(one, other):
+        olds, news = before.get((suite, cell), {}), after.get((suite, cell), {})
+        if trouble := _trouble(next(iter(olds.values()), None), next(iter(news.values()), None)):
             yield known | {"metric": ""} | _ended(*trouble)
             continue
-        assert one is not None
-        assert other is not None
-        olds, news = (rows.set_index("metric") for rows in (one, other))
-        for metric in dict.fromkeys([*olds.index, *news.index]):
-            if metric not in news.index:
+        for metric in dict.fromkeys([*olds, *news]):
+            if metric not in news:
                 line = _ended("missing", NOT_IN_NEW)
-            elif metric in olds.index:
-                line = _compared(margins.of(suite, metric), olds.loc[metric], news.loc[metric])
-            elif math.isnan(news.loc[metric]["samples"].mean):
+            elif metric in olds:
+                line = _compared(margins.of(suite, metric), olds[metric], news[metric])
+            elif math.isnan(news[metric].samples.mean):
                 line = _ended("failed", "not a number")
             else:
                 line = _ended(UNJUDGED, NOT_IN_BASE)
             yield known | {"metric": metric} | line
 
 
-def _trouble(base: pd.DataFrame | None, new: pd.DataFrame | None) -> tuple[str, str] | None:
-    """(verdict, reason) where a whole cell cannot be compared."""
-    status = [None if rows is None else str(rows["status"].iloc[0]) for rows in (base, new)]
-    reasons = ["" if rows is None else str(rows["message"].iloc[0]) for rows in (base, new)]
-    versions = ["" if rows is None else str(rows["version"].iloc[0]) for rows in (base, new)]
+def _by_cell(table: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
+    """(suite, cell) -> metric -> its row."""
+    cells: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in table.itertuples(index=False):
+        cells.setdefault((row.suite, row.cell), {})[row.metric] = row
+    return cells
+
+
+def _trouble(base: Any, new: Any) -> tuple[str, str] | None:
+    """(verdict, reason) where a whole cell cannot be compared, by the first row of each side."""
+    status = [None if row is None else str(row.status) for row in (base, new)]
+    reasons = ["" if row is None else str(row.message) for row in (base, new)]
+    versions = ["" if row is None else str(row.version) for row in (base, new)]
     match status:
         case [_, "failed"]:
             return "failed", reasons[1]
@@ -153,14 +155,14 @@ def _became(status: str | None) -> str:
     return "was skipped" if status == "skipped" else str(status)
 
 
-def _compared(metric: Metric | None, base: pd.Series, new: pd.Series) -> dict[str, Any]:
+def _compared(metric: Metric | None, base: Any, new: Any) -> dict[str, Any]:
     """The line of a metric that both tables have; `base` and `new` are its rows."""
-    old, now = base["samples"], new["samples"]
+    old, now = base.samples, new.samples
     is_time = metric is not None and metric.is_time
     before, after = (float(np.median(s.values)) if is_time else s.mean for s in (old, now))
-    line = {"unit": new["unit"], "base": before, "new": after, "change": after - before}
+    line = {"unit": new.unit, "base": before, "new": after, "change": after - before}
     if metric is None:
-        return line | _ended(UNJUDGED, f"no margin is declared for {new.name}")
+        return line | _ended(UNJUDGED, f"no margin is declared for {new.metric}")
     line["margin"] = metric.atol + metric.rtol * abs(before)
     if ended := _not_finite(metric, old, now):
         return line | ended
@@ -175,7 +177,7 @@ def _compared(metric: Metric | None, base: pd.Series, new: pd.Series) -> dict[st
         return line | vars(certain(True, reason))
     if old.same_as(now):
         return line | vars(certain(False, "the same numbers"))
-    is_paired = bool(base["paired"] and new["paired"]) and len(old.values) == len(now.values) > 1
+    is_paired = bool(base.paired and new.paired) and len(old.values) == len(now.values) > 1
     return line | vars(of_means(metric, old, now, is_paired))
 
 

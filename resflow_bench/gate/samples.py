@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -18,9 +19,8 @@ from resflow_bench.gate.margins import Margins
 from resflow_bench.lab.store import REPLICATES, axis_columns
 from resflow_bench.speed.asv_results import Row
 
-COLUMNS = [
-    "suite", "cell", "metric", "status", "message", "unit", "samples", "paired", "version",
-]  # fmt: skip
+KEYS = ["suite", "cell", "metric"]
+COLUMNS = [*KEYS, "status", "message", "unit", "samples", "paired", "version"]
 
 STATUSES = ["ok", "skipped", "failed"]  # of a cell, from best to worst
 
@@ -39,11 +39,11 @@ class Samples:
     standard_error: float = math.nan
     reach: float = math.nan
 
-    @property
+    @cached_property
     def mean(self) -> float:
         return float(self.values.mean())
 
-    @property
+    @cached_property
     def error(self) -> float:
         """The standard error of the mean."""
         if not math.isnan(self.standard_error):
@@ -76,11 +76,11 @@ def of_runs(runs: Iterable[Mapping[str, pd.DataFrame]], margins: Margins) -> pd.
     cells = [table["suite"], table["cell"]]
     worst = table["status"].map(STATUSES.index).groupby(cells).transform("max")
     table = table[table["status"].map(STATUSES.index) == worst]
-    groups = table.groupby(["suite", "cell", "metric"], sort=False, as_index=False)
-    return groups.agg(
-        dict.fromkeys(("status", "message", "unit"), "first")
-        | {"samples": _joined, "paired": "first", "version": "first"}
-    )[COLUMNS]
+    several: dict[tuple[str, str, str], list[Samples]] = {}
+    for *key, samples in table[[*KEYS, "samples"]].itertuples(index=False):
+        several.setdefault(tuple(key), []).append(samples)
+    first = table.drop_duplicates(KEYS).reset_index(drop=True)
+    return first.assign(samples=[_joined(samples) for samples in several.values()])
 
 
 def of_commits(
@@ -142,9 +142,9 @@ def _rows(frame: pd.DataFrame, margins: Margins) -> list[tuple[object, ...]]:
     return rows
 
 
-def _joined(samples: pd.Series) -> Samples:
+def _joined(samples: list[Samples]) -> Samples:
     """The samples of all runs if the metric is a time, else those of the first run."""
-    first: Samples = samples.iloc[0]
+    first = samples[0]
     if len(samples) == 1 or len(first.values) > 1 or not math.isnan(first.standard_error):
         return first
     return Samples(np.concatenate([one.values for one in samples]))

@@ -43,6 +43,9 @@ class Plan:
     seed: int = 0
     files: Mapping[str, str] = field(default_factory=dict)
     settle: Settle = field(default=_as_it_is, compare=False)
+    _cells: dict[str, list[Cell]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         listed = [suite.name for suite in self.suites]
@@ -72,8 +75,12 @@ class Plan:
             )
 
     def cells(self, suite: Suite) -> list[Cell]:
-        cells = suite.cells(self.preset, self.overrides)
-        return list(dict.fromkeys(self.settle(cell, self.overrides) for cell in cells))
+        """The suite's cells, each once; they are made at the first call."""
+        if suite.name not in self._cells:
+            cells = suite.cells(self.preset, self.overrides)
+            settled = (self.settle(cell, self.overrides) for cell in cells)
+            self._cells[suite.name] = list(dict.fromkeys(settled))
+        return self._cells[suite.name]
 
     def record(self) -> dict[str, Any]:
         """The plan's part of `run.json`; `arguments` are a command that measures it again."""

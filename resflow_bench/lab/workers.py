@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cache
+from heapq import heappop, heappush
 from multiprocessing import connection, resource_tracker
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -77,17 +80,24 @@ def preparations(tasks: Iterable[Task]) -> list[Preparation]:
     return list(groups.values())
 
 
-def _by_reference(suite: Suite) -> Suite | str:
+def _by_reference(suite: Suite) -> str | bytes:
     """A suite in a folder is pickled as its reference: its modules are on no import path."""
-    return suite.reference or suite
+    return suite.reference or pickle.dumps(suite)
 
 
-def _task(suite: Suite | str, cell: Cell, context: Context) -> Task:
-    return Task(load(suite) if isinstance(suite, str) else suite, cell, context)
+@cache
+def _suite(reference: str | bytes) -> Suite:
+    """The suite, made once for all jobs of a process: it may be larger than they are."""
+    suite: Suite = load(reference) if isinstance(reference, str) else pickle.loads(reference)
+    return suite
 
 
-def _preparation(suite: Suite | str, cells: list[Cell], context: Context) -> Preparation:
-    return Preparation(load(suite) if isinstance(suite, str) else suite, cells, context)
+def _task(suite: str | bytes, cell: Cell, context: Context) -> Task:
+    return Task(_suite(suite), cell, context)
+
+
+def _preparation(suite: str | bytes, cells: list[Cell], context: Context) -> Preparation:
+    return Preparation(_suite(suite), cells, context)
 
 
 class _Prepared(NamedTuple):
@@ -188,7 +198,7 @@ def by_workers(
     busy: dict[Any, _Worker] = {}  # by their pipe
     gpus = visible_gpus()
     try:
-        while busy or (agenda.waiting and interrupts.received is None):
+        while busy or (agenda.is_left and interrupts.received is None):
             while interrupts.received is None and len(busy) < n_workers:
                 if (job := agenda.take()) is None:
                     break
@@ -210,7 +220,7 @@ def by_workers(
                 if isinstance(heard, Answer):
                     yield heard
                 else:
-                    agenda.unprepared.discard(shared(worker.job))
+                    agenda.prepared(worker.job)
                     if heard.failure:
                         say(heard.failure)
         interrupts.check()
@@ -220,18 +230,31 @@ def by_workers(
 
 
 class _Agenda:
-    """Jobs that wait for a worker."""
+    """The jobs to do, in order; tasks wait for their preparation."""
 
     def __init__(self, jobs: Iterable[Job]) -> None:
-        self.waiting = list(jobs)
-        self.unprepared = {shared(job) for job in self.waiting if isinstance(job, Preparation)}
+        jobs = list(jobs)
+        unprepared = {shared(job) for job in jobs if isinstance(job, Preparation)}
+        self._ready: list[tuple[int, Job]] = []  # a heap
+        self._waiting: dict[tuple[object, ...], list[tuple[int, Job]]] = {}
+        for place, job in enumerate(jobs):
+            if isinstance(job, Preparation) or shared(job) not in unprepared:
+                self._ready.append((place, job))
+            else:
+                self._waiting.setdefault(shared(job), []).append((place, job))
+
+    @property
+    def is_left(self) -> bool:
+        return bool(self._ready or self._waiting)
 
     def take(self) -> Job | None:
         """The next job that can begin."""
-        for place, job in enumerate(self.waiting):
-            if isinstance(job, Preparation) or shared(job) not in self.unprepared:
-                return self.waiting.pop(place)
-        return None
+        return heappop(self._ready)[1] if self._ready else None
+
+    def prepared(self, job: Job) -> None:
+        """Release the tasks that waited for this preparation."""
+        for task in self._waiting.pop(shared(job), ()):
+            heappush(self._ready, task)
 
 
 def visible_gpus() -> list[str]:
@@ -280,13 +303,13 @@ class _Worker:
     def receive(self) -> Answer | _Prepared | str:
         """The job's result, or a message of its progress."""
         try:
-            heard: Answer | _Prepared | str | OSError = self.pipe.recv()
+            heard: Any = self.pipe.recv()
         except (EOFError, ConnectionResetError):
             self.process.join()
         else:
             if isinstance(heard, OSError):
                 raise heard
-            return heard
+            return Answer(self.job, *heard) if isinstance(self.job, Task) else heard
         number, job = -(self.process.exitcode or 0), self.job
         what = job.cell if isinstance(job, Task) else f"a preparation of {job.suite.name}"
         if number <= 0:
@@ -326,7 +349,8 @@ def _serve(pipe: connection.Connection) -> None:
         with one_thread():
             while True:
                 try:
-                    pipe.send(measure(job) if isinstance(job, Task) else prepare(job, pipe.send))
+                    is_task = isinstance(job, Task)
+                    pipe.send(measure(job)[1:] if is_task else prepare(job, pipe.send))
                 except BrokenPipeError:
                     raise
                 except OSError as error:  # a full disk and the like, which the user can mend

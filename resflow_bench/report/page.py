@@ -55,24 +55,25 @@ def write_report(
     out = Path(out)
     frames = {suite: frame for suite, frame in frames.items() if len(frame)}
     measured = {name: suite for name, suite in suites.items() if name in frames}
-    judged = verdicts.judge(frames, measured)
-    disputed = verdicts.judge_disputed(frames, measured)
+    cells = {suite: wide(frame) for suite, frame in frames.items()}
+    judged = verdicts.judge(cells, measured)
+    disputed = verdicts.judge_disputed(cells, measured)
     # The newest run's question counts; very old runs record none.
     asked = [record.get("questions") or {} for record in provenance]
     questions = {suite: question for record in asked for suite, question in record.items()}
     page = _ENVIRONMENT.get_template("page.html.j2").render(
         version=__version__,
         written=datetime.now(UTC),
-        findings=findings(frames, measured),
+        findings=findings(cells, measured),
         glossary={k: v for s in measured.values() for k, v in s.claims.glossary.items()},
         summary=_summary(judged, {n: s.claims.statements for n, s in measured.items()}),
         disputed=_summary(disputed, {n: s.claims.disputed for n, s in measured.items()}),
         totals=judged["verdict"].value_counts().reindex(verdicts.VERDICTS, fill_value=0).to_dict(),
-        violated=_violated(judged, frames),
-        refuted=_violated(disputed, frames),
+        violated=_violated(judged, cells),
+        refuted=_violated(disputed, cells),
         reasons=_reasons(judged, measured, frames),
         sections=[
-            _section(name, measured.get(name), frames[name], out)
+            _section(name, measured.get(name), frames[name], cells[name], out)
             | {"question": questions.get(name)}
             for name in dict.fromkeys([*measured, *frames])
         ],
@@ -159,9 +160,10 @@ def write(path: Path, text: str) -> None:
         file.write(text.encode(errors="backslashreplace"))
 
 
-def _section(name: str, suite: Suite | None, frame: pd.DataFrame, out: Path) -> dict[str, Any]:
+def _section(
+    name: str, suite: Suite | None, frame: pd.DataFrame, cells: pd.DataFrame, out: Path
+) -> dict[str, Any]:
     """The rows of one suite, as the template needs them; a suite that is None has no figures."""
-    cells = wide(frame)
     rows = frame.drop(columns=list(BESIDE), errors="ignore")
     write(out / "tables" / f"{name}.csv", csv_text(rows))
     broken = cells[cells["status"] != "ok"]
@@ -247,16 +249,17 @@ def _reasons(
     return lines
 
 
-def _violated(judged: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+def _violated(judged: pd.DataFrame, cells: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """The violations, each with its cell in words, and how many more there are."""
-    cells = {suite: wide(frame).set_index("cell") for suite, frame in frames.items()}
-    lines = judged[judged["verdict"] == "violated"].to_dict("records")
-    for line in lines[:MAX_LINES]:
-        suite = cells[line["suite"]]
-        q = line["q"]
+    violated = judged[judged["verdict"] == "violated"]
+    lines = violated.head(MAX_LINES).to_dict("records")
+    named = {name: cells[name].set_index("cell") for name in {line["suite"] for line in lines}}
+    shown = {name: varying(suite, axes(suite)) for name, suite in named.items()}
+    for line in lines:
+        name, q = line["suite"], line["q"]
         line["rate"] = "exact" if pd.isna(q) else number(q, 2) if q else "< 1e-300"
-        line["label"] = label(suite.loc[line["cell"]], varying(suite, axes(suite)))
-    return {"lines": lines[:MAX_LINES], "n_more": len(lines[MAX_LINES:])}
+        line["label"] = label(named[name].loc[line["cell"]], shown[name])
+    return {"lines": lines, "n_more": len(violated) - len(lines)}
 
 
 def _run(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ of its bytes. Its number is larger than that of every part in the folder, whatev
 the time in nanoseconds is only its least value, so that parts of two runs that were merged keep
 their order. Of the rows of a cell in several parts, those that did not fail come before those that
 failed, then those of the part with the larger number (then name) count. So a part is superseded by
-greater ones alone: two processes that remove superseded rows at once cannot lose any.
+greater ones alone: two processes that remove superseded rows at once cannot lose any. Many small
+parts that follow each other are merged into one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import takewhile
 from math import nan
 from pathlib import Path
 from shlex import quote
@@ -54,6 +56,10 @@ COLUMNS = {
 REPLICATES = "replicates"  # after the axes: independent values whose mean or the like is `value`
 PICTURE = "picture"  # the last column of some suites: bytes of an .npz file, null in most rows
 BESIDE = (REPLICATES, PICTURE)  # columns that no table shows
+
+MANY, LARGE = 100, 2**20
+"""Small parts that are merged into one, and bytes from which a part is left as it is: a run of any
+length has few parts, and no row is written often."""
 
 _MARK = b"resflow_bench"
 _AXIS_TYPES = {int: "Int64", float: "float64", str: "string"}
@@ -106,12 +112,47 @@ def write_part(folder: Path, table: pa.Table) -> None:
     Raises:
         OSError: if it cannot be written; nothing of it remains then.
     """
+    _write(folder, table, max([time.time_ns(), *(1 + _order(part)[0] for part in _listed(folder))]))
+
+
+def _write(folder: Path, table: pa.Table, number: int) -> Path:
     stream = io.BytesIO()
     pq.write_table(table, stream)
     content = stream.getvalue()
-    number = max([time.time_ns(), *(1 + _order(part)[0] for part in _listed(folder))])
-    with written_whole(folder / f"part-{number:020d}-{_digest(content)}.parquet") as file:
+    part = folder / f"part-{number:020d}-{_digest(content)}.parquet"
+    with written_whole(part) as file:
         file.write(content)
+    return part
+
+
+def small_parts(folder: Path) -> list[Path]:
+    """The newest parts, back to the first that is large; empty if they are few.
+
+    Raises:
+        OSError: one is not there any more.
+    """
+    newest = takewhile(lambda part: part.stat().st_size < LARGE, reversed(_listed(folder)))
+    parts = list(newest)[::-1]
+    return parts if len(parts) >= MANY else []
+
+
+def merge_small_parts(folder: Path) -> None:
+    """Put the `small_parts` into one, which has the number of the last of them.
+
+    The same rows count before, meanwhile and after, and if the process is killed.
+
+    Raises:
+        OSError: one is not there any more, or the folder cannot be written.
+        StoreError: one is damaged.
+    """
+    if not (parts := small_parts(folder)):
+        return
+    tables = [read_part(part) for part in parts]
+    rows = [table.filter(counts) for table, counts in zip(tables, counted(tables), strict=True)]
+    merged = _write(folder, together(rows), _order(parts[-1])[0])
+    for part in parts:
+        if part != merged:  # after a kill between these lines, the next merger may be the same
+            part.unlink(missing_ok=True)
 
 
 def parts_in(folder: Path) -> list[Path]:

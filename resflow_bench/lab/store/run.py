@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 
 from resflow_bench.files import written_whole
 from resflow_bench.lab.observe import Result
@@ -28,8 +29,10 @@ from resflow_bench.lab.store.parts import (
     StoreError,
     axis_columns,
     counted,
+    merge_small_parts,
     read_parts,
     rows_of,
+    small_parts,
     table_of,
     together,
     write_part,
@@ -174,6 +177,10 @@ class Run:
                     f"--results {quote(str(self.path.parents[1]))}`."
                 ) from error
             del self._buffer[name]
+            with suppress(OSError, StoreError):  # the rows are safe, and merging can wait
+                if small_parts(folder):
+                    with self._exclusive():  # another process may have merged them by now
+                        merge_small_parts(folder)
         self._flushed = time.monotonic()
 
     @property
@@ -208,8 +215,12 @@ class Run:
         Raises:
             StoreError: if a part is damaged.
         """
-        frames = self.frames().values()
-        return {cell for frame in frames for cell in frame["cell"][frame["status"] != "failed"]}
+        return {
+            cell
+            for suite in self.suites
+            for table in read_parts(self.path / suite).values()
+            for cell in table.filter(pc.not_equal(table["status"], "failed"))["cell"].to_pylist()
+        }
 
     def measured(self) -> set[str]:
         """The ids of the cells that have rows, those of failures included.
