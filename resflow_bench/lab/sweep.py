@@ -112,22 +112,22 @@ def sweep(
         HeldError: another process measures some of these cells.
         StoreError: if the run cannot be read or written.
     """
-    run.begin_writing(shard)
-    try:
-        done = run.done()
-    except StoreError:
-        run.end_writing()
-        raise
-    tally = Tally()
-    tasks = list(_tasks(plan, run.path.parents[1], tally, done, shard))
-    exclusive = [task for task in tasks if task.suite.exclusive]
-    common = list(_in_order([task for task in tasks if not task.suite.exclusive], exclusive))
-    jobs = max(1, min(cluster.n_workers if cluster else jobs, len(common)))
-    for task in tasks:
-        workers = 1 if task.suite.exclusive else jobs
-        tally.paces.setdefault(task.suite.name, _Pace(workers)).n_left += 1
-    is_over = False
     with Interrupts() as interrupts:
+        run.begin_writing(shard)
+        try:
+            done = run.done()
+        except StoreError:
+            run.end_writing()
+            raise
+        tally = Tally()
+        tasks = list(_tasks(plan, run.path.parents[1], tally, done, shard))
+        exclusive = [task for task in tasks if task.suite.exclusive]
+        common = list(_in_order([task for task in tasks if not task.suite.exclusive], exclusive))
+        jobs = max(1, min(cluster.n_workers if cluster else jobs, len(common)))
+        for task in tasks:
+            workers = 1 if task.suite.exclusive else jobs
+            tally.paces.setdefault(task.suite.name, _Pace(workers)).n_left += 1
+        is_over = False
         try:
             say = _saying(tally, listen)
             source = _answers(common, exclusive, jobs, interrupts, say)

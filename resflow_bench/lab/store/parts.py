@@ -8,7 +8,7 @@ the time in nanoseconds is only its least value, so that parts of two runs that 
 their order. Of the rows of a cell in several parts, those that did not fail come before those that
 failed, then those of the part with the larger number (then name) count. So a part is superseded by
 greater ones alone: two processes that remove superseded rows at once cannot lose any. Many small
-parts that follow each other are merged into one.
+parts that follow each other are merged into one, which has the number of the last of them.
 """
 
 from __future__ import annotations
