@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import count
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -180,7 +181,10 @@ class Cluster:
 
     def _submit(self, job: Job, after: Future[Any] | None, **where: Any) -> Future[Any]:
         what = job.cell.id if isinstance(job, Task) else f"prepare-{job.suite.name}"
-        payload = pickle.dumps(job)  # its suite is found by name there, once suites can be imported
+        # A worker's working directory may be another. The suite is found by name there, once suites
+        # can be imported.
+        context = replace(job.context, results=job.context.results.resolve())
+        payload = pickle.dumps(job._replace(context=context))
         key = f"{what}-{next(_NUMBERS)}"
         return self.client.submit(_do, payload, after, key=key, pure=False, **where)
 

@@ -97,10 +97,11 @@ def test_the_rows_are_those_of_one_process(cluster: tuple[str, Start], tmp_path:
 
 
 def test_cells_wait_for_their_preparation_which_is_done_once(
-    cluster: tuple[str, Start], tmp_path: Path
+    cluster: tuple[str, Start], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # where the workers are not
     said: list[str] = []
-    run, tally = measured(cluster[0], tmp_path, toys.PREPARED, said=said)
+    run, tally = measured(cluster[0], Path("results"), toys.PREPARED, said=said)
     assert not tally.failed
     assert set(run.frame("prepared")["value"]) == {2.0}
     assert {f"preparing dim {dim}" for dim in (1, 2, 3)} <= set(said)
