@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
-from threadpoolctl import ThreadpoolController, threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 
 @contextmanager
@@ -28,8 +29,17 @@ def one_torch_thread() -> Iterator[None]:
 @contextmanager
 def one_thread() -> Iterator[None]:
     """`one_torch_thread`, and one thread for every BLAS and OpenMP that is loaded, numpy's too."""
-    with one_torch_thread(), threadpool_limits(1):
+    with one_torch_thread(), _loaded(len(sys.modules)).limit(limits=1):
         yield
+
+
+@lru_cache(maxsize=1)
+def _loaded(n_modules: int) -> ThreadpoolController:  # noqa: ARG001
+    """Every BLAS and OpenMP that is loaded, sought again once modules were imported.
+
+    Seeking them takes two milliseconds, more than a small cell.
+    """
+    return ThreadpoolController()
 
 
 def one_blas_thread() -> AbstractContextManager[object]:

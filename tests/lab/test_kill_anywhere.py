@@ -153,6 +153,23 @@ def test_kill_anywhere(tmp_path: Path, forks: Forks, whole: pd.DataFrame) -> Non
         assert not [file for file in run.path.rglob("*") if file.name.startswith(".")]
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ctrl_c_before_the_first_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    run, done = begin(PLAN, Store(tmp_path), {}), Run.done
+
+    def interrupted(run: Run) -> set[str]:
+        signal.raise_signal(signal.SIGINT)
+        return done(run)
+
+    monkeypatch.setattr(Run, "done", interrupted)
+    tally = sweep(PLAN, run, jobs)
+    assert (tally.signal, tally.n_done, tally.n_total) == (signal.SIGINT, 0, 24)
+    assert run.about["status"] == "interrupted"
+    assert [file.name for file in run.path.iterdir()] == ["run.json"]
+
+
 def test_a_daemon_thread_ends_with_its_program_and_says_so(tmp_path: Path) -> None:
     script = f"""
 import sys, threading, time

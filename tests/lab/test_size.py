@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import product
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import pytest
 import toys
 from made_up import SUITES, make_frames
 
+from resflow_bench import threads
 from resflow_bench.analysis.tables import wide
 from resflow_bench.gate.judge import judge
 from resflow_bench.gate.margins import Margins
@@ -211,6 +212,31 @@ def test_the_jobs_of_a_process_share_one_suite() -> None:
     first, second = (pickle.loads(pickle.dumps(task)) for task in (one, two))
     assert first.suite is second.suite
     assert (first.suite, first.cell, second.cell) == (toys.ROWS, one.cell, two.cell)
+
+
+def test_libraries_with_threads_are_sought_once_for_many_cells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sought = Counter[str]()
+
+    class Controller:
+        def __init__(self) -> None:
+            sought["all"] += 1
+
+        def limit(self, limits: int) -> AbstractContextManager[None]:
+            return nullcontext()
+
+    monkeypatch.setattr(threads, "ThreadpoolController", Controller)
+    threads._loaded.cache_clear()
+    for _ in range(5):
+        with threads.one_thread():
+            pass
+    assert sought["all"] == 1
+    monkeypatch.setitem(sys.modules, "imported_since", threads)
+    with threads.one_thread():
+        pass
+    assert sought["all"] == 2
+    threads._loaded.cache_clear()
 
 
 def jobs_of(n_dims: int, n_terms: int) -> list[Job]:
