@@ -103,7 +103,7 @@ def plan(names: tuple[str, ...], results: Path, lists_cells: bool, **asked: Any)
 @click.option("--shard", metavar="I/N", help="With --resume: measure part I of N of the cells; "
               "other processes measure the others.")  # fmt: skip
 @click.option("--cluster", metavar="ADDRESS", help="Measure on the workers of the Dask scheduler "
-              "at tcp://HOST:PORT; this process writes.")  # fmt: skip
+              "at tcp://HOST:PORT; this process writes, and --jobs is not used.")  # fmt: skip
 @click.option("--out", type=group.folder, help="Write the page there whenever a suite is done.")
 def run(
     names: tuple[str, ...],
@@ -140,10 +140,14 @@ def run(
             plan, measured = _begin(asked, store)
         else:
             plan, measured = _go_on(_given(asked), store.open(resume), part)
-    with group.refusals(ClusterError), shown("{}/{} cells") as listen, workers as dask:
-        page = _Page(measured, out)
-        tally = sweep(plan, measured, jobs or cores(), listen, page, part, dask)
-        group.no_more_signals(tally.signal)
+    try:
+        with group.refusals(), shown("{}/{} cells") as listen, workers as dask:
+            page = _Page(measured, out)
+            tally = sweep(plan, measured, jobs or cores(), listen, page, part, dask)
+            group.no_more_signals(tally.signal)
+    except ClusterError as error:
+        again = group.resumption(measured, results)
+        raise click.ClickException(f"{error} Go on with `{again}`.") from error
     return _conclude(measured, tally, results, out, part)
 
 

@@ -52,7 +52,7 @@ class Cluster:
         address: tcp://HOST:PORT, or tls:// with the certificates of Dask's own configuration.
 
     Raises:
-        ClusterError: `distributed` is not installed, or no scheduler answers.
+        ClusterError: `distributed` is not installed, the address is none, or no scheduler answers.
     """
 
     def __init__(self, address: str) -> None:
@@ -63,6 +63,14 @@ class Cluster:
                 "a cluster needs the package `distributed`; "
                 "pip install 'resflow_bench[distributed]' brings it."
             ) from None
+        try:
+            is_whole = urlsplit(address).port is not None
+        except ValueError:
+            is_whole = False
+        if "://" not in address or not is_whole:
+            raise ClusterError(
+                f"`{address}` is no address; give tcp://HOST:PORT or tls://HOST:PORT."
+            )
         try:
             self.client: Client = Client(
                 address, timeout=SECONDS_TO_ANSWER, set_as_default=False, name="resflow-bench"
