@@ -1,4 +1,4 @@
-"""How much is computed at once: less, in a cell, after a GPU's memory was full."""
+"""The size of a cell's chunks, which is smaller after a GPU's memory was full."""
 
 from __future__ import annotations
 

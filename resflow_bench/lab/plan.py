@@ -159,7 +159,7 @@ def conclude(plan: Plan, run: Run, is_interrupted: bool, others: bool) -> None:
     """Record in `run.json` that a process has ended, and with it perhaps the run.
 
     Processes that measure shards do not talk, so that the rows decide: a run is finished once every
-    cell of the plan has some, whoever measured them.
+    cell of the plan has some, from any process.
 
     Args:
         is_interrupted: whether the process leaves some of its own cells.

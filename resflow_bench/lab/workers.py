@@ -30,7 +30,7 @@ from resflow_bench.threads import one_thread
 # A TypeError, a KeyError and the like are mistakes of this code, and end the run.
 FAILURES = (Failure, ArithmeticError, RuntimeError, ValueError, MemoryError)
 LEAST_SHARE = 1 / 256
-"""Of the usual chunks, below which a full memory is a failure."""
+"""The smallest share of the usual chunks; a cell for which it is too large fails."""
 
 _SPAWN = multiprocessing.get_context("spawn")  # CUDA does not survive a fork, nor do threads
 _LONGEST_MESSAGE = 500  # torch's may hold a stack trace of C++
@@ -258,7 +258,7 @@ class _Agenda:
 
 
 def visible_gpus() -> list[str]:
-    """What `CUDA_VISIBLE_DEVICES` may be for one process each; empty with fewer than two GPUs."""
+    """A value of `CUDA_VISIBLE_DEVICES` for each GPU; empty with fewer than two GPUs."""
     import torch  # only now, as for axes
 
     n_gpus = torch.cuda.device_count()

@@ -23,7 +23,7 @@ N_STEPS = 64
 """Steps of the classical Runge-Kutta method by which a path's density is evaluated."""
 
 LOGIT_SCALE = 255 / 256
-"""What normflows' example multiplies its images with."""
+"""The factor by which normflows' example multiplies its images."""
 
 
 class Example:

@@ -192,7 +192,7 @@ def read_parts(folder: Path) -> dict[Path, pa.Table]:
 
 
 def read_part(part: Path) -> pa.Table:
-    """The rows of a part, with the types that this package writes, whoever wrote it.
+    """The rows of a part of this package or another tool, with the types that this package writes.
 
     Raises:
         StoreError: it is damaged, or lacks a column, or has one that no cast makes what is needed.

@@ -179,7 +179,7 @@ def _lock(file: Path) -> FileLock:
 
 
 def _remove(lock: FileLock) -> None:
-    """Remove the file while it is locked: whoever waits for it then sees that it is no more."""
+    """Remove the file while it is locked; a process that waits for it then sees that it is gone."""
     with suppress(OSError):
         Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
