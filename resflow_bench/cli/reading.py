@@ -52,7 +52,8 @@ def write_page(runs: Sequence[Run], out: Path) -> tuple[Path, list[str]]:
     from resflow_bench.cli.suites import suites_of
     from resflow_bench.lab.axes import AXES
     from resflow_bench.lab.store import merge
-    from resflow_bench.report.page import FiguresError, write_report
+    from resflow_bench.report.figures import FiguresError
+    from resflow_bench.report.page import write_report
 
     with refusals(ValueError):
         frames = merge(runs)

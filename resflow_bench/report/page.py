@@ -6,30 +6,24 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import import_module
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from resflow_bench import __version__
 from resflow_bench.analysis import rules, verdicts
 from resflow_bench.analysis.findings import findings
 from resflow_bench.analysis.tables import axes, label, plain, units, varying, wide
 from resflow_bench.analysis.words import number, with_interval
-from resflow_bench.files import csv_text, written_whole
+from resflow_bench.files import csv_text
 from resflow_bench.lab import Statement, Suite
 from resflow_bench.lab.store import BESIDE
-from resflow_bench.report import style
-from resflow_bench.report.picture import Picture
+from resflow_bench.report.figures import rendered, write
 
 MAX_LINES = 60  # of a table or a list on the page; the CSV beside it has them all
-PHONE, LAPTOP = 1, 3  # panels side by side: each figure is drawn twice, and the page shows one
 
 
 def write_report(
@@ -83,81 +77,10 @@ def write_report(
     return out / "index.html"
 
 
-class FiguresError(Exception):
-    """A user's figure that cannot be drawn, or a module of figures that cannot be imported."""
-
-
-def _drawn(suite: Suite | None, cells: pd.DataFrame, folder: Path) -> list[dict[str, str]]:
-    """The figures of a suite that are not empty, rendered; their module is imported only now.
-
-    Raises:
-        FiguresError: the module cannot be imported, or a figure of a user's own suite fails; of
-            ours that is a mistake, and raised as is.
-    """
-    if suite is None or not suite.figures:
-        return []
-    try:
-        pictures: tuple[Picture, ...] = import_module(suite.figures).PICTURES
-    except (ImportError, AttributeError, SyntaxError) as error:
-        raise FiguresError(
-            f"suite `{suite.name}` has no figures in `{suite.figures}` ({error}); name a module "
-            "with `PICTURES` in its SUITE, or leave `figures` out."
-        ) from error
-    try:
-        return [one for picture in pictures if (one := _render(picture, cells, folder))]
-    except Exception as error:
-        if not suite.reference:
-            raise
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise FiguresError(f"a figure of suite `{suite.name}` cannot be drawn: {why}.") from error
-
-
-def _render(picture: Picture, cells: pd.DataFrame, folder: Path) -> dict[str, str] | None:
-    """The picture in both widths as inline SVG, and the wide one as a file; None if empty."""
-    drawn = {width: picture.draw(cells, width) for width in (LAPTOP, PHONE)}
-    if drawn[LAPTOP] is None:
-        return None
-    svgs = {w: svg(f, f"{picture.name}-{w}") for w, f in drawn.items() if f is not None}
-    ground = rf'\1<rect width="100%" height="100%" fill="{style.PAPER}"/>'
-    alone = re.sub(r"(<svg[^>]*>)", ground, svgs[LAPTOP], count=1)
-    write(folder / f"{picture.name}.svg", alone)
-    alt = (picture.draw.__doc__ or "").strip()
-    wide_, narrow = (inline(svgs[w], alt) for w in (LAPTOP, PHONE))
-    return {"name": picture.name, "wide": wide_, "narrow": narrow, "caption": picture.caption}
-
-
-def svg(figure: Figure, name: str) -> str:
-    """The figure as SVG with text as text: the same bytes and ids for the same figure and name."""
-    text = StringIO()
-    with mpl.rc_context({**style.THEME, "svg.hashsalt": name}):
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return text.getvalue()
-
-
-def inline(markup: str, alt: str) -> Markup:
-    """The SVG for use inside a page: no prolog, no unused ids, the page's colours and font."""
-    body = markup[markup.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', body))
-    body = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else "", body)
-    for name, color in style.NEUTRAL.items():
-        body = body.replace(color, f"var(--{name})")
-    body = body.replace("'DejaVu Sans'", "var(--sans)")
-    body = re.sub(r"\n\s*", "\n", body)
-    return Markup(body.replace("<svg", f'<svg role="img" aria-label="{Markup.escape(alt)}"', 1))
-
-
 def maths(text: str) -> Markup:
     """The text with the subscripts of ``A_ii`` and ``Σ_{k>N}`` set as such."""
     escaped = str(Markup.escape(text))
     return Markup(re.sub(r"_(?:\{(.*?)\}|([A-Za-z]+))", r"<sub>\1\2</sub>", escaped))
-
-
-def write(path: Path, text: str) -> None:
-    """Write the file whole or not at all, so that no reader gets half a page."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as file:
-        file.write(text.encode(errors="backslashreplace"))
 
 
 def _section(
@@ -173,7 +96,7 @@ def _section(
         "is_known": suite is not None,
         "n_cells": len(cells),
         "n_rows": len(frame),
-        "pictures": _drawn(suite, cells, out / "figures"),
+        "pictures": rendered(suite, cells, out / "figures"),
         "table": _table(cells, shown, suite, units(frame)),
         "broken": [
             {"label": label(cell, shown), "status": cell["status"], "message": cell["message"]}

@@ -330,7 +330,7 @@ def test_the_page_makes_one_table_of_each_suite_s_cells(
         pivoted[frame["suite"].iloc[0]] += 1
         return real(frame, **options)
 
-    monkeypatch.setattr("resflow_bench.report.page._drawn", lambda *_: [])
+    monkeypatch.setattr("resflow_bench.report.page.rendered", lambda *_: [])
     monkeypatch.setattr(pd.DataFrame, "pivot", pivot)
     frames = make_frames()
     write_report(frames, [], tmp_path, SUITES)

@@ -29,7 +29,8 @@ from resflow_bench.analysis.verdicts import judge
 from resflow_bench.lab import Claims, Finding, Statement
 from resflow_bench.lab.plan import Plan
 from resflow_bench.report import style
-from resflow_bench.report.page import svg, write_report
+from resflow_bench.report.figures import svg
+from resflow_bench.report.page import write_report
 from resflow_bench.report.picture import Picture
 from suites.efficiency.figures import error_against_time, variance_time, winners
 from suites.variance.figures import bounds, over_closed_form, roulette
