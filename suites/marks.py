@@ -95,6 +95,7 @@ def make_rows(
 
 def name_rows(ax: Axes, names: Sequence[str], bold: Sequence[str] = ()) -> None:
     """Write a name beside each row of a panel, without ticks or lines across."""
+    ax.fmt_ydata = lambda y: " ".join(names[min(max(round(y), 0), len(names) - 1)].split())
     ax.set_yticks(range(len(names)), names)
     for text in ax.get_yticklabels():
         text.set_fontweight("bold" if text.get_text() in bold else "normal")
@@ -112,22 +113,34 @@ def draw_points(
     shown: np.ndarray | None = None,
     below: np.ndarray | None = None,
     hollow: bool = False,
+    series: str = "",
 ) -> None:
-    """Draw the model's marks at `at` with intervals `ends`, and open triangles where `below`."""
+    """Draw the model's marks at `at` with intervals `ends`, and open triangles where `below`.
+
+    `series` names them in tooltips and in the figure's CSV; the model does where it is empty.
+    """
     color, marker = mark(model)
-    heavy = model == MAIN
+    heavy, series = model == MAIN, series or model
     x, y = (np.asarray(values, float) for values in at)
     shown = np.ones(len(x), bool) if shown is None else shown
     below = np.zeros(len(x), bool) if below is None else below
     filled = shown & ~below
     if ends is not None:
         low, high = (np.asarray(values, float)[filled] for values in ends)
-        ax.vlines(x[filled], low, high, color=color, lw=1.8 if heavy else 1.1)
+        ax.vlines(x[filled], low, high, color=color, lw=1.8 if heavy else 1.1, label=series)
     size = (6.0 if heavy else 5.0) + 2.5 * hollow  # a ring that shows what lies within it
     face = "none" if hollow else color
     mec, mew = (color, 1.1) if hollow else (style.PAPER, 0.4)
-    ax.plot(x[filled], y[filled], marker, color=color, ms=size, mfc=face, mec=mec, mew=mew, ls="")
-    style.draw_edge_marks(ax, x[shown & below], y[shown & below], color)
+    look: dict[str, Any] = {
+        "color": color,
+        "ms": size,
+        "mfc": face,
+        "mec": mec,
+        "mew": mew,
+        "label": series,
+    }
+    ax.plot(x[filled], y[filled], marker, **look)
+    style.draw_edge_marks(ax, x[shown & below], y[shown & below], color, series)
 
 
 def entry(text: str, color: str, **given: Any) -> Artist:

@@ -32,7 +32,7 @@ def write_report(
     out: Path,
     suites: Mapping[str, Suite],
 ) -> Path:
-    """Write `index.html`, `tables/<suite>.csv` and `figures/<name>.svg`; return the page.
+    """Write `index.html`, `tables/<suite>.csv` and the files of the figures; return the page.
 
     Args:
         frames: suite to long frame of rows; empty ones are left out.
@@ -67,7 +67,7 @@ def write_report(
         refuted=_violated(disputed, cells),
         reasons=_reasons(judged, measured, frames),
         sections=[
-            _section(name, measured.get(name), frames[name], cells[name], out)
+            _section(name, measured.get(name), frames[name], cells[name], out, provenance)
             | {"question": questions.get(name)}
             for name in dict.fromkeys([*measured, *frames])
         ],
@@ -84,7 +84,12 @@ def maths(text: str) -> Markup:
 
 
 def _section(
-    name: str, suite: Suite | None, frame: pd.DataFrame, cells: pd.DataFrame, out: Path
+    name: str,
+    suite: Suite | None,
+    frame: pd.DataFrame,
+    cells: pd.DataFrame,
+    out: Path,
+    runs: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The rows of one suite, as the template needs them; a suite that is None has no figures."""
     rows = frame.drop(columns=list(BESIDE), errors="ignore")
@@ -96,7 +101,7 @@ def _section(
         "is_known": suite is not None,
         "n_cells": len(cells),
         "n_rows": len(frame),
-        "pictures": rendered(suite, cells, out / "figures"),
+        "pictures": rendered(suite, cells, out / "figures", runs),
         "table": _table(cells, shown, suite, units(frame)),
         "broken": [
             {"label": label(cell, shown), "status": cell["status"], "message": cell["message"]}

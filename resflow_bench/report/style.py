@@ -82,9 +82,10 @@ def make_panels(
     return figure, list(grid[:count])
 
 
-def draw_edge_marks(ax: Axes, x: np.ndarray, y: np.ndarray, color: str) -> None:
+def draw_edge_marks(ax: Axes, x: ArrayLike, y: ArrayLike, color: str, series: str) -> None:
     """Draw open triangles, not clipped where they lie on the frame."""
-    (marks,) = ax.plot(x, y, "v", mfc="none", mec=color, ms=5.5, clip_on=False)
+    label = f"{series}, at most"
+    (marks,) = ax.plot(x, y, "v", color=color, mfc="none", ms=5.5, clip_on=False, label=label)
     marks.set_in_layout(False)
 
 
@@ -120,7 +121,12 @@ def _power(value: float) -> str:
 
 
 def count_axis(ax: Axes, counts: pd.Series) -> None:
-    """Make the x axis logarithmic, with ticks at the counts themselves."""
+    """Make the x axis logarithmic, with ticks at the counts themselves.
+
+    A mark beside its count, where several would hide each other, is read as that count.
+    """
+    known = np.unique(np.asarray(counts, float))
+    ax.fmt_xdata = lambda x: f"{known[np.abs(known / x - 1).argmin()]:g}"
     ax.set_xscale("log")
     low, high = float(counts.min()), float(counts.max())
     ax.set_xlim(low / 1.25, high * 1.25)

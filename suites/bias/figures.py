@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -36,13 +38,15 @@ def by_terms(cells: pd.DataFrame, columns: int) -> Figure | None:
         for curve, owners in _shared(bounds).items():
             color = mark(max(owners))[0] if owners <= FLOWS else style.INK
             terms, heights = zip(*curve, strict=True)
-            ax.plot(terms, heights, color=color, lw=1.1, ls=style.DASHES)
+            whose = f"{max(owners)}, bound" if owners <= FLOWS else "bound from K alone"
+            ax.plot(terms, heights, color=color, lw=1.1, ls=style.DASHES, label=whose)
         for place, name in enumerate(names):
             mine = here["model"] == name
             curve = expected[mine].groupby(here["n_terms"]).first().sort_index()
             width, alpha = (2.4, 1.0) if name == MAIN else (1.1, 0.75)
             terms, heights = curve.index.astype(float), curve.where(curve > 0)
-            ax.plot(terms, heights, color=mark(name)[0], lw=width, alpha=alpha)
+            look: dict[str, Any] = {"color": mark(name)[0], "lw": width, "alpha": alpha}
+            ax.plot(terms, heights, **look, label=f"{name}, theory")
             dodge = 1 + 0.09 * (place - (len(names) - 1) / 2) / max(len(names), 4)
             at = here["n_terms"].astype(float) * dodge, size.clip(lower=floor)
             draw_points(ax, name, at, ends, shown=mine.to_numpy(), below=below)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -32,10 +34,12 @@ def planes(cells: pd.DataFrame, columns: int) -> Figure | None:
         for ax, name in zip(row, PLANE, strict=True):
             if name in arrays and name != "samples":
                 p = arrays[name]
-                ax.imshow(p, extent=extent, origin="lower", cmap=COLORS, vmin=0, vmax=top)
+                look: dict[str, Any] = {"cmap": COLORS, "vmin": 0, "vmax": top, "label": "density"}
+                ax.imshow(p, extent=extent, origin="lower", **look)
             else:
-                x, y = arrays["samples" if name == "samples" else "data"].T
-                ax.plot(x, y, ".", color=ACCENT, ms=1.2, mew=0, rasterized=True)
+                which = "samples" if name == "samples" else "data"
+                look = {"color": ACCENT, "ms": 1.2, "mew": 0, "rasterized": True}
+                ax.plot(*arrays[which].T, ".", **look, label=which)
             ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     return figure
 
@@ -61,7 +65,7 @@ def draw_sheet(ax: Axes, sheet: np.ndarray, tiles: np.ndarray) -> None:
     ax.imshow(pixels[..., 0] if grey else pixels, cmap="gray" if grey else None)
     for draw, length, count in zip((ax.axhline, ax.axvline), pixels.shape[:2], tiles, strict=True):
         for place in range(1, count):
-            draw(place * length / count - 0.5, color=PAPER, lw=1.5)
+            draw(place * length / count - 0.5, color=PAPER, lw=1.5, label="between images")
 
 
 def _pictures(cells: pd.DataFrame, array: str) -> list[tuple[pd.Series, dict[str, np.ndarray]]]:

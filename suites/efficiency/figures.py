@@ -102,7 +102,14 @@ def winners(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
             mine = errors[[n == name for n in names]]
             step = errors[0] / errors[1]
             low = max(LEAST, mine.min() / step)
-            ax.bar(x, mine.max() - low, 0.94, low, color=colors[name], alpha=0.42, lw=0, zorder=1)
+            look: dict[str, Any] = {
+                "color": colors[name],
+                "alpha": 0.42,
+                "lw": 0,
+                "zorder": 1,
+                "label": name,
+            }
+            ax.bar(x, mine.max() - low, 0.94, low, **look)
         for error in ERRORS:
             at = int(np.abs(np.log(errors / error)).argmin())
             ax.annotate(
@@ -111,7 +118,9 @@ def winners(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
             )  # fmt: skip
     style.log_axis(ax, "y", [pd.Series(errors)])
     ax.set(ylim=(LEAST, MOST), xlim=(-0.5, len(groups) - 0.5), ylabel="error (nat)")
-    ax.set_xticks(range(len(groups)), [_place(some) for some in groups])
+    places = [_place(some) for some in groups]
+    ax.set_xticks(range(len(groups)), places)
+    ax.fmt_xdata = lambda x: ", ".join(places[round(x)].split("\n"))
     ax.tick_params(axis="x", length=0)
     ax.grid(False)
     style.add_legend(figure, [Patch(color=colors[n], alpha=0.42, lw=0, label=n) for n in order])
@@ -149,8 +158,10 @@ def _draw_lines(ax: Axes, some: pd.DataFrame) -> dict[str, Artist]:
     reachable = some[some["finite"]]
     least = np.min([_error(cell, t) for _, cell in reachable.iterrows()], axis=0, initial=np.inf)
     shown = np.isfinite(least)
-    ax.plot(t[shown], least[shown].clip(min=bottom), color=style.ACCENT, alpha=0.25, lw=7, zorder=1)
-    ax.axhline(TARGET, color=style.INK, lw=0.8, ls=style.DASHES, zorder=1)
+    band: dict[str, Any] = {"color": style.ACCENT, "alpha": 0.25, "lw": 7, "zorder": 1}
+    ax.plot(t[shown], least[shown].clip(min=bottom), **band, label="least of all")
+    dashed: dict[str, Any] = {"color": style.INK, "lw": 0.8, "ls": style.DASHES, "zorder": 1}
+    ax.axhline(TARGET, **dashed, label=f"{TARGET:g} nat")
     handles: dict[str, Artist] = {}
     for _, cell in some.iterrows():
         family = _family(cell["name"])
@@ -160,13 +171,17 @@ def _draw_lines(ax: Axes, some: pd.DataFrame) -> dict[str, Artist]:
         dashes = style.DASHES if cell["name"].endswith("evaluation") else "-"
         order = 2 + list(STYLES).index(family)
         given: dict[str, Any] = {"color": color, "lw": width, "zorder": order}
+        given["label"] = cell["name"]
         if cell["spread"] <= NOISELESS:
             (line,) = ax.plot(after, error.clip(min=bottom), ls=dashes, **given)
-            style.draw_edge_marks(ax, after[:1], error[:1].clip(min=bottom), color)
+            edge = error[:1].clip(min=bottom)
+            style.draw_edge_marks(ax, after[:1], edge, color, cell["name"])
         else:
             noisy = error > 1.2 * floor  # there the noise is still two thirds of the bias
             (line,) = ax.plot(after[noisy], error[noisy], ls=dashes, **given)
-            ax.plot(after[~noisy], error[~noisy], ls=":", **given)
+            ax.plot(
+                after[~noisy], error[~noisy], ls=":", **given | {"label": f"{cell['name']}, bias"}
+            )
             one_draw = math.hypot(math.sqrt(cell["spread"]), floor)
             ax.plot(cell["seconds"], one_draw, "o", ms=3.5, mew=0, **given)
         names = {"one remedy": "others", "tuned": family, "all together": family}
@@ -201,14 +216,19 @@ def _draw_ratios(ax: Axes, some: pd.DataFrame) -> None:
     style.log_axis(ax, "x", [some["ratio"], some["low"][some["low"] > 0], ends["high"].dropna()])
     left, right = ax.get_xlim()
     ax.set_xlim(left, right * (right / left) ** 0.22)  # room for the numbers
-    ax.axvline(1, color=style.INK, lw=0.9)
+    ax.axvline(1, color=style.INK, lw=0.9, label=usual["name"])
     for y, row in some.iterrows():
         color = STYLES[_family(row["name"])][0]
         last = row["high"] if math.isfinite(row["high"]) else row["ratio"]
-        ax.hlines(y, min(1, row["ratio"]), max(1, row["ratio"]), color=style.LINE, lw=5, zorder=1)
-        ax.hlines(y, max(row["low"], left), last, color=color, lw=1.8, clip_on=True)
+        span: dict[str, Any] = {"color": style.LINE, "lw": 5, "zorder": 1, "label": "range"}
+        ax.hlines(y, min(1, row["ratio"]), max(1, row["ratio"]), **span)
+        look: dict[str, Any] = {
+            "color": color,
+            "label": "finite variance" if row["finite"] else "infinite: at least",
+        }
+        ax.hlines(y, max(row["low"], left), last, lw=1.8, **look)
         marker, face = ("o", color) if row["finite"] else (">", style.PAPER)
-        ax.plot(row["ratio"], y, marker, color=color, mfc=face, ms=5.5, zorder=3)
+        ax.plot(row["ratio"], y, marker, mfc=face, ms=5.5, zorder=3, **look)
         at = max(1.0, last)
         text = ("" if row["finite"] else "≥ ") + number(row["ratio"], 2)
         ax.annotate(text, (at, y), (6, 0), textcoords="offset points", va="center", size=8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -25,11 +27,18 @@ def convergence(cells: pd.DataFrame, columns: int) -> Figure:
         if here.empty:
             continue
         steps = here["n_solver_steps"].astype(float)
-        errors.plot(steps, here["log_prob_rms"], marker + "-", color=color, lw=1.6, ms=5)
+        look: dict[str, Any] = {
+            "color": color,
+            "marker": marker,
+            "lw": 1.6,
+            "ms": 5,
+            "label": method,
+        }
+        errors.plot(steps, here["log_prob_rms"], **look)
         slope = here["log_prob_rms"].iloc[-1] * (steps.iloc[-1] / steps) ** order
-        errors.plot(steps, slope, color=color, lw=1, ls=style.DASHES)
-        norms.plot(steps, here["step_norm"], marker + "-", color=color, lw=1.6, ms=5)
-    norms.axhline(1.0, color=style.INK, lw=1, ls=style.DASHES)
+        errors.plot(steps, slope, color=color, lw=1, ls=style.DASHES, label=f"order {order}")
+        norms.plot(steps, here["step_norm"], **look)
+    norms.axhline(1.0, color=style.INK, lw=1, ls=style.DASHES, label="norm 1")
     for ax, column, label in (
         (errors, "log_prob_rms", "error of log p, nat"),
         (norms, "step_norm", "largest norm of a step"),

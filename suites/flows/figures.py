@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,7 +39,14 @@ def quality(cells: pd.DataFrame, columns: int) -> Figure:
         for architecture, some in here.sort_values("seconds").groupby("architecture"):
             color = style.ACCENT if architecture == "mlp" else style.BLUE
             ends = some["log_prob"] - some["log_prob_low"], some["log_prob_high"] - some["log_prob"]
-            ax.errorbar(some["seconds"], some["log_prob"], ends, fmt="o-", color=color, lw=1, ms=4)
+            look: dict[str, Any] = {
+                "fmt": "o-",
+                "color": color,
+                "lw": 1,
+                "ms": 4,
+                "label": _said(architecture),
+            }
+            ax.errorbar(some["seconds"], some["log_prob"], ends, **look)
             at = (some["seconds"].iloc[-1], some["log_prob"].iloc[-1])
             said = _said(architecture)
             ax.annotate(said, at, (5, 3), textcoords="offset points", color=color, size=8)
@@ -118,7 +126,8 @@ def _density(p: np.ndarray, reach: np.ndarray, top: float) -> Painter:
     extent = (-float(reach), float(reach)) * 2
 
     def draw(ax: Axes) -> None:
-        ax.imshow(p, extent=extent, origin="lower", cmap=COLORS, vmin=0, vmax=top)
+        look: dict[str, Any] = {"cmap": COLORS, "vmin": 0, "vmax": top, "label": "density"}
+        ax.imshow(p, extent=extent, origin="lower", **look)
 
     return draw
 
@@ -127,7 +136,8 @@ def _points(x: np.ndarray, reach: np.ndarray) -> Painter:
     ends = (-float(reach), float(reach))
 
     def draw(ax: Axes) -> None:
-        ax.plot(*x.T, ".", color=style.ACCENT, ms=1.2, mew=0, rasterized=True)
+        look: dict[str, Any] = {"color": style.ACCENT, "ms": 1.2, "mew": 0, "rasterized": True}
+        ax.plot(*x.T, ".", **look, label="samples")
         ax.set(xlim=ends, ylim=ends)
 
     return draw

@@ -38,15 +38,22 @@ def against_bounds(cells: pd.DataFrame, columns: int) -> Figure | None:
         edges = [style.log_axis(ax, xy, [some[m]]) for xy, m in (("x", bound), ("y", metric))]
         x, y = some[bound].clip(lower=edges[0]), some[metric].clip(lower=edges[1])
         ends = np.array([min(edges) / 2, max(x.max(), y.max()) * 2])
-        ax.plot(ends, ends, color=style.INK, lw=1.1)
-        ax.fill_between(ends, ends, ends[1] * 1e3, color=style.ACCENT, alpha=0.13, lw=0)
+        ax.plot(ends, ends, color=style.INK, lw=1.1, label=f"{word} = {against}")
+        look: dict[str, Any] = {
+            "color": style.ACCENT,
+            "alpha": 0.13,
+            "lw": 0,
+            "label": "statement violated",
+        }
+        ax.fill_between(ends, ends, ends[1] * 1e3, **look)
         ax.set(xlim=(edges[0] / 1.5, x.max() * 2), ylim=(edges[1] / 1.5, ends[1]))
         at: dict[str, Any] = {"transform": ax.transAxes, "va": "top"}
         ax.text(0.03, 0.95, "statement violated", color=style.ACCENT, **at)
         below = (some[metric] <= edges[1]).to_numpy()
         for name, dtype in product(models_in(some), LINES):
             mine = ((some["model"] == name) & (some["dtype"] == dtype)).to_numpy()
-            draw_points(ax, name, (x, y), shown=mine, below=below, hollow=dtype == "float32")
+            shown: dict[str, Any] = {"shown": mine, "below": below, "hollow": dtype == "float32"}
+            draw_points(ax, name, (x, y), **shown, series=f"{name}, {dtype}")
         ax.set(xlabel=against, ylabel=word, title=title)
     style.add_legend(figure, [*model_handles(models_in(cells)), *_dtype_handles(cells)])
     return figure
@@ -74,10 +81,22 @@ def convergence(cells: pd.DataFrame, columns: int) -> Figure | None:
         for dtype, some in reversed(list(here.groupby("dtype"))):
             steps, error = some["max_steps"].astype(float), some["inverse_error"]
             rate, certificate = LINES[dtype]
-            ax.plot(steps, some[BANACH], color=style.INK, lw=1.1, ls=rate)
-            ax.plot(steps, some["inverse_error_bound"], color=style.BLUE, lw=1.2, ls=certificate)
+            for word, column, look in (
+                ("Banach's rate", BANACH, {"color": style.INK, "lw": 1.1, "ls": rate}),
+                (
+                    "certificate",
+                    "inverse_error_bound",
+                    {"color": style.BLUE, "lw": 1.2, "ls": certificate},
+                ),
+            ):
+                ax.plot(steps, some[column], **look, label=f"{word}, {dtype}")
             at, below = (steps, error.clip(lower=floor)), (error <= floor).to_numpy()
-            draw_points(ax, pair["model"], at, below=below, hollow=dtype == "float32")
+            shown: dict[str, Any] = {
+                "below": below,
+                "hollow": dtype == "float32",
+                "series": f"error, {dtype}",
+            }
+            draw_points(ax, pair["model"], at, **shown)
         style.count_axis(ax, here["max_steps"])
         ax.set(title=f"{pair['model']}, K = {pair['lipschitz']:g}", xlabel="steps")
     style.label_outer(panels, columns, "‖x̂ − x‖")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -34,7 +36,8 @@ def calls(cells: pd.DataFrame, columns: int) -> Figure:
         for implementation in dict.fromkeys(cells["implementation"]):
             mine = (cells["implementation"] == implementation).to_numpy()
             color, marker = MARKS.get(implementation, (style.GREY, "X"))
-            ax.plot(cells[metric][mine], places[mine], marker, color=color, ms=6, mew=0)
+            look: dict[str, Any] = {"color": color, "ms": 6, "mew": 0, "label": implementation}
+            ax.plot(cells[metric][mine], places[mine], marker, **look)
         ax.set_xscale("symlog", linthresh=1)
         ax.set_xlim(-0.15, style.largest(2 * cells[metric], least=2.0))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))

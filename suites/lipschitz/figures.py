@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -34,15 +36,25 @@ def constants(cells: pd.DataFrame, columns: int) -> Figure | None:
     ax.invert_yaxis()
     rows = np.arange(len(cells))
     values = cells[list(CONSTANTS)].replace(np.inf, np.nan)
-    ax.hlines(rows, values.min(axis=1), values.max(axis=1), color=style.LINE, lw=3, zorder=1)
+    ax.hlines(
+        rows,
+        values.min(axis=1),
+        values.max(axis=1),
+        color=style.LINE,
+        lw=3,
+        zorder=1,
+        label="range",
+    )
     handles = []
     for metric, (text, color, marker, size, edge) in CONSTANTS.items():
         face, value = style.PAPER if marker == "D" else color, cells[metric]
-        ax.plot(value, rows, marker, color=color, mfc=face, ms=size, mew=edge, clip_on=False)
+        look: dict[str, Any] = {"color": color, "mfc": face, "ms": size, "mew": edge, "label": text}
+        ax.plot(value, rows, marker, **look, clip_on=False)
         handles.append(entry(text, color, marker=marker, ls="", mfc=face, mew=1.3))
     broken = (cells[UNALIGNED] > cells["lipschitz_promised"] * (1 + 1e-6)).to_numpy()
     beyond, at = cells[UNALIGNED][broken], rows[broken]
-    ax.plot(beyond, at, "v", color=style.PINK, ms=6, mew=0, clip_on=False)
+    look = {"color": style.PINK, "ms": 6, "mew": 0, "label": "power iteration"}
+    ax.plot(beyond, at, "v", **look, clip_on=False)
     ax.set_xlim(0, style.largest(1.03 * values, 1.03 * cells[UNALIGNED], least=1.0))
     ax.set_xlabel("constant of the branch")
     if broken.any():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -36,7 +38,8 @@ def by_terms(cells: pd.DataFrame, columns: int) -> Figure | None:
         for name in names:
             mine = here["model"] == name
             curve = expected[mine].groupby(here["n_terms"]).first().sort_index()
-            ax.plot(curve.index.astype(float), curve, color=mark(name)[0], lw=1.5)
+            look: dict[str, Any] = {"color": mark(name)[0], "lw": 1.5, "label": f"{name}, theory"}
+            ax.plot(curve.index.astype(float), curve, **look)
             draw_points(ax, name, at, ends, shown=mine.to_numpy(), below=below)
         style.count_axis(ax, here["n_terms"])
         ax.set(title=f"K = {constant:g}", xlabel="terms N")

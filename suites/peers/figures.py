@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -107,20 +108,24 @@ def _draw(ax: Axes, panel: _Panel, cells: pd.DataFrame) -> bool:
     place = np.asarray([names.index(name) for name in some["implementation"]])
     at += OFFSET * (place - (len(names) - 1) / 2)
     if isinstance(panel.line, float):
-        ax.axvline(panel.line, color=style.INK, lw=1.0)
+        ax.axvline(panel.line, color=style.INK, lw=1.0, label="equal")
     elif panel.line is not None and panel.line in some:
         requested = some[panel.line].to_numpy(float)
-        ax.vlines(requested, at - OFFSET / 2, at + OFFSET / 2, color=style.INK, lw=1.6)
+        half = OFFSET / 2
+        ax.vlines(requested, at - half, at + half, color=style.INK, lw=1.6, label="requested")
     unresolved = panel.logarithmic & ((value <= edge) | (low <= 0)).to_numpy()
     for name in names:
         mine = (some["implementation"] == name).to_numpy()
         color, marker = _mark(name)
         resolved = mine & ~unresolved
-        ax.hlines(at[resolved], low[resolved].clip(lower=edge), high[resolved], color=color, lw=1.8)
-        ax.plot(value[resolved], at[resolved], marker, color=color, ms=6, mew=0)
-        style.draw_edge_marks(ax, high[mine & unresolved].to_numpy(), at[mine & unresolved], color)
+        ends = low[resolved].clip(lower=edge), high[resolved]
+        ax.hlines(at[resolved], *ends, color=color, lw=1.8, label=name)
+        look: dict[str, Any] = {"color": color, "ms": 6, "mew": 0, "label": name}
+        ax.plot(value[resolved], at[resolved], marker, **look)
+        style.draw_edge_marks(ax, high[mine & unresolved], at[mine & unresolved], color, name)
     if panel.expected and panel.expected in some:
-        ax.plot(some[panel.expected], at, "o", mfc="none", mec=style.MUTED, ms=11, mew=1.0)
+        look = {"color": style.MUTED, "mfc": "none", "ms": 11, "mew": 1.0}
+        ax.plot(some[panel.expected], at, "o", **look, label="mean of its formula")
     name_rows(ax, lines)
     ax.set_ylim(len(lines) - 0.45, -0.55)
     ax.set(title=panel.title, xlabel=panel.label)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -74,11 +75,20 @@ def _rungs(cell: pd.Series) -> pd.DataFrame:
 
 def _draw(ax: Axes, rungs: pd.DataFrame, cell: pd.Series, color: str, marker: str) -> None:
     """The marks, a + b n through them, b n alone, and the exponent at the last."""
-    ax.vlines(rungs["size"], rungs["low"], rungs["high"], color=color, lw=1.8)
-    ax.plot(rungs["size"], rungs["wall_s"], marker, color=color, ms=5.5, mec=style.PAPER, mew=0.4)
+    name = cell["name"]
+    ax.vlines(rungs["size"], rungs["low"], rungs["high"], color=color, lw=1.8, label=name)
+    look: dict[str, Any] = {
+        "color": color,
+        "ms": 5.5,
+        "mec": style.PAPER,
+        "mew": 0.4,
+        "label": name,
+    }
+    ax.plot(rungs["size"], rungs["wall_s"], marker, **look)
     size = np.geomspace(rungs["size"].min(), rungs["size"].max(), 50)
-    ax.plot(size, cell["overhead_s"] + cell["marginal_s"] * size, color=color, lw=1.4)
-    ax.plot(size, cell["marginal_s"] * size, color=color, lw=1.1, ls=style.DASHES)
+    slope, look = cell["marginal_s"] * size, {"color": color, "lw": 1.1, "ls": style.DASHES}
+    ax.plot(size, cell["overhead_s"] + slope, color=color, lw=1.4, label=f"{name}, fit")
+    ax.plot(size, slope, **look, label=f"{name}, without the constant")
     end = rungs.loc[rungs["size"].idxmax()]
     text, at = f"exponent {number(cell['exponent'], 2)}", (end["size"], end["wall_s"])
     ax.annotate(text, at, (-8, 4), textcoords="offset points", ha="right", color=color, size=8)

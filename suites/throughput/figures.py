@@ -27,15 +27,17 @@ def rates(cells: pd.DataFrame, columns: int) -> Figure:
         shown = [a for a in varying(cells, axes(cells)) if a != "operation"]
         rate = here["examples_per_s"]
         places = np.arange(len(here))
-        colors = [mark(m)[0] for m in here["model"]]
-        ax.barh(places, rate, 0.3, color=colors)
-        if "examples_per_s_low" in here:
-            low, high = here["examples_per_s_low"], here["examples_per_s_high"]
-            ax.hlines(places, low, high, color=INK, lw=1.4)
+        names = [label(cell, shown) for _, cell in here.iterrows()]
+        ax.fmt_ydata = lambda y, names=names: names[round(y)]
+        for model in dict.fromkeys(here["model"]):
+            mine = (here["model"] == model).to_numpy()
+            ax.barh(places[mine], rate[mine], 0.3, color=mark(model)[0], label=model)
+            low, high = (here[f"examples_per_s_{end}"][mine] for end in ("low", "high"))
+            ax.hlines(places[mine], low, high, color=INK, lw=1.4, label=model)
         for place, (_, cell) in zip(places, here.iterrows(), strict=True):
             share = cell.get("flops_fraction", math.nan)
             peak = "" if math.isnan(share) else f" · {100 * share:.1f} % of peak"
-            text = f"{label(cell, shown)}\n{number(cell['examples_per_s'])} /s{peak}"
+            text = f"{names[place]}\n{number(cell['examples_per_s'])} /s{peak}"
             ax.text(0, place - 0.19, text, va="bottom", size=8, linespacing=1.25)
         ax.set(title=operation, yticks=[], ylim=(len(here) - 0.7, -0.85), xlabel="examples / s")
         ax.set_xlim(0, largest(1.05 * rate, least=1.0))

@@ -27,11 +27,13 @@ def likelihood(cells: pd.DataFrame, columns: int) -> Figure:
     for ax, here in panels:
         steps = here["step"].astype(float)
         batches, low, high = -here["loss"], -here["loss_high"], -here["loss_low"]
-        ax.fill_between(steps, low, high, color=style.BLUE, alpha=0.15, lw=0)
-        ax.plot(steps, batches, color=style.BLUE, lw=1.2)
+        name = "training batches"
+        ax.fill_between(steps, low, high, color=style.BLUE, alpha=0.15, lw=0, label=name)
+        ax.plot(steps, batches, color=style.BLUE, lw=1.2, label=name)
         held_out, low, high = (here[f"log_prob_test{end}"] for end in ("", "_low", "_high"))
-        ax.fill_between(steps, low, high, color=style.ACCENT, alpha=0.18, lw=0)
-        ax.plot(steps, held_out, color=style.ACCENT, lw=1.8, marker="o", ms=3)
+        name = "held out"
+        ax.fill_between(steps, low, high, color=style.ACCENT, alpha=0.18, lw=0, label=name)
+        ax.plot(steps, held_out, color=style.ACCENT, lw=1.8, marker="o", ms=3, label=name)
         shown = np.concatenate([batches, held_out, low])
         bottom, top = np.quantile(shown, SHARE), max(batches.max(), high.max())
         if bottom - shown.min() > top - bottom:
@@ -53,9 +55,12 @@ def promises(cells: pd.DataFrame, columns: int) -> Figure:
         steps, promised = here["step"].astype(float), here["lipschitz"].iloc[0]
         certified = 100 * here["lipschitz_certified"] / promised
         excess = 100 * here["lipschitz_excess"]
-        ax.axhline(100, color=style.INK, lw=1.1, ls=style.DASHES)
-        ax.plot(steps, excess, color=style.ACCENT, lw=1.2, marker="s", ms=3)
-        ax.plot(steps, certified, color=style.BLUE, lw=1.8, marker="o", ms=3)
+        ax.axhline(100, color=style.INK, lw=1.1, ls=style.DASHES, label="promised")
+        for name, percent, look in (
+            ("before the update", excess, {"color": style.ACCENT, "lw": 1.2, "marker": "s"}),
+            ("certified", certified, {"color": style.BLUE, "lw": 1.8, "marker": "o"}),
+        ):
+            ax.plot(steps, percent, **look, ms=3, label=name)
         # The promise is in the middle; blocks begin far below it.
         reach = style.largest(excess - 100, 100 - certified.median(), least=0.1)
         ax.set_ylim(100 - 1.2 * reach, 100 + 1.2 * reach)

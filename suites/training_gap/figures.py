@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -31,11 +33,14 @@ def over_steps(cells: pd.DataFrame, columns: int) -> Figure:
             mine = here[here["objective"] == name].sort_values("step")
             steps = mine["step"].astype(float)
             claimed, true = mine["log_prob_objective"], mine["log_prob_exact"]
-            ax.fill_between(steps, true, claimed, color=color, alpha=0.12, lw=0)
-            ax.plot(steps, claimed, color=color, ls=style.DASHES, lw=1.3)
-            ax.plot(steps, true, color=color, lw=1.8)
-            _marks(ax, mine, "log_prob_objective", color, marker, style.PAPER)
-            _marks(ax, mine, "log_prob_unbiased", color, marker, color)
+            claim, exact = f"{name}, objective claims", f"{name}, exact"
+            gap: dict[str, Any] = {"color": color, "alpha": 0.12, "lw": 0, "label": f"{name}, gap"}
+            ax.fill_between(steps, true, claimed, **gap)
+            ax.plot(steps, claimed, color=color, ls=style.DASHES, lw=1.3, label=claim)
+            ax.plot(steps, true, color=color, lw=1.8, label=exact)
+            look: dict[str, Any] = {"color": color, "marker": marker}
+            _marks(ax, mine, "log_prob_objective", claim, mfc=style.PAPER, **look)
+            _marks(ax, mine, "log_prob_unbiased", f"{name}, unbiased estimate", **look)
         style.count_axis(ax, here["step"])
         ax.set(title=title, xlabel="optimiser steps")
     style.label_outer(panels, columns, "held-out log-likelihood (bit/dim)")
@@ -59,19 +64,23 @@ def by_terms(cells: pd.DataFrame, columns: int) -> Figure:
         n_terms, gap = last["n_terms"].astype(float), last["gap"]
         expected, bound = last["gap_expected"], last["gap_bound"]
         floor = style.log_axis(ax, "y", [gap.abs(), expected.abs(), bound], DECADES)
-        ax.plot(n_terms, bound, color=style.INK, lw=1.1, ls=style.DASHES)
-        ax.plot(n_terms, expected.abs().clip(lower=floor), color=style.ACCENT, lw=1.8)
+        ax.plot(n_terms, bound, color=style.INK, lw=1.1, ls=style.DASHES, label="bound from K")
+        curve = expected.abs().clip(lower=floor)
+        ax.plot(n_terms, curve, color=style.ACCENT, lw=1.8, label="expected")
         ends = np.sort(np.abs(last[["gap_low", "gap_high"]].to_numpy(float)), axis=1)
         unresolved = ((last["gap_low"] <= 0) & (last["gap_high"] >= 0)).to_numpy()
         below = unresolved | (gap.abs() <= floor).to_numpy()
         size = np.where(below, ends[:, 1], gap.abs()).clip(min=floor)
-        resolved, negative = ~below, (gap < 0).to_numpy()
-        low, high = ends[resolved, 0].clip(min=floor), ends[resolved, 1]
-        ax.vlines(n_terms[resolved], low, high, color=style.ACCENT, lw=1.8)
-        for sign, face in ((~negative, style.ACCENT), (negative, style.PAPER)):
-            shown = resolved & sign
-            ax.plot(n_terms[shown], size[shown], "o", color=style.ACCENT, mfc=face, ms=6)
-        style.draw_edge_marks(ax, n_terms[below].to_numpy(), size[below], style.ACCENT)
+        negative = (gap < 0).to_numpy()
+        for name, sign, face in (
+            ("overstates", ~negative, style.ACCENT),
+            ("understates", negative, style.PAPER),
+        ):
+            at, look = ~below & sign, {"color": style.ACCENT, "label": name}
+            low, high = ends[at, 0].clip(min=floor), ends[at, 1]
+            ax.vlines(n_terms[at], low, high, lw=1.8, **look)
+            ax.plot(n_terms[at], size[at], "o", mfc=face, ms=6, **look)
+        style.draw_edge_marks(ax, n_terms[below], size[below], style.ACCENT, "gap")
         style.count_axis(ax, here["n_terms"])
         ax.set(title=f"{title}, step {last['step'].max()}", xlabel="terms N")
     style.label_outer(panels, columns, "|objective − exact|  (bit/dim)")
@@ -115,16 +124,16 @@ def _styles(cells: pd.DataFrame) -> dict[str, tuple[str, str]]:
     return styles | {name: (style.ACCENT, "*" if i == 0 else "p") for i, name in enumerate(laws)}
 
 
-def _marks(ax: Axes, cells: pd.DataFrame, metric: str, color: str, marker: str, face: str) -> None:
-    """Draw each value with its interval."""
+def _marks(ax: Axes, cells: pd.DataFrame, metric: str, series: str, **look: Any) -> None:
+    """Draw each value with its interval; `look` are properties of a `Line2D`."""
     if metric not in cells:
         return
     steps = cells["step"].astype(float)
     ends = cells[[f"{metric}_low", f"{metric}_high"]]
-    finite = np.isfinite(ends).all(axis=1)
-    ax.vlines(steps[finite], *ends[finite].to_numpy(float).T, color=color, lw=1.2)
-    size = _size(marker)
-    ax.plot(steps, cells[metric], marker, color=color, mfc=face, ms=size, mew=1.0, ls="")
+    ends = ends.where(np.isfinite(ends).all(axis=1), np.nan)
+    ax.vlines(steps, *ends.to_numpy(float).T, color=look["color"], lw=1.2, label=series)
+    size = _size(look["marker"])
+    ax.plot(steps, cells[metric], **look, ms=size, mew=1.0, ls="", label=series)
 
 
 def _size(marker: str) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from resflow_bench.analysis.tables import label, varying
+from resflow_bench.analysis.tables import axes, label, varying
 from resflow_bench.logdet import law_named
 from resflow_bench.report import style
 from resflow_bench.report.picture import Picture
@@ -29,6 +29,8 @@ def over_closed_form(cells: pd.DataFrame, columns: int) -> Figure | None:
     names = models_in(cells)
     place = cells["model"].map({name: -i for i, name in enumerate(names)})
     cells = cells.assign(_place=place).sort_values(["_place", "variance_expected"])
+    shown = varying(cells, [axis for axis in axes(cells) if axis != "model"])
+    said = [label(cell, shown) for cell in cells[shown].to_dict("records")]
     figure, (ax,) = style.make_panels(1, 1, width=columns * style.PANEL, height=3.0)
     expected, order = cells["variance_expected"], pd.Series(np.arange(len(cells)), cells.index)
     low, value, high = (cells[m] / expected for m in ("variance_low", "variance", "variance_high"))
@@ -36,14 +38,20 @@ def over_closed_form(cells: pd.DataFrame, columns: int) -> Figure | None:
     reach = 1.08 * np.abs(ends[np.isfinite(ends)]).max()
     top = high.clip(upper=1 + reach)
     unbounded = np.isinf(high)
-    ax.axhline(1, color=style.INK, lw=1)
+    ax.axhline(1, color=style.INK, lw=1, label="closed form")
     for name in names:
         draw_points(ax, name, (order, value), (low, top), shown=(cells["model"] == name).to_numpy())
-    colors = cells["model"].map(lambda name: mark(name)[0])[unbounded]
-    ax.scatter(
-        order[unbounded], top[unbounded], s=26, c=colors, marker="^", clip_on=False, zorder=3
-    )
+    for name, mine in order[unbounded].groupby(cells["model"]):
+        look: dict[str, Any] = {
+            "color": mark(name)[0],
+            "ms": 5,
+            "mew": 0,
+            "clip_on": False,
+            "zorder": 3,
+        }
+        ax.plot(mine, top[mine.index], "^", **look, label=f"{name}, open above")
     ax.set(ylim=(1 - reach, 1 + reach), xlim=(-1, len(cells)), xticks=[])
+    ax.fmt_xdata = lambda x: said[round(x)]
     ax.set(xlabel="cells, by model and closed form", ylabel="measured / closed form")
     handles = model_handles(names)
     if unbounded.any():
@@ -75,21 +83,24 @@ def bounds(cells: pd.DataFrame, columns: int) -> Figure | None:
     floor = style.log_axis(ax, "x", [cells[n] for n in ("variance", *names)])
     rows = np.arange(len(cells))
     ends = cells[["variance", *names[:3]]].clip(lower=floor)
-    ax.hlines(rows, ends.min(axis=1), ends.max(axis=1), color=style.LINE, lw=3, zorder=1)
+    reach = ends.min(axis=1), ends.max(axis=1)
+    ax.hlines(rows, *reach, color=style.LINE, lw=3, zorder=1, label="range")
     handles = [entry("measured", style.ACCENT, marker="o", ls="", ms=5)]
     for metric in names:
         text, color, marker = CHAIN[metric]
         face, edge = (style.PAPER, 1.3) if marker in "os" else (color, 0)
         size, edge = (11, 2) if marker == "|" else (6.5, edge)
         value = cells[metric].clip(lower=floor)
-        ax.plot(value, rows, marker, color=color, mfc=face, ms=size, mew=edge)
+        look: dict[str, Any] = {"color": color, "mfc": face, "ms": size, "mew": edge, "label": text}
+        ax.plot(value, rows, marker, **look)
         handles.append(entry(text, color, marker=marker, ls="", ms=7, mew=1.4, mfc=face))
     shown = (cells["variance"] > floor).to_numpy()
     low, high = (cells[m].clip(lower=floor) for m in ("variance_low", "variance_high"))
-    ax.hlines(rows[shown], low[shown], high[shown], color=style.ACCENT, lw=2)
+    ax.hlines(rows[shown], low[shown], high[shown], color=style.ACCENT, lw=2, label="measured")
     value = cells["variance"].clip(lower=floor)
-    ax.plot(value[shown], rows[shown], "o", color=style.ACCENT, ms=5, mec=style.PAPER, mew=0.5)
-    style.draw_edge_marks(ax, value[~shown], rows[~shown], style.ACCENT)
+    look = {"color": style.ACCENT, "ms": 5, "mec": style.PAPER, "mew": 0.5, "label": "measured"}
+    ax.plot(value[shown], rows[shown], "o", **look)
+    style.draw_edge_marks(ax, value[~shown], rows[~shown], style.ACCENT, "measured")
     common = [name for name in (*hard, "n_probes") if cells[name].nunique(dropna=False) == 1]
     words = f"variance of one draw (nat²)\n{label(cells.iloc[0], common)}"
     figure.supxlabel(words, size=9)  # centred on the figure: it is wider than a phone's panel
@@ -103,9 +114,10 @@ def roulette(cells: pd.DataFrame, columns: int) -> Figure | None:
     figure, (ax,) = style.make_panels(1, 1, width=min(columns, 2) * style.PANEL, height=3.0)
     stop = np.linspace(0, 1, 201)
     edge = np.sqrt(1 - stop)
-    ax.fill_between(stop, edge, 1, color=style.ACCENT, alpha=0.13, lw=0)
-    ax.axvspan(1.06, 1.24, color=style.ACCENT, alpha=0.13, lw=0)
-    ax.plot(stop, edge, color=style.INK, lw=1.2)
+    infinite: dict[str, Any] = {"color": style.ACCENT, "alpha": 0.13, "lw": 0}
+    ax.fill_between(stop, edge, 1, **infinite, label="infinite, geometric law")
+    ax.axvspan(1.06, 1.24, **infinite, label="infinite, Poisson law")
+    ax.plot(stop, edge, color=style.INK, lw=1.2, label="ρ² = 1 − stop")
     ax.annotate("ρ² = 1 − stop", (0.42, math.sqrt(0.58)), (3, 4), textcoords="offset points")
     ax.text(0.97, 0.94, "infinite", ha="right", color=style.ACCENT, weight="bold")
     ax.text(0.03, 0.06, "finite", color=style.BLUE, weight="bold")
@@ -117,7 +129,9 @@ def roulette(cells: pd.DataFrame, columns: int) -> Figure | None:
         mine = cells["variance_is_finite"] == finite
         for is_main, given in ((False, thin), (True, heavy)):
             some = mine & ((cells["model"] == MAIN) == is_main)
-            ax.plot(x[some], cells["spectral_radius"][some], marker, color=color, **given)
+            said = ("finite" if finite else "infinite") + (f", {MAIN}" if is_main else "")
+            radius = cells["spectral_radius"][some]
+            ax.plot(x[some], radius, marker, color=color, **given, label=said)
     ax.set(xlim=(0, 1.24), ylim=(0, 1), xlabel="stop probability", ylabel="spectral radius ρ")
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1, 1.15], ["0", ".25", ".5", ".75", "1", "Poisson-like"])
     handles = [
