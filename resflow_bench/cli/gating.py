@@ -14,7 +14,7 @@ from resflow_bench.speed.asv_results import AsvError, AsvResults
 if TYPE_CHECKING:
     import pandas as pd
 
-    from resflow_bench.gate.margins import Margins
+    from resflow_bench.analysis.margins import Margins
     from resflow_bench.lab.store import Run
 
 asv_option = click.option("--asv", "config", type=click.Path(path_type=Path, dir_okay=False),
@@ -85,7 +85,7 @@ def _of_runs(
 ) -> tuple[pd.DataFrame, pd.DataFrame, Margins] | None:
     """The samples of BASE and of NEW, and their margins; None where neither is a run."""
     from resflow_bench.cli.suites import suites_of
-    from resflow_bench.gate.margins import Margins
+    from resflow_bench.analysis.margins import Margins
     from resflow_bench.gate.samples import of_runs
 
     both = [_runs(names, results) for names in (base, new)]
@@ -119,7 +119,7 @@ def _of_runs(
 
 def _of_commits(base: str, new: str, config: Path) -> tuple[pd.DataFrame, pd.DataFrame, Margins]:
     """The samples of two commits, and the margins of the suites that asv measured."""
-    from resflow_bench.gate.margins import Margins
+    from resflow_bench.analysis.margins import Margins
     from resflow_bench.gate.samples import of_commits
     from resflow_bench.lab.discovery import load, names
     from resflow_bench.speed.asv_again import results_folder

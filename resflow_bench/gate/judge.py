@@ -20,7 +20,7 @@ import pandas as pd
 from scipy import special, stats
 
 from resflow_bench.gate.evidence import Evidence, certain, of_means, of_ranks
-from resflow_bench.gate.margins import Margins
+from resflow_bench.analysis.margins import Margins
 from resflow_bench.gate.samples import KEYS, Samples
 from resflow_bench.lab import Metric
 

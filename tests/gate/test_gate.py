@@ -23,7 +23,7 @@ from resflow_bench.gate.conclusion import (
     conclude,
 )
 from resflow_bench.gate.judge import FINE, NO_BASE, OPEN, UNJUDGED, WORSE, confirmed
-from resflow_bench.gate.margins import Margins
+from resflow_bench.analysis.margins import Margins
 from resflow_bench.gate.samples import Samples, of_runs
 
 Row = tuple[str, str, list[float]]
