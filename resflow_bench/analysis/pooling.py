@@ -27,6 +27,7 @@ from resflow_bench.analysis.margins import Margins
 from resflow_bench.intervals import median_interval
 from resflow_bench.lab.store import REPLICATES
 
+ROUNDING = 1e-6  # relative: eight units in the last place of float32, on another machine
 STATUSES = ["ok", "skipped", "failed"]  # of a cell, from best to worst
 
 AVERAGES = 0.5
@@ -62,10 +63,10 @@ def pool(
     if len(runs) == 1:
         return PooledRuns(dict(runs[0][1]), _nothing())
     suites: dict[str, list[pd.DataFrame]] = {}
-    for index, (key, frames) in enumerate(runs):
+    draws = sorted({key for key, _ in runs}, key=repr)  # two sides of the same seeds pair
+    for key, frames in sorted(runs, key=lambda run: draws.index(run[0])):
         for name, frame in frames.items():
-            marks = {"_run": index, "_draws": hash(key)}
-            suites.setdefault(name, []).append(frame.assign(**marks))
+            suites.setdefault(name, []).append(frame.assign(_draws=draws.index(key)))
     frames, left_out = {}, [_nothing()]
     for name, several in suites.items():
         frames[name], lost = _pooled(name, several, margins)
@@ -91,9 +92,8 @@ def _pooled(
     numbers = ["value", "standard_error", "ci_low", "ci_high"]
     differs = (groups[numbers].transform("nunique", dropna=False) > 1).any(axis=1)
     several = is_time & (groups["value"].transform("size") > 1)
-    open_ = table[differs | several]
-    plain = ["_run", "_draws"]
-    first = table[~table.duplicated(["cell", "metric"])].drop(columns=plain)
+    open_ = table[(differs & ~_repeated(table, groups)) | several]
+    first = table[~table.duplicated(["cell", "metric"])].drop(columns="_draws")
     made: dict[Any, dict[str, Any]] = {}
     lost: list[Any] = []
     for (_, metric), rows in _grouped(open_):
@@ -107,6 +107,15 @@ def _pooled(
         first[column] = _with(first[column], [*made], values)
     left_out = first.loc[lost, ["suite", "cell", "metric"]]
     return first.drop(index=lost).reset_index(drop=True), left_out
+
+
+def _repeated(table: pd.DataFrame, groups: Any) -> pd.Series:
+    """The rows of numbers without sampling error that agree up to the rounding of a machine."""
+    is_exact = ~(table["ci_high"] > table["ci_low"]) & ~(table["standard_error"] > 0)
+    value = groups["value"]
+    spread = value.transform("max") - value.transform("min")
+    near = is_exact & (spread <= ROUNDING * table["value"].abs())
+    return near.groupby([table["cell"], table["metric"]], dropna=False).transform("all")
 
 
 def _grouped(table: pd.DataFrame) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from resflow_bench.cli.group import cli, echo_all, folder, is_given, refusals, results_option
+from resflow_bench.cli.runs import note_uncommitted, opened
 from resflow_bench.speed.asv_results import AsvError, AsvResults
 
 if TYPE_CHECKING:
@@ -84,8 +85,8 @@ def _of_runs(
     base: str, new: str, results: Path
 ) -> tuple[pd.DataFrame, pd.DataFrame, Margins] | None:
     """The samples of BASE and of NEW, and their margins; None where neither is a run."""
-    from resflow_bench.cli.suites import suites_of
     from resflow_bench.analysis.margins import Margins
+    from resflow_bench.cli.suites import suites_of
     from resflow_bench.gate.samples import of_runs
 
     both = [_runs(names, results) for names in (base, new)]
@@ -97,10 +98,6 @@ def _of_runs(
             f"`{missing}` is no run in `{results}`, and `{present}` is one; give two runs, or two "
             "commits that asv has measured."
         )
-    for runs in both:
-        paths = [run.path.resolve() for run in runs]
-        if twice := next((path for path in paths if paths.count(path) > 1), None):
-            raise ValueError(f"run `{twice.name}` is given twice; it is one process, not two.")
     every = [run for runs in both for run in runs]
     for name in ("preset", "seed"):
         given = dict.fromkeys(str(run.about.get(name)) for run in every)
@@ -109,9 +106,7 @@ def _of_runs(
                 f"runs of {name} {' and '.join(given)} draw other points and cannot be compared; "
                 f"measure both with the same --{name}."
             )
-    for run in (run for run in every if run.about.get("dirty")):
-        commit = str(run.about.get("commit"))[:8]
-        click.echo(f"note: {run.name} measured {commit} with uncommitted changes", err=True)
+    note_uncommitted(every)
     margins = Margins.of_suites(suites_of(every))
     before, after = (of_runs((run.frames() for run in runs), margins) for runs in both)
     return before, after, margins
@@ -133,14 +128,10 @@ def _of_commits(base: str, new: str, config: Path) -> tuple[pd.DataFrame, pd.Dat
 
 def _runs(names: str, results: Path) -> list[Run]:
     """The runs of these names, or in these folders; empty if one is neither."""
-    from resflow_bench.lab.store import Run, Store, StoreError
+    from resflow_bench.lab.store import StoreError
 
-    store = Store(results)
     try:
-        return [
-            Run(Path(name)) if Path(name, "run.json").exists() else store.open(name)
-            for name in names.split(",")
-        ]
+        return opened(names, results)
     except StoreError:
         return []
 
