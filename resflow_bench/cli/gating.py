@@ -1,14 +1,20 @@
-"""The commands against regressions: `gate`, `doctor` and `export`."""
+"""The commands against regressions: `gate` and `doctor`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
 
-from resflow_bench.cli.group import cli, echo_all, folder, is_given, refusals, results_option
+from resflow_bench.cli.group import (
+    asv_option,
+    cli,
+    echo_all,
+    is_given,
+    refusals,
+    results_option,
+)
 from resflow_bench.cli.runs import note_uncommitted, opened
 from resflow_bench.speed.asv_results import AsvError, AsvResults
 
@@ -17,10 +23,6 @@ if TYPE_CHECKING:
 
     from resflow_bench.analysis.margins import Margins
     from resflow_bench.lab.store import Run
-
-asv_option = click.option("--asv", "config", type=click.Path(path_type=Path, dir_okay=False),
-                          default="asv.conf.json", show_default=True,
-                          help="asv's configuration.")  # fmt: skip
 
 
 @cli.command()
@@ -175,25 +177,3 @@ def doctor() -> None:
         click.echo(f"{'mend' if check.remedy else 'fine'}  {check.name}: {check.found}")
         if check.remedy:
             click.echo(f"      {check.remedy}")
-
-
-@cli.command()
-@click.argument("out", metavar="FOLDER", type=folder)
-@click.option("--format", type=click.Choice(["otava"]), default="otava", show_default=True,
-              expose_value=False)  # fmt: skip
-@asv_option
-def export(out: Path, config: Path) -> None:
-    """Write asv's history for Apache Otava: a CSV per suite and a configuration in FOLDER."""
-    from resflow_bench.lab.discovery import load, names
-    from resflow_bench.speed.asv_again import results_folder
-    from resflow_bench.speed.history import export_otava
-
-    worse = {
-        (name, metric): margin.worse
-        for name in names()
-        for metric, margin in load(name).claims.metrics.items()
-    }
-    with refusals(AsvError):
-        tests = export_otava(results_folder(config), out, worse)
-    click.echo(f"{len(tests)} suites: {', '.join(tests)}")
-    click.echo(f"next: OTAVA_CONFIG={quote(str(out / 'otava.yaml'))} otava analyze {tests[0]}")
