@@ -72,7 +72,7 @@ def test_json_has_every_row(rows: ExportedRows, tmp_path: Path) -> None:
 def test_a_table_has_the_cells_their_intervals_and_what_varies(rows: ExportedRows) -> None:
     """By eye: the half-width is 0.02, the model varies, and the dimension does not."""
     table = rows.table("bias", with_interval)
-    assert list(table.columns[:2]) == ["model", "truncation"]
+    assert list(table.columns[:2]) == ["truncation", "model"]
     assert "dim" not in table
     line = table[table["model"] == "trained"].iloc[-1]
     assert line["bias (nat)"] == "0.004 [−0.016, 0.024]"
@@ -151,7 +151,8 @@ def test_the_directions_of_github_action_benchmark(rows: ExportedRows, tmp_path:
             for metric, margin in SUITES[suite].claims.metrics.items()
             if margin.worse == worse
         }
-        of = expected[[pair in declared for pair in zip(expected["suite"], expected["metric"])]]
+        pairs = zip(expected["suite"], expected["metric"], strict=True)
+        of = expected[[pair in declared for pair in pairs]]
         assert [entry["value"] for entry in entries] == of["value"].tolist()
         assert len({entry["name"] for entry in entries}) == len(entries)
         for entry in entries:
