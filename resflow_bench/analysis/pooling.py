@@ -30,7 +30,7 @@ from resflow_bench.lab.store import REPLICATES
 ROUNDING = 1e-6  # relative: eight units in the last place of float32, on another machine
 STATUSES = ["ok", "skipped", "failed"]  # of a cell, from best to worst
 
-AVERAGES = 0.5
+AVERAGES = 1.0
 """Standard errors of a mean of replicates by which it may be off the value of all draws: a mean of
 unequal shares is, and a mean of the shares' variances."""
 
@@ -87,7 +87,8 @@ def _pooled(
     names = table["metric"].drop_duplicates()
     is_time = table["metric"].isin([name for name in names if margins.is_time(suite, name)])
     repeats = table.duplicated(["cell", "metric", "_draws"])  # of one seed
-    table = table[is_time | ~repeats]
+    keep = is_time | ~repeats
+    table, is_time = table[keep], is_time[keep]
     groups = table.groupby(["cell", "metric"], sort=False, dropna=False)
     numbers = ["value", "standard_error", "ci_low", "ci_high"]
     differs = (groups[numbers].transform("nunique", dropna=False) > 1).any(axis=1)
