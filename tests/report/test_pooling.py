@@ -181,12 +181,10 @@ def coverage(
         frames[seed] = frame(*rows)
     several = pooled(*((seed, frames[seed]) for seed in seeds))
     assert len(several.left_out) <= 0.01 * N_CELLS
-    rows_, first = several.frames["s"], frames[seeds[0]]
-    width = (rows_["ci_high"] - rows_["ci_low"]).mean() / (
-        first["ci_high"] - first["ci_low"]
-    ).mean()
-    inside = (rows_["ci_low"] <= truth) & (truth <= rows_["ci_high"])
-    return float(inside.mean()), float(width)
+    got = several.frames["s"]
+    width, before = ((rows["ci_high"] - rows["ci_low"]).mean() for rows in (got, frames[seeds[0]]))
+    inside = (got["ci_low"] <= truth) & (truth <= got["ci_high"])
+    return float(inside.mean()), float(width / before) if math.isfinite(before) else NAN
 
 
 def exponential(generator: np.random.Generator) -> np.ndarray:
