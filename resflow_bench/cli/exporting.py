@@ -59,8 +59,14 @@ def _export_rows(out: Path, names: tuple[str, ...], layout: str, results: Path) 
             f"run `{runs[-1].name}` has no rows to export; measure some, or name another run."
         )
     rows = ExportedRows(frames, suites, tuple(run.name for run in runs))
-    out.mkdir(parents=True, exist_ok=True)
-    for file in import_module(f"resflow_bench.export.{FORMATS[layout]}").write(rows, out):
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        files = import_module(f"resflow_bench.export.{FORMATS[layout]}").write(rows, out)
+    except OSError as error:
+        raise click.ClickException(
+            f"`{out}` cannot be written ({error.strerror}); name another folder."
+        ) from error
+    for file in files:
         click.echo(f"wrote {file}")
 
 

@@ -101,7 +101,7 @@ def compare(base: Runs, new: Runs, margins: Margins) -> Comparison:
     table = table.merge(
         judged.rename(columns={"cell": "label"}), on=["suite", "label", "metric"], how="left"
     )
-    repeated = (table["difference"] == 0.0) & (table["low"] == table["high"])
+    repeated = (table["difference"] == 0.0) & ((table["low"] == table["high"]) | is_same)
     if not is_same:
         unclear = ~table["cell"].isin(_same_points(table))
         times = [
