@@ -44,6 +44,7 @@ FLOORS = (
     {"advise"},
     {"analysis"},
     {"gate"},
+    {"export"},
     {"report"},
     {"cli"},
     {"notebook"},
@@ -53,7 +54,7 @@ FLOORS = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # What must run with any suite, and so may name none.
-ENGINE = ("lab", "speed", "analysis", "gate", "report", "cli")
+ENGINE = ("lab", "speed", "analysis", "gate", "export", "report", "cli")
 
 MAX_LINES = 450
 """Longer than this and a file has more than one subject."""

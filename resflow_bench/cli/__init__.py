@@ -9,6 +9,7 @@ answers at once.
 # Each module adds its commands to the group.
 from resflow_bench.cli import (  # noqa: F401
     advising,
+    exporting,
     gating,
     measuring,
     reading,

@@ -1,25 +1,28 @@
-"""The commands against regressions: `gate`, `doctor` and `export`."""
+"""The commands against regressions: `gate` and `doctor`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
 
-from resflow_bench.cli.group import cli, echo_all, folder, is_given, refusals, results_option
+from resflow_bench.cli.group import (
+    asv_option,
+    cli,
+    echo_all,
+    is_given,
+    refusals,
+    results_option,
+)
+from resflow_bench.cli.runs import note_uncommitted, opened
 from resflow_bench.speed.asv_results import AsvError, AsvResults
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from resflow_bench.gate.margins import Margins
+    from resflow_bench.analysis.margins import Margins
     from resflow_bench.lab.store import Run
-
-asv_option = click.option("--asv", "config", type=click.Path(path_type=Path, dir_okay=False),
-                          default="asv.conf.json", show_default=True,
-                          help="asv's configuration.")  # fmt: skip
 
 
 @cli.command()
@@ -84,8 +87,8 @@ def _of_runs(
     base: str, new: str, results: Path
 ) -> tuple[pd.DataFrame, pd.DataFrame, Margins] | None:
     """The samples of BASE and of NEW, and their margins; None where neither is a run."""
+    from resflow_bench.analysis.margins import Margins
     from resflow_bench.cli.suites import suites_of
-    from resflow_bench.gate.margins import Margins
     from resflow_bench.gate.samples import of_runs
 
     both = [_runs(names, results) for names in (base, new)]
@@ -97,10 +100,6 @@ def _of_runs(
             f"`{missing}` is no run in `{results}`, and `{present}` is one; give two runs, or two "
             "commits that asv has measured."
         )
-    for runs in both:
-        paths = [run.path.resolve() for run in runs]
-        if twice := next((path for path in paths if paths.count(path) > 1), None):
-            raise ValueError(f"run `{twice.name}` is given twice; it is one process, not two.")
     every = [run for runs in both for run in runs]
     for name in ("preset", "seed"):
         given = dict.fromkeys(str(run.about.get(name)) for run in every)
@@ -109,9 +108,7 @@ def _of_runs(
                 f"runs of {name} {' and '.join(given)} draw other points and cannot be compared; "
                 f"measure both with the same --{name}."
             )
-    for run in (run for run in every if run.about.get("dirty")):
-        commit = str(run.about.get("commit"))[:8]
-        click.echo(f"note: {run.name} measured {commit} with uncommitted changes", err=True)
+    note_uncommitted(every)
     margins = Margins.of_suites(suites_of(every))
     before, after = (of_runs((run.frames() for run in runs), margins) for runs in both)
     return before, after, margins
@@ -119,7 +116,7 @@ def _of_runs(
 
 def _of_commits(base: str, new: str, config: Path) -> tuple[pd.DataFrame, pd.DataFrame, Margins]:
     """The samples of two commits, and the margins of the suites that asv measured."""
-    from resflow_bench.gate.margins import Margins
+    from resflow_bench.analysis.margins import Margins
     from resflow_bench.gate.samples import of_commits
     from resflow_bench.lab.discovery import load, names
     from resflow_bench.speed.asv_again import results_folder
@@ -133,14 +130,10 @@ def _of_commits(base: str, new: str, config: Path) -> tuple[pd.DataFrame, pd.Dat
 
 def _runs(names: str, results: Path) -> list[Run]:
     """The runs of these names, or in these folders; empty if one is neither."""
-    from resflow_bench.lab.store import Run, Store, StoreError
+    from resflow_bench.lab.store import StoreError
 
-    store = Store(results)
     try:
-        return [
-            Run(Path(name)) if Path(name, "run.json").exists() else store.open(name)
-            for name in names.split(",")
-        ]
+        return opened(names, results)
     except StoreError:
         return []
 
@@ -184,25 +177,3 @@ def doctor() -> None:
         click.echo(f"{'mend' if check.remedy else 'fine'}  {check.name}: {check.found}")
         if check.remedy:
             click.echo(f"      {check.remedy}")
-
-
-@cli.command()
-@click.argument("out", metavar="FOLDER", type=folder)
-@click.option("--format", type=click.Choice(["otava"]), default="otava", show_default=True,
-              expose_value=False)  # fmt: skip
-@asv_option
-def export(out: Path, config: Path) -> None:
-    """Write asv's history for Apache Otava: a CSV per suite and a configuration in FOLDER."""
-    from resflow_bench.lab.discovery import load, names
-    from resflow_bench.speed.asv_again import results_folder
-    from resflow_bench.speed.history import export_otava
-
-    worse = {
-        (name, metric): margin.worse
-        for name in names()
-        for metric, margin in load(name).claims.metrics.items()
-    }
-    with refusals(AsvError):
-        tests = export_otava(results_folder(config), out, worse)
-    click.echo(f"{len(tests)} suites: {', '.join(tests)}")
-    click.echo(f"next: OTAVA_CONFIG={quote(str(out / 'otava.yaml'))} otava analyze {tests[0]}")

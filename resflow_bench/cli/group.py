@@ -31,6 +31,11 @@ results_option = click.option(
 )
 
 
+asv_option = click.option("--asv", "config", type=click.Path(path_type=Path, dir_okay=False),
+                          default="asv.conf.json", show_default=True,
+                          help="asv's configuration.")  # fmt: skip
+
+
 def main() -> None:
     """The console script; never returns."""
     _on(signal.SIGINT, _once)

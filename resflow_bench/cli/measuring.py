@@ -176,7 +176,7 @@ class _Page:
         if self.out is None or (begun := monotonic()) < self.due:
             return
         try:
-            page, _ = write_page([self.run], self.out)
+            page, _ = write_page([[self.run]], self.out)
         except click.ClickException as error:
             click.echo(f"note: {error.format_message()}", err=True)
         else:
@@ -273,5 +273,5 @@ def _conclude(measured: Run, tally: Tally, results: Path, out: Path | None, shar
     if out is None:
         click.echo(f"next: resflow-bench report {again}")
     else:
-        echo_page([measured], out)
+        echo_page([[measured]], out)
     return group.CELLS_FAILED if tally.failed else 0

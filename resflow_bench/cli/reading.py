@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
-from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from resflow_bench.cli.group import cli, folder, refusals, results_option, resumption
+from resflow_bench.cli.group import (
+    cli,
+    command_of,
+    echo_all,
+    folder,
+    refusals,
+    results_option,
+    resumption,
+)
+from resflow_bench.cli.runs import check_preset, draws_of, note_uncommitted, opened, pooled
+from resflow_bench.cli.suites import suites_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-
-    import pandas as pd
 
     from resflow_bench.lab.store import Run
 
@@ -24,39 +31,43 @@ if TYPE_CHECKING:
 @results_option
 @click.option("--out", type=folder, default="reports", show_default=True, help="The page's folder.")
 def report(runs: tuple[str, ...], results: Path, out: Path) -> None:
-    """Write one page from RUNs, or from the newest; a cell in several is taken from the last."""
+    """Write one page from RUNs, or from the newest; a cell in several is taken from the last.
+
+    RUN1,RUN2,... count as one run: the draws of other seeds make its intervals narrower, and times
+    are medians over the runs.
+    """
     from resflow_bench.lab.store import Store
 
-    with refusals():
-        store = Store(results)
-        chosen = [store.open(name) for name in runs] or store.runs()[-1:]
+    with refusals(ValueError):
+        chosen = [opened(names, results) for names in runs] or [Store(results).runs()[-1:]]
     echo_page(chosen, out)
 
 
-def echo_page(runs: Sequence[Run], out: Path) -> None:
+def echo_page(groups: Sequence[Sequence[Run]], out: Path) -> None:
     """Write the page, and print its findings and its place."""
-    page, sentences = write_page(runs, out)
+    page, sentences = write_page(groups, out)
     for sentence in sentences:
         click.echo(f"- {sentence}")
-    click.echo(f"report: {page}, of {', '.join(run.name for run in runs)}")
+    names = (",".join(run.name for run in group) for group in groups)
+    click.echo(f"report: {page}, of {', '.join(names)}")
 
 
-def write_page(runs: Sequence[Run], out: Path) -> tuple[Path, list[str]]:
-    """Write the page of the runs; its file, and its findings.
+def write_page(groups: Sequence[Sequence[Run]], out: Path) -> tuple[Path, list[str]]:
+    """Write the page of the runs, those of each group pooled; its file, and its findings.
 
     Raises:
         click.ClickException: no cell is finished, a run cannot be read, or the folder not written.
     """
     from resflow_bench.analysis.findings import findings
     from resflow_bench.cli.choices import parse
-    from resflow_bench.cli.suites import suites_of
     from resflow_bench.lab.axes import AXES
-    from resflow_bench.lab.store import merge
     from resflow_bench.report.figures import FiguresError
     from resflow_bench.report.page import write_report
 
+    runs = [run for group in groups for run in group]
+    suites = suites_of(runs)
     with refusals(ValueError):
-        frames = merge(runs)
+        frames = pooled(groups, suites)
         provenance = [run.about for run in runs]
         for law in {law for frame in frames.values() for law in frame.get("roulette", ())}:
             if isinstance(law, str):  # rows of a newer version may have one that no figure knows
@@ -66,7 +77,6 @@ def write_page(runs: Sequence[Run], out: Path) -> tuple[Path, list[str]]:
             f"run `{runs[-1].name}` has no finished cell; resume it with "
             f"`{resumption(runs[-1], runs[-1].path.parents[1])}`."
         )
-    suites = suites_of(runs)
     try:
         with refusals(FiguresError):
             page = write_report(frames, provenance, out, suites)
@@ -85,67 +95,71 @@ def write_page(runs: Sequence[Run], out: Path) -> tuple[Path, list[str]]:
               show_default=True)  # fmt: skip
 @results_option
 def show(name: str, suite: str | None, layout: str, results: Path) -> None:
-    """Print the rows of RUN, in the terminal or for a pipe."""
+    """Print the rows of RUN, in the terminal or for a pipe; RUN1,RUN2,... count as one run."""
     import pandas as pd
 
+    from resflow_bench.analysis.layouts import all_rows, json_text, objects
     from resflow_bench.files import csv_text
-    from resflow_bench.lab.store import BESIDE, Store
+    from resflow_bench.lab.store import BESIDE
 
-    with refusals():
-        run = Store(results).open(name)
-        frames = run.frames() if suite is None else {suite: run.frame(suite)}
+    with refusals(ValueError):
+        runs = opened(name, results)
+        if len(runs) > 1:
+            frames = pooled([runs], suites_of(runs))
+            frames = {name: frames[name] for name in frames if suite in (None, name)}
+        else:
+            frames = runs[0].frames() if suite is None else {suite: runs[0].frame(suite)}
     frames = {s: frame.drop(columns=list(BESIDE), errors="ignore") for s, frame in frames.items()}
     if layout == "table":
         for frame in frames.values():
-            click.echo(f"{_table(frame.drop(columns=['suite', 'cell']))}\n")
+            click.echo(f"{all_rows(frame.drop(columns=['suite', 'cell']))}\n")
         return
     rows = pd.concat(frames.values(), ignore_index=True) if frames else pd.DataFrame()
-    click.echo(csv_text(rows) if layout == "csv" else _json(rows), nl=False)
-
-
-def _json(rows: pd.DataFrame) -> str:
-    """A list of one object per row; a missing value is null, an infinite one a string."""
-    import pandas as pd
-
-    def plain(value: Any) -> Any:
-        return None if pd.isna(value) else str(value) if value in (inf, -inf) else value
-
-    records = rows.to_dict(orient="records")
-    objects = [{str(name): plain(value) for name, value in row.items()} for row in records]
-    return json.dumps(objects, indent=1, allow_nan=False) + "\n"
-
-
-def _table(frame: pd.DataFrame) -> str:
-    """Every row, to six digits; messages last, empty columns left out."""
-    from resflow_bench.analysis.words import terminal_width
-
-    order = sorted(frame.columns, key=lambda name: name == "message")
-    shown = frame[order].astype(object).where(frame.notna(), "")
-    filled = [name for name in order if (shown[name] != "").any()]
-    width = terminal_width()
-    return shown[filled].to_string(index=False, float_format="{:.6g}".format, line_width=width)
+    click.echo(csv_text(rows) if layout == "csv" else json_text(objects(rows)), nl=False)
 
 
 @cli.command()
 @click.argument("base", metavar="BASE")
 @click.argument("new", metavar="NEW")
 @results_option
-def compare(base: str, new: str, results: Path) -> None:
-    """Print NEW - BASE of every metric in both runs, with 99 % intervals, most certain first."""
-    from resflow_bench.lab.store import Store
+@click.option("--format", "layout", type=click.Choice(["text", "markdown", "json", "csv"]),
+              default="text", show_default=True)  # fmt: skip
+def compare(base: str, new: str, results: Path, layout: str) -> None:
+    """Print what changed from BASE to NEW, most certain first; intervals are at 99 %.
 
-    with refusals():
-        store = Store(results)
-        before, after = (store.open(name).frames() for name in (base, new))
-    from resflow_bench.analysis.changes import changes
+    BASE and NEW are runs or their folders, and RUN1,RUN2,... counts as one run. A metric is worse,
+    better or changed if that is shown, beyond the margin of its suite; unchanged if it is shown to
+    lie within; else undecided, with the reason.
+    """
+    from resflow_bench.analysis.margins import Margins
+    from resflow_bench.gate.comparison import compare as compared
+    from resflow_bench.gate.comparison_text import words
 
-    table = changes(before, after) if before and after else None
-    if table is None or table.empty:
-        raise click.ClickException(
-            f"runs `{base}` and `{new}` have no cell in common; measure the same suites, at "
-            "the same values of their axes, in both."
+    with refusals(ValueError):
+        sides = [opened(names, results) for names in (base, new)]
+        for side in sides:
+            check_preset(side)
+        rows = [[(draws_of(run), run.frames()) for run in side] for side in sides]
+    every = [run for side in sides for run in side]
+    comparison = compared(rows[0], rows[1], Margins.of_suites(suites_of(every)))
+    if comparison.table.empty:
+        raise click.ClickException(_nothing_in_common(base, new, every))
+    note_uncommitted(every)
+    echo_all(words(comparison, layout))
+
+
+def _nothing_in_common(base: str, new: str, runs: Sequence[Run]) -> str:
+    """The sentence for two sides without a metric of the same cell."""
+    if all(command_of(run) == "train" for run in runs):
+        models = ",".join(f"run:{name}" for name in (base, new))
+        return (
+            f"trainings `{base}` and `{new}` have logged no step in common; measure both flows "
+            f"instead: `resflow-bench run inverse lipschitz --set model={models}`."
         )
-    click.echo(_table(table.drop(columns="cell")))
+    return (
+        f"runs `{base}` and `{new}` have no cell in common; measure the same suites, at "
+        "the same values of their axes, in both."
+    )
 
 
 @cli.command()

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from resflow_bench.analysis.words import number, terminal_width
+from resflow_bench.analysis.layouts import table_text
+from resflow_bench.analysis.words import number
 from resflow_bench.gate.judge import FINE, NO_BASE, OPEN, UNJUDGED, WORSE
 
 PASSED, REGRESSION, FAILED, TOO_LITTLE, UNDECIDED = 0, 1, 3, 4, 5
@@ -23,7 +24,6 @@ SAYS = {
 }
 
 QUIET = [UNJUDGED, NO_BASE, "skipped"]  # printed as counts, one for each reason
-MAX_LINES = 40  # of a printed table; json has all of them
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Conclusion:
         if len(bad):
             order = ["open", "p"]
             bad = bad.assign(open=bad["verdict"] == OPEN).sort_values(order, na_position="first")
-            blocks.append(_table(bad.drop(columns="open"), layout))
+            blocks.append(table_text(bad.drop(columns="open"), layout))
         if len(quiet := self.table[self.table["verdict"].isin(QUIET)]):
             reasons = quiet.groupby(["verdict", "reason"], sort=False).size()
             mark = "- " if layout == "markdown" else ""
@@ -63,7 +63,7 @@ class Conclusion:
             blocks.append(f"Too few samples to detect any change: {each}.")
         if len(detectable := _detectable(self.table)):
             title = "The smallest change for the worse that is detected four times in five:"
-            blocks.append(f"{title}\n\n{_table(detectable, layout)}")
+            blocks.append(f"{title}\n\n{table_text(detectable, layout)}")
         return "\n\n".join(blocks) + "\n"
 
 
@@ -124,19 +124,3 @@ def _detectable(table: pd.DataFrame) -> pd.DataFrame:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 10 else ""
-
-
-def _table(rows: pd.DataFrame, layout: str) -> str:
-    filled = [name for name in rows if rows[name].notna().any()]
-    shown = rows[filled].head(MAX_LINES).map(_cell)
-    more = f"\n... and {len(rows) - MAX_LINES} more" if len(rows) > MAX_LINES else ""
-    if layout == "text":
-        return shown.to_string(index=False, line_width=terminal_width()) + more
-    lines = [list(shown.columns), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + more
-
-
-def _cell(value: object) -> str:
-    if value is None or isinstance(value, float):
-        return "" if value is None or np.isnan(value) else number(value)
-    return str(value).replace("|", "/").replace("\n", " ")

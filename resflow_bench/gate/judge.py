@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 from scipy import special, stats
 
+from resflow_bench.analysis.margins import Margins
 from resflow_bench.gate.evidence import Evidence, certain, of_means, of_ranks
-from resflow_bench.gate.margins import Margins
 from resflow_bench.gate.samples import KEYS, Samples
 from resflow_bench.lab import Metric
 
@@ -37,6 +37,12 @@ MOST_REACH, SAME_REACH = 3.2, 0.15
 FINE, WORSE, OPEN = "fine", "regression", "undecided"
 UNJUDGED, NO_BASE = "not judged", "no base"
 NOT_IN_NEW, NOT_IN_BASE = "measured in BASE and not in NEW", "BASE does not have it"
+
+IN_BASE, IN_NEW, BROKEN, SKIPPED = "only in BASE", "only in NEW", "failed", "skipped"
+NO_MARGIN, FEW_PROCESSES, NO_ERROR = "no margin", "few processes", "infinite error"
+OTHER_VERSION = "other version"
+CODES = (IN_BASE, IN_NEW, BROKEN, SKIPPED, NO_MARGIN, FEW_PROCESSES, NO_ERROR, OTHER_VERSION)
+
 NO_REASON = "no reason is on record; asv stores what was skipped and what is not a number alike"
 
 
@@ -53,8 +59,7 @@ def judge(base: pd.DataFrame, new: pd.DataFrame, margins: Margins) -> pd.DataFra
         that is detected with probability `POWER`; NaN where nothing is random, and any change
         beyond the margin is detected.
     """
-    lines = pd.DataFrame([*_lines(base, new, margins)], columns=_COLUMNS)
-    lines = lines.astype(dict.fromkeys(_NUMBERS, float))  # also where there is none at all
+    lines = weigh(base, new, margins)
     tested = lines["p"].notna()
     if not tested.any():
         return lines.drop(columns=_WORKINGS)
@@ -72,6 +77,15 @@ def judge(base: pd.DataFrame, new: pd.DataFrame, margins: Margins) -> pd.DataFra
     return lines.drop(columns=_WORKINGS)
 
 
+def weigh(base: pd.DataFrame, new: pd.DataFrame, margins: Margins) -> pd.DataFrame:
+    """The lines of `judge` before false discoveries are controlled, with the fields of `Evidence`.
+
+    `code` says why a metric was not tested, in one or two words: one of `CODES`, or empty.
+    """
+    lines = pd.DataFrame([*_lines(base, new, margins)], columns=_COLUMNS)
+    return lines.astype(dict.fromkeys(_NUMBERS, float))  # also where there is none at all
+
+
 def confirmed(table: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
     """The table, with the verdicts of a second measurement in place of the regressions.
 
@@ -87,33 +101,34 @@ def confirmed(table: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-_WORKINGS = [field.name for field in fields(Evidence) if field.name not in ("reason", "p")]
-_NUMBERS = ["base", "new", "change", "margin", "p", "detectable", *_WORKINGS]
-_COLUMNS = [*KEYS, "unit", "verdict", "reason", *_NUMBERS]
+_FIELDS = [field.name for field in fields(Evidence) if field.name not in ("reason", "p")]
+_WORKINGS = ["code", *_FIELDS]
+_NUMBERS = ["base", "new", "change", "margin", "p", "detectable", *_FIELDS]
+_COLUMNS = [*KEYS, "unit", "verdict", "reason", "code", *_NUMBERS]
 
 
-def _ended(verdict: str, reason: str) -> dict[str, Any]:
-    return {"verdict": verdict, "reason": reason}
+def _ended(verdict: str, reason: str, code: str = "") -> dict[str, Any]:
+    return {"verdict": verdict, "reason": reason, "code": code}
 
 
 def _lines(base: pd.DataFrame, new: pd.DataFrame, margins: Margins) -> Iterator[dict[str, Any]]:
     """A line for each metric with some of `_COLUMNS`: its verdict, or the evidence for one."""
     before, after = _by_cell(base), _by_cell(new)
     for suite, cell in dict.fromkeys([*before, *after]):
-        known = {"suite": suite, "cell": cell, "unit": None, "verdict": ""}
+        known = {"suite": suite, "cell": cell, "unit": None, "verdict": "", "code": ""}
         olds, news = before.get((suite, cell), {}), after.get((suite, cell), {})
         if trouble := _trouble(next(iter(olds.values()), None), next(iter(news.values()), None)):
-            yield known | {"metric": ""} | _ended(*trouble)
+            yield known | {"metric": ""} | trouble
             continue
         for metric in dict.fromkeys([*olds, *news]):
             if metric not in news:
-                line = _ended("missing", NOT_IN_NEW)
+                line = _ended("missing", NOT_IN_NEW, IN_BASE)
             elif metric in olds:
                 line = _compared(margins.of(suite, metric), olds[metric], news[metric])
             elif math.isnan(news[metric].samples.mean):
-                line = _ended("failed", "not a number")
+                line = _ended("failed", "not a number", BROKEN)
             else:
-                line = _ended(UNJUDGED, NOT_IN_BASE)
+                line = _ended(UNJUDGED, NOT_IN_BASE, IN_NEW)
             yield known | {"metric": metric} | line
 
 
@@ -125,30 +140,32 @@ def _by_cell(table: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
     return cells
 
 
-def _trouble(base: Any, new: Any) -> tuple[str, str] | None:
-    """(verdict, reason) where a whole cell cannot be compared, by the first row of each side."""
+def _trouble(base: Any, new: Any) -> dict[str, Any] | None:
+    """The end of the line of a cell that cannot be compared, by the first row of each side."""
     status = [None if row is None else str(row.status) for row in (base, new)]
     reasons = ["" if row is None else str(row.message) for row in (base, new)]
     versions = ["" if row is None else str(row.version) for row in (base, new)]
     match status:
         case [_, "failed"]:
-            return "failed", reasons[1]
+            return _ended("failed", reasons[1], BROKEN)
         case ["skipped", "skipped"] if reasons[1] and reasons[0] in ("", reasons[1]):
-            return UNJUDGED, f"skipped on both sides: {reasons[1]}"
+            return _ended(UNJUDGED, f"skipped on both sides: {reasons[1]}", SKIPPED)
         case [_, "skipped"] if status[0] != "ok":
-            return "skipped", reasons[1] or NO_REASON
+            return _ended("skipped", reasons[1] or NO_REASON, SKIPPED)
         case ["ok", "skipped" | None]:
             why = reasons[1] or (status[1] and NO_REASON)
-            return "missing", NOT_IN_NEW + (f": {why}" if why else "")
+            code = SKIPPED if status[1] else IN_BASE
+            return _ended("missing", NOT_IN_NEW + (f": {why}" if why else ""), code)
         case ["ok", "ok"] if versions[0] == versions[1]:
             return None
         case ["ok", "ok"]:
-            return UNJUDGED, "the benchmark itself has another version"
+            return _ended(UNJUDGED, "the benchmark itself has another version", OTHER_VERSION)
         case [None, _]:
-            return UNJUDGED, NOT_IN_BASE
+            return _ended(UNJUDGED, NOT_IN_BASE, IN_NEW)
         case [_, None]:
-            return UNJUDGED, f"it {_became(status[0])} in BASE, and NEW does not have it"
-    return NO_BASE, f"it {_became(status[0])} in BASE: {reasons[0]}"
+            reason = f"it {_became(status[0])} in BASE, and NEW does not have it"
+            return _ended(UNJUDGED, reason, IN_BASE)
+    return _ended(NO_BASE, f"it {_became(status[0])} in BASE: {reasons[0]}", BROKEN)
 
 
 def _became(status: str | None) -> str:
@@ -162,7 +179,7 @@ def _compared(metric: Metric | None, base: Any, new: Any) -> dict[str, Any]:
     before, after = (float(np.median(s.values)) if is_time else s.mean for s in (old, now))
     line = {"unit": new.unit, "base": before, "new": after, "change": after - before}
     if metric is None:
-        return line | _ended(UNJUDGED, f"no margin is declared for {new.metric}")
+        return line | _ended(UNJUDGED, f"no margin is declared for {new.metric}", NO_MARGIN)
     line["margin"] = metric.atol + metric.rtol * abs(before)
     if ended := _not_finite(metric, old, now):
         return line | ended
@@ -170,7 +187,8 @@ def _compared(metric: Metric | None, base: Any, new: Any) -> dict[str, Any]:
         n = min(len(old.values), len(now.values))
         if n < MIN_ROUNDS:
             needs = f"a time needs {MIN_ROUNDS} on each side"
-            return line | _ended(UNJUDGED, f"{n} process{'es' * (n != 1)}; {needs}")
+            reason = f"{n} process{'es' * (n != 1)}; {needs}"
+            return line | _ended(UNJUDGED, reason, FEW_PROCESSES)
         return line | vars(of_ranks(metric, old.values, now.values))
     if old.reach <= MOST_REACH and not abs(now.reach / old.reach - 1) <= SAME_REACH:
         reason = f"its interval reaches {now.reach:.3g} standard errors, {old.reach:.3g} in BASE"
@@ -186,12 +204,12 @@ def _not_finite(metric: Metric, old: Samples, now: Samples) -> dict[str, Any]:
     if now.mean == old.mean and math.isinf(now.mean):
         return _ended(FINE, "infinite in both") | {"change": 0.0}
     if not math.isfinite(now.mean) or math.isnan(now.error):
-        return _ended("failed", f"{now.mean} is not finite")
+        return _ended("failed", f"{now.mean} is not finite", BROKEN)
     if math.isnan(old.mean) or (math.isnan(old.error) and not math.isinf(old.mean)):
-        return _ended(NO_BASE, "not a number in BASE")
+        return _ended(NO_BASE, "not a number in BASE", BROKEN)
     if math.isinf(old.mean):
         is_worse = metric.worse in ("other", "more" if old.mean < 0 else "less")
         return {"margin": 0.0, **vars(certain(is_worse, "infinite in BASE alone"))}
     if math.isinf(now.error) or math.isinf(old.error):
-        return _ended(UNJUDGED, "the standard error is infinite")
+        return _ended(UNJUDGED, "the standard error is infinite", NO_ERROR)
     return {}

@@ -15,14 +15,13 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from resflow_bench.gate.margins import Margins
+from resflow_bench.analysis.margins import Margins
+from resflow_bench.analysis.pooling import pool
 from resflow_bench.lab.store import REPLICATES, axis_columns
 from resflow_bench.speed.asv_results import Row
 
 KEYS = ["suite", "cell", "metric"]
 COLUMNS = [*KEYS, "status", "message", "unit", "samples", "paired", "version"]
-
-STATUSES = ["ok", "skipped", "failed"]  # of a cell, from best to worst
 
 
 @dataclass(frozen=True)
@@ -64,23 +63,28 @@ class Samples:
 
 
 def of_runs(runs: Iterable[Mapping[str, pd.DataFrame]], margins: Margins) -> pd.DataFrame:
-    """The table of one or more runs of the same cells. Each run is one process.
+    """The table of one or more runs of the same seed. Each run is one process.
+
+    A time has one sample per run. Any other metric is taken from the first run that has it, since
+    runs of one seed repeat each other. A cell that failed or was skipped in one of the runs counts
+    as such.
+    """
+    return of_rows(pool([("", frames) for frames in runs], margins).frames, margins)
+
+
+def of_rows(
+    frames: Mapping[str, pd.DataFrame], margins: Margins, is_paired: bool = True
+) -> pd.DataFrame:
+    """The table of a run, or of several that are pooled.
 
     A row with replicates contributes those: the i-th was drawn from the same stream in every run
-    of the same seed. A row without contributes its value and its standard error. A time has one
-    sample per run. Any other metric is taken from the first run that has it, since runs of one seed
-    repeat each other. A cell that failed or was skipped in one of the runs counts as such.
+    of the same seed. A row without contributes its value and its standard error.
+
+    Args:
+        is_paired: whether the table is compared with one of the same seeds.
     """
-    rows = [row for frames in runs for frame in frames.values() for row in _rows(frame, margins)]
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    cells = [table["suite"], table["cell"]]
-    worst = table["status"].map(STATUSES.index).groupby(cells).transform("max")
-    table = table[table["status"].map(STATUSES.index) == worst]
-    several: dict[tuple[str, str, str], list[Samples]] = {}
-    for *key, samples in table[[*KEYS, "samples"]].itertuples(index=False):
-        several.setdefault(tuple(key), []).append(samples)
-    first = table.drop_duplicates(KEYS).reset_index(drop=True)
-    return first.assign(samples=[_joined(samples) for samples in several.values()])
+    rows = [row for frame in frames.values() for row in _rows(frame, margins, is_paired)]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def of_commits(
@@ -123,11 +127,20 @@ def _of_commit(rows: Iterable[Row], margins: Margins, names_places: bool) -> pd.
     return pd.DataFrame(table, columns=COLUMNS)
 
 
-def _rows(frame: pd.DataFrame, margins: Margins) -> list[tuple[object, ...]]:
+def labels(frame: pd.DataFrame) -> pd.Series:
+    """The name of each row's cell: `axis=value` for each of its axes."""
+    first = frame.drop_duplicates("cell")
     axes = axis_columns(frame.columns)
+    named = {
+        row["cell"]: " ".join(f"{axis}={row[axis]}" for axis in axes if not pd.isna(row[axis]))
+        for row in first[["cell", *axes]].to_dict(orient="records")
+    }
+    return frame["cell"].map(named)
+
+
+def _rows(frame: pd.DataFrame, margins: Margins, is_paired: bool) -> list[tuple[object, ...]]:
     rows: list[tuple[object, ...]] = []
-    for row in frame.to_dict(orient="records"):
-        label = " ".join(f"{axis}={row[axis]}" for axis in axes if not pd.isna(row[axis]))
+    for row, label in zip(frame.to_dict(orient="records"), labels(frame), strict=True):
         replicates = row.get(REPLICATES)
         is_replicated = replicates is not None and len(replicates) > 0
         values = np.asarray(replicates if is_replicated else [row["value"]], dtype=float)
@@ -137,14 +150,6 @@ def _rows(frame: pd.DataFrame, margins: Margins) -> list[tuple[object, ...]]:
         reach = math.nan if is_time else (row["ci_high"] - row["ci_low"]) / 2 / scale
         rows.append(
             (row["suite"], label, row["metric"], row["status"], row["message"], row["unit"],
-             Samples(values, error, reach), is_replicated, "")
+             Samples(values, error, reach), is_replicated and is_paired, "")
         )  # fmt: skip
     return rows
-
-
-def _joined(samples: list[Samples]) -> Samples:
-    """The samples of all runs if the metric is a time, else those of the first run."""
-    first = samples[0]
-    if len(samples) == 1 or len(first.values) > 1 or not math.isnan(first.standard_error):
-        return first
-    return Samples(np.concatenate([one.values for one in samples]))

@@ -291,9 +291,12 @@ def test_compare_puts_the_surest_change_first(call, tmp_path: Path) -> None:
     outcome = call(f"compare {base} {new}")
     assert outcome.code == 0
     header, first, *_, last = outcome.out.splitlines()
-    assert {"suite", "metric", "difference", "low", "high", "z", "dim"} <= set(header.split())
+    names = {"suite", "metric", "verdict", "difference", "low", "high", "z", "dim"}
+    assert names <= set(header.split())
     assert "mean" in first
-    assert "threads" in last
+    assert last.startswith("compare: 0 worse, 0 better, 0 changed, 6 undecided, 6 unchanged")
+    assert "undecided, 6: no margin" in outcome.out, "the number of threads shows the same points"
+    assert "note: BASE was measured with preset smoke seed 0, NEW with" in outcome.out
 
 
 def test_changes_are_differences_with_their_intervals() -> None:

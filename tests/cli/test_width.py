@@ -18,8 +18,9 @@ from resflow_bench.lab.sweep import sweep
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of a toy suite."""
     folder = tmp_path_factory.mktemp("results")
-    plan = Plan((toys.ROWS,), "smoke")
-    sweep(plan, begin(plan, Store(folder)))
+    for seed in (0, 1):
+        plan = Plan((toys.ROWS,), "smoke", seed=seed)
+        sweep(plan, begin(plan, Store(folder)))
     return folder
 
 
@@ -27,8 +28,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_printed_fits_the_terminal(
     command: str, results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = Store(results).runs()[-1].name
-    words = {"list": [], "show": [run], "compare": [run, run]}[command]
+    run, other = (run.name for run in Store(results).runs())
+    words = {"list": [], "show": [run], "compare": [run, other]}[command]
     words += [] if command == "list" else ["--results", str(results)]
     lines = {}
     for width in ("60", ""):

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from made_up import SUITES
 
+from resflow_bench.analysis.margins import Margins
 from resflow_bench.gate import judge as gate
 from resflow_bench.gate.conclusion import (
     FAILED,
@@ -23,7 +24,6 @@ from resflow_bench.gate.conclusion import (
     conclude,
 )
 from resflow_bench.gate.judge import FINE, NO_BASE, OPEN, UNJUDGED, WORSE, confirmed
-from resflow_bench.gate.margins import Margins
 from resflow_bench.gate.samples import Samples, of_runs
 
 Row = tuple[str, str, list[float]]

@@ -19,9 +19,9 @@ import toys
 from made_up import SUITES, make_frames
 
 from resflow_bench import threads
+from resflow_bench.analysis.margins import Margins
 from resflow_bench.analysis.tables import wide
 from resflow_bench.gate.judge import judge
-from resflow_bench.gate.margins import Margins
 from resflow_bench.gate.samples import of_runs
 from resflow_bench.lab import Cell, Context, Observation, Result
 from resflow_bench.lab.plan import Plan, begin

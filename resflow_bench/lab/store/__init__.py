@@ -8,7 +8,7 @@ from resflow_bench.lab.store.parts import (
     StoreError,
     axis_columns,
 )
-from resflow_bench.lab.store.run import Run, Store, merge
+from resflow_bench.lab.store.run import Run, Store, merge, merge_rows
 from resflow_bench.lab.store.whole import RunFiles, inspect, parts_of
 from resflow_bench.lab.store.writers import WHOLE, HeldError, Shard
 
@@ -27,5 +27,6 @@ __all__ = [
     "axis_columns",
     "inspect",
     "merge",
+    "merge_rows",
     "parts_of",
 ]

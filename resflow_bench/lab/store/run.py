@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -332,9 +332,14 @@ def merge(runs: Iterable[Run]) -> dict[str, pd.DataFrame]:
     Raises:
         StoreError: if a part is damaged.
     """
+    return merge_rows(run.frames() for run in runs)
+
+
+def merge_rows(several: Iterable[Mapping[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
+    """Every suite's rows; of a cell that several have, those of the last."""
     merged: dict[str, pd.DataFrame] = {}
-    for run in runs:
-        for suite, frame in run.frames().items():
+    for frames in several:
+        for suite, frame in frames.items():
             if suite in merged:
                 before = merged[suite]
                 kept = before[~before["cell"].isin(frame["cell"])]

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from resflow_bench.files import csv_text, written_whole
+from resflow_bench.export.rows import write_text
+from resflow_bench.files import csv_text
 from resflow_bench.speed.asv_results import AsvError, AsvResults
 
 TIME = "%Y-%m-%d %H:%M:%S +0000"
@@ -65,7 +66,7 @@ def export_otava(results: Path, out: Path, worse: Mapping[tuple[str, str], str])
                 | {column: by_commit[commit].get(key) for key, column in columns.items()}
                 for commit in sorted(by_commit, key=lambda commit: when[commit])
             ]
-            _write(file, csv_text(pd.DataFrame(lines)))
+            write_text(file, csv_text(pd.DataFrame(lines)))
             tests[name] = {
                 **{"type": "csv", "file": str(file.resolve())},
                 **{"time_column": "time", "attributes": ["commit"]},
@@ -78,7 +79,9 @@ def export_otava(results: Path, out: Path, worse: Mapping[tuple[str, str], str])
                 },
                 "csv_options": {"delimiter": ",", "quote_char": '"'},
             }
-        _write(out / "otava.yaml", json.dumps({"tests": tests}, indent=1) + "\n")  # JSON is YAML
+        write_text(
+            out / "otava.yaml", json.dumps({"tests": tests}, indent=1) + "\n"
+        )  # JSON is YAML
     except OSError as error:
         raise AsvError(
             f"`{out}` cannot be written ({error.strerror}); name another folder."
@@ -103,8 +106,3 @@ def _distinct(names: Mapping[Key, str]) -> dict[Key, str]:
         taken.add(free.casefold())
         distinct[key] = free
     return distinct
-
-
-def _write(file: Path, text: str) -> None:
-    with written_whole(file) as stream:
-        stream.write(text.encode(errors="backslashreplace"))
