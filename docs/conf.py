@@ -15,14 +15,16 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.viewcode",
     "sphinx_click",
+    "checks",
     "docstrings",
     "links",
+    "published",
+    "script_output",
     "suite_pages",
 ]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["my_suite", "extensions"]
+exclude_patterns = ["my_suite", "extensions", "drawn"]
 smartquotes = False  # an option begins with two dashes
 toc_object_entries_show_parents = "hide"
 default_role = "py:obj"  # `ResidualFlow` in a docstring is a link

@@ -96,7 +96,8 @@ def with_mathematics(text: str) -> str:
     pieces = tokens(PRODUCT.sub(r"⟨\1, \2⟩", text))
     place = 0
     while place < len(pieces):
-        end = _end_of_formula(pieces, place)
+        is_plural = place > 0 and pieces[place - 1].kind == "code"  # its s
+        end = place if is_plural else _end_of_formula(pieces, place)
         if end > place and (tex := latex(pieces[place:end])) is not None:
             glued = parts and not parts[-1][-1:].isspace()
             parts.append(("\\ " if glued else "") + f":math:`{tex}`")
