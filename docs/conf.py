@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE / "extensions"), str(HERE.parent)]
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from resflow_bench import __version__  # noqa: E402
 
@@ -16,12 +16,12 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_click",
-    "checks",
-    "docstrings",
-    "links",
-    "published",
-    "script_output",
-    "suite_pages",
+    "extensions.checks",
+    "extensions.docstrings",
+    "extensions.links",
+    "extensions.published",
+    "extensions.script_output",
+    "extensions.suite_pages",
 ]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["my_suite", "extensions", "drawn"]

@@ -11,10 +11,11 @@ from pkgutil import walk_packages
 from typing import TYPE_CHECKING, Any
 
 from docutils import nodes
-from formulas import displayed, with_mathematics
-from mathml import mathml
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.logging import getLogger
+
+from extensions.formulas import displayed, with_mathematics
+from extensions.mathml import mathml
 
 if TYPE_CHECKING:
     import click

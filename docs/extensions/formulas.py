@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from mathml import mathml
+from extensions.mathml import mathml
 
 
 def _words(text: str) -> frozenset[str]:
@@ -57,8 +57,6 @@ TOKEN = re.compile(
 SHAPE = re.compile(r"\((?:m|n|n_\w+|B|C|H|N|R|P|d|\.\.\.|\*\w+|\d+)?(?:,.*)?,?\)")
 ENDS = " '\")]}>-/:.,;!?"  # what may follow a role without a mark between
 BARS = {"|": (r"\lvert ", r"\rvert "), "||": (r"\lVert ", r"\rVert ")}
-SPELT = (r"\mathrm", r"\operatorname")
-RELATING = tuple(SIGNS[sign] for sign in SIGNS)
 OPEN, CLOSE = frozenset("([{⟨"), frozenset(")]}⟩")
 PRODUCT = re.compile(r"<([^<>=]{1,20}?) ?, ([^<>=]{1,12})>")
 
@@ -145,7 +143,7 @@ def _is_mathematical(pieces: list[Token], place: int) -> bool:
     after = pieces[place + 1] if place + 1 < len(pieces) else Token("space", " ")
     if text in ("a", "A", "I") and after.kind == "space":
         follows = pieces[place + 2] if place + 2 < len(pieces) else Token("sign", ".")
-        return follows.kind == "sign" or (
+        return follows.text in NEIGHBOURS or (
             follows.kind == "word" and _is_mathematical(pieces, place + 2)
         )
     if text in CONNECTING and before.kind != "script":
@@ -242,20 +240,10 @@ def _sequence(pieces: list[Token], place: int, until: str) -> tuple[str, int]:
     parts: list[str] = []
     while place < len(pieces) and pieces[place].text != until:
         part, place = _one(pieces, place)
-        if parts:
-            parts.append(_between(parts[-1], part))
+        if parts and re.search(r"\\[a-zA-Z]+$", parts[-1]) and part[:1].isalpha():
+            parts.append(" ")
         parts.append(part)
     return "".join(parts), place
-
-
-def _between(left: str, right: str) -> str:
-    """The space that two parts of a formula need: between words, and behind a command."""
-    joint = " " if left[0] == "\\" and left[-1].isalpha() and right[:1].isalpha() else ""
-    if left[-1:] in ("+", "-", "=", "(", "[", "/") or left in RELATING:
-        return joint
-    if right.startswith(SPELT) or left.startswith(SPELT):
-        return "" if right[:1] in "_^()[]+-=<>/,;|" or right.startswith(RELATING) else r"\,"
-    return joint
 
 
 def _group(pieces: list[Token], place: int) -> tuple[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from resflow_bench.cli.choices import rule_of
 from resflow_bench.lab.axes import AXES, Axis
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from docutils import nodes
     from sphinx.application import Sphinx
@@ -41,10 +42,15 @@ class Axes(SphinxDirective):
 
 
 class Suites(SphinxDirective):
-    """A section for every suite: question, axes, metrics, statements."""
+    """The words that suites share, and a section for every suite."""
 
     def run(self) -> list[nodes.Node]:
-        text = "\n\n".join(section(suites.load(name)) for name in suites.PAGE)
+        loaded = [suites.load(name) for name in suites.PAGE]
+        counts = Counter(term for suite in loaded for term in suite.claims.glossary)
+        shared = {term for term, count in counts.items() if count > 1}
+        says = {t: s for suite in loaded for t, s in suite.claims.glossary.items() if t in shared}
+        parts = [f"## Words\n\n{words(says)}", *(section(suite, shared) for suite in loaded)]
+        text = "\n\n".join(parts)
         return self.parse_text_to_nodes(text, allow_section_headings=True)
 
 
@@ -54,8 +60,9 @@ def rule(axis: Axis) -> str:
     return escaped(text.replace("name a device", "a device"))
 
 
-def section(suite: Suite) -> str:
-    """The section of a suite, in Markdown."""
+def section(suite: Suite, shared: Collection[str]) -> str:
+    """The section of a suite, in Markdown; `shared` words are explained elsewhere."""
+    own = {term: says for term, says in suite.claims.glossary.items() if term not in shared}
     return "\n\n".join(
         [
             f"## {suite.name}",
@@ -63,7 +70,7 @@ def section(suite: Suite) -> str:
             f"Cells: {sizes(suite)}. Axes: {', '.join(f'`{name}`' for name in suite.axes)}.",
             *metrics(suite),
             *statements(suite),
-            *words(suite),
+            words(own),
         ]
     )
 
@@ -114,11 +121,9 @@ def statements(suite: Suite) -> Iterator[str]:
             yield f"{title}:\n\n" + "\n".join(lines)
 
 
-def words(suite: Suite) -> Iterator[str]:
-    """The glossary of a suite."""
-    if suite.claims.glossary:
-        lines = [f"- `{term}`: {escaped(says)}" for term, says in suite.claims.glossary.items()]
-        yield "Words:\n\n" + "\n".join(lines)
+def words(glossary: Mapping[str, str]) -> str:
+    """A list of terms and their meanings."""
+    return "\n".join(f"- `{term}`: {escaped(says)}" for term, says in glossary.items())
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
