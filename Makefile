@@ -78,7 +78,7 @@ check: env
 # Nothing is fetched, and every warning is an error.
 docs: env
 	@rm -rf build/site
-	@$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env --jobs 2 \
+	@$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env \
 		-d build/doctrees docs build/site
 	@echo 'docs: build/site/index.html'
 

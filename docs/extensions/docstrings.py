@@ -11,6 +11,7 @@ from pkgutil import walk_packages
 from typing import TYPE_CHECKING, Any
 
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.logging import getLogger
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 FIELD = re.compile(r"(?P<names>[a-z_]\w*(?:, [a-z_]\w*)*): (?P<says>.*)")
 COLON = "\ue000"  # one that Google's style does not read
+LONGEST_VALUE = 60
 HEADED = re.compile(r"(?P<head>Properties|Source): ")
 
 
@@ -33,7 +35,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", _before_sections, priority=100)
     app.connect("autodoc-process-docstring", _after_sections, priority=900)
     app.connect("autodoc-process-signature", _signature)
-    app.connect("doctree-read", _dashes)
+    app.connect("doctree-read", _tidy)
     app.connect("sphinx-click-process-description", _examples)
     return {"parallel_read_safe": True}
 
@@ -70,8 +72,11 @@ def _documented_data() -> dict[str, list[str]]:
     return found
 
 
-def _dashes(app: Sphinx, page: nodes.document) -> None:
-    """A dash between an argument and what is said of it."""
+def _tidy(app: Sphinx, page: nodes.document) -> None:
+    """A dash between an argument and what is said of it; no values longer than a line."""
+    for note in list(page.findall(addnodes.desc_annotation)):
+        if " = " in note.astext() and len(note.astext()) > LONGEST_VALUE:
+            note.parent.remove(note)
     for text in list(page.findall(nodes.Text)):
         if text == " -- ":
             text.parent.replace(text, nodes.Text(" \N{EN DASH} "))

@@ -17,14 +17,14 @@ def _words(text: str) -> frozenset[str]:
 
 
 GREEK = _words(
-    "alpha beta gamma delta epsilon kappa lambda mu nu phi pi psi rho sigma tau theta "
+    "alpha beta gamma delta epsilon kappa lambda mu nu partial phi pi psi rho sigma tau theta "
     "Delta Gamma Phi Psi Sigma"
 )
 NAMED = _words("arg cos det dim exp inf lim ln log max min sin sup tanh")
 OPERATORS = _words("ESS Lip Re Var argmin diag logit mod sigmoid sign softmax softplus sym tr")
 LARGE = {"sum": r"\sum", "int": r"\int", "prod": r"\prod"}
-DIFFERENTIALS = _words("dx dy dz dt df dg dJ dW dr dF")
-KNOWN = GREEK | NAMED | OPERATORS | LARGE.keys() | DIFFERENTIALS | {"sqrt"}
+DIFFERENTIALS = _words("dx dy dz ds dt df dg dJ dW dr dF")
+KNOWN = GREEK | NAMED | OPERATORS | LARGE.keys() | DIFFERENTIALS | {"sqrt", "xhat"}
 SIGNS = {
     **{"<=": r"\le", ">=": r"\ge", "!=": r"\ne", "->": r"\to", "<-": r"\leftarrow", "+-": r"\pm"},
     **{"...": r"\ldots", "~": r"\sim", "<": "<", ">": ">"},
@@ -297,6 +297,8 @@ def _word(text: str) -> str:
         return f"{head}_{{{name}}}" if len(name) < 3 else rf"{head}_{{\mathrm{{{name}}}}}"
     if text in GREEK or text in NAMED:
         return r"\infty" if text == "inf" else f"\\{text}"
+    if text == "xhat":
+        return r"\hat{x}"
     if text in LARGE:
         return LARGE[text]
     if text in OPERATORS or text in ("E", "P"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import pandas as pd
 from sphinx.util.docutils import SphinxDirective
 
 import suites
+from extensions.formulas import with_mathematics
 from resflow_bench.cli.choices import rule_of
 from resflow_bench.lab.axes import AXES, Axis
 
@@ -23,6 +25,13 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
+NOTATION = {
+    **{"−": "-", "≤": "<=", "≥": ">=", "‖": "||", "∞": "inf", "∘": " o ", "′": "'", "x̂": "xhat"},
+    **{"Σ": "sum", "∫": "int ", "∂": "partial ", "τ": "tau", "ρ": "rho", "ε": "epsilon"},
+    **{"ᵀ": "^T ", "ᵏ": "^k ", "ⁿ": "^n ", "ᵉ": "^e ", "²": "^2 ", "⁻¹": "^-1 "},
+    **{"₁": "_1", "₂": "_2", "Kx": "K x", "√d": "sqrt(d)"},
+}
+"""Signs of the page's sentences in the notation of docstrings."""
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -117,13 +126,16 @@ def statements(suite: Suite) -> Iterator[str]:
         ("Disputed statements", suite.claims.disputed),
     ):
         if several:
-            lines = [f"- *{one.name}*: {escaped(one.says)}. {one.source}." for one in several]
+            lines = [
+                f"- *{one.name}*: {in_markdown(one.says)}. {in_markdown(one.source)}."
+                for one in several
+            ]
             yield f"{title}:\n\n" + "\n".join(lines)
 
 
 def words(glossary: Mapping[str, str]) -> str:
     """A list of terms and their meanings."""
-    return "\n".join(f"- `{term}`: {escaped(says)}" for term, says in glossary.items())
+    return "\n".join(f"- `{term}`: {in_markdown(says)}" for term, says in glossary.items())
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -135,3 +147,13 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 def escaped(text: str) -> str:
     """The text with what Markdown would take for markup escaped."""
     return text.replace("_", r"\_").replace("*", r"\*").replace("|", r"\|")
+
+
+def in_markdown(text: str) -> str:
+    r"""A sentence of the page in Markdown, its formulas as mathematics.
+
+    >>> print(in_markdown("‖A‖₂ ≤ d τ_N(K), so small"))
+    {math}`\lVert A\rVert _{2}\le d\tau_{N}(K)`, so small
+    """
+    plain = re.sub("|".join(NOTATION), lambda sign: NOTATION[sign[0]], text)
+    return with_mathematics(plain).replace(":math:`", "{math}`").replace("\\ ", "")

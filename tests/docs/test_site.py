@@ -72,7 +72,9 @@ def test_the_reference_check_sees_a_missing_name() -> None:
     assert "Rademacher" not in documented(text)["resflow_bench.logdet"]
 
 
-@pytest.mark.parametrize("module", [formulas, links], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [formulas, links, suite_pages], ids=lambda module: module.__name__
+)
 def test_the_examples_of_an_extension_run(module) -> None:
     done = doctest.testmod(module)
     assert done.attempted > 0 == done.failed
