@@ -60,16 +60,24 @@ def _drawn(node: nodes.Element, *, as_block: bool = False) -> str:
 
 
 @cache
-def _documented_data() -> dict[str, list[str]]:
-    """Name to docstring of the constants and aliases of the package, wherever they are defined."""
+def _documented_data() -> dict[tuple[str, str], list[str]]:
+    """(Module, name) to docstring, of the constants and aliases of the package."""
     import resflow_bench
 
-    found: dict[str, list[str]] = {}
+    found: dict[tuple[str, str], list[str]] = {}
     for module in walk_packages(resflow_bench.__path__, "resflow_bench."):
         if not module.name.endswith("__main__"):
             docs = ModuleAnalyzer.for_module(module.name).find_attr_docs()
-            found |= {name: lines for (owner, name), lines in docs.items() if not owner}
+            found |= {(module.name, name): docs["", name] for owner, name in docs if not owner}
     return found
+
+
+def _documentation_of(name: str) -> list[str]:
+    """The docstring of a constant, which a package shows under its own name; else none."""
+    package, _, short = name.rpartition(".")
+    found = {module: docs for (module, of), docs in _documented_data().items() if of == short}
+    inside = [docs for module, docs in found.items() if f"{module}.".startswith(f"{package}.")]
+    return [*inside, *found.values(), []][0]
 
 
 def _tidy(app: Sphinx, page: nodes.document) -> None:
@@ -103,13 +111,10 @@ def _before_sections(
     app: Sphinx, what: str, name: str, of: object, options: object, lines: list[str]
 ) -> None:
     """Docstrings of imported constants; hanging indentation taken away."""
-    short = name.rpartition(".")[2]
     if lines and lines[0].startswith("Alias for field number"):
         lines[:] = []
-    if what == "data" and (documented := _documented_data().get(short)):
-        lines[:] = [line.replace(": ", f"{COLON} ") for line in documented]
-    elif what == "data":
-        lines[:] = []  # of the value's class, such as dict
+    if what == "data":  # else that of the value's class, such as dict
+        lines[:] = [line.replace(": ", f"{COLON} ") for line in _documentation_of(name)]
     elif what in ("attribute", "property") and lines:
         lines[0] = lines[0].replace(": ", f"{COLON} ")  # else what is before it would be a type
     hangs = False
@@ -156,8 +161,9 @@ def _displayed_block(block: list[str]) -> list[str]:
     lines = text.split("\n")
     if sum("  " in line.strip() for line in lines) > 1 or any(line[0] == " " for line in lines):
         return [".. code-block:: text", "", *textwrap.indent(text, "   ").split("\n")]
-    if formula := displayed(" ".join(lines)):
-        return [f".. math:: {formula}"]
+    for part in (lines, [" ".join(lines)]):
+        if all(formulas := [displayed(line) for line in part]):
+            return [line for formula in formulas for line in (f".. math:: {formula}", "")]
     return [f"    {with_mathematics(line)}" for line in lines]
 
 

@@ -22,9 +22,10 @@ GREEK = _words(
 )
 NAMED = _words("arg cos det dim exp inf lim ln log max min sin sup tanh")
 OPERATORS = _words("ESS Lip Re Var argmin diag logit mod sigmoid sign softmax softplus sym tr")
+SPECIAL = {"xhat": r"\hat{x}", "log2": r"\log_{2}", "o": r"\circ"}
 LARGE = {"sum": r"\sum", "int": r"\int", "prod": r"\prod"}
-DIFFERENTIALS = _words("dx dy dz ds dt df dg dJ dW dr dF")
-KNOWN = GREEK | NAMED | OPERATORS | LARGE.keys() | DIFFERENTIALS | {"sqrt", "xhat"}
+DIFFERENTIALS = _words("dx dy dz ds du dt df dg dJ dW dr dF")
+KNOWN = GREEK | NAMED | OPERATORS | LARGE.keys() | DIFFERENTIALS | SPECIAL.keys() | {"sqrt"}
 SIGNS = {
     **{"<=": r"\le", ">=": r"\ge", "!=": r"\ne", "->": r"\to", "<-": r"\leftarrow", "+-": r"\pm"},
     **{"...": r"\ldots", "~": r"\sim", "<": "<", ">": ">"},
@@ -46,7 +47,7 @@ TOKEN = re.compile(
   | (?P<prose>i\.i\.d\.|\d-D\b|SHA-256|[A-Za-z]+(?:-[A-Za-z]{2,})+|[A-Za-z]+'s\b
       |[A-Za-z]{2,}-(?=\s))
   | (?P<number>\d+(?:[.,]\d+)*(?:e-?\d+)?)
-  | (?P<word>[A-Za-z]+(?:_[a-z]{2,})*)
+  | (?P<word>log2\b|[A-Za-z]+(?:_[a-z]{2,})*)
   | (?P<script>[_^])
   | (?P<sign><=|>=|!=|:=|->|<-|\+-|\.\.\.|\|\||[=<>⟨⟩~+\-*/|'(){}\[\],;:.!%])
   | (?P<space>\s+)
@@ -297,8 +298,8 @@ def _word(text: str) -> str:
         return f"{head}_{{{name}}}" if len(name) < 3 else rf"{head}_{{\mathrm{{{name}}}}}"
     if text in GREEK or text in NAMED:
         return r"\infty" if text == "inf" else f"\\{text}"
-    if text == "xhat":
-        return r"\hat{x}"
+    if text in SPECIAL:
+        return SPECIAL[text]
     if text in LARGE:
         return LARGE[text]
     if text in OPERATORS or text in ("E", "P"):

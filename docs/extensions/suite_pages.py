@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
 NOTATION = {
-    **{"−": "-", "≤": "<=", "≥": ">=", "‖": "||", "∞": "inf", "∘": " o ", "′": "'", "x̂": "xhat"},
+    **{"−": "-", "≤": "<=", "≥": ">=", "‖": "||", "∘": " o ", "′": "'", "x̂": "xhat"},
     **{"Σ": "sum", "∫": "int ", "∂": "partial ", "τ": "tau", "ρ": "rho", "ε": "epsilon"},
     **{"ᵀ": "^T ", "ᵏ": "^k ", "ⁿ": "^n ", "ᵉ": "^e ", "²": "^2 ", "⁻¹": "^-1 "},
     **{"₁": "_1", "₂": "_2", "Kx": "K x", "√d": "sqrt(d)"},
@@ -46,7 +46,7 @@ class Axes(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         rows = [(f"`{a.name}`", a.meaning, rule(a), f"`{a.example}`") for a in AXES.values()]
-        text = table(("axis", "meaning", "a value", "for example"), rows)
+        text = table(("axis", "meaning", "values", "for example"), rows)
         return self.parse_text_to_nodes(text)
 
 
@@ -65,8 +65,8 @@ class Suites(SphinxDirective):
 
 def rule(axis: Axis) -> str:
     """The words of an axis for its values."""
-    text = (rule_of(axis) or axis.rule).removeprefix("must be ").removeprefix("must ")
-    return escaped(text.replace("name a device", "a device"))
+    text = rule_of(axis) or axis.rule
+    return escaped(re.sub("^(must (be|lie|name)|may be) ", "", text))
 
 
 def section(suite: Suite, shared: Collection[str]) -> str:
