@@ -19,6 +19,7 @@ extensions = [
     "extensions.checks",
     "extensions.docstrings",
     "extensions.links",
+    "extensions.packages",
     "extensions.published",
     "extensions.script_output",
     "extensions.suite_pages",
