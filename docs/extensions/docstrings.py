@@ -93,8 +93,8 @@ def _tidy(app: Sphinx, page: nodes.document) -> None:
 def _signature(
     app: Sphinx, what: str, name: str, of: object, options: object, signature: str, returns: str
 ) -> tuple[str, str] | None:
-    """No signature for a Protocol, which has none of its own; defaults that Sphinx can read."""
-    if signature == "(*args, **kwargs)":
+    """No signature where a class has none of its own; defaults that Sphinx can read."""
+    if signature and signature.startswith("(*args"):
         return "", returns
     return signature and re.sub(r"= ?<[^>]+>", "=...", signature), returns
 

@@ -59,7 +59,7 @@ SHAPE = re.compile(r"\((?:m|n|n_\w+|B|C|H|N|R|P|d|\.\.\.|\*\w+|\d+)?(?:,.*)?,?\)
 ENDS = " '\")]}>-/:.,;!?"  # what may follow a role without a mark between
 BARS = {"|": (r"\lvert ", r"\rvert "), "||": (r"\lVert ", r"\rVert ")}
 OPEN, CLOSE = frozenset("([{⟨"), frozenset(")]}⟩")
-PRODUCT = re.compile(r"<([^<>=]{1,20}?) ?, ([^<>=]{1,12})>")
+PRODUCT = re.compile(r"<(\S[^<>=]*?), ([^<>=]*?\S)>|< ([^<>=]+?) , ([^<>=]+?) >")
 
 
 class Token(NamedTuple):
@@ -92,7 +92,7 @@ def with_mathematics(text: str) -> str:
     ':math:`x` near :math:`x^{*}=f^{-1}(z)`, ``(B, d)``, of a `flow`'
     """
     parts: list[str] = []
-    pieces = tokens(PRODUCT.sub(r"⟨\1, \2⟩", text))
+    pieces = tokens(PRODUCT.sub(_in_angles, text))
     place = 0
     while place < len(pieces):
         is_plural = place > 0 and pieces[place - 1].kind == "code"  # its s
@@ -114,6 +114,11 @@ def with_mathematics(text: str) -> str:
                 parts.append(re.sub(r"([*|\\_`])", r"\\\1", piece))
             place += 1
     return "".join(parts)
+
+
+def _in_angles(product: re.Match[str]) -> str:
+    left, right = product[1] or product[3], product[2] or product[4]
+    return f"⟨{left}, {right}⟩"
 
 
 def displayed(text: str) -> str | None:
@@ -143,7 +148,9 @@ def _is_mathematical(pieces: list[Token], place: int) -> bool:
     before = pieces[place - 1] if place else Token("space", " ")
     after = pieces[place + 1] if place + 1 < len(pieces) else Token("space", " ")
     if text in ("a", "A", "I") and after.kind == "space":
-        follows = pieces[place + 2] if place + 2 < len(pieces) else Token("sign", ".")
+        follows, then = [*pieces[place + 2 : place + 5 : 2], *[Token("sign", ".")] * 2][:2]
+        if place == 0 or (text == "a" and then.kind in ("prose", "word")):
+            return follows.text in NEIGHBOURS  # else an article: "a W for each block"
         return follows.text in NEIGHBOURS or (
             follows.kind == "word" and _is_mathematical(pieces, place + 2)
         )
@@ -293,6 +300,8 @@ def _one(pieces: list[Token], place: int) -> tuple[str, int]:
 
 def _word(text: str) -> str:
     head, *rest = text.split("_")
+    if rest and head in NAMED and rest[0] in GREEK:
+        return rf"\{head}_{{\{rest[0]}}}"
     if rest and len(head) == 1 and head != "n":
         name = "_".join(rest)
         return f"{head}_{{{name}}}" if len(name) < 3 else rf"{head}_{{\mathrm{{{name}}}}}"

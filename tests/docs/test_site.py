@@ -79,6 +79,10 @@ def test_the_examples_of_an_extension_run(module) -> None:
         ("sqrt(a^2 + b_base)", r":math:`\sqrt{a^{2}+b_{\mathrm{base}}}`"),
         ("the log-det of x's row", "the log-det of x's row"),
         ("`flow`s of a *kind*", r"`flow`\ s of a \*kind\*"),
+        ("e^z for z < 0, 0 for z > 0", ":math:`e^{z}` for :math:`z<0`, 0 for :math:`z>0`"),
+        ("c = <r, s>", r":math:`c=\langle r,s\rangle`"),
+        ("A g with a W for each", "A :math:`g` with a :math:`W` for each"),
+        ("min_theta -E[x]", r":math:`\min_{\theta}-E[x]`"),
         ("each r x r square", r"each :math:`r\times r` square"),
     ],
 )
