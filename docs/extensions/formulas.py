@@ -22,7 +22,7 @@ GREEK = _words(
 )
 NAMED = _words("arg cos det dim exp inf lim ln log max min sin sup tanh")
 OPERATORS = _words("ESS Lip Re Var argmin diag logit mod sigmoid sign softmax softplus sym tr")
-SPECIAL = {"xhat": r"\hat{x}", "log2": r"\log_{2}", "o": r"\circ"}
+SPECIAL = {"xhat": r"\hat{x}", "log2": r"\log_{2}", "o": r"\circ", "||.||": r"\lVert\cdot\rVert "}
 LARGE = {"sum": r"\sum", "int": r"\int", "prod": r"\prod"}
 DIFFERENTIALS = _words("dx dy dz ds du dt df dg dJ dW dr dF")
 KNOWN = GREEK | NAMED | OPERATORS | LARGE.keys() | DIFFERENTIALS | SPECIAL.keys() | {"sqrt"}
@@ -47,7 +47,7 @@ TOKEN = re.compile(
   | (?P<prose>i\.i\.d\.|\d-D\b|SHA-256|[A-Za-z]+(?:-[A-Za-z]{2,})+|[A-Za-z]+'s\b
       |[A-Za-z]{2,}-(?=\s))
   | (?P<number>\d+(?:[.,]\d+)*(?:e-?\d+)?)
-  | (?P<word>log2\b|[A-Za-z]+(?:_[a-z]{2,})*)
+  | (?P<word>log2\b|\|\|\.\|\||[A-Za-z]+(?:_[a-z]{2,})*)
   | (?P<script>[_^])
   | (?P<sign><=|>=|!=|:=|->|<-|\+-|\.\.\.|\|\||[=<>⟨⟩~+\-*/|'(){}\[\],;:.!%])
   | (?P<space>\s+)

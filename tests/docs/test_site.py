@@ -80,6 +80,7 @@ def test_the_examples_of_an_extension_run(module) -> None:
         ("the log-det of x's row", "the log-det of x's row"),
         ("`flow`s of a *kind*", r"`flow`\ s of a \*kind\*"),
         ("e^z for z < 0, 0 for z > 0", ":math:`e^{z}` for :math:`z<0`, 0 for :math:`z>0`"),
+        ("the norm ||.||_p", r"the norm :math:`\lVert\cdot\rVert _{p}`"),
         ("c = <r, s>", r":math:`c=\langle r,s\rangle`"),
         ("A g with a W for each", "A :math:`g` with a :math:`W` for each"),
         ("min_theta -E[x]", r":math:`\min_{\theta}-E[x]`"),
