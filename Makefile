@@ -27,7 +27,7 @@ REPORTS ?= reports
 ACCURACY := bias variance inverse lipschitz launches path_gradient
 BASELINE := results/baseline
 
-.PHONY: help env test bench check asv asv-pair asv-history accuracy gate baseline weights clean
+.PHONY: help env test bench check docs asv asv-pair asv-history accuracy gate baseline weights clean
 .DEFAULT_GOAL := help
 
 help:
@@ -35,6 +35,7 @@ help:
 	@echo 'make test   run the whole test suite'
 	@echo 'make bench  run all suites; $(REPORTS)/index.html grows meanwhile (PRESET=smoke|quick|full)'
 	@echo 'make check  run ruff, mypy and the checks of the workflows'
+	@echo 'make docs   build the documentation in build/site; its links, references and mathematics are checked'
 	@echo 'make asv    check the asv benchmarks and run each of them once'
 	@echo 'make asv-pair BASE=main NEW=HEAD  build two commits and measure them in turn, for `gate`'
 	@echo 'make asv-history  measure this commit and add it to reports/asv and build/history'
@@ -55,7 +56,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo 'env: torch (some 200 MB, once)'
 	@$(PIP) --no-deps --retries 2 $(addprefix --extra-index-url ,$(TORCH_INDEX)) torch
 	@echo 'env: everything else'
-	@$(PIP) --no-build-isolation -e '.[dev,peers,baselines,distributed]'
+	@$(PIP) --no-build-isolation -e '.[dev,docs,peers,baselines,distributed]'
 	@touch $@
 
 # One thread per worker, because the workers already use all cores.
@@ -73,6 +74,13 @@ check: env
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*
 	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	$(BIN)/zizmor --offline --quiet --persona pedantic .github/workflows
+
+# Nothing is fetched, and every warning is an error.
+docs: env
+	@rm -rf build/site
+	@$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env \
+		-d build/doctrees docs build/site
+	@echo 'docs: build/site/index.html'
 
 asv: env
 	$(BIN)/python -m asv check --environment existing

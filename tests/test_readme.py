@@ -1,4 +1,7 @@
-"""The README and the pages of `docs`: their code runs; their commands, files and links exist."""
+"""The README and the pages of `docs`: their code runs; their commands, files and links exist.
+
+More of their code runs in `docs/test_examples.py`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from resflow_bench.lab import Context
 from suites import load
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCE = r"(?:resflow_bench|suites|tests|docs|\.github)/[\w./-]+"
 
 
@@ -79,11 +82,6 @@ def test_the_python_of_the_readme_runs() -> None:
     assert found["samples"].shape == (8, 64)  # type: ignore[attr-defined]
     assert bool(found["solution"].converged.all())  # type: ignore[attr-defined]
     assert torch.isfinite(found["solution"].error_bound).all()  # type: ignore[attr-defined]
-
-
-def test_the_python_of_the_efficiency_page_runs() -> None:
-    for block in python_blocks(ROOT / "docs" / "efficiency.md"):
-        exec(block, {})
 
 
 def test_the_python_of_the_page_on_own_flows_runs(

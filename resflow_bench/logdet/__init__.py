@@ -1,4 +1,4 @@
-"""ln|det(I + J_g)|: probes x truncation x products x gradient in one estimator, and the oracle."""
+"""ln|det(I + J_g)|: probes × truncation × products × gradient in one estimator, and the oracle."""
 
 from collections.abc import Callable
 
