@@ -28,3 +28,15 @@ def findings(frames: Mapping[str, pd.DataFrame], suites: Mapping[str, Suite]) ->
     several.sort(key=lambda pair: pair[0].rank)
     sentences = (finding.find(cells[name]) for finding, name in several)
     return [sentence for sentence in sentences if sentence][:MAX_FINDINGS]
+
+
+def answers(frames: Mapping[str, pd.DataFrame], suites: Mapping[str, Suite]) -> dict[str, str]:
+    """Suite to the first sentence of its claims that its rows support."""
+    said: dict[str, str] = {}
+    for name, suite in suites.items():
+        if len(frames.get(name, ())):
+            cells = wide(frames[name])
+            sentences = (finding.find(cells) for finding in suite.claims.findings)
+            if sentence := next(filter(None, sentences), ""):
+                said[name] = sentence
+    return said

@@ -143,8 +143,20 @@ def inline(markup: str, alt: str) -> Markup:
     for name, color in style.NEUTRAL.items():
         body = body.replace(color, f"var(--{name})")
     body = body.replace("'DejaVu Sans'", "var(--sans)")
+    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)  # the page's own has it
+    body = re.sub(r' style="([^"]*)"', _attributes, body)
     body = re.sub(r"\n\s*", "\n", body)
     return Markup(body.replace("<svg", f'<svg role="img" aria-label="{Markup.escape(alt)}"', 1))
+
+
+def _attributes(style_: re.Match[str]) -> str:
+    """A style as attributes of their own, which the page's policy admits.
+
+    >>> _attributes(re.match('(.*)', 'fill: none; stroke-width: 2'))
+    ' fill="none" stroke-width="2"'
+    """
+    pairs = (pair.split(":", 1) for pair in style_[1].split(";") if ":" in pair)
+    return "".join(f' {name.strip()}="{value.strip()}"' for name, value in pairs)
 
 
 def write(path: Path, content: str | bytes) -> None:

@@ -1,13 +1,18 @@
-"""One self-contained page from the rows of a few runs: no script, no network, two themes."""
+"""One self-contained page from the rows of a few runs: no network, two themes.
+
+Its script sorts, filters and hides; without it everything is there.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,7 +20,7 @@ from markupsafe import Markup
 
 from resflow_bench import __version__
 from resflow_bench.analysis import rules, verdicts
-from resflow_bench.analysis.findings import findings
+from resflow_bench.analysis.findings import answers, findings
 from resflow_bench.analysis.tables import axes, label, plain, units, varying, wide
 from resflow_bench.analysis.words import number, with_interval
 from resflow_bench.files import csv_text
@@ -23,7 +28,8 @@ from resflow_bench.lab import Statement, Suite
 from resflow_bench.lab.store import BESIDE
 from resflow_bench.report.figures import rendered, write
 
-MAX_LINES = 60  # of a table or a list on the page; the CSV beside it has them all
+MAX_LINES = 60  # of a list on the page
+MAX_CELLS = 500  # of a table on the page; the CSV beside it has them all
 
 
 def write_report(
@@ -55,9 +61,11 @@ def write_report(
     # The newest run's question counts; very old runs record none.
     asked = [record.get("questions") or {} for record in provenance]
     questions = {suite: question for record in asked for suite, question in record.items()}
+    said = answers(cells, measured)
     page = _ENVIRONMENT.get_template("page.html.j2").render(
         version=__version__,
         written=datetime.now(UTC),
+        assets=ASSETS,
         findings=findings(cells, measured),
         glossary={k: v for s in measured.values() for k, v in s.claims.glossary.items()},
         summary=_summary(judged, {n: s.claims.statements for n, s in measured.items()}),
@@ -67,8 +75,8 @@ def write_report(
         refuted=_violated(disputed, cells),
         reasons=_reasons(judged, measured, frames),
         sections=[
-            _section(name, measured.get(name), frames[name], cells[name], out, provenance)
-            | {"question": questions.get(name)}
+            _section(name, measured.get(name), frames[name], cells[name], out, provenance, judged)
+            | {"question": questions.get(name), "answer": said.get(name)}
             for name in dict.fromkeys([*measured, *frames])
         ],
         runs=[_run(record) for record in provenance],
@@ -90,19 +98,23 @@ def _section(
     cells: pd.DataFrame,
     out: Path,
     runs: Sequence[Mapping[str, Any]],
+    judged: pd.DataFrame,
 ) -> dict[str, Any]:
     """The rows of one suite, as the template needs them; a suite that is None has no figures."""
     rows = frame.drop(columns=list(BESIDE), errors="ignore")
     write(out / "tables" / f"{name}.csv", csv_text(rows))
     broken = cells[cells["status"] != "ok"]
     shown = varying(cells, axes(frame))
+    mine = judged[judged["suite"] == name]
+    violated = set(mine.loc[mine["verdict"] == "violated", "cell"])
     return {
         "suite": name,
         "is_known": suite is not None,
         "n_cells": len(cells),
         "n_rows": len(frame),
         "pictures": rendered(suite, cells, out / "figures", runs),
-        "table": _table(cells, shown, suite, units(frame)),
+        "verdicts": mine["verdict"].value_counts().reindex(verdicts.VERDICTS, fill_value=0),
+        "table": _table(name, cells, shown, suite, units(frame), violated),
         "broken": [
             {"label": label(cell, shown), "status": cell["status"], "message": cell["message"]}
             for _, cell in broken.head(MAX_LINES).iterrows()
@@ -112,17 +124,31 @@ def _section(
 
 
 def _table(
-    cells: pd.DataFrame, shown: list[str], suite: Suite | None, unit: Mapping[str, str]
+    name: str,
+    cells: pd.DataFrame,
+    shown: list[str],
+    suite: Suite | None,
+    unit: Mapping[str, str],
+    violated: Collection[str],
 ) -> dict[str, Any]:
+    """The cells that violate a statement first, then those that the suite names first."""
     cells = cells[cells["status"] == "ok"]
+    first = cells["cell"].isin(violated).astype(int) * 2
     if suite is not None and suite.claims.first:
-        first = cells.query(suite.claims.first)
-        cells = pd.concat([first, cells.drop(first.index)])
+        first[cells.query(suite.claims.first).index] += 1
+    cells = cells.loc[first.sort_values(ascending=False, kind="stable").index]
     chosen = () if suite is None else suite.table
     names = [m for m in chosen if m in cells] or [m for m in unit if m in cells]
     lines = [
-        [*(plain(cell[a]) for a in shown), *(_measured(cell, m) for m in names)]
-        for _, cell in cells.head(MAX_LINES).iterrows()
+        {
+            "id": f"{name}-{cell['cell']}",
+            "is_violated": cell["cell"] in violated,
+            "values": [
+                *((plain(cell[a]), None) for a in shown),
+                *(_measured(cell, m) for m in names),
+            ],
+        }
+        for cell in cells.head(MAX_CELLS).to_dict("records")
     ]
     heads = [*shown, *(_head(m, unit.get(m, "")) for m in names)]
     return {"heads": heads, "lines": lines, "n_axes": len(shown), "n_more": len(cells) - len(lines)}
@@ -138,11 +164,13 @@ def _unit(unit: str) -> str:
     return "" if unit in ("", "1") else f" {unit.replace('^2', '²')}"
 
 
-def _measured(cell: pd.Series, metric: str) -> str:
-    """The value with its interval, unless that is no wider than rounding."""
+def _measured(cell: Mapping[Any, Any], metric: str) -> tuple[str, float | None]:
+    """The value with its interval, unless that is no wider than rounding; and all its digits."""
     value, low, high = (cell[f"{metric}{end}"] for end in ("", "_low", "_high"))
+    if pd.isna(value):
+        return "", None
     rounding = high - low <= 2 * rules.ROUNDING * abs(value)
-    return number(value) if rounding else with_interval(value, low, high)
+    return number(value) if rounding else with_interval(value, low, high), value
 
 
 def _summary(
@@ -202,6 +230,24 @@ def _run(record: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": record.get("run"), "facts": facts, "command": command}
 
 
+class _Assets(NamedTuple):
+    """The style and the script of a page, and the hashes by which its policy admits them alone."""
+
+    style: Markup
+    script: Markup
+    style_hash: Markup
+    script_hash: Markup
+
+    @classmethod
+    def read(cls) -> _Assets:
+        texts = [(TEMPLATES / f"page.{kind}").read_text("utf-8") for kind in ("css", "js")]
+        digests = [hashlib.sha256(text.encode()).digest() for text in texts]
+        hashes = [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
+        return cls(*map(Markup, (*texts, *hashes)))
+
+
+TEMPLATES = Path(__file__).parent / "templates"
+ASSETS = _Assets.read()
 _ENVIRONMENT = Environment(
     loader=PackageLoader("resflow_bench.report"),
     autoescape=True,
