@@ -81,10 +81,7 @@ def write_page(groups: Sequence[Sequence[Run]], out: Path) -> tuple[Path, list[s
         with refusals(FiguresError):
             page = write_report(frames, provenance, out, suites)
     except OSError as error:
-        raise click.ClickException(
-            f"reports folder `{out}` cannot be written ({error.strerror}); name another with "
-            "--out DIR."
-        ) from error
+        raise unwritable(out, error) from error
     return page, findings(frames, suites)
 
 
@@ -124,7 +121,8 @@ def show(name: str, suite: str | None, layout: str, results: Path) -> None:
 @results_option
 @click.option("--format", "layout", type=click.Choice(["text", "markdown", "json", "csv"]),
               default="text", show_default=True)  # fmt: skip
-def compare(base: str, new: str, results: Path, layout: str) -> None:
+@click.option("--out", type=folder, help="Write a page, compare.html, into this folder too.")
+def compare(base: str, new: str, results: Path, layout: str, out: Path | None) -> None:
     """Print what changed from BASE to NEW, most certain first; intervals are at 99 %.
 
     BASE and NEW are runs or their folders, and RUN1,RUN2,... counts as one run. A metric is worse,
@@ -146,6 +144,21 @@ def compare(base: str, new: str, results: Path, layout: str) -> None:
         raise click.ClickException(_nothing_in_common(base, new, every))
     note_uncommitted(every)
     echo_all(words(comparison, layout))
+    if out is not None:
+        from resflow_bench.report.changed import write_comparison
+
+        try:
+            page = write_comparison(comparison, (base, new), out)
+        except OSError as error:
+            raise unwritable(out, error) from error
+        click.echo(f"page: {page}", err=True)
+
+
+def unwritable(out: Path, error: OSError) -> click.ClickException:
+    """The sentence for a folder of pages that cannot be written."""
+    return click.ClickException(
+        f"reports folder `{out}` cannot be written ({error.strerror}); name another with --out DIR."
+    )
 
 
 def _nothing_in_common(base: str, new: str, runs: Sequence[Run]) -> str:

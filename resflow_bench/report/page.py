@@ -62,7 +62,7 @@ def write_report(
     asked = [record.get("questions") or {} for record in provenance]
     questions = {suite: question for record in asked for suite, question in record.items()}
     said = answers(cells, measured)
-    page = _ENVIRONMENT.get_template("page.html.j2").render(
+    page = ENVIRONMENT.get_template("page.html.j2").render(
         version=__version__,
         written=datetime.now(UTC),
         assets=ASSETS,
@@ -248,11 +248,11 @@ class _Assets(NamedTuple):
 
 TEMPLATES = Path(__file__).parent / "templates"
 ASSETS = _Assets.read()
-_ENVIRONMENT = Environment(
+ENVIRONMENT = Environment(
     loader=PackageLoader("resflow_bench.report"),
     autoescape=True,
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_ENVIRONMENT.filters["maths"] = maths
+ENVIRONMENT.filters["maths"] = maths

@@ -1,0 +1,102 @@
+"""The page of a comparison of two runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from resflow_bench import __version__
+from resflow_bench.analysis.tables import label, varying
+from resflow_bench.analysis.words import number, with_interval
+from resflow_bench.files import csv_text
+from resflow_bench.gate.comparison import REASONS, UNCHANGED, VERDICTS, WORSE, Comparison
+from resflow_bench.gate.judge import FALSE_DISCOVERIES
+from resflow_bench.report.figures import write
+from resflow_bench.report.page import ASSETS, ENVIRONMENT, MAX_CELLS
+
+HEADS = ["cell", "metric", "verdict", "because", "BASE", "NEW", "NEW − BASE", "margin", "z"]
+N_WORDS = 4  # the first heads, which are no numbers
+
+
+def write_comparison(comparison: Comparison, names: tuple[str, str], out: Path) -> Path:
+    """Write `compare.html` and `compare.csv`, every metric of every cell in both; return the page.
+
+    Args:
+        names: of BASE and of NEW.
+        out: folder, made if needed; files of these names are replaced, each whole or not at all.
+
+    Raises:
+        OSError: if `out` cannot be written.
+    """
+    table = comparison.table
+    page = ENVIRONMENT.get_template("compare.html.j2").render(
+        assets=ASSETS,
+        version=__version__,
+        written=datetime.now(UTC),
+        base=names[0],
+        new=names[1],
+        rate=f"{100 * FALSE_DISCOVERIES:g} %",
+        counts=comparison.counts(),
+        notes=comparison.notes,
+        reasons=[
+            {"code": code, "n": n, "means": REASONS[code]}
+            for code, n in comparison.reasons().items()
+        ],
+        apart=comparison.apart.to_dict("records"),
+        sections=[_section(str(suite), some) for suite, some in table.groupby("suite", sort=False)],
+    )
+    out = Path(out)
+    write(out / "compare.csv", csv_text(table))
+    write(out / "compare.html", page)
+    return out / "compare.html"
+
+
+def _section(suite: str, table: pd.DataFrame) -> dict[str, Any]:
+    axes = list(table.columns[table.columns.get_loc("q") + 1 :])
+    shown = varying(table, axes)
+    is_same = table["verdict"] == UNCHANGED
+    return {
+        "suite": suite,
+        "counts": table["verdict"].value_counts().reindex(VERDICTS, fill_value=0).to_dict(),
+        "changed": _lines(suite, table[~is_same], shown),
+        "unchanged": _lines(suite, table[is_same], shown),
+    }
+
+
+def _lines(suite: str, table: pd.DataFrame, shown: list[str]) -> dict[str, Any]:
+    """What is worse first; within a verdict in the order of the table, the surest first."""
+    order = table["verdict"].map(VERDICTS.index).sort_values(kind="stable").index
+    lines = [
+        {
+            "id": f"{suite}-{row['cell']}-{row['metric']}",
+            "is_violated": row["verdict"] == WORSE,
+            "values": _values(row, label(row, shown)),
+        }
+        for row in table.loc[order].head(MAX_CELLS).to_dict("records")
+    ]
+    return {
+        **{"heads": HEADS, "n_axes": N_WORDS, "lines": lines},
+        "n_more": len(table) - len(lines),
+    }
+
+
+def _values(row: Mapping[Any, Any], cell: str) -> list[tuple[str, float | None]]:
+    words = [cell, row["metric"], row["verdict"], row["code"]]
+    numbers = [row[name] for name in ("base", "new", "difference", "margin", "z")]
+    texts = [
+        *(number(value) for value in numbers[:2]),
+        with_interval(row["difference"], row["low"], row["high"]),
+        *("" if _is_missing(value) else f"{value:.3g}" for value in numbers[3:]),
+    ]
+    return [
+        *((text if isinstance(text, str) else "", None) for text in words),
+        *((t, None if _is_missing(v) else v) for t, v in zip(texts, numbers, strict=True)),
+    ]
+
+
+def _is_missing(value: object) -> bool:
+    return bool(pd.isna(value)) or isinstance(value, str)
