@@ -124,7 +124,8 @@ def show(name: str, suite: str | None, layout: str, results: Path) -> None:
 @results_option
 @click.option("--format", "layout", type=click.Choice(["text", "markdown", "json", "csv"]),
               default="text", show_default=True)  # fmt: skip
-def compare(base: str, new: str, results: Path, layout: str) -> None:
+@click.option("--out", type=folder, help="Also write a page to this folder.")
+def compare(base: str, new: str, results: Path, layout: str, out: Path | None) -> None:
     """Print what changed from BASE to NEW, most certain first; intervals are at 99 %.
 
     BASE and NEW are runs or their folders, and RUN1,RUN2,... counts as one run. A metric is worse,
@@ -145,6 +146,16 @@ def compare(base: str, new: str, results: Path, layout: str) -> None:
     if comparison.table.empty:
         raise click.ClickException(_nothing_in_common(base, new, every))
     note_uncommitted(every)
+    if out is not None:
+        from resflow_bench.report.comparison import write_comparison
+
+        try:
+            page = write_comparison(comparison, (base, new), out)
+        except OSError as error:
+            raise click.ClickException(
+                f"folder `{out}` cannot be written ({error.strerror}); name another with --out DIR."
+            ) from error
+        click.echo(f"page: {page}", err=True)
     echo_all(words(comparison, layout))
 
 

@@ -55,7 +55,7 @@ def write_report(
     # The newest run's question counts; very old runs record none.
     asked = [record.get("questions") or {} for record in provenance]
     questions = {suite: question for record in asked for suite, question in record.items()}
-    page = _ENVIRONMENT.get_template("page.html.j2").render(
+    page = ENVIRONMENT.get_template("page.html.j2").render(
         version=__version__,
         written=datetime.now(UTC),
         findings=findings(cells, measured),
@@ -197,11 +197,11 @@ def _run(record: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": record.get("run"), "facts": facts, "command": command}
 
 
-_ENVIRONMENT = Environment(
+ENVIRONMENT = Environment(
     loader=PackageLoader("resflow_bench.report"),
     autoescape=True,
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_ENVIRONMENT.filters["maths"] = maths
+ENVIRONMENT.filters["maths"] = maths
