@@ -121,7 +121,7 @@ def show(name: str, suite: str | None, layout: str, results: Path) -> None:
 @results_option
 @click.option("--format", "layout", type=click.Choice(["text", "markdown", "json", "csv"]),
               default="text", show_default=True)  # fmt: skip
-@click.option("--out", type=folder, help="Write a page, compare.html, into this folder too.")
+@click.option("--out", type=folder, help="Also write a page to this folder.")
 def compare(base: str, new: str, results: Path, layout: str, out: Path | None) -> None:
     """Print what changed from BASE to NEW, most certain first; intervals are at 99 %.
 
@@ -145,7 +145,7 @@ def compare(base: str, new: str, results: Path, layout: str, out: Path | None) -
     note_uncommitted(every)
     echo_all(words(comparison, layout))
     if out is not None:
-        from resflow_bench.report.changed import write_comparison
+        from resflow_bench.report.comparison import write_comparison
 
         try:
             page = write_comparison(comparison, (base, new), out)

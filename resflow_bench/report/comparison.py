@@ -13,17 +13,18 @@ from resflow_bench import __version__
 from resflow_bench.analysis.tables import label, varying
 from resflow_bench.analysis.words import number, with_interval
 from resflow_bench.files import csv_text
-from resflow_bench.gate.comparison import REASONS, UNCHANGED, VERDICTS, WORSE, Comparison
+from resflow_bench.gate.comparison import REASONS, UNCHANGED, UNDECIDED, VERDICTS, WORSE, Comparison
 from resflow_bench.gate.judge import FALSE_DISCOVERIES
 from resflow_bench.report.figures import write
 from resflow_bench.report.page import ASSETS, ENVIRONMENT, MAX_CELLS
 
-HEADS = ["cell", "metric", "verdict", "because", "BASE", "NEW", "NEW − BASE", "margin", "z"]
-N_WORDS = 4  # the first heads, which are no numbers
+FOLDED = (UNDECIDED, UNCHANGED)
+HEADS = ["cell", "metric", "because", "BASE", "NEW", "NEW − BASE", "margin", "z"]
+N_WORDS = 3  # the first heads, which are no numbers
 
 
 def write_comparison(comparison: Comparison, names: tuple[str, str], out: Path) -> Path:
-    """Write `compare.html` and `compare.csv`, every metric of every cell in both; return the page.
+    """Write `index.html` and `changes.csv`, every metric of every cell in both; return the page.
 
     Args:
         names: of BASE and of NEW.
@@ -33,7 +34,7 @@ def write_comparison(comparison: Comparison, names: tuple[str, str], out: Path) 
         OSError: if `out` cannot be written.
     """
     table = comparison.table
-    page = ENVIRONMENT.get_template("compare.html.j2").render(
+    page = ENVIRONMENT.get_template("comparison.html.j2").render(
         assets=ASSETS,
         version=__version__,
         written=datetime.now(UTC),
@@ -50,42 +51,39 @@ def write_comparison(comparison: Comparison, names: tuple[str, str], out: Path) 
         sections=[_section(str(suite), some) for suite, some in table.groupby("suite", sort=False)],
     )
     out = Path(out)
-    write(out / "compare.csv", csv_text(table))
-    write(out / "compare.html", page)
-    return out / "compare.html"
+    write(out / "changes.csv", csv_text(table))
+    write(out / "index.html", page)
+    return out / "index.html"
 
 
 def _section(suite: str, table: pd.DataFrame) -> dict[str, Any]:
-    axes = list(table.columns[table.columns.get_loc("q") + 1 :])
-    shown = varying(table, axes)
-    is_same = table["verdict"] == UNCHANGED
-    return {
-        "suite": suite,
-        "counts": table["verdict"].value_counts().reindex(VERDICTS, fill_value=0).to_dict(),
-        "changed": _lines(suite, table[~is_same], shown),
-        "unchanged": _lines(suite, table[is_same], shown),
-    }
+    """The metrics of a suite by verdict; verdicts that none has are left out."""
+    shown = varying(table, list(table.columns[table.columns.get_loc("q") + 1 :]))
+    counts = table["verdict"].value_counts().reindex(VERDICTS, fill_value=0).to_dict()
+    groups = [
+        {"verdict": verdict, "is_folded": verdict in FOLDED, "count": counts[verdict]}
+        | {"table": _table(suite, table[table["verdict"] == verdict], shown)}
+        for verdict in VERDICTS
+        if counts[verdict]
+    ]
+    return {"suite": suite, "n_worse": counts[WORSE], "groups": groups}
 
 
-def _lines(suite: str, table: pd.DataFrame, shown: list[str]) -> dict[str, Any]:
-    """What is worse first; within a verdict in the order of the table, the surest first."""
-    order = table["verdict"].map(VERDICTS.index).sort_values(kind="stable").index
+def _table(suite: str, table: pd.DataFrame, shown: list[str]) -> dict[str, Any]:
     lines = [
         {
             "id": f"{suite}-{row['cell']}-{row['metric']}",
             "is_violated": row["verdict"] == WORSE,
             "values": _values(row, label(row, shown)),
         }
-        for row in table.loc[order].head(MAX_CELLS).to_dict("records")
+        for row in table.head(MAX_CELLS).to_dict("records")
     ]
-    return {
-        **{"heads": HEADS, "n_axes": N_WORDS, "lines": lines},
-        "n_more": len(table) - len(lines),
-    }
+    n_more = len(table) - len(lines)
+    return {"heads": HEADS, "n_axes": N_WORDS, "lines": lines, "n_more": n_more}
 
 
 def _values(row: Mapping[Any, Any], cell: str) -> list[tuple[str, float | None]]:
-    words = [cell, row["metric"], row["verdict"], row["code"]]
+    words = [cell, row["metric"], row["code"]]
     numbers = [row[name] for name in ("base", "new", "difference", "margin", "z")]
     texts = [
         *(number(value) for value in numbers[:2]),
