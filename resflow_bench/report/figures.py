@@ -126,7 +126,8 @@ def svg(figure: Figure, name: str, about: str = "") -> str:
 
 
 def _pdf(figure: Figure, about: str) -> bytes:
-    """The figure as PDF with its fonts: the same bytes for the same figure and description."""
+    """The figure, as `svg` laid it out, as PDF with its fonts: the same bytes for the same."""
+    figure.set_layout_engine("none")
     stream = BytesIO()
     facts = {"Subject": about, "CreationDate": None}
     with mpl.rc_context({**style.THEME, "pdf.fonttype": 42}):
