@@ -26,6 +26,7 @@ def script(figure: Figure, rows: pd.DataFrame, name: str, comments: Sequence[str
     has: defaultdict[str, set[str]] = defaultdict(set)
     for kind, some in rows.groupby("kind"):
         has[str(kind)] = {name for name in some if some[name].notna().any()}
+    colors = rows.groupby("series", sort=False)["color"].first()
     images = [image for ax in figure.axes for image in ax.images]
     return _TEMPLATE.render(
         name=name,
@@ -34,7 +35,7 @@ def script(figure: Figure, rows: pd.DataFrame, name: str, comments: Sequence[str
         axes={repr(title): _axes(ax) for ax, title in panels(figure).items()},
         across=min(MAX_ACROSS, len(figure.axes)),
         has=has,
-        shows_more_than_images=set(has) != {"pixel"},
+        colors={repr(series): repr(color) for series, color in colors.items()},
         upright=[kind for kind in PLACED if "y_low" in has.get(kind, ())],
         level=[kind for kind in PLACED if "x_low" in has.get(kind, ())],
         colormap=images[0].get_cmap().name if images else "",
