@@ -25,7 +25,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 COLUMNS = (
-    *("panel", "series", "group", "kind", "x", "x_low", "x_high", "x_base", "x_name"),
+    *("panel", "series", "group", "kind", "color", "x", "x_low", "x_high", "x_base", "x_name"),
     *("y", "y_low", "y_high", "y_base", "y_name", "value", "red", "green", "blue"),
     *("x_axis", "y_axis"),
 )
@@ -55,11 +55,6 @@ class Group:
             return [None] * len(self.rows)
         return [say(place) for place in self.rows[xy]]
 
-    @property
-    def color(self) -> str:
-        """The colour, in hexadecimal."""
-        return color(self.artists[0])
-
 
 def groups(figure: Figure) -> list[Group]:
     """What each call has drawn; the intervals of marks and bars stand in the rows of these."""
@@ -83,6 +78,7 @@ def frame(figure: Figure) -> pd.DataFrame:
             series=one.series,
             group=place,
             kind=one.kind,
+            color=_color(one.artists[0]),
             **{f"{xy}_name": one.named(xy) for xy in "xy"},
             **{f"{xy}_axis": axis_label(one.ax, xy) or None for xy in "xy"},
         )
@@ -112,16 +108,15 @@ def axis_label(ax: Axes, xy: str) -> str:
     return " ".join(next(filter(None, own), above).split())
 
 
-def color(artist: Artist) -> str:
-    """The colour of an artist, in hexadecimal; of several, the first."""
+def _color(artist: Artist) -> str:
+    """The colour of an artist, in hexadecimal: of several, the first; black of an image."""
     if isinstance(artist, Line2D):
         return to_hex(artist.get_color())
     if isinstance(artist, Patch):
         return to_hex(artist.get_facecolor())
     if isinstance(artist, Collection):
-        colors = [*artist.get_facecolor(), *artist.get_edgecolor()]
-        return to_hex(colors[0]) if colors else ""
-    return ""
+        return to_hex([*artist.get_facecolor(), *artist.get_edgecolor(), "black"][0])
+    return to_hex("black")
 
 
 def _title(ax: Axes) -> str:
@@ -259,6 +254,6 @@ def _belong(marks: Group, intervals: Group) -> bool:
 def _finite(one: Group) -> Group | None:
     """The rows that are drawn: those whose coordinates are finite; None if there are none."""
     needed = [name for name in one.rows if name in "xy" or one.kind in OF_ENDS]
-    drawn = np.isfinite(one.rows[needed]).all(axis=1).to_numpy()
+    drawn = np.isfinite(one.rows[needed].to_numpy(float)).all(axis=1)
     artists = one.artists if len(one.artists) == 1 else tuple(np.asarray(one.artists)[drawn])
     return replace(one, artists=artists, rows=one.rows[drawn]) if drawn.any() else None

@@ -82,7 +82,7 @@ def _render(picture: Picture, cells: pd.DataFrame, folder: Path, facts: Facts) -
     files: dict[str, str | bytes] = {
         "svg": re.sub(r"(<svg[^>]*>)", ground, svgs[LAPTOP], count=1),
         "pdf": _pdf(wide, about),
-        "csv": "".join(f"# {line}\n" for line in lines) + csv_text(rows),
+        "csv": "".join(f"# {line}\n" for line in lines) + csv_text(rows.drop(columns="color")),
         "py": script(wide, rows, name, lines),
     }
     for kind, content in files.items():
@@ -126,7 +126,8 @@ def svg(figure: Figure, name: str, about: str = "") -> str:
 
 
 def _pdf(figure: Figure, about: str) -> bytes:
-    """The figure as PDF with its fonts: the same bytes for the same figure and description."""
+    """The figure, as `svg` laid it out, as PDF with its fonts: the same bytes for the same."""
+    figure.set_layout_engine("none")
     stream = BytesIO()
     facts = {"Subject": about, "CreationDate": None}
     with mpl.rc_context({**style.THEME, "pdf.fonttype": 42}):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pprint
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
-from resflow_bench.report.drawn import axis_label, groups, panels
+from resflow_bench.report.drawn import axis_label, panels
 
 PLACED = ("mark", "marked line", "bar", "interval")  # kinds whose ends are those of an interval
 MAX_ACROSS = 3
@@ -27,35 +26,33 @@ def script(figure: Figure, rows: pd.DataFrame, name: str, comments: Sequence[str
     has: defaultdict[str, set[str]] = defaultdict(set)
     for kind, some in rows.groupby("kind"):
         has[str(kind)] = {name for name in some if some[name].notna().any()}
-    colors = {one.series: one.color for one in groups(figure) if one.kind != "pixel"}
+    colors = rows.groupby("series", sort=False)["color"].first()
     images = [image for ax in figure.axes for image in ax.images]
     return _TEMPLATE.render(
         name=name,
         comments=comments,
         skipped=len(comments),
-        axes=pprint.pformat(
-            {title: _axes(ax) for ax, title in panels(figure).items()}, sort_dicts=False, width=98
-        ),
-        colors=pprint.pformat(colors, sort_dicts=False),
+        axes={repr(title): _axes(ax) for ax, title in panels(figure).items()},
         across=min(MAX_ACROSS, len(figure.axes)),
         has=has,
+        colors={repr(series): repr(color) for series, color in colors.items()},
         upright=[kind for kind in PLACED if "y_low" in has.get(kind, ())],
         level=[kind for kind in PLACED if "x_low" in has.get(kind, ())],
         colormap=images[0].get_cmap().name if images else "",
     )
 
 
-def _axes(ax: Axes) -> dict[str, Any]:
-    """Label, scale and ends of both axes, and ticks where they are given one by one."""
-    given: dict[str, Any] = {}
+def _axes(ax: Axes) -> list[str]:
+    """Label, scale and ends of each axis, and its ticks where they are given, as arguments."""
+    lines = []
     for xy, axis in (("x", ax.xaxis), ("y", ax.yaxis)):
-        given[f"{xy}label"] = axis_label(ax, xy)
-        given[f"{xy}scale"] = axis.get_scale()
+        given: dict[str, Any] = {"label": axis_label(ax, xy), "scale": axis.get_scale()}
         if isinstance(axis.get_major_locator(), FixedLocator):
-            given[f"{xy}ticks"] = [float(at) for at in axis.get_ticklocs()]
-            given[f"{xy}ticklabels"] = [text.get_text() for text in axis.get_ticklabels()]
-        given[f"{xy}lim"] = tuple(float(f"{end:.6g}") for end in axis.get_view_interval())
-    return given
+            given["ticks"] = [float(at) for at in axis.get_ticklocs()]
+            given["ticklabels"] = [text.get_text() for text in axis.get_ticklabels()]
+        given["lim"] = tuple(float(f"{end:.6g}") for end in axis.get_view_interval())
+        lines.append(", ".join(f"{xy}{name}={value!r}" for name, value in given.items()))
+    return lines
 
 
 _TEMPLATE = Environment(
