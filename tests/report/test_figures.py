@@ -110,7 +110,7 @@ def test_the_csv_has_the_marks_lines_and_bars_of_the_figure(folder: Path) -> Non
         rows = rows[rows["kind"].isin(["line", "bar", *MARKS])]
         stored = rows[["x", "y"]].to_numpy(float)
         assert len(stored) == len(drawn), name
-        if len(drawn) and not (rows["kind"] == "bar").any():
+        if len(drawn) > 0 and not (rows["kind"] == "bar").any():
             assert np.sort(stored, axis=0) == pytest.approx(np.sort(drawn, axis=0), rel=1e-12)
 
 
