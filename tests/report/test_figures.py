@@ -31,12 +31,16 @@ MARKS = ("mark", "marked line")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of every figure."""
+def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, str]]]:
+    """The folder of every figure's files, and each as it stands on the page."""
     folder = tmp_path_factory.mktemp("figures")
-    for suite, cells in CELLS.items():
-        rendered(SUITES[suite], cells, folder, [RUN])
-    return folder
+    several = [rendered(SUITES[name], cells, folder, [RUN]) for name, cells in CELLS.items()]
+    return folder, {one["name"]: one for some in several for one in some}
+
+
+@pytest.fixture(scope="module")
+def folder(page: tuple[Path, dict[str, dict[str, str]]]) -> Path:
+    return page[0]
 
 
 def draw(name: str, columns: int = 3) -> Figure:
@@ -141,16 +145,18 @@ def test_the_script_draws_the_figure_again(
     assert (folder / f"{name}-again.png").is_file()
 
 
-@pytest.mark.parametrize("name", PICTURES)
-@pytest.mark.parametrize("columns", [1, 3])
-def test_every_mark_has_a_tooltip(name: str, columns: int) -> None:
+def test_every_mark_has_a_tooltip(page: tuple[Path, dict[str, dict[str, str]]]) -> None:
     """In both widths, except the marks of a picture that is stored as pixels."""
-    figure = draw(name, columns)
-    markup = svg(figure, "f")
-    rows = frame(figure)
-    shown = rows["kind"].isin([*MARKS, "bar"]) & ~rows["series"].isin(["samples", "data"])
-    assert len(re.findall(r"<title>[^<]*: [^<]*</title>", markup)) >= shown.sum()
-    assert len(re.findall(r"<use [^>]*><title>", markup)) == (shown & (rows["kind"] != "bar")).sum()
+    folder, figures = page
+    assert set(figures) == set(PICTURES)
+    for name, figure in figures.items():
+        rows = read(folder, name)
+        marks = rows["kind"].isin(MARKS) & ~rows["series"].isin(["samples", "data"])
+        for width in ("wide", "narrow"):
+            assert len(re.findall("<use [^>]*><title>[^<]*: ", figure[width])) == marks.sum(), name
+            bars = (rows["kind"] == "bar").sum()
+            titles = re.findall("<title>[^<]*: [^<]*</title>", figure[width])
+            assert len(titles) >= marks.sum() + bars, name
 
 
 def test_a_tooltip_says_where_its_mark_is() -> None:
