@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path.insert(0, str(HERE.parent))
 
 from resflow_bench import __version__  # noqa: E402
 
@@ -16,13 +16,13 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_click",
-    "extensions.checks",
-    "extensions.docstrings",
-    "extensions.links",
-    "extensions.packages",
-    "extensions.published",
-    "extensions.script_output",
-    "extensions.suite_pages",
+    "docs.extensions.checks",
+    "docs.extensions.docstrings",
+    "docs.extensions.links",
+    "docs.extensions.packages",
+    "docs.extensions.published",
+    "docs.extensions.script_output",
+    "docs.extensions.suite_pages",
 ]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["my_suite", "extensions", "drawn"]

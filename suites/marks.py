@@ -84,9 +84,11 @@ def make_rows(
 ) -> tuple[Figure, Axes]:
     """One wide panel with a named line for each cell; the main model's names are bold."""
     labels = [label(cell, names) for _, cell in cells.iterrows()]
+    row = style.ROW
     if suffix:
-        labels = [f"{t}, {v} {suffix}" for t, v in zip(labels, cells[suffix], strict=True)]
-    height = 0.75 + style.ROW * len(cells)
+        between, row = (",\n", 1.3 * row) if columns == 1 else (", ", row)
+        labels = [f"{t}{between}{v} {suffix}" for t, v in zip(labels, cells[suffix], strict=True)]
+    height = 0.75 + row * len(cells)
     figure, (ax,) = style.make_panels(1, 1, width=columns * style.PANEL, height=height)
     mine = [text for text, model in zip(labels, cells["model"], strict=True) if model == MAIN]
     name_rows(ax, labels, mine)

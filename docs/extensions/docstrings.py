@@ -15,8 +15,8 @@ from sphinx import addnodes
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.logging import getLogger
 
-from extensions.formulas import displayed, with_mathematics
-from extensions.mathml import mathml
+from docs.extensions.formulas import displayed, with_mathematics
+from docs.extensions.mathml import mathml
 
 if TYPE_CHECKING:
     import click

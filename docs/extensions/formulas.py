@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from extensions.mathml import mathml
+from docs.extensions.mathml import mathml
 
 
 def _words(text: str) -> frozenset[str]:

@@ -11,7 +11,7 @@ import pandas as pd
 from sphinx.util.docutils import SphinxDirective
 
 import suites
-from extensions.formulas import with_mathematics
+from docs.extensions.formulas import with_mathematics
 from resflow_bench.cli.choices import rule_of
 from resflow_bench.lab.axes import AXES, Axis
 

@@ -95,10 +95,12 @@ def largest(*values: ArrayLike, least: float) -> float:
     return float(flat[np.isfinite(flat)].max(initial=least))
 
 
-def log_axis(ax: Axes, xy: str, values: Iterable[pd.Series], decades: float = math.inf) -> float:
+def log_axis(
+    ax: Axes, xy: str, values: Iterable[pd.Series], decades: float = math.inf, n_ticks: int = 7
+) -> float:
     """Make axis `xy` logarithmic and return its lower edge, where zero is drawn.
 
-    `decades` is the largest length of the axis.
+    `decades` is the largest length of the axis, `n_ticks` the largest number of its ticks.
     """
     flat = np.concatenate([np.asarray(v, float) for v in values])
     flat = flat[np.isfinite(flat) & (flat > 0)]
@@ -107,13 +109,16 @@ def log_axis(ax: Axes, xy: str, values: Iterable[pd.Series], decades: float = ma
     floor = 10.0 ** math.floor(math.log10(low) - 0.15)
     ax.set(**{f"{xy}scale": "log", f"{xy}lim": (0.8 * floor, 10 ** (math.log10(top) + 0.2))})
     axis = ax.xaxis if xy == "x" else ax.yaxis
-    axis.set_major_locator(LogLocator(numticks=7))
+    axis.set_major_locator(LogLocator(numticks=n_ticks))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda v, _: _power(v)))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: power(v)))
     return floor
 
 
-def _power(value: float) -> str:
+def power(value: float) -> str:
+    """A power of ten, as ``0.01``, ``1,000`` or ``10⁴``; 0 as such."""
+    if value == 0:
+        return "0"
     exponent = round(math.log10(value))
     if -2 <= exponent <= 3:
         return f"{10.0**exponent:,g}"

@@ -75,10 +75,12 @@ PICTURES = (
     Picture(
         "bias",
         by_terms,
-        "Bias per dimension of a series cut after N terms. Marks are measured (paired with vᵀ "
-        "log(I + J) v at the same probes), with 99 % intervals. Each mark should lie on its line, "
-        "which is computed from the Jacobian without sampling, and below the dashed bound, which "
-        "depends only on K and, for a flow (in its colour), on the number of blocks. The distance "
+        "Bias of the log-determinant, per dimension, when its series is cut after N terms; a panel "
+        "for each promised Lipschitz constant K. Marks are measured, with 99 % intervals: the mean "
+        "difference from the whole series, with the same random vectors. In theory each mark lies "
+        "on the line of its colour, which is computed from the Jacobian without sampling, and "
+        "below the dashed bound, which depends only on K and, for a flow (in its colour), on the "
+        "number of blocks. The distance "
         "of the trained flow from its bound shows what its smaller realised constant saves. An "
         "open triangle is the upper end of an interval that contains zero: the bias is there or "
         "below. A triangular map has no bias at any N, hence no line. Roulettes, which should "

@@ -111,15 +111,16 @@ PICTURES = (
     Picture(
         "density",
         planes,
-        "Densities in the plane, the true and the learned one on the same scale of colours, and "
-        "draws from the flow. For each data set the cell of the highest likelihood is shown. The "
-        "divergence that is left to learn is the mean of ln p_true − ln p over held-out points.",
+        "Densities in the plane, the true and the learned one on the same scale of colours (light "
+        "is high), and draws from the flow. All three should look alike. For each data set the "
+        "cell of the highest likelihood is shown. The divergence that is left to learn is the mean "
+        "of ln p_true − ln p over held-out points.",
     ),
     Picture(
         "density_samples",
         images,
-        "Test images, with the noise of their dequantisation, beside draws from the flow. For "
-        "each data set the cell of the highest likelihood is shown. Its bits per dimension bound "
-        "those of a model of the discrete pixel counts from above.",
+        "Test images, with the noise of their dequantisation, beside draws from the flow. For each "
+        "data set the cell of the highest likelihood is shown. Its bits per dimension bound those "
+        "of a model of the discrete pixel counts from above.",
     ),
 )

@@ -73,7 +73,7 @@ def variance_time(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     height = 0.9 + 0.9 * style.ROW * rows
     figure, panels = style.make_panels(len(groups), across, width=width, height=height)
     for ax, (title, some) in zip(panels, groups.items(), strict=True):
-        _draw_ratios(ax, some)
+        _draw_ratios(ax, some, n_ticks=3 if columns == 1 else 7)
         ax.set_title(title)
     finite = entry("finite variance", style.INK, marker="o", ls="", ms=5)
     infinite = entry("infinite: at least", style.INK, marker=">", mfc="none", ls="", ms=6)
@@ -95,7 +95,7 @@ def winners(cells: pd.DataFrame, columns: int = 3) -> Figure | None:
     best = [_fastest(some, errors) for some in groups]
     order = list(dict.fromkeys(n for names, _ in best for n in names))
     colors = _winner_colors(order)
-    width = min(columns * style.PANEL, max(style.PANEL, 1.3 * len(groups) + 1))
+    width = min(columns * style.PANEL, max(1.7 * style.PANEL, 1.3 * len(groups) + 1))
     figure, (ax,) = style.make_panels(1, 1, width=width, height=3.4)
     for x, (names, seconds) in enumerate(best):
         for name in dict.fromkeys(names):
@@ -200,7 +200,7 @@ def _error(cell: pd.Series, t: np.ndarray) -> np.ndarray:
     return np.where(n >= 1 - 1e-9, error, np.inf)
 
 
-def _draw_ratios(ax: Axes, some: pd.DataFrame) -> None:
+def _draw_ratios(ax: Axes, some: pd.DataFrame, n_ticks: int) -> None:
     usual = reference(some)
     assert usual is not None  # such a group is left out
     over = usual["spread"] * usual["relative_time"]
@@ -213,7 +213,8 @@ def _draw_ratios(ax: Axes, some: pd.DataFrame) -> None:
     some = some.assign(ratio=ratio, low=low, high=high)
     some = some.sort_values("ratio", ascending=False).reset_index(drop=True)
     ends = some[["ratio", "high"]].replace(np.inf, np.nan)
-    style.log_axis(ax, "x", [some["ratio"], some["low"][some["low"] > 0], ends["high"].dropna()])
+    values = [some["ratio"], some["low"][some["low"] > 0], ends["high"].dropna()]
+    style.log_axis(ax, "x", values, n_ticks=n_ticks)
     left, right = ax.get_xlim()
     ax.set_xlim(left, right * (right / left) ** 0.22)  # room for the numbers
     ax.axvline(1, color=style.INK, lw=0.9, label=usual["name"])
@@ -270,13 +271,14 @@ PICTURES = (
     Picture(
         "efficiency",
         error_against_time,
-        "Each line begins with one draw, at the time of one draw per example of a batch. As draws "
-        "are averaged, it falls with the square root of time until only the bias is left (dotted; "
-        "where no formula gives the bias, its largest possible value). The band is the least "
-        "error reached in a given time; the dashed line is 0.01 nat. A determinant is exact up to "
-        "rounding from its first call on: a triangle at or below the edge. Where the variance is "
-        "infinite, the line shows the variance of the draws that were made; averaging does not "
-        "deliver it, and the band leaves it out.",
+        "The error of the log-determinant against the time spent on it. A line is a candidate, an "
+        "estimator with its settings. It begins with one draw, at the time of one draw per example "
+        "of a batch. As draws are averaged, it falls with the square root of time until only the "
+        "bias is left (dotted; where no formula gives the bias, its largest possible value). The "
+        "band is the least error reached in a given time; the dashed line is 0.01 nat. A "
+        "determinant is exact up to rounding from its first call on: a triangle at or below the "
+        "edge. Where the variance is infinite, the line shows the variance of the draws that were "
+        "made; averaging does not deliver it, and the band leaves it out.",
     ),
     Picture(
         "variance_time",
@@ -292,9 +294,10 @@ PICTURES = (
     Picture(
         "winners",
         winners,
-        "The fastest candidate at each error from 1 nat down to 0.0001, with its seconds per "
-        "example (from variance, bias and time of a draw; candidates of infinite variance do not "
-        "take part). The steep flow is untrained, with the norm of every layer at its limit, and "
-        "exists at every d; fewer candidates are measured on it.",
+        "The fastest candidate for an error, from 1 nat at the top down to 0.0001, a column for "
+        "each model and d. Its colour names it, and the number is its time per example (from "
+        "variance, bias and time of a draw; candidates of infinite variance do not take part). The "
+        "steep flow is untrained, with the norm of every layer at its limit, and exists at every "
+        "d; fewer candidates are measured on it.",
     ),
 )

@@ -39,13 +39,13 @@ def convergence(cells: pd.DataFrame, columns: int) -> Figure:
         errors.plot(steps, slope, color=color, lw=1, ls=style.DASHES, label=f"order {order}")
         norms.plot(steps, here["step_norm"], **look)
     norms.axhline(1.0, color=style.INK, lw=1, ls=style.DASHES, label="norm 1")
-    for ax, column, label in (
-        (errors, "log_prob_rms", "error of log p, nat"),
-        (norms, "step_norm", "largest norm of a step"),
+    for ax, column, label, title in (
+        (errors, "log_prob_rms", "error of log p (nat)", "error"),
+        (norms, "step_norm", "largest norm of a step", "norm"),
     ):
         style.log_axis(ax, "y", [cells[column]])
         style.count_axis(ax, cells["n_solver_steps"])
-        ax.set(xlabel="steps T", ylabel=label, title=f"{name[1]}, {name[0]}")
+        ax.set(xlabel="steps T", ylabel=label, title=f"{title}: {name[1]}, {name[0]}")
     handles = [entry(m, color, marker=k, lw=1.6, ms=5) for m, (color, k, _) in METHODS.items()]
     dashed = entry("slopes 1 and 2; norm 1", style.INK, lw=1, ls=style.DASHES)
     style.add_legend(figure, [*handles, dashed])
@@ -58,8 +58,8 @@ PICTURES = (
         convergence,
         "A continuous flow in T steps, as a residual flow x + g(x) with g = −h u, h = 1/T. Left: "
         "the root mean square of log p by the steps less that of the differential equation, with "
-        "the slopes of orders 1 and 2. Right: the largest norm of ∂g/∂x along the paths. Below "
-        "1 every step is a contraction: its inverse is a fixed point, and the series of its "
-        "log-determinant converges.",
+        "the slopes of orders 1 and 2, which the lines should approach as T grows. Right: the "
+        "largest norm of ∂g/∂x along the paths. Below 1 every step is a contraction: its inverse "
+        "is a fixed point, and the series of its log-determinant converges.",
     ),
 )

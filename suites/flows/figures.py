@@ -52,7 +52,7 @@ def quality(cells: pd.DataFrame, columns: int) -> Figure:
             ax.annotate(said, at, (5, 3), textcoords="offset points", color=color, size=8)
         ax.set(title=name, xlabel="seconds of training")
         ax.margins(x=0.3)
-    style.label_outer(panels, columns, "held-out log-likelihood, nat")
+    style.label_outer(panels, columns, "held-out log-likelihood (nat)")
     return figure
 
 
@@ -151,16 +151,16 @@ PICTURES = (
     Picture(
         "flows",
         quality,
-        "Held-out log-likelihood against the seconds of its training on one thread, with intervals "
-        "at 99 %. All systems have about as many parameters; the lines join numbers of steps. "
-        "Above and to the left is better.",
+        "Held-out log-likelihood of each system against the seconds of its training on one thread; "
+        "bars are 99 % intervals, and residual flows are orange. All systems have about as many "
+        "parameters; the lines join numbers of steps. Above and to the left is better.",
     ),
     Picture(
         "flows_densities",
         densities,
-        "The density of each system, on the true one's scale of colours, and the seconds of its "
-        "training. Of several trainings of a system the one of the highest likelihood is "
-        "shown.",
+        "The density of each system, on the true one's scale of colours (light is high), and the "
+        "seconds of its training. The closer to the first picture, the better. Of several "
+        "trainings of a system the one of the highest likelihood is shown.",
     ),
     Picture(
         "flows_samples",

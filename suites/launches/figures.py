@@ -40,7 +40,7 @@ def calls(cells: pd.DataFrame, columns: int) -> Figure:
             ax.plot(cells[metric][mine], places[mine], marker, **look)
         ax.set_xscale("symlog", linthresh=1)
         ax.set_xlim(-0.15, style.largest(2 * cells[metric], least=2.0))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda n, _: style.power(n)))
         name_rows(ax, names)
         ax.set(title=title, xlabel="per call")
         ax.invert_yaxis()
@@ -54,10 +54,11 @@ PICTURES = (
     Picture(
         "launches",
         calls,
-        "Kernels and copies that one call queues on an accelerator, and how often the host waits "
-        "for it, counted on a stand-in device on the CPU. The flow has eight blocks of two hidden "
-        "layers, d = 16, and a batch of eight examples; all implementations hold the same weights. "
-        "A launch costs a GPU's host some microseconds whatever the size of the batch, and while "
-        "the host waits it queues nothing.",
+        "Left: the kernels and copies that one call queues on an accelerator. Right: how often the "
+        "host waits for the accelerator in that call. A row is a call, a mark an implementation; "
+        "all hold the same weights. Both are counted exactly, on a stand-in device on the CPU, for "
+        "eight blocks of two hidden layers, d = 16, and eight examples. Further left is better: a "
+        "launch costs a GPU's host some microseconds whatever the size of the batch, and while the "
+        "host waits it queues nothing.",
     ),
 )

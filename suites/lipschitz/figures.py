@@ -67,9 +67,11 @@ PICTURES = (
     Picture(
         "lipschitz",
         constants,
-        "From right to left: the promised constant, the product of the layers' norms by SVD, the "
-        "largest ‖J(x)‖₂ over the points, and the spectral radius, which alone decides how fast "
-        "the series converges asymptotically. For a flow the worst block is shown. A triangle "
+        "Constants of a branch g, a row for each model. In theory a row shows from right to left: "
+        "the promised constant K; the certified one, the product of the layers' norms by SVD; the "
+        "largest ‖J(x)‖₂ over the points; and the spectral radius, which alone decides how fast "
+        "the series converges in the end. A long grey line means that the flow uses little of what "
+        "it is promised. For a flow the worst block is shown. A triangle "
         "beyond the promised constant marks the certified constant as the training's last update "
         "left it; all other numbers are of norms aligned by SVD.",
     ),

@@ -58,8 +58,9 @@ PICTURES = (
         "path-gradient",
         by_terms,
         "Bias of the gradient of a reverse Kullback–Leibler divergence through samples, relative "
-        "to the gradient's length, of a series cut after N terms. Marks are measured, with 99 % "
-        "intervals; lines are computed without sampling. An open triangle is the upper end of an "
-        "interval that contains zero.",
+        "to the gradient's length, when the series of the log-determinant is cut after N terms. "
+        "Marks are measured, with 99 % intervals, and should lie on the line of their colour, "
+        "which is computed without sampling. An open triangle is the upper end of an interval that "
+        "contains zero, so the bias is there or below.",
     ),
 )

@@ -52,9 +52,10 @@ PICTURES = (
     Picture(
         "throughput",
         rates,
-        "Examples a second, by the median of repeated timings; the thin line at the end of a bar "
-        "is its 99 % interval. The peak is the rate of a large matrix product measured in the "
-        "same run: a share above 100 %, or a long thin line, means that other work ran on the "
-        "machine during one of the two timings.",
+        "Examples a second of each operation, a bar for each setting: longer is faster. It is the "
+        "median of repeated timings; the thin line at the end of a bar is its 99 % interval. The "
+        "share of the peak says how well the hardware is used. The peak is the rate of a large "
+        "matrix product measured in the same run: a share above 100 %, or a long thin line, means "
+        "that other work ran on the machine during one of the two timings.",
     ),
 )

@@ -144,7 +144,8 @@ PICTURES = (
     Picture(
         "training_gap",
         over_steps,
-        "One flow, trained with each objective in turn. Dashed with open marks: the objective's "
+        "Held-out log-likelihood over the training of one flow, with each objective in turn, a "
+        "colour for each. Dashed with open marks: the objective's "
         "own estimate at held-out points. Solid: the exact log-likelihood there. Filled marks: an "
         "unbiased estimate, which should lie on the solid line. Bars are 99 % intervals. The "
         "shaded gap is likelihood that only the truncated series claims; where the dashed curve "

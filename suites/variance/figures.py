@@ -80,7 +80,8 @@ def bounds(cells: pd.DataFrame, columns: int) -> Figure | None:
     cells = cells.sort_values(["variance_bound_lipschitz", "variance_bound", "variance"])
     names = [c for c in CHAIN if c in cells]
     figure, ax = make_rows(cells, varying(cells, ["model", *hard]), columns, suffix="probe")
-    floor = style.log_axis(ax, "x", [cells[n] for n in ("variance", *names)])
+    n_ticks = 4 if columns == 1 else 7
+    floor = style.log_axis(ax, "x", [cells[n] for n in ("variance", *names)], n_ticks=n_ticks)
     rows = np.arange(len(cells))
     ends = cells[["variance", *names[:3]]].clip(lower=floor)
     reach = ends.min(axis=1), ends.max(axis=1)
@@ -133,7 +134,7 @@ def roulette(cells: pd.DataFrame, columns: int) -> Figure | None:
             radius = cells["spectral_radius"][some]
             ax.plot(x[some], radius, marker, color=color, **given, label=said)
     ax.set(xlim=(0, 1.24), ylim=(0, 1), xlabel="stop probability", ylabel="spectral radius ρ")
-    ax.set_xticks([0, 0.25, 0.5, 0.75, 1, 1.15], ["0", ".25", ".5", ".75", "1", "Poisson-like"])
+    ax.set_xticks([0, 0.25, 0.5, 0.75, 1, 1.15], ["0", ".25", ".5", ".75", "1", "Poisson"])
     handles = [
         entry("finite", style.BLUE, marker="o", ls=""),
         entry("infinite", style.ACCENT, marker="X", ls=""),
@@ -147,27 +148,34 @@ PICTURES = (
     Picture(
         "variance",
         over_closed_form,
-        "Measured variance of one draw over its closed form, with 99 % intervals; each mark is a "
-        "cell. Marks scatter about one, and one bar in a hundred misses it by chance. Where a bar "
-        "ends in a triangle, the tail of the roulette is too heavy for an upper limit. Cells "
-        "whose variance is zero or infinite have no ratio and are not drawn.",
+        "The measured variance of one draw of the log-determinant, divided by the variance that "
+        "its formula gives. A mark is one model at one setting, in the order of the formula's "
+        "value; its bar is the 99 % interval. If the formula is right, marks scatter about the "
+        "line at 1, and about one bar in a hundred misses it by chance. Where a bar ends in a "
+        "triangle, the tail of the roulette is too heavy for an upper limit. Variances that are "
+        "zero or infinite have no ratio and are not drawn.",
     ),
     Picture(
         "bounds",
         bounds,
-        "The variance of each model at its hardest setting, and its bounds. From left to right: "
-        "measured (on its closed form), Avron and Toledo's bound, and the bound from K alone (for "
-        "a flow, summed over its blocks); where they coincide, the bound is attained. The cross "
-        "is the bound as printed in a widely read post: wherever it lies left of the measurement, "
-        "it is no bound. A triangle on the left edge is a variance of zero.",
+        "The variance of one draw, and what bounds it, a row for each model and law of the probe, "
+        "at the largest K, N and d measured. From left to right a row should show: the measured "
+        "variance with its 99 % interval, on the short black line of its formula; Avron and "
+        "Toledo's bound, which uses the Jacobian; and the bound from K alone (for a flow, summed "
+        "over its blocks). The grey line spans them: a long one means a bound far from tight, and "
+        "where marks coincide the bound is attained. The cross is a bound as printed in a widely "
+        "read post: where it lies left of the measurement it is no bound. A triangle on the left "
+        "edge is a variance of zero.",
     ),
     Picture(
         "roulette",
         roulette,
-        "Roulettes of finite and of infinite variance. A geometric law that stops with "
-        "probability p needs ρ(J)² < 1 − p (below the curve), with ρ the largest spectral radius "
-        "over blocks and points. A Poisson law stops so early that only a nilpotent J (ρ = 0) is "
-        "safe. Where the variance is infinite, a sample variance may look moderate but estimates "
-        "nothing, and the mean of any number of draws has infinite variance too.",
+        "Roulettes of finite and of infinite variance. A mark is a model with one law of the "
+        "number of terms: its stop probability across, its spectral radius ρ up, the largest over "
+        "blocks and points. Theory: a geometric law that stops with probability p has a finite "
+        "variance below the curve, ρ² < 1 − p, and an infinite one in the shaded region. A Poisson "
+        "law (right) stops so soon that only a nilpotent J, ρ = 0, is safe. In the shaded region a "
+        "sample variance may look moderate but estimates nothing, and the mean of any number of "
+        "draws has infinite variance too.",
     ),
 )

@@ -10,10 +10,10 @@ import re
 from pathlib import Path
 
 import pytest
-from extensions import checks, formulas, links, mathml, packages, suite_pages
 
 import resflow_bench
 import suites
+from docs.extensions import checks, formulas, links, mathml, packages, suite_pages
 from resflow_bench.lab.axes import AXES
 
 DOCS = Path(__file__).parents[2] / "docs"
