@@ -1,0 +1,43 @@
+# figure: flows
+# suite: flows
+# resflow_bench: 0.1.0
+# run: quick-20261128-234608-f545
+# commit: 23684d137db18df601b7d8c4b7e982ff319739f3
+# preset: quick
+# seed: 0
+# dataset: eight-gaussians
+# dtype: float32
+# device: cpu
+import pandas as pd
+import seaborn as sns
+from matplotlib.lines import Line2D
+
+AXES = {
+    'eight-gaussians': dict(
+        xlabel='seconds of training', xscale='log', xlim=(0.8, 21.8406),
+        ylabel='held-out log-likelihood (nat)', yscale='linear', ylim=(-1.76741, -1.43058),
+    ),
+}
+COLORS = {
+    'flow-matching': '#0173b2',
+    'residual': '#d55e00',
+    'nsf': '#0173b2',
+    'realnvp': '#0173b2',
+}
+
+rows = pd.read_csv("flows.csv", skiprows=10, dtype={"panel": str, "series": str})
+grid = sns.FacetGrid(rows, col="panel", col_wrap=1, sharex=False, sharey=False)
+for (panel, kind, _), some in rows.groupby(["panel", "kind", "group"], sort=False):
+    ax, color = grid.axes_dict[panel], COLORS[some["series"].iloc[0]]
+    if "line" in kind:
+        sns.lineplot(some, x="x", y="y", color=color, estimator=None, sort=False, ax=ax)
+    if "mark" in kind:
+        sns.scatterplot(some, x="x", y="y", color=color, ax=ax)
+    if kind in ['marked line']:
+        ax.vlines(some["x"], some["y_low"], some["y_high"], color=color)
+for panel, ax in grid.axes_dict.items():
+    ax.set(**AXES[panel])
+    ax.minorticks_off()
+grid.set_titles("{col_name}")
+grid.add_legend({name: Line2D([], [], color=color, lw=4) for name, color in COLORS.items()})
+grid.savefig("flows-again.png")
