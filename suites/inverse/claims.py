@@ -22,10 +22,15 @@ OUTCOMES: Mapping[float, str] = {
     4: "uncertified",
 }
 # A tolerance that the dtype can tell from rounding, and steps enough to reach it.
-REACHABLE = (
-    "tolerance > 0 and n_steps_bound <= max_steps and "
-    "(dtype == 'float64' and tolerance >= 1e-14 or dtype == 'float32' and tolerance >= 1e-6)"
+FLOOR = (
+    "n_steps_bound <= max_steps and (dtype == 'float64' and tolerance * (1 - lipschitz) >= {0} * "
+    "1.2e-16 or dtype == 'float32' and tolerance * (1 - lipschitz) >= {0} * 6e-8)"
 )
+"""A tolerance of some times the rounding floor u / (1 - K), below which no residual falls."""
+
+REACHABLE = FLOOR.format(1)
+COUNTABLE = FLOOR.format(10)
+"""Nearer to the floor, rounding costs steps beyond those that exact arithmetic takes."""
 
 STATEMENTS = (
     Statement(
@@ -44,10 +49,10 @@ STATEMENTS = (
     ),
     Statement(
         "steps within Banach's count",
-        "no more steps than ln(ε (1 − K) / ‖g(y)‖) / ln K",
+        "no more steps than ln(ε (1 − K) / ‖g(y)‖) / ln K, for ε far above rounding, u / (1 − K)",
         "Banach's fixed-point theorem, a priori",
         Exactly("n_steps", "n_steps_bound"),
-        only=REACHABLE,
+        only=COUNTABLE,
     ),
     Statement(
         "every solve converged",
