@@ -86,9 +86,21 @@ def write_report(
 
 
 def maths(text: str) -> Markup:
-    """The text with the subscripts of ``A_ii`` and ``Σ_{k>N}`` set as such."""
-    escaped = str(Markup.escape(text))
-    return Markup(re.sub(r"_(?:\{(.*?)\}|([A-Za-z]+))", r"<sub>\1\2</sub>", escaped))
+    """The text with subscripts as in ``A_ii`` and ``Σ_{k>N}``, powers, and `code`, set as such.
+
+    >>> str(maths("h^0.9 of `a_b` and S_N"))
+    'h<sup>0.9</sup> of <code>a_b</code> and S<sub>N</sub>'
+    """
+    words, *rest = str(Markup.escape(text)).split("`")
+    parts = [_raised(words)]
+    for place, part in enumerate(rest):
+        parts.append(_raised(part) if place % 2 else f"<code>{part}</code>")
+    return Markup("".join(parts))
+
+
+def _raised(text: str) -> str:
+    text = re.sub(r"_(?:\{(.*?)\}|([A-Za-z]+))", r"<sub>\1\2</sub>", text)
+    return re.sub(r"\^([0-9.]*[0-9])", r"<sup>\1</sup>", text)
 
 
 def _section(
