@@ -160,7 +160,7 @@ PICTURES = (
         bounds,
         "The variance of one draw, and what bounds it, a row for each model and law of the probe, "
         "at the largest K, N and d measured. From left to right a row should show: the measured "
-        "variance with its 99 % interval, on the short black line of its formula; Avron and "
+        "variance with its 99 % interval, on the short upright line of its formula; Avron and "
         "Toledo's bound, which uses the Jacobian; and the bound from K alone (for a flow, summed "
         "over its blocks). The grey line spans them: a long one means a bound far from tight, and "
         "where marks coincide the bound is attained. The cross is a bound as printed in a widely "
