@@ -112,9 +112,10 @@ PICTURES = (
         "density",
         planes,
         "Densities in the plane, the true and the learned one on the same scale of colours (light "
-        "is high), and draws from the flow. All three should look alike. For each data set the "
-        "cell of the highest likelihood is shown. The divergence that is left to learn is the mean "
-        "of ln p_true − ln p over held-out points.",
+        "is high), and draws from the flow. The more alike the three look, the better the flow has "
+        "learnt; few steps of training leave it smeared. Of several trainings on a data set that "
+        "of the highest likelihood is shown. What is left to learn is the divergence from the true "
+        "density, the mean of ln p(true) − ln p over held-out points.",
     ),
     Picture(
         "density_samples",

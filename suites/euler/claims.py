@@ -25,14 +25,14 @@ AUDITED = (
 STATEMENTS = (
     Statement(
         "Euler's order is one",
-        f"the error of log p falls at least as h^0.9, from T = {ASYMPTOTIC} on",
+        f"by Euler's method the error of log p falls at least as h^0.9, from T = {ASYMPTOTIC} on",
         "Hairer, Nørsett and Wanner (1993), theorem II.3.6",
         AtLeast("order", 0.9),
         only=f"method == 'euler' and n_solver_steps >= {ASYMPTOTIC}",
     ),
     Statement(
         "the midpoint rule's order is two",
-        f"the error of log p falls at least as h^1.8, from T = {ASYMPTOTIC} on",
+        f"by the midpoint rule the error falls at least as h^1.8, from T = {ASYMPTOTIC} on",
         "Hairer, Nørsett and Wanner (1993), theorem II.3.6",
         AtLeast("order", 1.8),
         only=f"method == 'midpoint' and n_solver_steps >= {ASYMPTOTIC}",
@@ -65,7 +65,7 @@ STATEMENTS = (
     ),
     Statement(
         "zuko's log-det within its scale",
-        "the error of the log-det is at most 100 times the tolerance, as the solver sees it / 100",
+        "the error of the log-det is at most 100 tolerances: the solver is shown a 100th of it",
         "`trace_scale` of zuko's FreeFormJacobianTransform: a yardstick, as errors of steps add up",
         Exactly("trace_error_over_tolerance", 100.0),
         only="method == 'zuko'",

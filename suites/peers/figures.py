@@ -152,7 +152,7 @@ PICTURES = (
         "in its source, so that a mark inside a ring away from zero estimates another quantity "
         "than the log-det, or a truncated series. Gradient: the relative error of the mean, with "
         "a different upstream weight for each example (1, 2, 5, −1); a triangle is the upper end "
-        "of an interval that contains zero. Inverse: in float64; the short black line is the "
+        "of an interval that contains zero. Inverse: in float64; the short upright line is the "
         "requested tolerance, where one can be requested. Time and memory: a call without "
         "gradients, at the implementation's own number of terms; memory-saving modes take their "
         "gradients in that call.",

@@ -49,8 +49,8 @@ def overstated(cells: pd.DataFrame) -> str:
     return (
         f"Trained for {c['step']:,} steps on {c['dataset']} at K = {c['lipschitz']:g} with {n} "
         f"term{'s' * (n > 1)}, a flow's objective is off by {interval(c, 'gap')} bit/dim: it "
-        f"claims a held-out log-likelihood of {number(c['log_prob_objective'])}, and has "
-        f"{number(c['log_prob_exact'])}."
+        f"claims a held-out log-likelihood of {number(c['log_prob_objective'], 4)} bit/dim, and "
+        f"has {number(c['log_prob_exact'], 4)}."
     )
 
 

@@ -64,7 +64,7 @@ CHAIN = {
     "variance_expected": ("closed form", style.INK, "|"),
     "variance_bound": ("Avron–Toledo", style.BLUE, "o"),
     "variance_bound_lipschitz": ("from K alone", style.GREEN, "s"),
-    "variance_bound_printed": ("as printed: no bound", style.PINK, "X"),
+    "variance_bound_printed": ("printed formula, no bound", style.PINK, "X"),
 }
 
 

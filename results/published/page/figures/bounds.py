@@ -25,7 +25,7 @@ COLORS = {
     'closed form': '#1f2328',
     'Avron–Toledo': '#0173b2',
     'from K alone': '#029e73',
-    'as printed: no bound': '#cc78bc',
+    'printed formula, no bound': '#cc78bc',
     'measured': '#d55e00',
     'measured, at most': '#d55e00',
 }

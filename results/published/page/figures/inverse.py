@@ -17,8 +17,8 @@ AXES = {
         ylabel='error', yscale='log', ylim=(6.66667e-17, 19.503),
     ),
     'steps': dict(
-        xlabel="Banach's count", xscale='log', xlim=(0.666667, 42410.0),
-        ylabel='steps', yscale='log', ylim=(0.666667, 42410.0),
+        xlabel="Banach's count", xscale='log', xlim=(0.666667, 9420.0),
+        ylabel='steps', yscale='log', ylim=(0.666667, 9420.0),
     ),
 }
 COLORS = {
