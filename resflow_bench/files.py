@@ -50,6 +50,16 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         os.close(folder)
 
 
+def write_whole(path: Path, content: str | bytes) -> Path:
+    """Write a file whole, in UTF-8, into a folder that is made if needed; return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, str):
+        content = content.encode(errors="backslashreplace")
+    with written_whole(path) as stream:
+        stream.write(content)
+    return path
+
+
 def remove_leftovers(folder: Path, pattern: str = ".*.tmp") -> None:
     """Remove the halves of files whose writers were killed; none may be alive on this machine.
 

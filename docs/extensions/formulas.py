@@ -255,7 +255,7 @@ def _sequence(pieces: list[Token], place: int, until: str) -> tuple[str, int]:
 
 
 def _group(pieces: list[Token], place: int) -> tuple[str, int]:
-    """What stands between the bracket at `place` and its partner, and the place after it."""
+    """LaTeX of the pieces between the bracket at `place` and its partner, and the next place."""
     depth = 0
     for end in range(place, len(pieces)):
         depth += (pieces[end].text in OPEN) - (pieces[end].text in CLOSE)

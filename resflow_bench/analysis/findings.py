@@ -12,31 +12,30 @@ from resflow_bench.lab import Suite
 MAX_FINDINGS = 3
 
 
-def findings(frames: Mapping[str, pd.DataFrame], suites: Mapping[str, Suite]) -> list[str]:
-    """At most `MAX_FINDINGS` sentences of the suites' claims, in the order of their ranks.
+Said = list[tuple[int, str, str]]
+"""Rank, suite and sentence of each finding that the rows support, suite by suite."""
+
+
+def sentences(frames: Mapping[str, pd.DataFrame], suites: Mapping[str, Suite]) -> Said:
+    """The sentences of all suites' claims.
 
     Args:
         frames: suite to its rows, long or `wide`.
     """
-    several = [
-        (finding, name)
-        for name, suite in suites.items()
-        if len(frames.get(name, ()))
-        for finding in suite.claims.findings
-    ]
-    cells = {name: wide(frames[name]) for _, name in several}
-    several.sort(key=lambda pair: pair[0].rank)
-    sentences = (finding.find(cells[name]) for finding, name in several)
-    return [sentence for sentence in sentences if sentence][:MAX_FINDINGS]
-
-
-def answers(frames: Mapping[str, pd.DataFrame], suites: Mapping[str, Suite]) -> dict[str, str]:
-    """Suite to the first sentence of its claims that its rows support."""
-    said: dict[str, str] = {}
+    said: Said = []
     for name, suite in suites.items():
-        if len(frames.get(name, ())):
+        if suite.claims.findings and len(frames.get(name, ())):
             cells = wide(frames[name])
-            sentences = (finding.find(cells) for finding in suite.claims.findings)
-            if sentence := next(filter(None, sentences), ""):
-                said[name] = sentence
+            found = [(one.rank, name, one.find(cells)) for one in suite.claims.findings]
+            said += [one for one in found if one[-1]]
     return said
+
+
+def first_of(said: Said) -> list[str]:
+    """At most `MAX_FINDINGS` sentences, in the order of their ranks."""
+    return [sentence for *_, sentence in sorted(said, key=lambda one: one[0])][:MAX_FINDINGS]
+
+
+def findings(frames: Mapping[str, pd.DataFrame], suites: Mapping[str, Suite]) -> list[str]:
+    """`first_of` the `sentences`."""
+    return first_of(sentences(frames, suites))

@@ -24,10 +24,10 @@ import numpy as np
 import pandas as pd
 
 from resflow_bench.analysis.margins import Margins
+from resflow_bench.analysis.rules import ROUNDING
 from resflow_bench.intervals import median_interval
 from resflow_bench.lab.store import REPLICATES
 
-ROUNDING = 1e-6  # relative: eight units in the last place of float32, on another machine
 STATUSES = ["ok", "skipped", "failed"]  # of a cell, from best to worst
 
 AVERAGES = 1.0

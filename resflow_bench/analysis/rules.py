@@ -5,6 +5,7 @@ A rule takes cells of `tables.wide` and returns the lines that `lab.claims.Rule`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -239,3 +240,9 @@ def _lines(
 ) -> pd.DataFrame:
     columns = {"p": p, "shown": shown, "broken": False, "reason": reason, "detail": detail}
     return cells[[]].assign(**columns)
+
+
+def worth_showing(value: float, low: float, high: float) -> tuple[float, float, float]:
+    """The value and its limits; NaN in place of limits that are no wider than rounding."""
+    is_rounding = high - low <= 2 * ROUNDING * abs(value)
+    return (value, math.nan, math.nan) if is_rounding else (value, low, high)

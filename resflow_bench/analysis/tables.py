@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -58,6 +58,26 @@ def units(frame: pd.DataFrame) -> dict[str, str]:
     """Metric to unit."""
     ok = frame[frame["status"] == "ok"].drop_duplicates("metric")
     return dict(zip(ok["metric"], ok["unit"], strict=True))
+
+
+def heading(metric: str, unit: str) -> str:
+    """A column's head, with the unit unless the metric is a pure number or named by its unit."""
+    return metric if unit in ("", "1", metric) else f"{metric} ({unit})"
+
+
+def main_metrics(chosen: Iterable[str], measured: Iterable[str]) -> list[str]:
+    """The chosen metrics that were measured; all that were if there is none."""
+    measured = list(measured)
+    return [metric for metric in chosen if metric in measured] or measured
+
+
+def in_order(cells: pd.DataFrame, first: str, violated: Collection[str] = ()) -> pd.DataFrame:
+    """The finished cells: those `violated`, then those of the query `first`, then all others."""
+    cells = cells[cells["status"] == "ok"]
+    rank = 2 * cells["cell"].isin(violated)
+    if first:
+        rank[cells.query(first).index] += 1
+    return cells.loc[rank.sort_values(ascending=False, kind="stable").index]
 
 
 def varying(cells: pd.DataFrame, names: Iterable[str]) -> list[str]:

@@ -97,7 +97,7 @@ def show(name: str, suite: str | None, layout: str, results: Path) -> None:
 
     from resflow_bench.analysis.layouts import all_rows, json_text, objects
     from resflow_bench.files import csv_text
-    from resflow_bench.lab.store import BESIDE
+    from resflow_bench.lab.store import readable
 
     with refusals(ValueError):
         runs = opened(name, results)
@@ -106,7 +106,7 @@ def show(name: str, suite: str | None, layout: str, results: Path) -> None:
             frames = {name: frames[name] for name in frames if suite in (None, name)}
         else:
             frames = runs[0].frames() if suite is None else {suite: runs[0].frame(suite)}
-    frames = {s: frame.drop(columns=list(BESIDE), errors="ignore") for s, frame in frames.items()}
+    frames = {s: readable(frame) for s, frame in frames.items()}
     if layout == "table":
         for frame in frames.values():
             click.echo(f"{all_rows(frame.drop(columns=['suite', 'cell']))}\n")

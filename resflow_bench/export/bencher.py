@@ -11,7 +11,8 @@ import math
 from pathlib import Path
 
 from resflow_bench.analysis.layouts import json_text
-from resflow_bench.export.rows import ExportedRows, write_text
+from resflow_bench.export.rows import ExportedRows
+from resflow_bench.files import write_whole
 
 MAX_BENCHMARK, MAX_MEASURE = 1024, 64
 
@@ -28,4 +29,4 @@ def write(rows: ExportedRows, out: Path) -> list[Path]:
             finite = {name: end for name, end in ends.items() if math.isfinite(end)}
             measures = benchmarks.setdefault(one.name[:MAX_BENCHMARK], {})
             measures[one.metric[:MAX_MEASURE]] = finite
-    return [write_text(out / "bencher.json", json_text(benchmarks))]
+    return [write_whole(out / "bencher.json", json_text(benchmarks))]

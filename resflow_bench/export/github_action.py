@@ -10,7 +10,8 @@ import math
 from pathlib import Path
 
 from resflow_bench.analysis.layouts import json_text
-from resflow_bench.export.rows import ExportedRows, Measurement, write_text
+from resflow_bench.export.rows import ExportedRows, Measurement
+from resflow_bench.files import write_whole
 
 FILES = {"more": "smaller-is-better.json", "less": "bigger-is-better.json"}
 
@@ -26,7 +27,7 @@ def write(rows: ExportedRows, out: Path) -> list[Path]:
         if one.worse in entries and math.isfinite(one.value):
             entries[one.worse].append(_entry(one, rows.runs))
     return [
-        write_text(out / FILES[worse], json_text(several)) for worse, several in entries.items()
+        write_whole(out / FILES[worse], json_text(several)) for worse, several in entries.items()
     ]
 
 

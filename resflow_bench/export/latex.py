@@ -12,7 +12,8 @@ import re
 from pathlib import Path
 
 from resflow_bench.analysis.words import with_interval
-from resflow_bench.export.rows import ExportedRows, write_text
+from resflow_bench.export.rows import ExportedRows
+from resflow_bench.files import write_whole
 
 A_PAGE = 45
 """Lines that fit on a page; a longer table is a `longtable`, which breaks across pages."""
@@ -45,7 +46,7 @@ def write(rows: ExportedRows, out: Path) -> list[Path]:
             column_format="l" * n_axes + "r" * (table.shape[1] - n_axes),
             longtable=len(table) > A_PAGE,
         )
-        files.append(write_text(out / f"{suite}.tex", f"{head}\n{text}"))
+        files.append(write_whole(out / f"{suite}.tex", f"{head}\n{text}"))
     return files
 
 

@@ -16,8 +16,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from resflow_bench.export.rows import write_text
-from resflow_bench.files import csv_text
+from resflow_bench.files import csv_text, write_whole
 from resflow_bench.speed.asv_results import AsvError, AsvResults
 
 TIME = "%Y-%m-%d %H:%M:%S +0000"
@@ -66,7 +65,7 @@ def export_otava(results: Path, out: Path, worse: Mapping[tuple[str, str], str])
                 | {column: by_commit[commit].get(key) for key, column in columns.items()}
                 for commit in sorted(by_commit, key=lambda commit: when[commit])
             ]
-            write_text(file, csv_text(pd.DataFrame(lines)))
+            write_whole(file, csv_text(pd.DataFrame(lines)))
             tests[name] = {
                 **{"type": "csv", "file": str(file.resolve())},
                 **{"time_column": "time", "attributes": ["commit"]},
@@ -79,7 +78,7 @@ def export_otava(results: Path, out: Path, worse: Mapping[tuple[str, str], str])
                 },
                 "csv_options": {"delimiter": ",", "quote_char": '"'},
             }
-        write_text(
+        write_whole(
             out / "otava.yaml", json.dumps({"tests": tests}, indent=1) + "\n"
         )  # JSON is YAML
     except OSError as error:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
 from resflow_bench.analysis.margins import Margins
-from resflow_bench.analysis.rules import ROUNDING
-from resflow_bench.analysis.tables import axes, plain, units, varying, wide
-from resflow_bench.files import written_whole
+from resflow_bench.analysis.rules import worth_showing
+from resflow_bench.analysis.tables import (
+    axes,
+    heading,
+    in_order,
+    main_metrics,
+    plain,
+    units,
+    varying,
+    wide,
+)
 from resflow_bench.gate.samples import labels
 from resflow_bench.lab import Suite
 
@@ -51,20 +58,15 @@ class ExportedRows:
                 to text.
         """
         frame, known = self.frames[suite], self.suites.get(suite)
-        cells = wide(frame)
-        cells = cells[cells["status"] == "ok"]
-        if known is not None and known.claims.first:
-            first = cells.query(known.claims.first)
-            cells = pd.concat([first, cells.drop(first.index)])
+        cells = in_order(wide(frame), known.claims.first if known else "")
         unit = units(frame)
-        chosen = [m for m in (() if known is None else known.table) if m in unit] or list(unit)
+        chosen = main_metrics(known.table if known else (), unit)
         shown = varying(cells, axes(frame))
         columns = {axis: cells[axis].map(plain) for axis in shown}
         for metric in chosen:
             ends = (cells[f"{metric}{end}"] for end in ("", "_low", "_high"))
-            name = metric if unit[metric] in ("", "1", metric) else f"{metric} ({unit[metric]})"
-            columns[name] = pd.Series([words(*_worth(*three)) for three in zip(*ends, strict=True)],
-                                      cells.index, dtype=object)  # fmt: skip
+            texts = [words(*worth_showing(*three)) for three in zip(*ends, strict=True)]
+            columns[heading(metric, unit[metric])] = pd.Series(texts, cells.index, dtype=object)
         return pd.DataFrame(columns).rename_axis(columns=str(len(shown)))
 
 
@@ -89,16 +91,3 @@ class Measurement(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.suite} {self.cell}"
-
-
-def write_text(file: Path, text: str) -> Path:
-    """Write the file whole, in UTF-8."""
-    with written_whole(file) as stream:
-        stream.write(text.encode(errors="backslashreplace"))
-    return file
-
-
-def _worth(value: float, low: float, high: float) -> tuple[float, float, float]:
-    """The three numbers, without limits that are no wider than rounding."""
-    is_rounding = high - low <= 2 * ROUNDING * abs(value)
-    return (value, float("nan"), float("nan")) if is_rounding else (value, low, high)

@@ -24,7 +24,8 @@ from scipy import stats
 from resflow_bench.analysis.changes import KEYS, changes
 from resflow_bench.analysis.margins import Margins
 from resflow_bench.analysis.overlap import Frames, Matched, matched, named
-from resflow_bench.analysis.pooling import ROUNDING, PooledRuns, pool
+from resflow_bench.analysis.pooling import PooledRuns, pool
+from resflow_bench.analysis.rules import ROUNDING
 from resflow_bench.gate import judge
 from resflow_bench.gate.samples import labels, of_rows
 
@@ -213,5 +214,5 @@ def _notes(
 
 
 def _words(key: Hashable) -> str:
-    """What draws follow from, in words."""
+    """The preset and the seed, or other origin of draws, in words."""
     return " ".join(f"{k} {v}" for k, v in key) if isinstance(key, tuple) else str(key)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from resflow_bench.analysis.layouts import table_text
+from resflow_bench.analysis.layouts import json_text, objects, table_text
 from resflow_bench.analysis.words import number
 from resflow_bench.gate.judge import FINE, NO_BASE, OPEN, UNJUDGED, WORSE
 
@@ -42,9 +41,8 @@ class Conclusion:
     def words(self, layout: str) -> str:
         """The conclusion in layout text, markdown or json, ending in a newline."""
         if layout == "json":
-            rows = self.table.replace({np.nan: None, np.inf: "inf", -np.inf: "-inf"})
             whole = {"code": self.code, "says": SAYS[self.code], "reason": self.reason}
-            return json.dumps(whole | {"rows": rows.to_dict(orient="records")}, indent=1) + "\n"
+            return json_text(whole | {"rows": objects(self.table)})
         counts = self.table["verdict"].value_counts()
         totals = ", ".join(f"{n} {verdict}" for verdict, n in counts.items()) or "nothing compared"
         head = f"gate: {SAYS[self.code]}{self.reason and f' ({self.reason})'}"

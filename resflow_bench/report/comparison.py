@@ -12,10 +12,9 @@ import pandas as pd
 from resflow_bench import __version__
 from resflow_bench.analysis.tables import label, varying
 from resflow_bench.analysis.words import number, with_interval
-from resflow_bench.files import csv_text
+from resflow_bench.files import csv_text, write_whole
 from resflow_bench.gate.comparison import REASONS, UNCHANGED, UNDECIDED, VERDICTS, WORSE, Comparison
 from resflow_bench.gate.judge import FALSE_DISCOVERIES
-from resflow_bench.report.figures import write
 from resflow_bench.report.page import ASSETS, ENVIRONMENT, MAX_CELLS
 
 FOLDED = (UNDECIDED, UNCHANGED)
@@ -50,10 +49,8 @@ def write_comparison(comparison: Comparison, names: tuple[str, str], out: Path) 
         apart=comparison.apart.to_dict("records"),
         sections=[_section(str(suite), some) for suite, some in table.groupby("suite", sort=False)],
     )
-    out = Path(out)
-    write(out / "changes.csv", csv_text(table))
-    write(out / "index.html", page)
-    return out / "index.html"
+    write_whole(Path(out) / "changes.csv", csv_text(table))
+    return write_whole(Path(out) / "index.html", page)
 
 
 def _section(suite: str, table: pd.DataFrame) -> dict[str, Any]:
@@ -88,13 +85,9 @@ def _values(row: Mapping[Any, Any], cell: str) -> list[tuple[str, float | None]]
     texts = [
         *(number(value) for value in numbers[:2]),
         with_interval(row["difference"], row["low"], row["high"]),
-        *("" if _is_missing(value) else f"{value:.3g}" for value in numbers[3:]),
+        *("" if pd.isna(value) else f"{value:.3g}" for value in numbers[3:]),
     ]
     return [
-        *((text if isinstance(text, str) else "", None) for text in words),
-        *((t, None if _is_missing(v) else v) for t, v in zip(texts, numbers, strict=True)),
+        *((text, None) for text in words),
+        *((t, None if pd.isna(v) else v) for t, v in zip(texts, numbers, strict=True)),
     ]
-
-
-def _is_missing(value: object) -> bool:
-    return bool(pd.isna(value)) or isinstance(value, str)

@@ -49,7 +49,7 @@ class Group:
     rows: pd.DataFrame
 
     def named(self, xy: str) -> list[str | None]:
-        """What its axis calls the place of each mark or bar; None where it is a number."""
+        """The name on the axis of each mark or bar; None where it is a number."""
         say = self.ax.fmt_xdata if xy == "x" else self.ax.fmt_ydata
         if say is None or self.kind not in MARKED:
             return [None] * len(self.rows)
@@ -57,7 +57,7 @@ class Group:
 
 
 def groups(figure: Figure) -> list[Group]:
-    """What each call has drawn; the intervals of marks and bars stand in the rows of these."""
+    """The groups of a figure; the intervals of marks and bars stand in the rows of these."""
     several = [one for ax in figure.axes for one in _joined(list(_groups(ax)))]
     return [drawn for one in several if (drawn := _finite(one))]
 
@@ -126,7 +126,7 @@ def _title(ax: Axes) -> str:
 
 
 def _groups(ax: Axes) -> Iterator[Group]:
-    """What each call has drawn in a panel."""
+    """The groups of a panel."""
     bars = {bar: one for one in ax.containers if isinstance(one, BarContainer) for bar in one}
     labels = {part: one.get_label() for one in ax.containers for part in _parts(one)}
     shapes = [*ax.collections, *(patch for patch in ax.patches if patch not in bars), *ax.lines]
@@ -242,7 +242,7 @@ def _joined(several: list[Group]) -> list[Group]:
 
 
 def _belong(marks: Group, intervals: Group) -> bool:
-    """Whether they have one series, and the same places in the same order."""
+    """True if both have one series, and the same places in the same order."""
     rows, ends = marks.rows, intervals.rows
     alike = marks.series == intervals.series and len(rows) == len(ends)
     if not alike or marks.kind not in MARKED or f"{'y' if 'x' in ends else 'x'}_low" in rows:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from resflow_bench import __version__
 from resflow_bench.analysis.tables import axes, plain
-from resflow_bench.files import csv_text, written_whole
+from resflow_bench.files import csv_text, write_whole
 from resflow_bench.lab import Suite
 from resflow_bench.report import style
 from resflow_bench.report.drawn import frame
@@ -86,7 +86,7 @@ def _render(picture: Picture, cells: pd.DataFrame, folder: Path, facts: Facts) -
         "py": script(wide, rows, name, lines),
     }
     for kind, content in files.items():
-        write(folder / f"{name}.{kind}", content)
+        write_whole(folder / f"{name}.{kind}", content)
     alt = (picture.draw.__doc__ or "").strip()
     inlined = {w: inline(svgs[w], alt) for w in (LAPTOP, PHONE)}
     return {"name": name, "wide": inlined[LAPTOP], "narrow": inlined[PHONE]} | {
@@ -95,7 +95,7 @@ def _render(picture: Picture, cells: pd.DataFrame, folder: Path, facts: Facts) -
 
 
 def _facts(suite: Suite, cells: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> Facts:
-    """What a figure's files record: its runs, and the axes that are the same in all its cells."""
+    """The record in a figure's files: its runs, and the axes that are the same in all its cells."""
     mine = [run for run in runs if suite.name in run.get("suites", [suite.name])]
     recorded = {
         key: dict.fromkeys(str(run[key]) for run in mine if run.get(key) is not None)
@@ -158,12 +158,3 @@ def _attributes(style_: re.Match[str]) -> str:
     """
     pairs = (pair.split(":", 1) for pair in style_[1].split(";") if ":" in pair)
     return "".join(f' {name.strip()}="{value.strip()}"' for name, value in pairs)
-
-
-def write(path: Path, content: str | bytes) -> None:
-    """Write the file whole or not at all, so that no reader gets half a page."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as file:
-        if isinstance(content, str):
-            content = content.encode(errors="backslashreplace")
-        file.write(content)

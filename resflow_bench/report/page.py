@@ -9,7 +9,7 @@ import base64
 import hashlib
 import re
 import shlex
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,13 +20,23 @@ from markupsafe import Markup
 
 from resflow_bench import __version__
 from resflow_bench.analysis import rules, verdicts
-from resflow_bench.analysis.findings import answers, findings
-from resflow_bench.analysis.tables import axes, label, plain, units, varying, wide
+from resflow_bench.analysis.findings import first_of, sentences
+from resflow_bench.analysis.tables import (
+    axes,
+    heading,
+    in_order,
+    label,
+    main_metrics,
+    plain,
+    units,
+    varying,
+    wide,
+)
 from resflow_bench.analysis.words import number, with_interval
-from resflow_bench.files import csv_text
+from resflow_bench.files import csv_text, write_whole
 from resflow_bench.lab import Statement, Suite
-from resflow_bench.lab.store import BESIDE
-from resflow_bench.report.figures import rendered, write
+from resflow_bench.lab.store import readable
+from resflow_bench.report.figures import rendered
 
 MAX_LINES = 60  # of a list on the page
 MAX_CELLS = 500  # of a table on the page; the CSV beside it has them all
@@ -61,12 +71,20 @@ def write_report(
     # The newest run's question counts; very old runs record none.
     asked = [record.get("questions") or {} for record in provenance]
     questions = {suite: question for record in asked for suite, question in record.items()}
-    said = answers(cells, measured)
+    said = sentences(cells, measured)
+    answers = {suite: sentence for _, suite, sentence in reversed(said)}  # the first of each
+    sections = []
+    for name in dict.fromkeys([*measured, *frames]):
+        suite, rows = measured.get(name), frames[name]
+        write_whole(out / "tables" / f"{name}.csv", csv_text(readable(rows)))
+        section = _section(name, suite, rows, cells[name], judged)
+        section["pictures"] = rendered(suite, cells[name], out / "figures", provenance)
+        sections.append(section | {"question": questions.get(name), "answer": answers.get(name)})
     page = ENVIRONMENT.get_template("page.html.j2").render(
         version=__version__,
         written=datetime.now(UTC),
         assets=ASSETS,
-        findings=findings(cells, measured),
+        findings=first_of(said),
         glossary={k: v for s in measured.values() for k, v in s.claims.glossary.items()},
         summary=_summary(judged, {n: s.claims.statements for n, s in measured.items()}),
         disputed=_summary(disputed, {n: s.claims.disputed for n, s in measured.items()}),
@@ -74,15 +92,10 @@ def write_report(
         violated=_violated(judged, cells),
         refuted=_violated(disputed, cells),
         reasons=_reasons(judged, measured, frames),
-        sections=[
-            _section(name, measured.get(name), frames[name], cells[name], out, provenance, judged)
-            | {"question": questions.get(name), "answer": said.get(name)}
-            for name in dict.fromkeys([*measured, *frames])
-        ],
+        sections=sections,
         runs=[_run(record) for record in provenance],
     )
-    write(out / "index.html", page)
-    return out / "index.html"
+    return write_whole(out / "index.html", page)
 
 
 def maths(text: str) -> Markup:
@@ -108,67 +121,44 @@ def _section(
     suite: Suite | None,
     frame: pd.DataFrame,
     cells: pd.DataFrame,
-    out: Path,
-    runs: Sequence[Mapping[str, Any]],
     judged: pd.DataFrame,
 ) -> dict[str, Any]:
-    """The rows of one suite, as the template needs them; a suite that is None has no figures."""
-    rows = frame.drop(columns=list(BESIDE), errors="ignore")
-    write(out / "tables" / f"{name}.csv", csv_text(rows))
+    """The numbers of one suite, as the template needs them; a suite may be None."""
     broken = cells[cells["status"] != "ok"]
     shown = varying(cells, axes(frame))
     mine = judged[judged["suite"] == name]
     violated = set(mine.loc[mine["verdict"] == "violated", "cell"])
+    unit = units(frame)
+    metrics = main_metrics(suite.table if suite else (), unit)
+    ordered = in_order(cells, suite.claims.first if suite else "", violated)
+    lines = [
+        {
+            "id": f"{name}-{cell['cell']}",
+            "is_violated": cell["cell"] in violated,
+            "values": [
+                *((plain(cell[axis]), None) for axis in shown),
+                *(_measured(cell, metric) for metric in metrics),
+            ],
+        }
+        for cell in ordered.head(MAX_CELLS).to_dict("records")
+    ]
+    heads = [*shown, *(heading(m, unit[m]).replace("^2", "²") for m in metrics)]
     return {
         "suite": name,
         "is_known": suite is not None,
         "n_cells": len(cells),
         "n_rows": len(frame),
-        "pictures": rendered(suite, cells, out / "figures", runs),
         "verdicts": mine["verdict"].value_counts().reindex(verdicts.VERDICTS, fill_value=0),
-        "table": _table(name, cells, shown, suite, units(frame), violated),
+        "table": {
+            **{"heads": heads, "n_axes": len(shown)},
+            **{"lines": lines, "n_more": len(ordered) - len(lines)},
+        },
         "broken": [
             {"label": label(cell, shown), "status": cell["status"], "message": cell["message"]}
             for _, cell in broken.head(MAX_LINES).iterrows()
         ],
         "n_broken": len(broken),
     }
-
-
-def _table(
-    name: str,
-    cells: pd.DataFrame,
-    shown: list[str],
-    suite: Suite | None,
-    unit: Mapping[str, str],
-    violated: Collection[str],
-) -> dict[str, Any]:
-    """The cells that violate a statement first, then those that the suite names first."""
-    cells = cells[cells["status"] == "ok"]
-    first = cells["cell"].isin(violated).astype(int) * 2
-    if suite is not None and suite.claims.first:
-        first[cells.query(suite.claims.first).index] += 1
-    cells = cells.loc[first.sort_values(ascending=False, kind="stable").index]
-    chosen = () if suite is None else suite.table
-    names = [m for m in chosen if m in cells] or [m for m in unit if m in cells]
-    lines = [
-        {
-            "id": f"{name}-{cell['cell']}",
-            "is_violated": cell["cell"] in violated,
-            "values": [
-                *((plain(cell[a]), None) for a in shown),
-                *(_measured(cell, m) for m in names),
-            ],
-        }
-        for cell in cells.head(MAX_CELLS).to_dict("records")
-    ]
-    heads = [*shown, *(_head(m, unit.get(m, "")) for m in names)]
-    return {"heads": heads, "lines": lines, "n_axes": len(shown), "n_more": len(cells) - len(lines)}
-
-
-def _head(metric: str, unit: str) -> str:
-    """A column's head, with the unit unless the metric is a pure number."""
-    return metric if unit == metric or not _unit(unit) else f"{metric} ({_unit(unit).strip()})"
 
 
 def _unit(unit: str) -> str:
@@ -181,8 +171,7 @@ def _measured(cell: Mapping[Any, Any], metric: str) -> tuple[str, float | None]:
     value, low, high = (cell[f"{metric}{end}"] for end in ("", "_low", "_high"))
     if pd.isna(value):
         return "", None
-    rounding = high - low <= 2 * rules.ROUNDING * abs(value)
-    return number(value) if rounding else with_interval(value, low, high), value
+    return with_interval(*rules.worth_showing(value, low, high)), value
 
 
 def _summary(

@@ -21,12 +21,12 @@ OUTCOMES: Mapping[float, str] = {
     3: "diverged",
     4: "uncertified",
 }
-# A tolerance that the dtype can tell from rounding, and steps enough to reach it.
 FLOOR = (
     "n_steps_bound <= max_steps and (dtype == 'float64' and tolerance * (1 - lipschitz) >= {0} * "
     "1.2e-16 or dtype == 'float32' and tolerance * (1 - lipschitz) >= {0} * 6e-8)"
 )
-"""A tolerance of some times the rounding floor u / (1 - K), below which no residual falls."""
+"""A tolerance of some times the rounding floor u / (1 - K), below which no residual falls, and
+steps enough to reach it."""
 
 REACHABLE = FLOOR.format(1)
 COUNTABLE = FLOOR.format(10)

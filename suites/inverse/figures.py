@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
+from resflow_bench.analysis.words import measured
 from resflow_bench.report import style
 from resflow_bench.report.picture import Picture
 from suites.inverse.claims import COUNTABLE
@@ -30,16 +31,12 @@ def against_bounds(cells: pd.DataFrame, columns: int) -> Figure | None:
     cells = cells[np.isfinite(cells["inverse_error_bound"])]
     if cells.empty:
         return None
-    pairs = [("inverse_error_bound", "inverse_error", "certificate", "error", "‖x̂ − x‖")]
-    if {"n_steps", "n_steps_bound"} <= set(cells):
-        pairs.append(("n_steps_bound", "n_steps", "Banach's count", "steps", "steps"))
+    pairs = [(cells, "inverse_error_bound", "inverse_error", "certificate", "error", "‖x̂ − x‖")]
+    counted = measured(cells, "n_steps", "n_steps_bound")
+    if len(counted := counted.query(COUNTABLE)):
+        pairs.append((counted, "n_steps_bound", "n_steps", "Banach's count", "steps", "steps"))
     figure, panels = style.make_panels(len(pairs), columns, height=3.2)
-    for ax, (bound, metric, against, word, title) in zip(panels, pairs, strict=True):
-        judged = cells.query(COUNTABLE) if metric == "n_steps" else cells
-        some = judged.dropna(subset=[bound, metric])
-        if some.empty:
-            ax.set_axis_off()
-            continue
+    for ax, (some, bound, metric, against, word, title) in zip(panels, pairs, strict=True):
         edges = [style.log_axis(ax, xy, [some[m]]) for xy, m in (("x", bound), ("y", metric))]
         x, y = some[bound].clip(lower=edges[0]), some[metric].clip(lower=edges[1])
         ends = np.array([min(edges) / 2, max(x.max(), y.max()) * 2])

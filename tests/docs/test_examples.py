@@ -123,7 +123,7 @@ def test_the_script_answers_its_question(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_no_page_has_python_that_is_not_run() -> None:
-    """Those of the other pages run in `test_readme.py`; `py` marks what needs other packages."""
+    """Other pages' blocks run in `test_readme.py`; `py` marks one that needs other packages."""
     here = {"advise", "efficiency", "parts", "systems", "regressions", "tour"}
     there = {"own_flow", "own_suite", "training"}
     assert {page.stem for page in DOCS.glob("*.md") if python_of(page.stem)} == here | there

@@ -7,6 +7,7 @@ from resflow_bench.lab.store.parts import (
     REPLICATES,
     StoreError,
     axis_columns,
+    readable,
 )
 from resflow_bench.lab.store.run import Run, Store, merge, merge_rows
 from resflow_bench.lab.store.whole import RunFiles, inspect, parts_of
@@ -29,4 +30,5 @@ __all__ = [
     "merge",
     "merge_rows",
     "parts_of",
+    "readable",
 ]

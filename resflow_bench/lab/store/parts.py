@@ -76,6 +76,11 @@ def axis_columns(columns: Iterable[str]) -> list[str]:
     return [column for column in columns if column not in COLUMNS and column not in BESIDE]
 
 
+def readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows without the columns that no table shows."""
+    return frame.drop(columns=list(BESIDE), errors="ignore")
+
+
 def table_of(suite: Suite, rows: list[dict[str, Any]]) -> pa.Table:
     """Rows as a table with the suite's columns."""
     beside = BESIDE if suite.has_pictures else (REPLICATES,)
