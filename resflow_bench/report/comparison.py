@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from resflow_bench import __version__
-from resflow_bench.analysis.tables import label, varying
+from resflow_bench.analysis.tables import heading, label, varying
 from resflow_bench.analysis.words import number, with_interval
 from resflow_bench.files import csv_text, write_whole
 from resflow_bench.gate.comparison import REASONS, UNCHANGED, UNDECIDED, VERDICTS, WORSE, Comparison
@@ -80,7 +80,7 @@ def _table(suite: str, table: pd.DataFrame, shown: list[str]) -> dict[str, Any]:
 
 
 def _values(row: Mapping[Any, Any], cell: str) -> list[tuple[str, float | None]]:
-    words = [cell, row["metric"], row["code"]]
+    words = [cell, heading(row["metric"], row["unit"]).replace("^2", "²"), row["code"]]
     numbers = [row[name] for name in ("base", "new", "difference", "margin", "z")]
     texts = [
         *(number(value) for value in numbers[:2]),

@@ -63,6 +63,7 @@ def test_the_page_shows_what_changed_and_folds_the_rest(tmp_path: Path) -> None:
     assert n_unchanged == found.counts()["unchanged"]
     assert "euler, only in BASE: <span>the whole suite</span>" in page
     assert "&lt;b&gt;no&lt;/b&gt; &amp; so" in page, "a message of a cell that failed"
+    assert "<td>bias_expected (nat)</td>" in page, "a metric with its unit"
     rows = pd.read_csv(tmp_path / "deep" / "changes.csv")
     assert len(rows) == len(found.table)
     assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == [
