@@ -129,7 +129,7 @@ PICTURES = (
         "The error of the inverse, the largest over the points, against the number of fixed-point "
         "steps in each block; filled marks are computed in float64, rings in float32. In theory "
         "each mark lies under two lines of its dtype: the certificate (blue), which is measured "
-        "during the solve and levels off at rounding, and Banach's rate (black), which is known "
+        "during the solve and levels off at rounding, and Banach's rate (dashed), which is known "
         "before the first step. For a flow the bounds multiply 1 / (1 − K) over its blocks, hence "
         "the gap. A triangle at the lower edge is an error there or below.",
     ),
