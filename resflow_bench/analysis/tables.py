@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from numbers import Integral
 from typing import Any
 
 import pandas as pd
@@ -87,7 +88,7 @@ def varying(cells: pd.DataFrame, names: Iterable[str]) -> list[str]:
 
 def label(cell: Mapping[Any, Any], names: Iterable[str]) -> str:
     """A cell in words, as ``init, K = 0.9, N = 10, gaussian``."""
-    known = [(name, plain(cell[name])) for name in names if not pd.isna(cell[name])]
+    known = [(name, spoken(cell[name])) for name in names if not pd.isna(cell[name])]
     return ", ".join(f"{SYMBOLS[k]} = {v}" if k in SYMBOLS else v for k, v in known)
 
 
@@ -96,6 +97,11 @@ def plain(value: Any) -> str:
     if pd.isna(value):
         return ""
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def spoken(value: Any) -> str:
+    """`plain`, with commas at the thousands of a whole number."""
+    return f"{value:,}" if isinstance(value, Integral) else plain(value)
 
 
 def _messages(frame: pd.DataFrame) -> pd.Series:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def number(value: float, digits: int = 3) -> str:
     elif abs(value) >= 10 ** (digits - 1):
         text = f"{value:,.0f}"
     else:
-        text = f"{value:.{digits - 1 - math.floor(math.log10(abs(value)))}f}"
+        text = f"{value:,.{digits - 1 - math.floor(math.log10(abs(value)))}f}"
     return "−" + text[1:] if value < 0 else text
 
 
@@ -52,7 +53,31 @@ def with_interval(value: float, low: float, high: float) -> str:
 
 def interval(cell: pd.Series, metric: str, factor: float = 1.0) -> str:
     """``0.591 [0.588, 0.594]``: a cell's metric with its interval, times `factor`."""
-    return with_interval(*(factor * cell[f"{metric}{end}"] for end in ("", "_low", "_high")))
+    value, *ends = (factor * cell[f"{metric}{end}"] for end in ("", "_low", "_high"))
+    low, high = ends if factor > 0 else ends[::-1]
+    return with_interval(value, low, high)
+
+
+def drawn(cell: pd.Series, metric: str) -> str:
+    """``n = 1,024``: the number of draws behind a cell's metric."""
+    return f"n = {cell[f'{metric}_n']:,.0f}"
+
+
+def share(part: float, whole: str) -> str:
+    """``12 % of the bound``, and above 200 % ``25 times the bound``."""
+    return (
+        f"{number(part, 2)} times {whole}" if part > 2 else f"{number(100 * part, 2)} % of {whole}"
+    )
+
+
+def span(values: Collection[float]) -> str:
+    """``0.3``, or ``0.3 to 0.9``."""
+    return " to ".join(dict.fromkeys((number(min(values)), number(max(values)))))
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 term``, ``1,000 terms``."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def measured(cells: pd.DataFrame, *columns: str) -> pd.DataFrame:

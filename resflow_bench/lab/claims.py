@@ -68,10 +68,11 @@ class Statement:
 
 @dataclass(frozen=True)
 class Finding:
-    """A sentence for the head of the page.
+    """What the rows of a suite show, in a few sentences.
 
     rank: findings of lower rank come first, over all suites.
-    find: from cells (`analysis.tables.wide`) to the sentence, "" where they do not support one.
+    find: from cells (`analysis.tables.wide`) to the sentences, "" where they do not support them.
+        The first is the conclusion, which the page sets in bold.
     """
 
     rank: int

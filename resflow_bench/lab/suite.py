@@ -62,6 +62,7 @@ class Suite:
     claims: margins, statements and findings about the rows.
     table: the metrics of the table on the page; all of them if none is named.
     figures: the module whose `PICTURES` the page draws, imported only then.
+    title: a few words that head its section on the page, where its name stands beside them.
     reference: the folder of a suite outside this project; `discovery` fills it in.
 
     Raises:
@@ -80,6 +81,7 @@ class Suite:
     claims: Claims = field(default_factory=Claims)
     table: tuple[str, ...] = ()
     figures: str = ""
+    title: str = ""
     reference: str = ""
 
     def __post_init__(self) -> None:

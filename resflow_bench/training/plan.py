@@ -63,6 +63,7 @@ def _no_measure(*_: object) -> Iterable[Observation]:
 
 TRAINING = Suite(
     name="training",
+    title="Course of a training",
     question="How does the likelihood grow, and is each promised constant kept on the way?",
     axes=("dataset", "architecture", "lipschitz", "batch_size", "step", "dtype", "device"),
     presets={},

@@ -16,6 +16,7 @@ COMMON: grids.Axes = {"probe": ("rademacher",), "n_probes": (1,), "dtype": ("flo
 
 SUITE = Suite(
     name="bias",
+    title="Bias of the log-determinant",
     question="How biased is a truncated log-determinant, and is the roulette estimate unbiased?",
     axes=(*grids.MODEL_AXES, *grids.ESTIMATOR_AXES),
     presets={

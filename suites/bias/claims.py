@@ -1,12 +1,14 @@
-"""Claims about the bias: margins, statements, a finding."""
+"""Claims about the bias: margins, statements, two findings."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from resflow_bench.analysis.rules import AtLeast, AtMost, Equals
-from resflow_bench.analysis.words import interval, measured, number
+from resflow_bench.analysis.words import drawn, interval, measured, number, plural
 from resflow_bench.lab import Claims, Finding, Statement
 from suites.margins import BIAS_RESOLUTION, EXACT, REALISED, SAMPLED_NAT, each
 from suites.models import FIRST, GLOSSARY, WEIGHTS, named, telling
@@ -62,14 +64,32 @@ def truncation(cells: pd.DataFrame) -> str:
     c = cells.iloc[0]
     n = int(c["n_terms"])
     found = (
-        f"Cut after {n} term{'s' * (n > 1)}, the log-det of {named(c)} is biased by "
-        f"{number(c['bias_expected'])} nat, as computed from its Jacobian without sampling, and by "
-        f"{interval(c, 'bias_paired')} nat as measured"
+        f"Cut after {plural(n, 'term')}, the log-det of {named(c)} is biased by "
+        f"{number(c['bias_expected'])} nat. That is computed from its Jacobian without sampling; "
+        f"measured, it is {interval(c, 'bias_paired')} nat ({drawn(c, 'bias_paired')})"
     )
     if not math.isfinite(c["bias_bound"]):
-        return f"{found}; it promises no constant, so that no bound is claimed."
+        return f"{found}. It promises no constant, so that no bound is claimed."
     bound = number(c["bias_bound"])
-    return f"{found}; K = {c['lipschitz']:g} alone guarantees no better than {bound} nat."
+    return f"{found}. K = {c['lipschitz']:g} alone guarantees no better than {bound} nat."
+
+
+def roulette(cells: pd.DataFrame) -> str:
+    """The number of roulettes whose interval holds a bias of zero, and the largest deviation."""
+    cells = measured(cells, "bias", "bias_low", "bias_high", "roulette")
+    bounded = cells[np.isfinite(cells["bias_high"] - cells["bias_low"])]
+    if bounded.empty:
+        return ""
+    n_hold = int(((bounded["bias_low"] <= 0) & (bounded["bias_high"] >= 0)).sum())
+    c = bounded.loc[bounded["bias"].abs().idxmax()]
+    n_open = len(cells) - len(bounded)
+    unknown = f" Of {plural(n_open, 'more cell')} the variance is infinite." if n_open else ""
+    return (
+        f"The roulette's bias is zero within its 99 % interval in {n_hold:,} of "
+        f"{plural(len(bounded), 'cell')}. By chance one interval in a hundred misses it. The "
+        f"largest deviation is {interval(c, 'bias')} nat ({drawn(c, 'bias')}), of {c['roulette']} "
+        f"on {named(c)} at K = {c['lipschitz']:g}.{unknown}"
+    )
 
 
 CLAIMS = Claims(
@@ -79,7 +99,7 @@ CLAIMS = Claims(
         **REALISED,
     },
     statements=STATEMENTS,
-    findings=(Finding(10, truncation),),
+    findings=(Finding(10, truncation), Finding(45, roulette)),
     first=FIRST,
     glossary={**GLOSSARY, **WEIGHTS},
 )

@@ -26,6 +26,7 @@ IMAGES = ("digits", "patches", "mnist", "cifar10", "imagenet32")
 
 SUITE = Suite(
     name="density",
+    title="Held-out density",
     question="How good is the density, held out, exactly?",
     axes=("dataset", "architecture", "lipschitz", "step", "dtype", "device"),
     presets={

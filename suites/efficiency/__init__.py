@@ -110,6 +110,7 @@ PATCHES = grids("patches", 768, 0.9, 32, candidates(1, 0.3, controlled=False))
 
 SUITE = Suite(
     name="efficiency",
+    title="Time to a required error",
     question="Which estimator reaches the error that I need in the least time?",
     axes=(
         *(*MODEL_AXES, "implementation", "mode", "estimator"),

@@ -62,14 +62,14 @@ def cheapest(cells: pd.DataFrame) -> str:
     return (
         f"A log-det of {named(best)} to {margins.TARGET} nat takes "
         f"{interval(best, 'relative_time', 1e3 * rate)} ms an example by the candidate "
-        f"“{best['name']}”; averaging the draw that {_trained_by(usual)}{infinite} takes "
+        f"“{best['name']}”. Averaging the draw that {_trained_by(usual)}{infinite} takes "
         f"{'' if usual['finite'] else 'at least '}{times:,.0f} times as long."
     )
 
 
 def _trained_by(usual: pd.Series) -> str:
     if usual["implementation"] == "ours":
-        return "the public implementations train by, in our code"
+        return "the public implementations train by (in our code)"
     return f"{usual['name'].split(',')[0]} trains by"
 
 

@@ -31,6 +31,7 @@ def _audit(step: int, methods: tuple[str, ...], tolerances: tuple[float, ...]) -
 
 SUITE = Suite(
     name="euler",
+    title="Euler steps as a residual flow",
     question="When are the Euler steps of a continuous flow a residual flow, and how far off?",
     axes=("dataset", "architecture", "step", "method", "n_solver_steps", "tolerance"),
     presets={

@@ -84,14 +84,14 @@ def needed(cells: pd.DataFrame) -> str:
         return ""
     c = cells.sort_values("n_solver_steps", kind="stable").iloc[0]
     said = (
-        f"The field of {c['architecture']} on {c['dataset']} has norms up to "
-        f"{number(c['field_norm'])}: of the numbers of Euler steps that were measured, "
-        f"{c['n_solver_steps']:.0f} is the first that makes a residual flow, whose log p is off by "
+        f"{c['n_solver_steps']:,.0f} Euler steps, of the numbers measured, are the first that make "
+        f"a residual flow of {c['architecture']} on {c['dataset']}. Its field has norms up to "
+        f"{number(c['field_norm'])}, and log p by these steps is off by "
         f"{number(c['log_prob_rms'])} nat"
     )
     adaptive = c.get("n_evaluations_adaptive", math.nan)
     if not math.isnan(adaptive):
-        said += f"; an adaptive solver needs {adaptive:.0f} evaluations for as little"
+        said += f"; an adaptive solver needs {adaptive:,.0f} evaluations for as little"
     return said + "."
 
 
@@ -104,11 +104,11 @@ def audited(cells: pd.DataFrame) -> str:
     cells = cells[cells["method"].isin(both)].sort_values("tolerance", kind="stable")
     c, unscaled = (cells[cells["method"] == method].iloc[0] for method in sorted(both))
     return (
-        f"At a tolerance of {number(c['tolerance'])} zuko's adaptive solver errs by "
+        f"At a tolerance of {c['tolerance']:g} zuko's adaptive solver errs by "
         f"{number(c['z_error_over_tolerance'])} tolerances in z and by "
-        f"{number(c['trace_error_over_tolerance'])} in the log-det, which it sees divided by 100; "
-        f"undivided by {number(unscaled['trace_error_over_tolerance'])}, for "
-        f"{unscaled['n_evaluations']:.0f} evaluations in place of {c['n_evaluations']:.0f}."
+        f"{number(c['trace_error_over_tolerance'])} in the log-det. It sees the log-det divided by "
+        f"100; undivided it errs by {number(unscaled['trace_error_over_tolerance'])}, for "
+        f"{unscaled['n_evaluations']:,.0f} evaluations in place of {c['n_evaluations']:,.0f}."
     )
 
 

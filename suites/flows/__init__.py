@@ -26,6 +26,7 @@ WITHOUT_SOLVER = tuple(name for name in EVERY if name not in ("neural-ode", "ffj
 
 SUITE = Suite(
     name="flows",
+    title="Other kinds of flow",
     question="What does each kind of flow reach, and for which cost?",
     axes=("dataset", "architecture", "step", "dtype", "device"),
     presets={

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from resflow_bench.analysis.rules import AtLeast, Equals, Exactly
-from resflow_bench.analysis.words import interval, measured, number
+from resflow_bench.analysis.words import drawn, interval, measured, number
 from resflow_bench.lab import TIME, Claims, Finding, Metric, Statement
 from suites.margins import BITS_PER_DIM, ERROR, EXACT, each
 
@@ -46,17 +46,20 @@ def best_of_each(cells: pd.DataFrame) -> str:
     if cells.empty:
         return ""
     name = cells["dataset"].value_counts().index[0]
-    cells = cells[(cells["dataset"] == name) & (cells["step"] == cells["step"].max())]
-    cells = cells.sort_values("divergence", kind="stable")
+    cells = cells[cells["dataset"] == name].sort_values("step", ascending=False, kind="stable")
+    cells = cells.drop_duplicates("architecture").sort_values("divergence", kind="stable")
     if len(cells) < 2:
         return ""
     best, worst = cells.iloc[0], cells.iloc[-1]
-    said = [
-        f"{c['architecture']} leaves {interval(c, 'divergence')} nat to learn, after "
-        f"{number(c['step'] * c['train_step_s'])} s"
+    after = [
+        f"{c['step']:,} steps, {number(c['step'] * c['train_step_s'])} s ({drawn(c, 'divergence')})"
         for c in (best, worst)
     ]
-    return f"On {name}, after {best['step']} steps, {said[0]}; {said[1]}."
+    return (
+        f"Of {len(cells)} systems on {name}, {best['architecture']} comes nearest to the true "
+        f"density, to {interval(best, 'divergence')} nat. That is after {after[0]}; the farthest, "
+        f"{worst['architecture']}, leaves {interval(worst, 'divergence')} nat after {after[1]}."
+    )
 
 
 CLAIMS = Claims(

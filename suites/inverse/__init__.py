@@ -36,6 +36,7 @@ def _grids(
 
 SUITE = Suite(
     name="inverse",
+    title="Error of the inverse",
     question="How far is the fixed-point inverse from the true one, and what does it certify?",
     axes=(*MODEL_AXES, "tolerance", "max_steps"),
     presets={

@@ -73,10 +73,10 @@ def certified(cells: pd.DataFrame) -> str:
     c = telling(cells).sort_values(["dtype", "tolerance"], kind="stable").iloc[0]
     n = c["inverse_error_n"]
     return (
-        f"The inverse of {named(c)}, iterated to a tolerance of {number(c['tolerance'], 1)} on the "
-        f"residual in {c['dtype']}, is off by {number(c['inverse_error'])} at the worst of "
-        f"{n:,.0f} points; its residual and K = {c['lipschitz']:g} certify, without the true "
-        f"inverse, an error of at most {number(c['inverse_error_bound'])}. It took "
+        f"The inverse of {named(c)} is off by {number(c['inverse_error'])} at the worst of "
+        f"{n:,.0f} points. It was iterated to a tolerance of {number(c['tolerance'], 1)} on the "
+        f"residual in {c['dtype']}; its residual and K = {c['lipschitz']:g} certify, without the "
+        f"true inverse, an error of at most {number(c['inverse_error_bound'])}. It took "
         f"{c['n_steps']:,.0f} steps; by Banach's theorem {c['n_steps_bound']:,.0f} suffice."
     )
 

@@ -71,6 +71,7 @@ def _every_call(architectures: tuple[str, ...], modes: tuple[str, ...]) -> tuple
 
 SUITE = Suite(
     name="launches",
+    title="Kernel launches and waits",
     question="What does a call ask of an accelerator: how many launches, and how many waits?",
     axes=(
         *("architecture", "lipschitz", "batch_size", "implementation", "operation", "mode"),

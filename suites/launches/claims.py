@@ -53,11 +53,15 @@ def asked(cells: pd.DataFrame) -> str:
         return ""
     operation, mode = counts.idxmax()
     here = cells[(cells["operation"] == operation) & (cells["mode"] == mode)]
-    said = ", ".join(
-        f"{c['n_launches']:,.0f} kernels and {c['n_waits']:,.0f} waits of {c['implementation']}"
-        for _, c in here.drop_duplicates("implementation").iterrows()
+    here = here.drop_duplicates("implementation")
+    waits, launches = (
+        ", ".join(f"{c['implementation']} {c[count]:,.0f}" for _, c in here.iterrows())
+        for count in ("n_waits", "n_launches")
     )
-    return f"Asked of an accelerator by {operation} in the mode “{mode}”: {said}."
+    return (
+        f"Waits of the host for an accelerator in {operation} (mode “{mode}”): {waits}. Kernels "
+        f"launched: {launches}."
+    )
 
 
 CLAIMS = Claims(

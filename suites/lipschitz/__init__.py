@@ -16,6 +16,7 @@ DTYPES = {"dtype": ("float32",)}
 
 SUITE = Suite(
     name="lipschitz",
+    title="Lipschitz constants",
     question="Which Lipschitz constant is promised, which is certified, which do the data meet?",
     axes=MODEL_AXES,
     presets={

@@ -19,6 +19,7 @@ COMMON: grids.Axes = {
 
 SUITE = Suite(
     name="path_gradient",
+    title="Gradient through samples",
     question="How biased and how noisy is the gradient of a reverse KL divergence through samples?",
     axes=(*grids.MODEL_AXES, *grids.ESTIMATOR_AXES, "tolerance"),
     presets={

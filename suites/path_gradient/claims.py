@@ -1,11 +1,11 @@
-"""Claims about the gradient through samples: margins, statements, a finding."""
+"""Claims about the gradient through samples: margins, statements, three findings."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from resflow_bench.analysis.rules import Equals
-from resflow_bench.analysis.words import interval, measured, number
+from resflow_bench.analysis.words import drawn, interval, measured, number, plural, share
 from resflow_bench.lab import Claims, Finding, Metric, Statement
 from suites.margins import EXACT, NOISE, REALISED, each
 from suites.models import FIRST, GLOSSARY, named, telling
@@ -44,28 +44,51 @@ def noise(cells: pd.DataFrame) -> str:
     return (
         f"In the gradient of a reverse KL divergence of {named(c)} to N(0, I), one draw of "
         f"{c['roulette']} adds a variance of {interval(c, 'gradient_variance')} of the squared "
-        f"gradient, beside {number(c['sampling_variance'])} from the samples themselves and "
-        f"{number(c['path_variance'])} without the score."
+        f"gradient ({drawn(c, 'gradient_variance')}). The samples themselves have "
+        f"{number(c['sampling_variance'])}, and {number(c['path_variance'])} without the score."
     )
+
+
+def truncated(cells: pd.DataFrame) -> str:
+    """The bias of the shortest series, at the tightest inverse, and of the longest."""
+    cells = _fixed(cells)
+    cells = cells[cells["tolerance"] == cells["tolerance"].min()]
+    if cells.empty:
+        return ""
+    cells = cells.sort_values("n_terms", kind="stable")
+    c, longest = cells.iloc[0], cells.iloc[-1]
+    bias, left = (share(one["gradient_bias_expected"], "its length") for one in (c, longest))
+    found = (
+        f"Cut after {plural(int(c['n_terms']), 'term')}, the series biases the gradient of a "
+        f"reverse KL divergence of {named(c)} by {bias}. That is at K = {c['lipschitz']:g} and a "
+        f"tolerance of {c['tolerance']:g} of the inverse; measured, the bias is "
+        f"{interval(c, 'gradient_bias')} of the length ({drawn(c, 'gradient_bias')})"
+    )
+    if len(cells) == 1:
+        return f"{found}."
+    return f"{found}. {plural(int(longest['n_terms']), 'term')} leave {left}."
 
 
 def loose(cells: pd.DataFrame) -> str:
-    """The bias of a short series beside that of a loose inverse."""
-    cells = measured(cells, "gradient_bias", "gradient_bias_expected", "tolerance")
-    cells = telling(cells[cells["truncation"] == "fixed"]) if len(cells) else cells
-    short = cells[cells["tolerance"] == cells["tolerance"].min()]
-    rough = cells[cells["tolerance"].between(1e-3, 0.05)]
-    if rough.empty or short.empty:
+    """The bias of a loose inverse, with the longest series."""
+    cells = _fixed(cells)
+    cells = cells[cells["tolerance"].between(1e-3, 0.05)]
+    if cells.empty:
         return ""
-    a = short.sort_values("n_terms", kind="stable").iloc[0]
-    b = rough.sort_values(["tolerance", "n_terms"], ascending=False, kind="stable").iloc[0]
-    n = int(a["n_terms"])
+    c = cells.sort_values(["tolerance", "n_terms"], ascending=False, kind="stable").iloc[0]
     return (
-        f"A series cut after {n} term{'s' * (n > 1)} biases that gradient by "
-        f"{100 * a['gradient_bias_expected']:.2g} % of its length; {int(b['n_terms'])} terms at "
-        f"samples that were inverted to a tolerance of {b['tolerance']:g} bias it by "
-        f"{100 * b['gradient_bias_expected']:.2g} %."
+        f"Samples of {named(c)} inverted to a tolerance of {c['tolerance']:g} bias that gradient "
+        f"by {share(c['gradient_bias_expected'], 'its length')}. That is with "
+        f"{plural(int(c['n_terms']), 'term')}, at K = {c['lipschitz']:g}; measured, the bias is "
+        f"{interval(c, 'gradient_bias')} of the length ({drawn(c, 'gradient_bias')})."
     )
+
+
+def _fixed(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells of a truncated series, of the most telling model."""
+    cells = measured(cells, "gradient_bias", "gradient_bias_expected", "tolerance", "n_terms")
+    cells = cells[cells["truncation"] == "fixed"]
+    return telling(cells) if len(cells) else cells
 
 
 CLAIMS = Claims(
@@ -77,7 +100,7 @@ CLAIMS = Claims(
         **REALISED,
     },
     statements=STATEMENTS,
-    findings=(Finding(80, noise), Finding(81, loose)),
+    findings=(Finding(80, truncated), Finding(81, loose), Finding(82, noise)),
     first=FIRST,
     glossary={
         **GLOSSARY,

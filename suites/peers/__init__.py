@@ -48,6 +48,7 @@ SMALL: Point = {
 
 SUITE = Suite(
     name="peers",
+    title="Other implementations",
     question="Given the same weights, what do other implementations return, how fast, in what "
     "memory?",
     axes=(*MODEL_AXES, "mode", "implementation", "n_terms", "n_probes", "batch_size"),

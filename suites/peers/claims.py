@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from resflow_bench.analysis.rules import Equals, Exactly
-from resflow_bench.analysis.words import measured, number
+from resflow_bench.analysis.words import drawn, interval, measured, number
 from resflow_bench.lab import TIME, Claims, Finding, Statement
 from suites import margins
 from suites.models import FIRST, GLOSSARY, named, telling
@@ -60,8 +60,9 @@ def another_quantity(cells: pd.DataFrame) -> str:
     c = telling(cells).sort_values("bias_expected", key=np.abs, ascending=False).iloc[0]
     return (
         f"The value that {c['implementation']} returns as the log-det of {named(c)} in its mode "
-        f"“{c['mode']}” is another quantity: by the formula in its source it is off by "
-        f"{number(c['bias_expected'])} nat, and as measured by {number(c['bias'])} nat."
+        f"“{c['mode']}” is another quantity. By the formula in its source it is off by "
+        f"{number(c['bias_expected'])} nat, and as measured by {interval(c, 'bias')} nat "
+        f"({drawn(c, 'bias')})."
     )
 
 

@@ -40,6 +40,7 @@ def ladders(
 
 SUITE = Suite(
     name="scaling",
+    title="Growth of the cost",
     question="Does the cost of a log-prob grow linearly in terms, probes and examples, and at what "
     "share of the hardware's rate?",
     axes=("dim", "width", "dtype", "device", "grows", "n_terms", "n_probes", "batch_size"),

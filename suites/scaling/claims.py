@@ -40,8 +40,8 @@ def cost(cells: pd.DataFrame) -> str:
     c = cells[cells["width"] == cells["width"].max()].iloc[0]
     return (
         f"A log-prob at d = {c['dim']}, h = {c['width']} takes {interval(c, 'overhead_s', 1e3)} ms "
-        f"and another {interval(c, 'marginal_s', 1e3)} ms for each of its {GROWING[c['grows']]}; "
-        f"at the largest number of them it runs at {interval(c, 'flops_fraction', 100)} % of the "
+        f"and another {interval(c, 'marginal_s', 1e3)} ms for each of its {GROWING[c['grows']]}. "
+        f"At the largest number of them it runs at {interval(c, 'flops_fraction', 100)} % of the "
         f"rate of a matrix product on {c['device']}."
     )
 

@@ -18,6 +18,7 @@ COMMON: grids.Axes = {"operation": OPERATIONS, "probe": ("rademacher",), "dtype"
 
 SUITE = Suite(
     name="throughput",
+    title="Speed and memory",
     question="How many examples a second, in how many bytes, at what share of the matmul rate?",
     axes=(*grids.MODEL_AXES, *grids.ESTIMATOR_AXES, "operation", "batch_size"),
     presets={

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from resflow_bench.analysis.rules import AtMost
-from resflow_bench.analysis.words import interval, measured
+from resflow_bench.analysis.words import drawn, interval, measured, share
 from resflow_bench.lab import TIME, Claims, Finding, Statement
 from suites.margins import MEMORY, RATE, REALISED, each
 from suites.models import FIRST, GLOSSARY, named, telling
@@ -30,11 +30,12 @@ def speed(cells: pd.DataFrame) -> str:
     if cells.empty:
         return ""
     c = telling(cells[cells["operation"] == cells["operation"].iloc[0]]).iloc[0]
-    share = c.get("flops_fraction", math.nan)
-    peak = "" if math.isnan(share) else f", at {100 * share:.0f} % of a matrix product's rate there"
+    part = c.get("flops_fraction", math.nan)
+    rate = "the rate of a matrix product there"
+    peak = "" if math.isnan(part) else f" It runs at {share(part, rate)}."
     return (
         f"{c['operation']} of {named(c)} processes {interval(c, 'examples_per_s')} examples a "
-        f"second on {c['device']}{peak}."
+        f"second on {c['device']} ({drawn(c, 'examples_per_s')}).{peak}"
     )
 
 

@@ -34,6 +34,7 @@ def _grids(
 
 SUITE = Suite(
     name="training_gap",
+    title="Training objective and likelihood",
     question="By how much does a truncated training objective overstate the likelihood, and does "
     "roulette's?",
     axes=("dataset", "architecture", "lipschitz", *ESTIMATOR_AXES, "step", "dtype", "device"),

@@ -20,6 +20,7 @@ COMMON: grids.Axes = {
 
 SUITE = Suite(
     name="variance",
+    title="Variance of the log-determinant",
     question="How noisy is an estimate of the log-determinant, and what do the bounds say of it?",
     axes=(*grids.MODEL_AXES, *grids.ESTIMATOR_AXES),
     presets={

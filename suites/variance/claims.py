@@ -1,4 +1,4 @@
-"""Claims about the variance: margins, statements, a printed bound, two findings."""
+"""Claims about the variance: margins, statements, a printed bound, three findings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from resflow_bench.analysis.rules import AtMost, Equals
-from resflow_bench.analysis.words import interval, measured, number
+from resflow_bench.analysis.words import (
+    drawn,
+    interval,
+    measured,
+    share,
+    span,
+    with_interval,
+)
 from resflow_bench.lab import Claims, Finding, Statement
 from resflow_bench.theory import error_of_ess
 from suites.margins import EXACT, FLAG, NOISE, REALISED, SHARE, TARGET, each
@@ -73,11 +80,11 @@ def probes(cells: pd.DataFrame) -> str:
     m = int(c["n_probes"])
     needed = float(f"{m * c['variance'] / TARGET**2:.2g}")
     these = f"{m if m > 1 else 'One'} {c['probe'].capitalize()} probe{'s' * (m > 1)}"
+    used = share(c["variance"] / c["variance_bound"], "Avron and Toledo's bound")
     return (
-        f"{these} on {named(c)} give{'s' * (m == 1)} a variance of "
-        f"{interval(c, 'variance')} nat², {100 * c['variance'] / c['variance_bound']:.0f} % of "
-        f"Avron and Toledo's bound; a standard deviation of {TARGET} nat takes about "
-        f"{needed:,.0f} probes."
+        f"{these} on {named(c)} give{'s' * (m == 1)} a variance of {interval(c, 'variance')} nat². "
+        f"That is {used} ({drawn(c, 'variance')}). A standard deviation of {TARGET} nat takes "
+        f"about {needed:,.0f} probes."
     )
 
 
@@ -90,10 +97,11 @@ def weights(cells: pd.DataFrame) -> str:
         return ""
     c = telling(cells).sort_values(["variance_expected"], kind="stable").iloc[0]
     n = max(2.0, float(f"{c['variance_expected'] / error_of_ess(KEPT) ** 2:.2g}"))
+    kept = with_interval(*(100 * (1 - c[f"ess_loss{end}"]) for end in ("", "_high", "_low")))
     return (
-        f"Importance weights from one draw of {c['roulette']} on {named(c)} keep "
-        f"{100 * (1 - c['ess_loss']):.2g} % of the effective sample size; the mean of about "
-        f"{n:,.0f} draws keeps {100 * KEPT:g} %."
+        f"Importance weights from one draw of {c['roulette']} on {named(c)} keep {kept} % of the "
+        f"effective sample size ({drawn(c, 'ess_loss')}). The mean of about {n:,.0f} draws keeps "
+        f"{100 * KEPT:g} %."
     )
 
 
@@ -102,16 +110,27 @@ def infinite(cells: pd.DataFrame) -> str:
     cells = measured(cells, "variance_is_finite", "roulette", "spectral_radius")
     if cells.empty:
         return ""
-    without = cells[cells["variance_is_finite"] == 0]
+    is_infinite = cells["variance_is_finite"] == 0
+    laws = [
+        _of_law(str(law), some, some[is_infinite[some.index]])
+        for law, some in cells.groupby("roulette")
+    ]
+    n, n_infinite = len(cells), is_infinite.sum()
+    head = f"{n_infinite:,} of {n:,} roulettes measured have infinite variance."
+    if not n_infinite:
+        return f"All {n:,} roulettes measured have finite variance. {'; '.join(laws)}."
+    return f"{head} {'; '.join(laws)}. The mean of any number of such draws has it too."
+
+
+def _of_law(law: str, cells: pd.DataFrame, without: pd.DataFrame) -> str:
+    """A law's cells, those `without` a finite variance, and the spectral radii there."""
     if without.empty:
-        return f"All {len(cells)} roulettes measured have finite variance."
-    rho = without["spectral_radius"]
-    laws = ", ".join(sorted(without["roulette"].unique()))
-    return (
-        f"{len(without)} of {len(cells)} roulettes measured have infinite variance ({laws}), at "
-        f"spectral radii in [{number(rho.min())}, {number(rho.max())}]; so has the mean of any "
-        f"number of their draws."
-    )
+        return f"{law}: finite in {len(cells):,} of {len(cells):,}, ρ = {_radii(cells)}"
+    return f"{law}: infinite in {len(without):,} of {len(cells):,}, ρ = {_radii(without)}"
+
+
+def _radii(cells: pd.DataFrame) -> str:
+    return span(cells["spectral_radius"])
 
 
 CLAIMS = Claims(
