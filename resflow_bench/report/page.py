@@ -27,7 +27,7 @@ from resflow_bench.analysis.tables import (
     in_order,
     label,
     main_metrics,
-    plain,
+    spoken,
     units,
     varying,
     wide,
@@ -37,6 +37,7 @@ from resflow_bench.files import csv_text, write_whole
 from resflow_bench.lab import Statement, Suite
 from resflow_bench.lab.store import readable
 from resflow_bench.report.figures import rendered
+from resflow_bench.report.origin import origin, repository
 
 MAX_LINES = 60  # of a list on the page
 MAX_CELLS = 500  # of a table on the page; the CSV beside it has them all
@@ -72,19 +73,21 @@ def write_report(
     asked = [record.get("questions") or {} for record in provenance]
     questions = {suite: question for record in asked for suite, question in record.items()}
     said = sentences(cells, measured)
-    answers = {suite: sentence for _, suite, sentence in reversed(said)}  # the first of each
     sections = []
     for name in dict.fromkeys([*measured, *frames]):
         suite, rows = measured.get(name), frames[name]
         write_whole(out / "tables" / f"{name}.csv", csv_text(readable(rows)))
         section = _section(name, suite, rows, cells[name], judged)
         section["pictures"] = rendered(suite, cells[name], out / "figures", provenance)
-        sections.append(section | {"question": questions.get(name), "answer": answers.get(name)})
+        answers = [led(sentences) for _, told, sentences in said if told == name]
+        sections.append(section | {"question": questions.get(name), "answers": answers})
     page = ENVIRONMENT.get_template("page.html.j2").render(
         version=__version__,
         written=datetime.now(UTC),
         assets=ASSETS,
-        findings=first_of(said),
+        repository=repository(),
+        origin=origin(provenance, frames.values()),
+        findings=[led(sentences) for sentences in first_of(said)],
         glossary={k: v for s in measured.values() for k, v in s.claims.glossary.items()},
         summary=_summary(judged, {n: s.claims.statements for n, s in measured.items()}),
         disputed=_summary(disputed, {n: s.claims.disputed for n, s in measured.items()}),
@@ -96,6 +99,16 @@ def write_report(
         runs=[_run(record) for record in provenance],
     )
     return write_whole(out / "index.html", page)
+
+
+def led(sentences: str) -> tuple[str, str]:
+    """The first of the sentences, and the others.
+
+    >>> led("It is 1.5 nat. Chen et al. (2019) say less. So be it.")
+    ('It is 1.5 nat.', 'Chen et al. (2019) say less. So be it.')
+    """
+    first, *rest = re.split(r"(?<=\.) (?=[A-Z])", sentences, maxsplit=1)
+    return first, "".join(rest)
 
 
 def maths(text: str) -> Markup:
@@ -136,7 +149,7 @@ def _section(
             "id": f"{name}-{cell['cell']}",
             "is_violated": cell["cell"] in violated,
             "values": [
-                *((plain(cell[axis]), None) for axis in shown),
+                *((spoken(cell[axis]), None) for axis in shown),
                 *(_measured(cell, metric) for metric in metrics),
             ],
         }
@@ -145,6 +158,7 @@ def _section(
     heads = [*shown, *(heading(m, unit[m]).replace("^2", "²") for m in metrics)]
     return {
         "suite": name,
+        "title": suite.title if suite else "",
         "is_known": suite is not None,
         "n_cells": len(cells),
         "n_rows": len(frame),
@@ -257,3 +271,4 @@ ENVIRONMENT = Environment(
     lstrip_blocks=True,
 )
 ENVIRONMENT.filters["maths"] = maths
+ENVIRONMENT.filters["commas"] = "{:,}".format

@@ -42,10 +42,10 @@ def noise(cells: pd.DataFrame) -> str:
         return ""
     c = telling(cells).sort_values("tolerance", kind="stable").iloc[0]
     return (
-        f"In the gradient of a reverse KL divergence of {named(c)} to N(0, I), one draw of "
-        f"{c['roulette']} adds a variance of {interval(c, 'gradient_variance')} of the squared "
-        f"gradient ({drawn(c, 'gradient_variance')}). The samples themselves have "
-        f"{number(c['sampling_variance'])}, and {number(c['path_variance'])} without the score."
+        f"In the gradient of a reverse KL divergence of {named(c)}, one draw of {c['roulette']} "
+        f"has a variance of {interval(c, 'gradient_variance')} of its squared length. The samples "
+        f"themselves have {number(c['sampling_variance'])}, and {number(c['path_variance'])} "
+        f"without the score ({drawn(c, 'gradient_variance')})."
     )
 
 

@@ -39,10 +39,10 @@ def cost(cells: pd.DataFrame) -> str:
         return ""
     c = cells[cells["width"] == cells["width"].max()].iloc[0]
     return (
-        f"A log-prob at d = {c['dim']}, h = {c['width']} takes {interval(c, 'overhead_s', 1e3)} ms "
-        f"and another {interval(c, 'marginal_s', 1e3)} ms for each of its {GROWING[c['grows']]}. "
-        f"At the largest number of them it runs at {interval(c, 'flops_fraction', 100)} % of the "
-        f"rate of a matrix product on {c['device']}."
+        f"A log-prob at d = {c['dim']:,}, h = {c['width']:,} takes "
+        f"{interval(c, 'overhead_s', 1e3)} ms and another {interval(c, 'marginal_s', 1e3)} ms for "
+        f"each of its {GROWING[c['grows']]}. At the largest number of them it runs at "
+        f"{interval(c, 'flops_fraction', 100)} % of the rate of a matrix product on {c['device']}."
     )
 
 

@@ -236,5 +236,7 @@ def test_ladders_of_one_panel_have_names_of_their_own() -> None:
 
 def test_the_widest_flow_is_said() -> None:
     (text,) = findings({"scaling": make_frames()["scaling"]}, SUITES)
-    assert "d = 64, h = 1024 takes 2.00 [1.90, 2.10] ms and another 4.000 [3.990, 4.010] ms" in text
+    assert (
+        "d = 64, h = 1,024 takes 2.00 [1.90, 2.10] ms and another 4.000 [3.990, 4.010] ms" in text
+    )
     assert "each of its terms. At the largest number of them it runs at 80.0 [78.0, 82.0] %" in text

@@ -5,9 +5,11 @@ const make = (name, given = {}, ...inside) => {
   made.append(...inside);
   return made;
 };
+// "5,000" is found and sorted as 5000.
+const ungrouped = (text) => text.replace(/(\d),(?=\d{3})/g, "$1");
 const key = (cell) => {
   const value = cell?.dataset.v ?? cell?.textContent.trim() ?? "";
-  const number = value === "" ? NaN : Number(value);
+  const number = value === "" ? NaN : Number(ungrouped(value));
   return Number.isNaN(number) ? value : number;
 };
 const compare = (a, b) => {
@@ -34,11 +36,11 @@ function sortable(table) {
 
 function filterable(table) {
   const rows = [...table.tBodies[0].rows];
-  const texts = rows.map((row) => row.textContent.toLowerCase());
-  const shown = make("output", { textContent: `${rows.length} rows` });
+  const texts = rows.map((row) => ungrouped(row.textContent.toLowerCase()));
+  const shown = make("output", { textContent: `${rows.length.toLocaleString("en")} rows` });
   const field = make("input", { type: "search", placeholder: "every word must occur" });
   field.addEventListener("input", () => {
-    const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const words = ungrouped(field.value.toLowerCase()).split(/\s+/).filter(Boolean);
     let count = 0;
     rows.forEach((row, place) => {
       const kept = words.every((word) => texts[place].includes(word));
@@ -76,7 +78,8 @@ if (contents && document.querySelector("tr[data-violated]")) {
     document.body.classList.toggle("only-violated", box.checked);
     if (box.checked) document.querySelectorAll("section details").forEach((d) => (d.open ||= d.querySelector("tr[data-violated]") !== null));
   });
-  contents.append(make("label", {}, box, " only violated"));
+  const note = "of theorems and of disputed statements; what is undecided is hidden";
+  contents.append(make("label", {}, box, " only violated rows", make("small", { textContent: note })));
 }
 
 // A link to something folded opens it.
