@@ -6,7 +6,7 @@ const make = (name, given = {}, ...inside) => {
   return made;
 };
 // "5,000" is found and sorted as 5000.
-const ungrouped = (text) => text.replace(/(\d),(?=\d{3})/g, "$1");
+const ungrouped = (text) => text.replace(/(\d),(?=\d)/g, "$1");
 const key = (cell) => {
   const value = cell?.dataset.v ?? cell?.textContent.trim() ?? "";
   const number = value === "" ? NaN : Number(ungrouped(value));
