@@ -51,8 +51,8 @@ def overstated(cells: pd.DataFrame) -> str:
         f"Trained for {c['step']:,} steps on {c['dataset']} at K = {c['lipschitz']:g} with "
         f"{plural(int(c['n_terms']), 'term')}, a flow claims {interval(c, 'gap', sign)} bit/dim "
         f"{'more' if sign > 0 else 'less'} than it has ({drawn(c, 'gap')}). Its objective puts the "
-        f"held-out log-likelihood at {number(c['log_prob_objective'], 4)} bit/dim, and exact it is "
-        f"{number(c['log_prob_exact'], 4)}."
+        f"held-out log-likelihood at {number(c['log_prob_objective'], 4)} bit/dim, and the exact "
+        f"value is {number(c['log_prob_exact'], 4)}."
     )
     if "roulette" not in everywhere or (others := measured(everywhere, "roulette")).empty:
         return found

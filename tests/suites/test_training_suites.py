@@ -380,7 +380,7 @@ def test_a_training_s_gap_is_judged_told_and_drawn(tmp_path: Path) -> None:
     (said,) = findings({"training_gap": frame}, SUITES)
     assert said.startswith("Trained for 300 steps on checkerboard at K = 0.97 with 1 term, ")
     assert "0.2910 [0.2900, 0.2920] bit/dim" in said
-    assert "log-likelihood at −0.8090 bit/dim, and exact it is −1.100." in said
+    assert "log-likelihood at −0.8090 bit/dim, and the exact value is −1.100." in said
     assert "With a roulette the largest gap of 4 cells is 0.0000 [−0.0010, 0.0010]" in said
     page = write_report({"training_gap": frame}, [], tmp_path, SUITES)
     assert page.read_text(encoding="utf-8").count("<figure") == 2  # two figures in two widths
