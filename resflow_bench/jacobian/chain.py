@@ -40,6 +40,14 @@ class JacobianChain(Stage):
     def mapped(self, common: TensorMap, each: TensorMap) -> JacobianChain:
         return JacobianChain([stage.mapped(common, each) for stage in self.stages])
 
+    def reach(self) -> tuple[int, int] | None:
+        """The sum of those of the stages."""
+        reaches = [stage.reach() for stage in self.stages]
+        known = [reach for reach in reaches if reach is not None]
+        if len(known) < len(reaches):
+            return None
+        return sum(rows for rows, _ in known), sum(columns for _, columns in known)
+
     def cycle(self) -> tuple[Jacobian, Jacobian, VectorMap]:
         """Between hidden layers the two outer matrices become one.
 
