@@ -14,7 +14,7 @@ from resflow_bench.advise.budget import Budget
 from resflow_bench.advise.inspection import Inspection
 from resflow_bench.advise.settings import BIAS_SHARE, SEARCH
 from resflow_bench.advise.source import constructor
-from resflow_bench.jacobian import CHUNK_NUMBERS
+from resflow_bench.jacobian import CHUNK_NUMBERS, linearise
 from resflow_bench.logdet import (
     Arnoldi,
     Controlled,
@@ -29,6 +29,7 @@ from resflow_bench.logdet import (
     Roulette,
     tuned,
 )
+from resflow_bench.logdet.exact import determinant_work
 from resflow_bench.logdet.tuned import PROBES_A_DRAW, mean_terms
 
 
@@ -79,8 +80,11 @@ class Search:
         return made, [one for one in tuned_ones if isinstance(one, str)]
 
     def _determinant(self) -> Candidate:
-        pairs = zip(self.inspection.dims, self.inspection.product_seconds, strict=True)
-        seconds = sum(dim * t + dim**3 * 1e-10 for dim, t in pairs)  # products and LU
+        seconds = 0.0
+        pairs = zip(self.inspection.branches, self.inspection.product_seconds, strict=True)
+        for (g, x), product in pairs:
+            n_products, n_operations = determinant_work(linearise(g, x[:1]).jacobian, x[:1])
+            seconds += n_products * product + n_operations * 1.5e-10
         one = Determinant()
         return Candidate("determinant", (f"estimator = {constructor(one)}",), one, 0.0, seconds)
 

@@ -53,9 +53,14 @@ class Band(NamedTuple):
         return math.prod(self.period) * self.event[0]
 
     @property
+    def n_operations(self) -> float:
+        """Those of `block_tridiagonal_log_det`: in a block two LU, a solution and a product."""
+        return self.n_blocks * (4 / 3 + 2 + 2) * self.size**3
+
+    @property
     def pays(self) -> bool:
-        """True if a band takes fewer operations than the whole matrix of d^2 numbers."""
-        return 7 * self.size**2 < math.prod(self.event) ** 2
+        """True if a band takes fewer operations than the LU of the whole matrix."""
+        return self.n_operations < 2 * math.prod(self.event) ** 3 / 3
 
 
 def band_of(jacobian: Jacobian, x: Tensor) -> Band | None:
@@ -95,7 +100,7 @@ def block_tridiagonal_log_det(blocks: Tensor) -> Tensor:
 
     S_1 = I + A_1,  S_i = I + A_i - L_i S_(i-1)^-1 U_(i-1),  ln|det(I + J)| = sum_i ln|det S_i|.
 
-    Properties: n s^3 operations, some five times, in place of 2 (n s)^3 / 3. Where ||J||_2 < 1 the
+    Properties: 16 n s^3 / 3 operations in place of 2 (n s)^3 / 3. Where ||J||_2 < 1 the
         symmetric part of I + J is positive definite, and so is that of every S_i: no pivot outside
         a block is needed.
 

@@ -73,12 +73,19 @@ def whole_log_det(jacobian: Jacobian, x: Tensor) -> tuple[Tensor, int]:
     Differentiable if gradients are enabled.
     """
     band = band_of(jacobian, x)
+    n_products, _ = determinant_work(jacobian, x)
     if band is None:
-        return dense_log_det(dense_jacobian(jacobian, x)), math.prod(x.shape[1:])
+        return dense_log_det(dense_jacobian(jacobian, x)), n_products
     blocks = block_rows(jacobian, x, band)
     with one_torch_thread():
         log_det = block_tridiagonal_log_det(_wide(blocks))
-    return log_det.to(blocks.dtype), band.n_products
+    return log_det.to(blocks.dtype), n_products
+
+
+def determinant_work(jacobian: Jacobian, x: Tensor) -> tuple[int, float]:
+    """Products with J, and operations beyond them, that `whole_log_det` takes an example."""
+    band, dim = band_of(jacobian, x), math.prod(x.shape[1:])
+    return (dim, 2 * dim**3 / 3) if band is None else (band.n_products, band.n_operations)
 
 
 def _wide(matrix: Tensor) -> Tensor:
