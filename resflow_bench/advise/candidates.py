@@ -125,8 +125,14 @@ class Search:
         return sum(one.n_probes * _mean_terms(one) * t for one, t in pairs)
 
     def _n_traced(self) -> int:
-        """Number of exact traces that all branches support, at most two."""
-        traced = {n: LogDetEstimator(Rademacher(), Fixed(n), n_traced=n) for n in (2, 1)}
+        """Number of cheap exact traces that all branches support, at most two.
+
+        The second one of a convolution takes some thirty products.
+        """
+        most = 2 if self.inspection.x.ndim == 2 else 1
+        traced = {
+            n: LogDetEstimator(Rademacher(), Fixed(n), n_traced=n) for n in range(most, 0, -1)
+        }
         return next((n for n, one in traced.items() if self._is_supported(one)), 0)
 
     def _is_supported(self, estimator: LogDetEstimator) -> bool:

@@ -58,10 +58,9 @@ class CirculantControlled:
         self, jacobian: Jacobian, v: Tensor, terms: Terms, n_traced: int, adjoint: bool
     ) -> Expanded:
         expanded = self.expansion.expand(jacobian, v, terms, n_traced, adjoint)
-        weights = terms.weights[: self.degree].clone()  # (n, B)
-        for k, weight in enumerate(weights, start=1):
-            weight *= 0.0 if k <= n_traced else series_sign(k) / k
-        known = _control(jacobian, v).series(weights)
+        weights = terms.weights[: self.degree]
+        c = [series_sign(k) / k if k > n_traced else 0.0 for k in range(1, len(weights) + 1)]
+        known = _control(jacobian, v).series(weights * weights.new_tensor(c)[:, None])
         control = known.form(v).mean(0) - known.trace()
         return expanded._replace(value=expanded.value - control.to(expanded.value.dtype))
 
