@@ -17,6 +17,7 @@ from resflow_bench.advise.source import constructor
 from resflow_bench.jacobian import CHUNK_NUMBERS, linearise
 from resflow_bench.logdet import (
     Arnoldi,
+    CirculantControlled,
     Controlled,
     Determinant,
     Estimator,
@@ -180,7 +181,8 @@ class Search:
         is_roulette = isinstance(truncation, Roulette)
         if is_roulette and all(g.order == 2.0 for g, _ in self.inspection.branches):
             yield replace(traced, expansion=Arnoldi())  # which needs ||J||_2 < 1
-        controlled = replace(traced, expansion=Controlled())
+        is_image = self.inspection.x.ndim == 4
+        controlled = replace(traced, expansion=CirculantControlled() if is_image else Controlled())
         best = [traced]
         if self.inspection.eigenvalues is not None and self._is_supported(controlled):
             yield controlled
