@@ -14,9 +14,10 @@ from resflow_bench.advise.budget import Budget
 from resflow_bench.advise.inspection import Inspection
 from resflow_bench.advise.settings import BIAS_SHARE, SEARCH
 from resflow_bench.advise.source import constructor
-from resflow_bench.jacobian import CHUNK_NUMBERS
+from resflow_bench.jacobian import CHUNK_NUMBERS, linearise
 from resflow_bench.logdet import (
     Arnoldi,
+    CirculantControlled,
     Controlled,
     Determinant,
     Estimator,
@@ -29,6 +30,7 @@ from resflow_bench.logdet import (
     Roulette,
     tuned,
 )
+from resflow_bench.logdet.exact import determinant_work
 from resflow_bench.logdet.tuned import PROBES_A_DRAW, mean_terms
 
 
@@ -79,8 +81,11 @@ class Search:
         return made, [one for one in tuned_ones if isinstance(one, str)]
 
     def _determinant(self) -> Candidate:
-        pairs = zip(self.inspection.dims, self.inspection.product_seconds, strict=True)
-        seconds = sum(dim * t + dim**3 * 1e-10 for dim, t in pairs)  # products and LU
+        seconds = 0.0
+        pairs = zip(self.inspection.branches, self.inspection.product_seconds, strict=True)
+        for (g, x), product in pairs:
+            n_products, n_operations = determinant_work(linearise(g, x[:1]).jacobian, x[:1])
+            seconds += n_products * product + n_operations * 1.5e-10
         one = Determinant()
         return Candidate("determinant", (f"estimator = {constructor(one)}",), one, 0.0, seconds)
 
@@ -121,8 +126,14 @@ class Search:
         return sum(one.n_probes * _mean_terms(one) * t for one, t in pairs)
 
     def _n_traced(self) -> int:
-        """Number of exact traces that all branches support, at most two."""
-        traced = {n: LogDetEstimator(Rademacher(), Fixed(n), n_traced=n) for n in (2, 1)}
+        """Number of cheap exact traces that all branches support, at most two.
+
+        The second one of a convolution takes some thirty products.
+        """
+        most = 2 if self.inspection.x.ndim == 2 else 1
+        traced = {
+            n: LogDetEstimator(Rademacher(), Fixed(n), n_traced=n) for n in range(most, 0, -1)
+        }
         return next((n for n, one in traced.items() if self._is_supported(one)), 0)
 
     def _is_supported(self, estimator: LogDetEstimator) -> bool:
@@ -170,7 +181,8 @@ class Search:
         is_roulette = isinstance(truncation, Roulette)
         if is_roulette and all(g.order == 2.0 for g, _ in self.inspection.branches):
             yield replace(traced, expansion=Arnoldi())  # which needs ||J||_2 < 1
-        controlled = replace(traced, expansion=Controlled())
+        is_image = self.inspection.x.ndim == 4
+        controlled = replace(traced, expansion=CirculantControlled() if is_image else Controlled())
         best = [traced]
         if self.inspection.eigenvalues is not None and self._is_supported(controlled):
             yield controlled

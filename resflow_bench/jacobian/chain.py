@@ -40,6 +40,14 @@ class JacobianChain(Stage):
     def mapped(self, common: TensorMap, each: TensorMap) -> JacobianChain:
         return JacobianChain([stage.mapped(common, each) for stage in self.stages])
 
+    def reach(self) -> tuple[int, int] | None:
+        """The sum of those of the stages."""
+        reaches = [stage.reach() for stage in self.stages]
+        known = [reach for reach in reaches if reach is not None]
+        if len(known) < len(reaches):
+            return None
+        return sum(rows for rows, _ in known), sum(columns for _, columns in known)
+
     def cycle(self) -> tuple[Jacobian, Jacobian, VectorMap]:
         """Between hidden layers the two outer matrices become one.
 
@@ -82,7 +90,8 @@ class JacobianChain(Stage):
                 f"this branch ({', '.join(type(stage).__name__ for stage in self.stages)})",
                 f"exact traces up to J^{most}" if most else "no exact traces",
                 f"n = {n}",
-                f"set `n_traced={most}` or `products=dense` (W-phi-W supports J^2, W-phi-W-phi-W "
-                "and convolutions with a 1 x 1 kernel in the middle J^1, others none)",
+                f"set `n_traced={most}` or `products=dense` (W-phi-W, and convolutions with at "
+                "most a 1 x 1 kernel between the outer ones, support J^2, W-phi-W-phi-W J^1, "
+                "others none)",
             )
         return exact_traces(factors, n)

@@ -67,6 +67,13 @@ class Jacobian(Protocol):
         """
         return self.vjp(v.expand(-1, batch_size, *v.shape[2:]).contiguous())
 
+    def reach(self) -> tuple[int, int] | None:
+        """The rows and columns of a grid (C, H, W) within which an output depends on inputs.
+
+        None if an output may depend on all.
+        """
+        return None
+
     def cycle(self) -> tuple[Jacobian, Jacobian, VectorMap]:
         """(enter, loop, leave) with v^T J^k = leave(v^T enter loop^(k-1)): the cheapest form."""
         return self, self, unchanged

@@ -65,6 +65,9 @@ class KernelStage(Stage):
     def push(self, v: Tensor) -> Tensor:
         return self._apply(functional.conv2d, v)
 
+    def reach(self) -> tuple[int, int]:
+        return padding(self.weight)
+
     def mapped(self, common: TensorMap, each: TensorMap) -> KernelStage:
         return KernelStage(common(self.weight))
 
@@ -94,6 +97,9 @@ class SlopeStage(Stage):
 
     def push(self, v: Tensor) -> Tensor:
         return self._repeated(v) * self.slope
+
+    def reach(self) -> tuple[int, int]:
+        return 0, 0
 
     def mapped(self, common: TensorMap, each: TensorMap) -> SlopeStage:
         return SlopeStage(each(self.slope), self.expansion)
@@ -128,6 +134,9 @@ class ConcatenationStage(Stage):
 
     def push(self, v: Tensor) -> Tensor:
         return torch.cat([self.a * v, self.b * self.computed.push(v)], dim=1 - self.rank)
+
+    def reach(self) -> tuple[int, int] | None:
+        return self.computed.reach()
 
     def mapped(self, common: TensorMap, each: TensorMap) -> ConcatenationStage:
         a, b, computed = common(self.a), common(self.b), self.computed.mapped(common, each)

@@ -1,4 +1,4 @@
-"""Exact traces of the powers of a branch's Jacobian, at the cost of about one product each.
+"""Exact traces of the powers of a branch's Jacobian, most at the cost of about one product.
 
 Most of a probe's variance is that of the first terms of the series. For the usual branches their
 traces are contractions of weights, common to all examples, with slopes of each example.
@@ -49,7 +49,7 @@ def factors_of(stages: Sequence[Stage]) -> Factors:
         if stage.expansion > 1:
             weights[j] = weights[j].repeat(stage.expansion, 1, 1, 1)
     diagonals = [s.slope[:, :, None, None] if matrices else s.slope for s in slopes]
-    n_most = math.inf if not slopes else 1 if len(slopes) == 2 or kernels else 2
+    n_most = math.inf if not slopes else 1 if len(slopes) == 2 and matrices else 2
     return Factors(weights, diagonals, n_most)
 
 
@@ -69,8 +69,9 @@ def exact_traces(factors: Factors, n: int) -> list[Tensor]:
         weights and slopes.
 
     Properties: exact to rounding, no random numbers; one matrix product of the batch each, of
-        (h, h) weights. Activations with several outputs per input count as that many rows of the
-        weights before them.
+        (h, h) weights, but for tr J^2 of convolutions, which takes (h + C kh kw)/2 products with J:
+        30 for 3-1-3 kernels of 32 channels. Activations with several outputs per input count as
+        that many rows of the weights before them.
 
     Source: tr(XY) = tr(YX).
     """
@@ -78,14 +79,18 @@ def exact_traces(factors: Factors, n: int) -> list[Tensor]:
     if not factors.slopes:
         powers = accumulate([first[:, :, 0, 0]] * n, torch.matmul)
         return [power.trace() for power in powers]
+    *_, slope = factors.slopes
     if len(factors.slopes) == 2:
-        return [_three(factors.kernels, factors.slopes)]
-    (slope,) = factors.slopes
+        found = [_three(factors.kernels, factors.slopes)]
+    else:
+        found = [_two(first, slope, last)]
     if n == 1:
-        return [_two(first, slope, last)]
+        return found
+    if slope.shape[2:] != (1, 1) or len(factors.slopes) == 2:
+        return [*found, _second(local_blocks(factors))]
     a = first[:, :, 0, 0] @ last[:, :, 0, 0]  # (h, h)
     d = slope[:, :, 0, 0]  # (B, h)
-    return [d @ a.diagonal(), ((d @ (a * a.mT)) * d).sum(1)]
+    return [*found, ((d @ (a * a.mT)) * d).sum(1)]
 
 
 def _two(first: Tensor, slope: Tensor, last: Tensor) -> Tensor:
@@ -110,6 +115,66 @@ def _three(kernels: list[Tensor], slopes: list[Tensor]) -> Tensor:
             products = (one[:, rows, columns] @ weight.mT) * two[:, rows, columns]
             total = total + products.flatten(1).sum(1)
     return total
+
+
+def local_blocks(factors: Factors) -> Tensor:
+    """The blocks (C, C) of J between near pixels, (B, n_h, n_w, C, C, H, W): see `_second`.
+
+    J = sum_q P_q^T K_q P_q, with P_q the patches around a pixel q that the outer kernels cover and
+    K_q = W_L D_(L-1)(q) ... D_1(q) W_1 of their taps. Output q - t reads input q + s, through taps
+    t and s of the two.
+    """
+    first, last = factors.kernels[0], factors.kernels[-1]
+    (_, c, *taps_in), (_, h, *taps_out) = first.shape, last.shape
+    batch_size, _, *grid = factors.slopes[0].shape
+    left = last.permute(2, 3, 0, 1).reshape(-1, h)  # (t C, h)
+    right = first.permute(2, 3, 1, 0).flatten(0, 2)  # (s C, h_1)
+    one, *two = (slope.flatten(2) for slope in factors.slopes)  # (B, h, H W)
+    hidden = left[:, :, None]
+    if two:
+        weights = left[:, None] * factors.kernels[1][:, :, 0, 0].mT  # (t C, h_1, h_2)
+        hidden = (weights.flatten(0, 1) @ two[0]).unflatten(1, weights.shape[:2])
+    inner = right @ (hidden * one[:, None])  # K_q, (B, t C, s C, H W)
+    inner = inner.view(batch_size, *taps_out, c, *taps_in, c, *grid)
+    n_h, n_w = (a + b - 1 for a, b in zip(taps_in, taps_out, strict=True))
+    total = inner.new_zeros(batch_size, n_h, n_w, c, c, *grid)
+    for t in range(taps_out[0]):
+        for u in range(taps_out[1]):
+            to, of = _shifted(grid, (t - taps_out[0] // 2, u - taps_out[1] // 2))
+            part = inner[:, t, u, ..., of[0], of[1]].permute(0, 2, 3, 1, 4, 5, 6)
+            total[:, t : t + taps_in[0], u : u + taps_in[1], ..., to[0], to[1]] += part
+    return total
+
+
+def _second(blocks: Tensor) -> Tensor:
+    """sum_po tr J_(p, p + o) J_(p + o, p), (B,), of blocks (B, n_h, n_w, C, C, H, W).
+
+    The block of p and p + o is at [o, :, :, p]. The offsets o are those of an odd grid (n_h, n_w),
+    whose middle is 0; o and -o give the same.
+    """
+    n_h, n_w, *_, height, width = blocks.shape[1:]
+    middle = n_h * n_w // 2
+    total = blocks.new_zeros(len(blocks))
+    for place in range(middle + 1):
+        a, b = divmod(place, n_w)
+        here, there = _shifted((height, width), (a - n_h // 2, b - n_w // 2))
+        back = blocks[:, n_h - 1 - a, n_w - 1 - b].transpose(1, 2)[..., there[0], there[1]]
+        product = blocks[:, a, b][..., here[0], here[1]] * back
+        total = total + product.flatten(1).sum(1) * (1 if place == middle else 2)
+    return total
+
+
+def _shifted(grid: Sequence[int], offset: tuple[int, int]) -> tuple[list[slice], list[slice]]:
+    """The points p of the grid with p + offset on it, and those p + offset.
+
+    >>> _shifted((4, 4), (1, -2))
+    ([slice(0, 3, None), slice(2, 4, None)], [slice(1, 4, None), slice(0, 2, None)])
+    """
+    lows = [min(n, max(0, -o)) for n, o in zip(grid, offset, strict=True)]
+    runs = [(a, max(a, min(n, n - o))) for a, n, o in zip(lows, grid, offset, strict=True)]
+    here = [slice(low, high) for low, high in runs]
+    there = [slice(low + o, high + o) for (low, high), o in zip(runs, offset, strict=True)]
+    return here, there
 
 
 def _common(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:

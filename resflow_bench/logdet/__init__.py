@@ -9,6 +9,7 @@ from resflow_bench.logdet.estimator import Averaged, Estimate, Estimator, LogDet
 from resflow_bench.logdet.exact import Determinant, Exact, dense_log_det, exact_log_det, jacobian
 from resflow_bench.logdet.expansions.arnoldi import Arnoldi
 from resflow_bench.logdet.expansions.chebyshev import Chebyshev, SpectralInterval, measured_interval
+from resflow_bench.logdet.expansions.circulant import CirculantControlled
 from resflow_bench.logdet.expansions.control import Controlled
 from resflow_bench.logdet.expansions.expansion import Expansion
 from resflow_bench.logdet.expansions.taylor import Taylor
@@ -31,6 +32,7 @@ EXPANSIONS: dict[str, Callable[[float], Expansion]] = {
     "taylor(tf32)": lambda _: Taylor("tf32"),
     "arnoldi": lambda _: Arnoldi(),
     "controlled": lambda _: Controlled(),
+    "circulant": lambda _: CirculantControlled(),
     "chebyshev": lambda lipschitz: Chebyshev(-lipschitz, lipschitz),
 }
 """The values of the axis `expansion`, by name; each takes the branch's promised constant."""
@@ -42,6 +44,7 @@ __all__ = [
     "Arnoldi",
     "Averaged",
     "Chebyshev",
+    "CirculantControlled",
     "Controlled",
     "Determinant",
     "Estimate",

@@ -41,15 +41,14 @@ def remedies(n_traced: int, stop: float) -> Point:
     }
 
 
-def candidates(n_traced: int, stop: float, controlled: bool = True) -> tuple[Point, ...]:
+def candidates(n_traced: int, stop: float, control: str = "controlled") -> tuple[Point, ...]:
     """The estimators that are compared on a model whose branches support `n_traced` exact traces.
 
-    controlled: whether the whole mean Jacobian can be afforded once a batch.
+    control: the expansion with a control variate that suits the model.
     """
     finite: Point = {"roulette": f"geometric({stop})"}
     best = remedies(n_traced, stop)
     tuned: Point = {**TUNED, "probe": "hadamard", "n_traced": n_traced}
-    control = ({**best, "expansion": "controlled"}, {**tuned, "expansion": "controlled"})
     fixed: Point = {
         **{**OURS, "truncation": "fixed", "n_terms": 10},
         **{"probe": "rademacher", "n_probes": 1, "expansion": "taylor"},
@@ -70,7 +69,8 @@ def candidates(n_traced: int, stop: float, controlled: bool = True) -> tuple[Poi
         {**best, "probe": "hadamard", "n_probes": 16},
         {**tuned, "probe": "rademacher"},
         tuned,
-        *(control if controlled else ()),
+        {**best, "expansion": control},
+        {**tuned, "expansion": control},
         DETERMINANT,
         {"implementation": "normflows", "mode": "roulette", "n_probes": 1},
         {"implementation": "normflows", "mode": "evaluation", "n_probes": 1},
@@ -105,7 +105,7 @@ def at_several_dims(batch_sizes: dict[int, int]) -> tuple[Grid, ...]:
 
 SHALLOW = grids("shallow", 64, 0.9, 256, candidates(2, 0.3))
 TRAINED = grids("trained", 64, 0.9, 256, candidates(1, 0.3))
-PATCHES = grids("patches", 768, 0.9, 32, candidates(1, 0.3, controlled=False))
+PATCHES = grids("patches", 768, 0.9, 32, candidates(2, 0.3, control="circulant"))
 
 
 SUITE = Suite(

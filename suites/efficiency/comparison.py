@@ -81,7 +81,10 @@ def name_of(cell: Mapping[Any, Any]) -> str:
         return f"{version[0] if version else cell['implementation']}, {mode}"
     if cell["estimator"] == "determinant":
         return "determinant"
-    words = {"taylor": "", "taylor(bfloat16)": "bfloat16", "controlled": "control"}
+    words = {
+        **{"taylor": "", "taylor(bfloat16)": "bfloat16"},
+        **{"controlled": "control", "circulant": "circulant control"},
+    }
     expansion = words.get(cell["expansion"], str(cell["expansion"]).capitalize())
     probe, n = cell["probe"].capitalize(), int(cell["n_traced"])
     if cell["estimator"] == "tuned":

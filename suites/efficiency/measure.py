@@ -19,6 +19,7 @@ from resflow_bench.flows import Logit, ResidualFlow
 from resflow_bench.intervals import Interval, median_interval
 from resflow_bench.jacobian import Map
 from resflow_bench.lab import Cell, Context, Observation, exactly, observe
+from resflow_bench.logdet.expansions.expansion import Incremental
 from resflow_bench.models import (
     Problem,
     build_estimator,
@@ -229,14 +230,15 @@ def _closed_forms(
 
 def _series(expansion: logdet.Expansion) -> logdet.Expansion:
     """The expansion without its control, whose mean is zero."""
-    return expansion.expansion if isinstance(expansion, logdet.Controlled) else expansion
+    controls = logdet.Controlled | logdet.CirculantControlled
+    return expansion.expansion if isinstance(expansion, controls) else expansion
 
 
 def build_candidate(cell: Cell, problem: Problem, results: Path) -> logdet.Estimator:
     """The axis `estimator`: a probed series, one tuned to each branch, or the determinant of J.
 
     A tuned estimator is tuned at other points than those it is measured at, which are the model's
-    first. A control is added after the tuning of the series that it controls.
+    first. A control without increments is added after the tuning of the series that it controls.
     """
     if cell["estimator"] == "determinant":
         return logdet.Determinant()
@@ -247,7 +249,7 @@ def build_candidate(cell: Cell, problem: Problem, results: Path) -> logdet.Estim
         logdet.PROBES[cell["probe"]],
         logdet.Fixed(cell["n_traced"] + 1),  # to be replaced
         n_traced=cell["n_traced"],
-        expansion=_series(expansion),
+        expansion=expansion if isinstance(expansion, Incremental) else _series(expansion),
     )
     n_pilot = min(16, max(2, PILOT // cell["dim"]))
     points = build_points(cell, N_FIRST + n_pilot, results)[N_FIRST:]

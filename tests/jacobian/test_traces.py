@@ -78,11 +78,11 @@ BRANCHES = {
     "W-phi-W, two outputs": (lambda: concatenated(None, 1), 2),
     "W-phi-W-phi-W": (lambda: steep(mlp_branch(5, (7, 6), 0.9)), 1),
     "W-phi-W-phi-W, two outputs": (lambda: concatenated(None, 2), 1),
-    "3-3": (lambda: steep(conv_branch(2, (4, 5), (3, 3), (4,), 0.9)), 1),
-    "3-1-3": (lambda: steep(conv_branch(2, (4, 5), (3, 1, 3), (4, 6), 0.9)), 1),
-    "5-1-3": (lambda: steep(conv_branch(2, (4, 5), (5, 1, 3), (4, 6), 0.9)), 1),
-    "5-1-5 on a small grid": (lambda: steep(conv_branch(2, (3, 2), (5, 1, 5), (4, 6), 0.9)), 1),
-    "1-1-1": (lambda: steep(conv_branch(2, (3, 2), (1, 1, 1), (4, 6), 0.9)), 1),
+    "3-3": (lambda: steep(conv_branch(2, (4, 5), (3, 3), (4,), 0.9)), 2),
+    "3-1-3": (lambda: steep(conv_branch(2, (4, 5), (3, 1, 3), (4, 6), 0.9)), 2),
+    "5-1-3": (lambda: steep(conv_branch(2, (4, 5), (5, 1, 3), (4, 6), 0.9)), 2),
+    "5-1-5 on a small grid": (lambda: steep(conv_branch(2, (3, 2), (5, 1, 5), (4, 6), 0.9)), 2),
+    "1-1-1": (lambda: steep(conv_branch(2, (3, 2), (1, 1, 1), (4, 6), 0.9)), 2),
 }
 """Makes the branch; how many traces it admits (of a matrix: as many as are tried)."""
 

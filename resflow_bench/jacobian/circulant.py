@@ -1,0 +1,127 @@
+"""The Jacobian of a convolutional branch on a torus, with each channel's mean slope.
+
+A convolution with circular padding is a small matrix for each frequency, and so are products of
+them: traces and quadratic forms of their functions cost a fast Fourier transform.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from resflow_bench.jacobian.chain import JacobianChain
+from resflow_bench.jacobian.operator import Jacobian, refusal
+from resflow_bench.jacobian.stages import ConcatenationStage, KernelStage, SlopeStage, padding
+
+
+@dataclass(frozen=True, eq=False)
+class Circulant:
+    """C, a convolution of a grid (H, W) with circular padding, one for each example.
+
+    symbol: C's matrices at the frequencies of `torch.fft.rfft2`, (B, H, W // 2 + 1, C, C), complex;
+        (1, ...) if it is the same for all examples.
+    grid: (H, W).
+    """
+
+    symbol: Tensor
+    grid: tuple[int, int]
+
+    def series(self, weights: Tensor) -> Circulant:
+        """sum_k a_k C^k, k = 1..n, by Horner's rule; a_k is `weights[k - 1]`, (n, B)."""
+        total = torch.zeros_like(self.symbol)
+        for weight in weights.flip(0):
+            total = self.symbol @ (total + self._identity * weight.view(-1, 1, 1, 1, 1))
+        return Circulant(total, self.grid)
+
+    def power(self, n: int) -> Circulant:
+        """C^n."""
+        return Circulant(torch.linalg.matrix_power(self.symbol, n), self.grid)
+
+    def trace(self) -> Tensor:
+        """tr C, (B,)."""
+        diagonal = self.symbol.diagonal(dim1=-2, dim2=-1).sum(-1).real
+        return (diagonal * self._multiplicity).sum((1, 2))
+
+    def form(self, v: Tensor) -> Tensor:
+        """v^T C v of each probe and example, (m, B, C, H, W) -> (m, B)."""
+        transformed = torch.fft.rfft2(v).movedim(2, -1).unsqueeze(-1)  # (m, B, H, W', C, 1)
+        image = self.symbol @ transformed
+        density = (transformed.conj() * image).real.sum((-2, -1))
+        return (density * self._multiplicity).sum((2, 3)) / (self.grid[0] * self.grid[1])
+
+    @property
+    def _identity(self) -> Tensor:
+        return torch.eye(self.symbol.shape[-1], dtype=self.symbol.dtype, device=self.symbol.device)
+
+    @property
+    def _multiplicity(self) -> Tensor:
+        """How many frequencies of the whole transform one of the half stands for, (W // 2 + 1,)."""
+        n = self.grid[1]
+        several = torch.full((n // 2 + 1,), 2.0, device=self.symbol.device)
+        several[0] = 1.0
+        if n % 2 == 0:
+            several[-1] = 1.0
+        return several
+
+
+def circulant(jacobian: Jacobian, grid: tuple[int, int]) -> Circulant:
+    """J with circular padding, and with each channel's mean slope over the pixels of an example.
+
+    Raises:
+        ValueError: J is not made of kernels and slopes.
+    """
+    return Circulant(_applied(jacobian, None, grid), grid)
+
+
+def _applied(jacobian: Jacobian, symbol: Tensor | None, grid: tuple[int, int]) -> Tensor:
+    """The symbol of J times `symbol`, (B, H, W // 2 + 1, C_out, C_in); None is the identity."""
+    match jacobian:
+        case JacobianChain(stages):
+            for stage in stages:
+                symbol = _applied(stage, symbol, grid)
+            if symbol is not None:
+                return symbol
+        case KernelStage(weight):
+            kernel = _of_kernel(weight, grid)
+            return kernel if symbol is None else kernel @ symbol
+        case SlopeStage(slope, expansion) if slope.ndim == 4:
+            # An example that is not finite spoils no other: it has a symbol of its own.
+            mean = slope.mean((2, 3))[:, None, None, :, None]
+            if symbol is None:
+                identity = torch.eye(mean.shape[3] // expansion, device=mean.device)
+                symbol = identity.to(_complex(slope))
+            return mean * torch.cat([symbol] * expansion, -2)
+        case ConcatenationStage(a, b, n_copied, rank, computed) if rank == 4:
+            inner = b * _applied(computed, symbol, grid)
+            if symbol is None:
+                symbol = torch.eye(n_copied, dtype=inner.dtype, device=inner.device)
+            copied = (a * symbol).expand(*inner.shape[:3], -1, -1)
+            return torch.cat([copied, inner], dim=3)
+    raise refusal(
+        type(jacobian).__name__,
+        "no circulant approximation",
+        "a control by one",
+        "take `expansion=Taylor()`, or a branch of convolutions and elementwise activations",
+    )
+
+
+def _of_kernel(weight: Tensor, grid: tuple[int, int]) -> Tensor:
+    """sum_t W(t) exp(2 pi i <omega, t - r>), (1, H, W // 2 + 1, C_out, C_in), r the padding."""
+    (rows, columns), (below, left) = weight.shape[2:], padding(weight)
+    angles = []
+    for frequencies, n, reach in (
+        (torch.fft.fftfreq(grid[0], dtype=weight.dtype, device=weight.device), rows, below),
+        (torch.fft.rfftfreq(grid[1], dtype=weight.dtype, device=weight.device), columns, left),
+    ):
+        taps = torch.arange(n, dtype=weight.dtype, device=weight.device) - reach
+        angles.append(2 * torch.pi * frequencies[:, None] * taps)
+    phases = [torch.polar(torch.ones_like(angle), angle) for angle in angles]
+    if (rows, columns) == (1, 1):
+        return weight[None, None, None, :, :, 0, 0].to(_complex(weight))
+    return torch.einsum("oitu,ht,wu->hwoi", weight.to(_complex(weight)), *phases)[None]
+
+
+def _complex(like: Tensor) -> torch.dtype:
+    return torch.complex128 if like.dtype == torch.float64 else torch.complex64
