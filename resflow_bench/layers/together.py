@@ -8,8 +8,9 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
+from resflow_bench.layers.composed.dense import DenseLayer
+from resflow_bench.layers.composed.sll import SLL
 from resflow_bench.layers.conv import Conv2d
-from resflow_bench.layers.dense import DenseLayer
 from resflow_bench.layers.layer import Layer
 from resflow_bench.layers.linear import Linear
 from resflow_bench.layers.norms.induced import InducedNorm
@@ -49,6 +50,8 @@ def bounds(layers: Sequence[Layer]) -> list[Tensor]:
             bound = next(batched)
         elif isinstance(held, Linear | Conv2d) and isinstance(held.norm, InducedNorm):
             bound = held.norm.bound(held.operator_normalised())
+        elif isinstance(held, SLL):
+            bound = held.bound()
         else:
             bound = torch.tensor(held.certificate().norm, dtype=torch.float64)
         found.append(layer.constant(bound) if isinstance(layer, DenseLayer) else bound)
