@@ -250,7 +250,7 @@ def mlp_aol_architecture(event: Event, lipschitz: float) -> ResidualFlow:
 
 
 def mlp_sll_architecture(event: Event, lipschitz: float) -> ResidualFlow:
-    """`mlp_architecture` with an SLL layer of Softplus in place of its activations and the matrix
+    """`mlp_architecture` with an SLL layer of Tanh in place of its activations and the matrix
     between them, of as many parameters.
     """
     return _with_layers(event, partial(sll_branch, lipschitz=lipschitz))

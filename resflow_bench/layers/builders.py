@@ -13,7 +13,7 @@ from resflow_bench.layers.activations import (
     Activation,
     CLipSwish,
     LipSwish,
-    Softplus,
+    Tanh,
     check_activation,
 )
 from resflow_bench.layers.branches import Branch, contractive
@@ -63,7 +63,7 @@ def sll_branch(
     dim: int,
     hidden: Sequence[int],
     lipschitz: float,
-    activation: Callable[[], Activation] = Softplus,
+    activation: Callable[[], Activation] = Tanh,
     generator: torch.Generator | None = None,
 ) -> Branch:
     """W_2 h_m(... h_1(W_1 x)) with SLL layers h_j between two matrices of sqrt(K): Lip(g) <= K.
@@ -72,6 +72,8 @@ def sll_branch(
         dim: d, the features of x and of g(x).
         hidden: the features between the matrices, which all h_j have, and then the width of each.
         lipschitz, activation, generator: as in `mlp_branch`; the slopes of phi are within [0, 1].
+            Those of Tanh are 1 at 0, so that J can reach -I; flows with Softplus, whose slopes are
+            1/2 there, learnt less.
 
     Raises:
         ValueError: K outside (0, 1), a size below 1, or an activation that `SLL` refuses.
