@@ -31,7 +31,16 @@ from resflow_bench.flows import (
     Squeeze,
     image_flow,
 )
-from resflow_bench.layers import Branch, Linear, LinearBranch, dense_branch, mlp_branch
+from resflow_bench.layers import (
+    AOL,
+    Branch,
+    Linear,
+    LinearBranch,
+    SemiOrthogonal,
+    dense_branch,
+    mlp_branch,
+    sll_branch,
+)
 from resflow_bench.systems import SYSTEMS
 from resflow_bench.systems.made import MIN_WIDTH, as_vectors, hidden_width
 
@@ -230,6 +239,23 @@ def implicit_architecture(event: Event, lipschitz: float) -> ResidualFlow:
     return _mlp_blocks(event, lipschitz, n_hidden=2, blocks=IMPLICIT_BLOCKS)
 
 
+def mlp_orthogonal_architecture(event: Event, lipschitz: float) -> ResidualFlow:
+    """`mlp_architecture` with orthogonal matrices in place of a spectral norm."""
+    return _with_layers(event, partial(mlp_branch, norm=SemiOrthogonal(), lipschitz=lipschitz))
+
+
+def mlp_aol_architecture(event: Event, lipschitz: float) -> ResidualFlow:
+    """`mlp_architecture` with almost-orthogonal matrices in place of a spectral norm."""
+    return _with_layers(event, partial(mlp_branch, norm=AOL(), lipschitz=lipschitz))
+
+
+def mlp_sll_architecture(event: Event, lipschitz: float) -> ResidualFlow:
+    """`mlp_architecture` with an SLL layer of Tanh in place of its activations and the matrix
+    between them, of as many parameters.
+    """
+    return _with_layers(event, partial(sll_branch, lipschitz=lipschitz))
+
+
 ARCHITECTURES: dict[str, Architecture] = {
     "mlp": mlp_architecture,
     "shallow": shallow_architecture,
@@ -240,6 +266,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "glow": glow_architecture,
     "monotone": monotone_architecture,
     "implicit": implicit_architecture,
+    "mlp-orthogonal": mlp_orthogonal_architecture,
+    "mlp-aol": mlp_aol_architecture,
+    "mlp-sll": mlp_sll_architecture,
     **SYSTEMS,
 }
 """The trainable architectures, by name: residual flows, and the other systems."""
@@ -294,6 +323,12 @@ def _mlp_blocks(
     hidden = (hidden_width(math.prod(event)),) * n_hidden
     make_branch = partial(mlp_branch, hidden=hidden, lipschitz=lipschitz)
     return _fully_connected(event, make_branch, n_blocks, blocks)
+
+
+def _with_layers(event: Event, make_branch: Callable[..., Branch]) -> ResidualFlow:
+    """Eight blocks of two hidden layers of max(2d, 64) features."""
+    hidden = (hidden_width(math.prod(event)),) * 2
+    return _fully_connected(event, partial(make_branch, hidden=hidden))
 
 
 def _fully_connected(

@@ -12,9 +12,15 @@ ESTIMATOR_AXES = ("truncation", "n_terms", "roulette", "n_exact", "probe", "n_pr
 IMAGE_FLOWS = ("conv", "multiscale")
 TRAINED_FLOWS = ("trained", *IMAGE_FLOWS)
 PLANE_FLOWS = ("checkerboard", "eight-gaussians")
+LAYERED_FLOWS = ("mlp-orthogonal", "mlp-aol", "mlp-sll")
+"""Flows of other Lipschitz layers, trained on eight Gaussians, and their architectures."""
 OTHER_BLOCKS = ("monotone-steep", "implicit-steep")
 """Untrained flows of other blocks than residual ones, whose forward pass is iterated."""
-DIM = {**dict.fromkeys(PLANE_FLOWS, 2), **dict.fromkeys(OTHER_BLOCKS, 8), "patches": 768}
+DIM = {
+    **dict.fromkeys((*PLANE_FLOWS, *LAYERED_FLOWS), 2),
+    **dict.fromkeys(OTHER_BLOCKS, 8),
+    "patches": 768,
+}
 """The dimension at which a flow is measured; 64 for all others."""
 
 LAWS = ("geometric(0.5)", "geometric(0.1)", "poisson(2)")

@@ -29,6 +29,9 @@ MODELS = {
     "patches": ("#a0522d", "*"),
     "checkerboard": ("#556b2f", ">"),
     "eight-gaussians": ("#2f4f4f", "X"),
+    "mlp-orthogonal": ("#4b6a9b", "s"),
+    "mlp-aol": ("#7a4a6e", "^"),
+    "mlp-sll": ("#6b7a2f", "P"),
     "conv": ("#8a5a00", "p"),
     "multiscale": ("#5b2a86", "d"),
     "init": (style.ORANGE, "h"),
@@ -45,6 +48,7 @@ MODELS = {
 OTHERS = [(color, shape) for shape in "os^DvP" for color in (style.BLUE, style.GREEN, style.BROWN)]
 FLOWS = {
     *(MAIN, "shallow", "patches", "conv", "multiscale", "checkerboard", "eight-gaussians"),
+    *("mlp-orthogonal", "mlp-aol", "mlp-sll"),
     *("init", "steep", "monotone-steep", "implicit-steep"),
 }
 

@@ -24,6 +24,9 @@ NAMES = {
     "patches": "the flow trained on patches",
     "checkerboard": "the flow trained on the checkerboard",
     "eight-gaussians": "the flow trained on eight Gaussians",
+    "mlp-orthogonal": "the trained flow of orthogonal layers",
+    "mlp-aol": "the trained flow of almost-orthogonal layers",
+    "mlp-sll": "the trained flow of SLL layers",
     "init": "the untrained flow",
     "steep": "the steep flow",
     "monotone-steep": "the untrained monotone flow",
@@ -37,6 +40,8 @@ GLOSSARY = {
     "before training",
     "minus-identity, plus-identity": "one block with g(x) = −Kx, the worst case of every bound, "
     "and with g(x) = Kx",
+    "mlp-orthogonal, mlp-aol, mlp-sll": "flows of other Lipschitz layers than those of a spectral "
+    "norm, trained on eight Gaussians",
     "monotone-steep, implicit-steep": "untrained flows of monotone blocks, (I − g) ∘ (I + g)⁻¹, "
     "and of implicit blocks, x + g₁(x) = z + g₂(z); closed forms and bounds are those of their "
     "series, −2 Σ tr Jᵏ/k over odd k, and the difference of two",

@@ -27,13 +27,16 @@ from resflow_bench.flows import (
     image_flow,
 )
 from resflow_bench.layers import (
+    AOL,
     ELU,
     CLipSwish,
     Linear,
+    SemiOrthogonal,
     conv_branch,
     dense_branch,
     dense_conv_branch,
     mlp_branch,
+    sll_branch,
 )
 from resflow_bench.logdet import (
     Arnoldi,
@@ -92,6 +95,9 @@ FLOWS: dict[str, Callable[[], ResidualFlow]] = {
     "mixed": lambda: _vectors(mlp_branch(4, (8,), 0.9), mlp_branch(4, (8, 8), 0.5)),
     "concatenated": lambda: _vectors(mlp_branch(4, (8, 8), 0.9, CLipSwish)),
     "dense": lambda: _vectors(dense_branch(4, 8, 2, 0.9)),
+    "almost orthogonal": lambda: _vectors(mlp_branch(4, (8, 8), 0.9, norm=AOL())),
+    "orthogonal": lambda: _vectors(mlp_branch(4, (8, 8), 0.9, norm=SemiOrthogonal())),
+    "residual layers": lambda: _vectors(sll_branch(4, (8, 6), 0.9)),
     "convolutional": lambda: _images(conv_branch(3, (4, 4), (3, 1, 3), (4, 4), 0.9)),
     "dense convolutional": lambda: _images(dense_conv_branch(3, (4, 4), 4, 2, 0.9)),
     "multi-scale": lambda: image_flow(

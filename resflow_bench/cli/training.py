@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 @click.option("--preset", type=click.Choice(["smoke", "quick", "full"]),
               help="Takes seconds, a minute, or days.  [default: quick]")  # fmt: skip
 @click.option("--architecture", metavar="NAME", help="mlp, shallow, deep, dense, conv, "
-              "multiscale, monotone or implicit; of other systems nice, realnvp, maf, nsf, glow, "
+              "multiscale, monotone, implicit, mlp-orthogonal, mlp-aol or mlp-sll; of other "
+              "systems nice, realnvp, maf, nsf, glow, "
               "neural-ode, ffjord, flow-matching, ot-flow-matching or diffusion.  "
               "[default: multiscale for images, else mlp]")  # fmt: skip
 @click.option("--lipschitz", type=float, help="Constant promised for each branch.  [default: 0.9]")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from resflow_bench.jacobian import Examples, dense_jacobian
 from resflow_bench.layers import (
+    SLL,
     AnyBranch,
     Branch,
     Conv2d,
@@ -163,6 +164,8 @@ def _curvature(branch: Branch) -> float:
         elif isinstance(stage, DenseLayer) and isinstance(stage.activation, Curved):
             norm, inner = stage.certificate().norm, stage.layer.certificate().norm
             own = float(stage.mix()[1]) * stage.activation.curvature() * inner**2
+        elif isinstance(stage, SLL):
+            norm, own = stage.certificate().norm, stage.curvature()
         elif isinstance(stage, Curved) and isinstance(stage, Activation):
             norm, own = stage.lipschitz, stage.curvature()
         else:

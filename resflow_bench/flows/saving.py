@@ -27,7 +27,9 @@ from resflow_bench.flows.forms import ActNorm, AffineCoupling, Cube, Flatten, Lo
 from resflow_bench.flows.inverse import InverseBlock
 from resflow_bench.flows.monotone import MonotoneBlock
 from resflow_bench.flows.residual import ResidualBlock
+from resflow_bench.layers.norms.aol import AOLNorm
 from resflow_bench.layers.norms.induced import InducedNorm
+from resflow_bench.layers.norms.orthogonal import SemiOrthogonalNorm
 from resflow_bench.layers.norms.spectral import SpectralNorm
 
 FORMAT = "resflow_bench flow 1"
@@ -38,6 +40,7 @@ _CLASSES: tuple[type, ...] = (
     *(Cube, InverseBlock, MonotoneBlock, Squeeze),
     *(layers.Branch, layers.LinearBranch, layers.Linear, layers.Conv2d, layers.DenseLayer),
     *(layers.LipSwish, layers.CLipSwish, layers.Tanh, layers.ELU, layers.Softplus, layers.Sine),
+    *(layers.AOL, layers.SemiOrthogonal, layers.SLL),
     *(layers.ReLU, layers.LearnableOrder, layers.Spectral, layers.Induced, layers.Conditioner),
     *(StandardNormal, DiagonalNormal, NormalMixture, layers.Uncertified, layers.BoundedMap),
 )
@@ -216,6 +219,10 @@ class _Describer:
         match value:
             case SpectralNorm():
                 return self.value(layers.Spectral())
+            case AOLNorm():
+                return self.value(layers.AOL())
+            case SemiOrthogonalNorm():
+                return self.value(layers.SemiOrthogonal())
             case InducedNorm():
                 return self.value(layers.Induced(*value.orders))
             case tuple() | list() | nn.ModuleList() | nn.Sequential():

@@ -13,7 +13,13 @@ from resflow_bench.jacobian.operator import (
     PerExampleMap,
     Products,
 )
-from resflow_bench.jacobian.stages import ConcatenationStage, KernelStage, SlopeStage, Stage
+from resflow_bench.jacobian.stages import (
+    ConcatenationStage,
+    KernelStage,
+    SkipStage,
+    SlopeStage,
+    Stage,
+)
 
 __all__ = [
     "CHUNK_NUMBERS",
@@ -30,6 +36,7 @@ __all__ = [
     "MatrixStage",
     "PerExampleMap",
     "Products",
+    "SkipStage",
     "SlopeStage",
     "Stage",
     "autograd",

@@ -143,6 +143,26 @@ class ConcatenationStage(Stage):
         return ConcatenationStage(a, b, self.n_copied, self.rank, computed)
 
 
+@dataclass(frozen=True, eq=False)
+class SkipStage(Stage):
+    """S = a I + T for outputs a x + h(x), T the Jacobian of h.
+
+    computed: T, whose last stage is linear, so that no product overwrites its vector.
+    """
+
+    a: float
+    computed: Stage
+
+    def vjp(self, v: Tensor) -> Tensor:
+        return torch.add(self.computed.vjp(v), v, alpha=self.a)
+
+    def push(self, v: Tensor) -> Tensor:
+        return torch.add(self.computed.push(v), v, alpha=self.a)
+
+    def mapped(self, common: TensorMap, each: TensorMap) -> SkipStage:
+        return SkipStage(self.a, self.computed.mapped(common, each))
+
+
 def rows(t: Tensor, examples: Examples, axis: int = 0) -> Tensor:
     """Some of the examples, which are along `axis`; see `Examples`."""
     if isinstance(examples, slice):

@@ -11,21 +11,32 @@ from resflow_bench.layers.activations import (
     Tanh,
 )
 from resflow_bench.layers.branches import Branch, LinearBranch
-from resflow_bench.layers.builders import conv_branch, dense_branch, dense_conv_branch, mlp_branch
+from resflow_bench.layers.builders import (
+    conv_branch,
+    dense_branch,
+    dense_conv_branch,
+    mlp_branch,
+    sll_branch,
+)
+from resflow_bench.layers.composed.dense import DenseLayer
+from resflow_bench.layers.composed.sll import SLL
 from resflow_bench.layers.conditioner import Conditioner
 from resflow_bench.layers.conv import Conv2d, InducedConv2d, SpectralConv2d
-from resflow_bench.layers.dense import DenseLayer
 from resflow_bench.layers.given import GivenBranch, conditional
 from resflow_bench.layers.layer import Layer
 from resflow_bench.layers.linear import InducedLinear, Linear, SpectralLinear
+from resflow_bench.layers.norms.aol import AOL
 from resflow_bench.layers.norms.induced import Induced
 from resflow_bench.layers.norms.norm import Certificate, Norm
+from resflow_bench.layers.norms.orthogonal import SemiOrthogonal
 from resflow_bench.layers.norms.spectral import Spectral
 from resflow_bench.layers.orders import LearnableOrder, Order
 from resflow_bench.layers.uncertified import AnyBranch, BoundedMap, Opaque, Uncertified
 
 __all__ = [
+    "AOL",
     "ELU",
+    "SLL",
     "Activation",
     "AnyBranch",
     "BoundedMap",
@@ -48,6 +59,7 @@ __all__ = [
     "Opaque",
     "Order",
     "ReLU",
+    "SemiOrthogonal",
     "Sine",
     "Softplus",
     "Spectral",
@@ -60,4 +72,5 @@ __all__ = [
     "dense_branch",
     "dense_conv_branch",
     "mlp_branch",
+    "sll_branch",
 ]

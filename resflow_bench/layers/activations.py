@@ -56,6 +56,57 @@ class Curved(Protocol):
         """c with ||phi'(y) - phi'(z)||_2 <= c |y - z| for each input; inf where phi' jumps."""
 
 
+REACH, N_PLACES = 20.0, 4001
+"""`check_activation` looks at so many z from -20 to 20, a hundredth apart."""
+
+STEEPER = 1e-3
+"""The share by which a slope may seem too large there: rounding of an activation that computes in
+float32."""
+
+
+@torch.no_grad()
+def check_activation(phi: Any) -> None:
+    """Refuse a module that is no activation, or one that breaks its `lipschitz` or `slopes`.
+
+    The slopes of chords, and phi', are compared with them at `N_PLACES` points. A broken promise
+    that shows there is refused; that is no proof of a promise that is kept.
+
+    Raises:
+        TypeError: a member of `Activation` is missing.
+        ValueError: a slope beyond them, or values that are not those of `forward`.
+    """
+    if not isinstance(phi, nn.Module) or not isinstance(phi, Activation):
+        raise TypeError(
+            f"An activation is a module with `lipschitz`, `expansion` and `value_and_derivative`, "
+            f"from which a branch has its bound and its Jacobian; got {type(phi).__name__}. Give "
+            "it these, or make the branch `Uncertified`."
+        )
+    device = next((p.device for p in phi.parameters()), None)
+    z = torch.linspace(-REACH, REACH, N_PLACES, dtype=torch.float64, device=device)[:, None]
+    values, (y, slopes) = phi(z), phi.value_and_derivative(z)
+    chords = values.diff(dim=0) / z.diff(dim=0)
+    of_one = [part.unflatten(1, (phi.expansion, -1)) for part in (chords, slopes)]
+    steepest = max(float(torch.linalg.vector_norm(part, dim=1).amax()) for part in of_one)
+    name = type(phi).__name__
+    if not steepest <= phi.lipschitz * (1 + STEEPER):
+        raise ValueError(
+            f"{name} promises lipschitz={phi.lipschitz:.6g}, but has a slope of {steepest:.4g}. "
+            "Set `lipschitz` to the largest |phi'|."
+        )
+    low, high = phi.slopes if isinstance(phi, Sloped) else (-math.inf, math.inf)
+    least, most = (float(f(torch.stack([f(p) for p in of_one]))) for f in (torch.amin, torch.amax))
+    if not low - STEEPER <= least <= most <= high + STEEPER:
+        raise ValueError(
+            f"{name} promises slopes in [{low:.4g}, {high:.4g}], but has them in [{least:.4g}, "
+            f"{most:.4g}]. Set `slopes` to (inf phi', sup phi')."
+        )
+    if not torch.allclose(values, y, rtol=STEEPER, atol=STEEPER):
+        raise ValueError(
+            f"{name} has values in `value_and_derivative` that are not those of `forward`. Return "
+            "the same phi(z) in both."
+        )
+
+
 class LipSwish(nn.Module):
     """phi(z) = z sigmoid(beta z) / 1.1 with a learnable beta = softplus(raw_beta) > 0.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from resflow_bench.arguments import check_batch
 from resflow_bench.jacobian import JacobianChain
 from resflow_bench.layers import fused, together
-from resflow_bench.layers.activations import Activation
+from resflow_bench.layers.activations import Activation, check_activation
 from resflow_bench.layers.conditioner import Conditioner
 from resflow_bench.layers.layer import Layer
 from resflow_bench.layers.maps import Affine, Composition, Elementwise, Shifted
@@ -61,8 +61,9 @@ class Branch(nn.Module):
     Raises:
         TypeError: a stage that is no module, or neither a layer nor an activation.
         ValueError: a promise outside (0, 1), no layer at the end, sizes or norms that do not fit,
-            coefficients and activations whose product exceeds the promise, or a conditioner of
-            another size; a conditional branch evaluated without a context.
+            an activation steeper than it says, coefficients and activations whose product exceeds
+            the promise, or a conditioner of another size; a conditional branch evaluated without a
+            context.
     """
 
     def __init__(
@@ -85,6 +86,9 @@ class Branch(nn.Module):
             names = ", ".join(type(stage).__name__ for stage in stages) or "nothing"
             raise ValueError(f"Branch needs a layer as its last stage; got {names}.")
         layers = [stage for stage in stages if isinstance(stage, Layer)]
+        for stage in stages:
+            if not isinstance(stage, Layer):
+                check_activation(stage)
         _check_sizes(stages, layers[-1].n_out)
         _check_norms(stages, layers)
         bound = math.prod(_promised(stage) for stage in stages)
@@ -180,7 +184,13 @@ class Branch(nn.Module):
         return total
 
     def lipschitz_certified(self) -> float:
-        """The product of the certificates and of the activations' constants: a true bound."""
+        """The product of the certificates and of the activations' constants: a true bound.
+
+        Raises:
+            ValueError: an activation that has become steeper than its constant.
+        """
+        for phi in self.activations:
+            check_activation(phi)
         norms = [layer.certificate().norm for layer in self.layers]
         return math.prod(norms + [phi.lipschitz for phi in self.activations])
 

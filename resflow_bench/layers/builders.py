@@ -9,12 +9,21 @@ from itertools import pairwise
 
 import torch
 
-from resflow_bench.layers.activations import Activation, CLipSwish, LipSwish
+from resflow_bench.layers.activations import (
+    Activation,
+    CLipSwish,
+    LipSwish,
+    Tanh,
+    check_activation,
+)
 from resflow_bench.layers.branches import Branch, contractive
+from resflow_bench.layers.composed.dense import DenseLayer
+from resflow_bench.layers.composed.sll import SLL
 from resflow_bench.layers.conv import Conv2d
-from resflow_bench.layers.dense import DenseLayer
 from resflow_bench.layers.layer import Layer
 from resflow_bench.layers.linear import Linear
+from resflow_bench.layers.norms.norm import Norm
+from resflow_bench.layers.norms.spectral import Spectral
 
 MakeLayer = Callable[[int, int, float], Layer]
 """(n_in, n_out, coefficient) -> a layer."""
@@ -26,6 +35,7 @@ def mlp_branch(
     lipschitz: float,
     activation: Callable[[], Activation] = LipSwish,
     generator: torch.Generator | None = None,
+    norm: Norm = Spectral(),
 ) -> Branch:
     """W_L phi ... phi W_1 with every layer's c = (K / Lip(phi)^(L-1))^(1/L), so Lip(g) <= K.
 
@@ -35,6 +45,7 @@ def mlp_branch(
         lipschitz: K, the constant promised for the branch (not for each layer), in (0, 1).
         activation: makes one phi; called once per gap, so each has its own parameters.
         generator: draws the weights; None is a fresh one with seed 0.
+        norm: how each layer keeps its c, as in `Linear`.
 
     Raises:
         ValueError: K outside (0, 1), or a size below 1.
@@ -44,8 +55,40 @@ def mlp_branch(
     >>> jacobian.vjp(torch.ones(3, 5, 64)).shape, g.lipschitz_certified() <= g.lipschitz == 0.9
     (torch.Size([3, 5, 64]), True)
     """
-    make = partial(Linear, generator=_or_fresh(generator))
+    make = partial(Linear, norm=norm, generator=_or_fresh(generator))
     return _alternating([make] * (len(hidden) + 1), [dim, *hidden, dim], lipschitz, activation)
+
+
+def sll_branch(
+    dim: int,
+    hidden: Sequence[int],
+    lipschitz: float,
+    activation: Callable[[], Activation] = Tanh,
+    generator: torch.Generator | None = None,
+) -> Branch:
+    """W_2 h_m(... h_1(W_1 x)) with SLL layers h_j between two matrices of sqrt(K): Lip(g) <= K.
+
+    Args:
+        dim: d, the features of x and of g(x).
+        hidden: the features between the matrices, which all h_j have, and then the width of each.
+        lipschitz, activation, generator: as in `mlp_branch`; the slopes of phi are within [0, 1].
+            Those of Tanh are 1 at 0, so that J can reach -I; flows with Softplus, whose slopes are
+            1/2 there, learnt less.
+
+    Raises:
+        ValueError: K outside (0, 1), a size below 1, or an activation that `SLL` refuses.
+
+    >>> g = sll_branch(2, (64, 32, 32), lipschitz=0.9)
+    >>> g(torch.zeros(5, 2)).shape, g.lipschitz_certified() <= 0.9
+    (torch.Size([5, 2]), True)
+    """
+    contractive(lipschitz, "A branch")
+    generator, (features, *widths) = _or_fresh(generator), hidden
+    c = math.sqrt(lipschitz)
+    first = Linear(dim, features, c, generator=generator)
+    middle = [SLL(features, width, 1.0, activation(), generator=generator) for width in widths]
+    last = Linear(features, dim, c, generator=generator)
+    return Branch(first, *middle, last, lipschitz=lipschitz)
 
 
 def conv_branch(
@@ -160,6 +203,8 @@ def _alternating(
     """layer phi layer ... phi layer, with a phi in front if `leading`."""
     contractive(lipschitz, "A branch")
     gaps = [activation() for _ in makers[0 if leading else 1 :]]
+    for gap in gaps:
+        check_activation(gap)
     steepness = math.prod([phi.lipschitz for phi in gaps])
     coefficient = (lipschitz / steepness) ** (1 / len(makers))
     before: list[Activation | None] = [*gaps] if leading else [None, *gaps]
@@ -186,6 +231,7 @@ def _densely_connected(
     width = n_features
     for _ in range(depth):
         phi = activation()
+        check_activation(phi)
         stages.append(DenseLayer(make(width, growth, 1 / phi.lipschitz), phi))
         width = stages[-1].n_out
     return Branch(*stages, make_last(width, n_features, lipschitz), lipschitz=lipschitz)

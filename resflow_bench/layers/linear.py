@@ -18,16 +18,18 @@ from resflow_bench.layers.orders import Order
 
 
 class Linear(nn.Module):
-    """y = x W_c^T + b with W_c = W / divisor and ||W_c|| <= coefficient.
+    """y = x W_c^T + b with W_c made of W such that ||W_c|| <= coefficient.
 
-    The bound is a theorem right after `update` and `align`, see `SpectralNorm` and `InducedNorm`.
-    Between a step and its update it is not: the spectral norm exceeded it by up to 2 % at a
-    learning rate of 1e-2.
+    The bound is a theorem right after `update` and `align`, see `SpectralNorm` and `InducedNorm`,
+    which divide W by a number. Between a step and its update it is not: the spectral norm exceeded
+    it by up to 2 % at a learning rate of 1e-2. With `AOL` and `SemiOrthogonal` it is one at all
+    weights.
 
     Args:
         n_in, n_out: sizes of x and y.
         coefficient: the promised bound on ||W_c||, above 0.
-        norm: the norm: `Spectral()`, or `Induced(p, q)` from ||.||_p to ||.||_q.
+        norm: the norm, and how it is kept: `Spectral()`, `Induced(p, q)` from ||.||_p to ||.||_q,
+            or `AOL()` and `SemiOrthogonal()`, which keep the spectral norm by the form of W_c.
         bias: whether b is added.
         generator: draws W and b, both uniform in +-1/sqrt(n_in). None stands for a fresh
             generator with seed 0, never for the global one.
@@ -66,12 +68,12 @@ class Linear(nn.Module):
 
     @property
     def operator(self) -> Matrix:
-        """A(W), whose norm is the divisor's."""
+        """A(W), of the weight before it is normalised."""
         return Matrix(self.weight)
 
     def weight_normalised(self) -> Tensor:
         """W_c, (n_out, n_in), differentiable in W and in learnable orders."""
-        return self.weight / self.norm.divisor(self.operator)
+        return self.norm.normalised(self.operator)
 
     def operator_normalised(self) -> Matrix:
         """A(W_c), whose norm is at most the coefficient."""

@@ -8,12 +8,18 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
+from resflow_bench.layers.composed.dense import DenseLayer
+from resflow_bench.layers.composed.sll import SLL
 from resflow_bench.layers.conv import Conv2d
-from resflow_bench.layers.dense import DenseLayer
 from resflow_bench.layers.layer import Layer
 from resflow_bench.layers.linear import Linear
+from resflow_bench.layers.norms.aol import AOLNorm
 from resflow_bench.layers.norms.induced import InducedNorm
+from resflow_bench.layers.norms.orthogonal import SemiOrthogonalNorm
 from resflow_bench.layers.norms.spectral import SpectralNorm, bounds_together, follow_together
+
+BY_SPECTRUM = (SpectralNorm, AOLNorm, SemiOrthogonalNorm)
+"""The norms whose certificate is the spectral norm of the weight that is multiplied with."""
 
 
 def follow(layers: Iterable[Layer], *, align: bool = False) -> None:
@@ -22,7 +28,7 @@ def follow(layers: Iterable[Layer], *, align: bool = False) -> None:
     for layer in todo:
         if isinstance(layer, DenseLayer):
             todo.append(layer.layer)
-        elif _is_batched(layer) and isinstance(layer.norm, SpectralNorm):
+        elif _is_batched(layer, (SpectralNorm,)) and isinstance(layer.norm, SpectralNorm):
             norms.append((layer.norm, layer.operator))
         elif align:
             layer.align()
@@ -41,21 +47,23 @@ def bounds(layers: Sequence[Layer]) -> list[Tensor]:
     NaN where a weight is not finite.
     """
     inner = [layer.layer if isinstance(layer, DenseLayer) else layer for layer in layers]
-    operators = [layer.operator_normalised() for layer in inner if _is_batched(layer)]
+    operators = [layer.operator_normalised() for layer in inner if _is_batched(layer, BY_SPECTRUM)]
     batched = iter(bounds_together(operators))
     found = []
     for layer, held in zip(layers, inner, strict=True):
-        if _is_batched(held):
+        if _is_batched(held, BY_SPECTRUM):
             bound = next(batched)
         elif isinstance(held, Linear | Conv2d) and isinstance(held.norm, InducedNorm):
             bound = held.norm.bound(held.operator_normalised())
+        elif isinstance(held, SLL):
+            bound = held.bound()
         else:
             bound = torch.tensor(held.certificate().norm, dtype=torch.float64)
         found.append(layer.constant(bound) if isinstance(layer, DenseLayer) else bound)
     return found
 
 
-def _is_batched(layer: Layer) -> TypeGuard[Linear | Conv2d]:
+def _is_batched(layer: Layer, kinds: tuple[type, ...]) -> TypeGuard[Linear | Conv2d]:
     if not isinstance(layer, Linear | Conv2d) or layer.weight.is_cpu:
         return False
-    return isinstance(layer.norm, SpectralNorm)
+    return isinstance(layer.norm, kinds)

@@ -146,7 +146,11 @@ FEW_IMAGES = Training(600, learning_rate=2e-3)
 
 IMAGES = Training(3000, batch_size=64, learning_rate=5e-3)
 SYSTEM = Training(2000, learning_rate=5e-3)
+LAYERS = replace(SYSTEM, n_steps=1000)
 PLANE = Training(5000, batch_size=512, learning_rate=4e-3, warm_up=100)
+
+LAYERED = ("mlp-orthogonal", "mlp-aol", "mlp-sll")
+"""Flows of other Lipschitz layers, by the names of their architectures."""
 
 OTHERS = ("monotone", "implicit", "glow", *SYSTEMS)
 """Flows of other bijections, by the names of their architectures."""
@@ -164,6 +168,7 @@ _MODELS: tuple[Model, ...] = (
     Trained("patches", "conv", "patches", replace(IMAGES, n_steps=1500), (0.9,), 1),
     Trained("checkerboard", "deep", "checkerboard", PLANE, (0.9,)),
     *(Trained(name, name, "eight-gaussians", SYSTEM) for name in OTHERS),
+    *(Trained(name, name, "eight-gaussians", LAYERS, (0.9,)) for name in LAYERED),
     *(
         Stepped(f"{name}-{n}-steps", Trained(name, name, "eight-gaussians", SYSTEM), n)
         for name in ("ffjord", "flow-matching")

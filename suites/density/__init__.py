@@ -9,7 +9,7 @@ from resflow_bench.lab import Grid, Preset, Suite
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from suites.density.claims import CLAIMS
 from suites.density.measure import measure_density, prepare_densities
-from suites.grids import Axes
+from suites.grids import LAYERED_FLOWS, Axes
 
 
 def _grid(
@@ -44,6 +44,9 @@ SUITE = Suite(
         "full": Preset(
             (
                 _grid(tuple(DENSITIES), ("mlp", "dense"), (0.7, 0.9, 0.97), (1000, 10_000)),
+                _grid(
+                    ("checkerboard", "eight-gaussians"), LAYERED_FLOWS, (0.7, 0.9, 0.97), (1000,)
+                ),
                 _grid(("digits-logit",), ("mlp", "dense"), (0.7, 0.9, 0.97), (1000, 10_000)),
                 _grid(IMAGES, ("conv", "multiscale"), (0.9, 0.97), (1000, 10_000)),
             ),

@@ -10,7 +10,7 @@ from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from resflow_bench.systems import SYSTEMS
 from suites.flows.claims import CLAIMS
 from suites.flows.measure import measure_flows, prepare_flows
-from suites.grids import Axes
+from suites.grids import LAYERED_FLOWS, Axes
 
 
 def _grid(
@@ -48,6 +48,7 @@ SUITE = Suite(
         "full": Preset(
             (
                 _grid(tuple(DENSITIES), EVERY, (1000, 5000)),
+                _grid(("checkerboard", "eight-gaussians"), LAYERED_FLOWS, (1000,)),
                 # Most begin to learn the 1,437 digits by heart after so many steps.
                 _grid(("digits",), WITHOUT_SOLVER, (150, 300)),
                 _grid(("patches",), WITHOUT_SOLVER, (1000,)),

@@ -8,7 +8,7 @@ from resflow_bench.architectures import LINEAR_FAMILIES
 from resflow_bench.lab import Preset, Suite
 from resflow_bench.models import PREPARED_BY, prepare_models
 from resflow_bench.speed.benchmark import SuiteBenchmark
-from suites.grids import MODEL_AXES, PLANE_FLOWS, TRAINED_FLOWS, model_grids
+from suites.grids import LAYERED_FLOWS, MODEL_AXES, PLANE_FLOWS, TRAINED_FLOWS, model_grids
 from suites.lipschitz.claims import CLAIMS
 from suites.lipschitz.measure import measure_lipschitz
 
@@ -27,7 +27,7 @@ SUITE = Suite(
                 (0.5, 0.9),
                 (0.9,),
                 DTYPES,
-                (*TRAINED_FLOWS, "shallow", *PLANE_FLOWS),
+                (*TRAINED_FLOWS, "shallow", *PLANE_FLOWS, *LAYERED_FLOWS),
             ),
             {"n_points": 32},
         ),
@@ -37,7 +37,7 @@ SUITE = Suite(
                 (0.3, 0.5, 0.7, 0.9, 0.97, 0.99),
                 (0.7, 0.9, 0.97),
                 {"dtype": ("float32", "float64")},
-                TRAINED_FLOWS,
+                (*TRAINED_FLOWS, *LAYERED_FLOWS),
             ),
             {"n_points": 128},
         ),

@@ -57,7 +57,7 @@ SUITE = Suite(
                     fixed={"n_terms": (5, 10, 20, 50)},
                     roulette={"roulette": ("geometric(0.5)", "geometric(0.1)"), "n_exact": (3,)},
                     common={**COMMON, "n_probes": (1, 4), "batch_size": (64, 256, 1024)},
-                    flows=grids.TRAINED_FLOWS,
+                    flows=(*grids.TRAINED_FLOWS, *grids.LAYERED_FLOWS),
                 )
             ),
             {"seconds": 5.0},

@@ -54,7 +54,10 @@ def for_advice() -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("page", "prepare"),
-    [("advise", for_advice), ("efficiency", dict), ("parts", dict), ("systems", dict)],
+    [
+        ("advise", for_advice),
+        *((page, dict) for page in ("efficiency", "lipschitz_layers", "parts", "systems")),
+    ],
 )
 def test_the_python_of_a_page_runs(page: str, prepare: Callable[[], dict[str, Any]]) -> None:
     """Blocks of a page continue each other; `advise` is given one second in place of five."""
@@ -124,7 +127,7 @@ def test_the_script_answers_its_question(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_no_page_has_python_that_is_not_run() -> None:
     """Other pages' blocks run in `test_readme.py`; `py` marks one that needs other packages."""
-    here = {"advise", "efficiency", "parts", "systems", "regressions", "tour"}
+    here = {"advise", "efficiency", "lipschitz_layers", "parts", "systems", "regressions", "tour"}
     there = {"own_flow", "own_suite", "training"}
     assert {page.stem for page in DOCS.glob("*.md") if python_of(page.stem)} == here | there
     for page in here | there:

@@ -1,4 +1,7 @@
-"""Made-up parts, one class each, in a flow: its density, gradients, certified inverse, promises."""
+"""Made-up parts, one class each, in a flow: its density, gradients, certified inverse, promises.
+
+Layers whose form keeps their constant are put to the same questions.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,18 @@ from torch import Tensor, nn
 
 from resflow_bench.flows import ActNorm, Flatten, ResidualBlock, ResidualFlow, ToError, ToTolerance
 from resflow_bench.flows.bijection import as_bijection
-from resflow_bench.layers import Branch, Certificate, Conv2d, Linear, LipSwish, Tanh, mlp_branch
+from resflow_bench.layers import (
+    AOL,
+    Branch,
+    Certificate,
+    Conv2d,
+    Linear,
+    LipSwish,
+    SemiOrthogonal,
+    Tanh,
+    mlp_branch,
+    sll_branch,
+)
 from resflow_bench.layers.maps import Affine
 from resflow_bench.layers.norms.norm import cushion
 from resflow_bench.layers.norms.operators import Operator
@@ -106,9 +120,9 @@ class SchurTestNorm(nn.Module):
         super().__init__()
         self.coefficient = coefficient
 
-    def divisor(self, operator: Operator) -> Tensor:
+    def normalised(self, operator: Operator) -> Tensor:
         target = self.coefficient * (1 - cushion(operator.weight.dtype, 1))
-        return (self._bound(operator) / target).clamp(min=1)
+        return operator.weight / (self._bound(operator) / target).clamp(min=1)
 
     def update(self, operator: Operator) -> None: ...
 
@@ -152,6 +166,15 @@ FLOWS: dict[str, Callable[[], ResidualFlow]] = {
         ),
         event=(2, *GRID),
     ),
+    "almost orthogonal": lambda: flow_of(ResidualBlock(mlp_branch(DIM, (6, 6), 0.8, norm=AOL()))),
+    "almost orthogonal convolutions": lambda: flow_of(
+        schur_block(Conv2d(2, 3, 3, GRID, 0.9, AOL()), Conv2d(3, 2, 1, GRID, 0.9, AOL())),
+        event=(2, *GRID),
+    ),
+    "orthogonal": lambda: flow_of(
+        ActNorm(DIM), ResidualBlock(mlp_branch(DIM, (6, 6), 0.8, norm=SemiOrthogonal()))
+    ),
+    "residual layers": lambda: flow_of(ResidualBlock(sll_branch(DIM, (6, 5, 8), 0.8))),
 }
 EACH = pytest.mark.parametrize("name", FLOWS)
 

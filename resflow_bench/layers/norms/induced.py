@@ -91,6 +91,10 @@ class InducedNorm(nn.Module):
         self.register_buffer("inflation", weight.new_ones(()))
         self.align(operator)
 
+    def normalised(self, operator: Operator) -> Tensor:
+        """W / divisor."""
+        return operator.weight / self.divisor(operator)
+
     def divisor(self, operator: Operator) -> Tensor:
         """max(1, sigma_hat inflation / c'), (), differentiable in W and in learnable orders."""
         dtype = operator.weight.dtype

@@ -26,10 +26,10 @@ class Certificate(NamedTuple):
 
 
 class Normaliser(Protocol):
-    """A module that computes the divisor of W for which ||A(W)|| <= `coefficient`.
+    """A module that makes W_c of W, such that ||A(W_c)|| <= `coefficient`.
 
     The promise holds right after `update` or `align`, which raise a `torch.linalg.LinAlgError` for
-    weights on the CPU that are not finite; elsewhere the divisor becomes NaN, without a wait of the
+    weights on the CPU that are not finite; elsewhere W_c becomes NaN, without a wait of the
     host. Only these two change the buffers. They replace them rather than
     write into them, so a graph recorded before still has the vectors it was recorded with.
 
@@ -39,8 +39,8 @@ class Normaliser(Protocol):
 
     coefficient: float
 
-    def divisor(self, operator: Operator) -> Tensor:
-        """max(1, norm / coefficient), shape (), differentiable in the operator's weight."""
+    def normalised(self, operator: Operator) -> Tensor:
+        """W_c, shaped like the operator's weight W and differentiable in it."""
 
     def update(self, operator: Operator) -> None:
         """Follow the weight after an optimiser step, at a cost that every step can afford."""
@@ -88,14 +88,19 @@ def full_precision(x: Tensor) -> AbstractContextManager[object]:
 
 
 @cache
-def cushion(dtype: torch.dtype, n: int) -> float:
-    """The share of a norm that rounding to a type may add, max(1e-6, 2 eps) + (eps / 2) sqrt(n).
+def cushion(dtype: torch.dtype, n: int, more: float = 0.0) -> float:
+    """The share of a norm that rounding may add, max(1e-6, 2 eps) + (eps / 2) sqrt(n) + more.
+
+    Args:
+        dtype: the type that weights are rounded to, with that eps.
+        n: see `SpectralNorm`.
+        more: the share that other roundings add.
 
     Raises:
         ValueError: the share is a half or more.
     """
     eps = torch.finfo(dtype).eps
-    share = max(1e-6, 2 * eps) + eps / 2 * math.sqrt(n)
+    share = max(1e-6, 2 * eps) + eps / 2 * math.sqrt(n) + more
     if share >= 0.5:
         raise ValueError(
             f"A norm cannot be promised in {dtype} for weights of this size (n={n}): rounding may "

@@ -128,6 +128,10 @@ class SpectralNorm(nn.Module):
         self.register_buffer("inflation", weight.new_ones(()))
         self.align(operator)
 
+    def normalised(self, operator: Operator) -> Tensor:
+        """W / divisor."""
+        return operator.weight / self.divisor(operator)
+
     def divisor(self, operator: Operator) -> Tensor:
         """max(1, sigma_hat inflation / c'), shape (), differentiable in W with u, v constant."""
         small = operator.collapsed()
@@ -162,27 +166,9 @@ class SpectralNorm(nn.Module):
         else:
             follow_together([(self, operator)], align=True)
 
-    @torch.no_grad()
-    def bound(self, operator: Operator) -> Tensor:
-        """An upper bound on ||A||, () float64, on the device of the weight.
-
-        Elsewhere than on the CPU the host does not wait, and the bound is NaN where the weight is
-        not finite; on the CPU such a weight is a `torch.linalg.LinAlgError`.
-        """
-        if not operator.weight.is_cpu:
-            return bounds_together([operator])[0]
-        small = operator.collapsed().to(torch.float64)
-        with full_precision(small.weight):
-            if isinstance(small, Matrix) or _is_small(small, SIDE_AT_ALL):
-                return leading(small.gram())[1]
-            return symbol_norm(finite(small.weight), small.grid)
-
     def certificate(self, operator: Operator) -> Certificate:
-        """`bound` on the host. svd: ||A||, to rounding on the CPU. fft: the bound `symbol_norm`."""
-        bound = float(self.bound(operator))
-        if not math.isfinite(bound):
-            raise not_finite()
-        return Certificate(bound, "svd" if _is_small(operator.collapsed(), SIDE_AT_ALL) else "fft")
+        """See `spectral_certificate`."""
+        return spectral_certificate(operator)
 
     def carry(self, u: Tensor, v: Tensor) -> None:
         """Replace u and v, in any shape."""
@@ -223,6 +209,30 @@ class SpectralNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"coefficient={self.coefficient:.6g}"
+
+
+@torch.no_grad()
+def spectral_bound(operator: Operator) -> Tensor:
+    """An upper bound on ||A||_2, () float64, on the device of the weight.
+
+    Elsewhere than on the CPU the host does not wait, and the bound is NaN where the weight is
+    not finite; on the CPU such a weight is a `torch.linalg.LinAlgError`.
+    """
+    if not operator.weight.is_cpu:
+        return bounds_together([operator])[0]
+    small = operator.collapsed().to(torch.float64)
+    with full_precision(small.weight):
+        if isinstance(small, Matrix) or _is_small(small, SIDE_AT_ALL):
+            return leading(small.gram())[1]
+        return symbol_norm(finite(small.weight), small.grid)
+
+
+def spectral_certificate(operator: Operator) -> Certificate:
+    """`spectral_bound` on the host. svd: ||A||, to rounding on the CPU. fft: `symbol_norm`."""
+    bound = float(spectral_bound(operator))
+    if not math.isfinite(bound):
+        raise not_finite()
+    return Certificate(bound, "svd" if _is_small(operator.collapsed(), SIDE_AT_ALL) else "fft")
 
 
 @torch.inference_mode(False)
@@ -268,7 +278,7 @@ def follow_together(norms: Sequence[tuple[SpectralNorm, Operator]], *, align: bo
 
 @torch.no_grad()
 def bounds_together(operators: Sequence[Operator]) -> list[Tensor]:
-    """`SpectralNorm.bound` of operators that are not on the CPU, without a wait of the host."""
+    """`spectral_bound` of operators that are not on the CPU, without a wait of the host."""
     small = [operator.collapsed().to(torch.float64) for operator in operators]
     bounds: dict[int, Tensor] = {}
     for members, a, size in _stacks(small, SIDE_AT_ALL):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from resflow_bench.arguments import check_batch
-from resflow_bench.layers.activations import Activation
+from resflow_bench.layers.activations import Activation, check_activation
 from resflow_bench.layers.layer import Layer
 from resflow_bench.layers.maps import Composition, Concatenation, Elementwise
 from resflow_bench.layers.norms.norm import Certificate
@@ -39,6 +39,7 @@ class DenseLayer(nn.Module):
 
     def __init__(self, layer: Layer, activation: Activation) -> None:
         super().__init__()
+        check_activation(activation)
         steepness = layer.coefficient * activation.lipschitz
         if steepness > 1 + 1e-6:
             raise ValueError(
@@ -86,6 +87,7 @@ class DenseLayer(nn.Module):
     @torch.no_grad()
     def certificate(self) -> Certificate:
         """sqrt(a^2 + b^2 L^2), with the layer's certificate in L."""
+        check_activation(self.activation)
         inner = self.layer.certificate()
         a, b = (float(part) for part in self.mix())
         return Certificate(math.hypot(a, b * inner.norm * self.activation.lipschitz), inner.method)

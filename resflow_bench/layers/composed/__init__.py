@@ -1,0 +1,1 @@
+"""Layers made of linear maps and an activation, with a constant of their own."""
