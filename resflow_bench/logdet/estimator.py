@@ -225,8 +225,8 @@ class LogDetEstimator:
             if draw.attached:
                 found = self.gradient.estimate(self.expansion, *given)
             else:
-                value, _, n_products, forms = self.expansion.expand(*given, adjoint=False)
-                found = Attached(value, n_products, forms)
+                sums = self.expansion.expand(*given, adjoint=False)
+                found = Attached(sums.value, sums.n_products, sums.forms)
         return found._replace(value=found.value + draw.traced)
 
 
@@ -302,7 +302,8 @@ class Averaged:
 
 def standard_error(values: Tensor) -> Tensor:
     """s/sqrt(n), (B,), of the mean of n >= 2 independent values, (n, B); a constant."""
-    return values.detach().std(0) / math.sqrt(len(values))
+    n, values = len(values), values.detach()
+    return ((values - values.mean(0)).square().sum(0) / (n * (n - 1))).sqrt()
 
 
 def _promoted(x: Tensor, g: Map) -> Tensor:

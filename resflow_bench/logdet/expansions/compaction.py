@@ -69,7 +69,9 @@ class Work(NamedTuple):
         """s_j^T v_j, (m, B), or (m, B, n) for n blocks as one."""
         several = self.weights.ndim == 4 and self.weights.shape[2] > 1
         product = s * self.v
-        return product.sum(-1) if several or product.ndim < 4 else product.flatten(2).sum(-1)
+        if several or product.ndim == 2:
+            return product.sum(-1) if several else product
+        return product.flatten(2).sum(-1)
 
     def expanded(
         self, value: Tensor, adjoint: Tensor | None, forms: Tensor | None = None
