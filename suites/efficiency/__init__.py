@@ -71,6 +71,7 @@ def candidates(n_traced: int, stop: float, controlled: bool = True) -> tuple[Poi
         {**tuned, "probe": "rademacher"},
         tuned,
         *(control if controlled else ()),
+        {**best, "estimator": "xtrace", "probe": "sphere", "n_probes": 8},
         DETERMINANT,
         {"implementation": "normflows", "mode": "roulette", "n_probes": 1},
         {"implementation": "normflows", "mode": "evaluation", "n_probes": 1},
