@@ -40,7 +40,8 @@ class XTrace:
         the variance. It is None with one vector, and with a roulette, whose N they share. Needs two
         exact traces to pay: at 16 products with f(J) the variance there, relative to Rademacher
         probes, was 1.3 behind none, 1.0 behind one and 0.5 behind two. No gradient. Cost: 2 k N
-        products, N the largest of the batch, a QR decomposition of (d, k) and products of 4 d k^2 numbers an example.
+        products, N the largest of the batch, and a QR decomposition of (d, k) and products of
+        4 d k^2 numbers an example.
 
     Raises:
         ValueError: if `n_vectors` is below 1 or `n_traced` below 0; when called, if it is above d,
