@@ -98,8 +98,8 @@ class ResidualBlock(nn.Module):
     def forward_and_log_det(
         self, x: Tensor, estimator: Estimator, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        g, log_det, _ = estimator(self.g, x, generator)
-        return x + g, log_det
+        estimate = estimator(self.g, x, generator)
+        return x + estimate.g, estimate.value
 
     @torch.no_grad()
     def inverse(

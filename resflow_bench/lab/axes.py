@@ -124,7 +124,7 @@ _AXES = (
     Axis("gradient", str, "how an estimate is differentiated", "neumann",
          _one_of("neumann", "series")),
     Axis("estimator", str, "which log-determinant estimator is used", "hutchinson",
-         _one_of("hutchinson", "tuned", "determinant")),
+         _one_of("hutchinson", "tuned", "xtrace", "determinant")),
     Axis("probe", str, "law of the probe vectors", "rademacher"),
     Axis("n_probes", int, "probe vectors m per example", "1", _at_least(1)),
     Axis("dtype", str, "floating-point type", "float32", _one_of("float32", "float64", "bfloat16")),

@@ -19,6 +19,7 @@ from resflow_bench.logdet.optimal import optimal_roulette, pilot_roulette
 from resflow_bench.logdet.probes import Gaussian, Hadamard, Orthogonal, Probe, Rademacher, Sphere
 from resflow_bench.logdet.truncation import Fixed, Roulette, Terms, Truncation
 from resflow_bench.logdet.tuned import PerBranch, tuned
+from resflow_bench.logdet.xtrace import XTrace
 from resflow_bench.theory import Law
 
 PROBES: dict[str, Probe] = {
@@ -73,6 +74,7 @@ __all__ = [
     "Taylor",
     "Terms",
     "Truncation",
+    "XTrace",
     "autograd",
     "cached",
     "dense",

@@ -16,8 +16,8 @@ from resflow_bench.jacobian import Jacobian, Map, Products, linearise
 from resflow_bench.jacobian.blocks import BlockSize, block_diagonal, kind, side_by_side, size
 from resflow_bench.logdet.expansions.expansion import Expansion, series_sign
 from resflow_bench.logdet.expansions.taylor import Taylor
-from resflow_bench.logdet.gradients import Gradient, Neumann
-from resflow_bench.logdet.probes import Probe
+from resflow_bench.logdet.gradients import Attached, Gradient, Neumann
+from resflow_bench.logdet.probes import Gaussian, Probe, Rademacher, Sphere
 from resflow_bench.logdet.truncation import Fixed, Terms, Truncation
 from resflow_bench.theory import RESIDUAL, Coefficients
 
@@ -38,11 +38,14 @@ class Estimate(NamedTuple):
     value: the estimate of ln|det(I + J_g(x))|, (B,), nats, differentiable in x and g's parameters.
     n_products: vector-Jacobian products per example, those that the backward pass evaluates again
         included if the value has a graph; the mean over the batch where examples differ.
+    standard_error: of the value about its mean, (B,), nats, from independent replicates inside the
+        call; None where there are none. Its square is unbiased.
     """
 
     g: Tensor
     value: Tensor
     n_products: float
+    standard_error: Tensor | None = None
 
 
 class Drawn(NamedTuple):
@@ -81,10 +84,14 @@ class LogDetEstimator:
 
     Properties: gradients with a weight for each example are correct. Memory does not grow with the
         number of terms. Cost: m N products, and those that `gradient` adds when a gradient is
-        requested. Autocast has no effect: the powers of J are formed in the dtype of x and of g's
-        parameters, because rounding to two bytes, compounded over N products, is a bias and not a
-        noise. A float16 or bfloat16 x, as autocast returns it, is promoted to the dtype of g's own
-        tensors if that is wider. (Call `backward` outside autocast, as torch requires.)
+        requested. `standard_error` is the spread over probes, where it is all of the error and the
+        probes are independent: m >= 2 of `Gaussian`, `Rademacher` or `Sphere`, with `Fixed` terms
+        of `Taylor`'s series. Orthogonal and Hadamard probes depend on each other, and a roulette's
+        N is common to an example's probes: there it is None, and `Averaged` has one. Autocast has
+        no effect: the powers of J are formed in the dtype of x and of g's parameters, because
+        rounding to two bytes, compounded over N products, is a bias and not a noise. A float16 or
+        bfloat16 x, as autocast returns it, is promoted to the dtype of g's own tensors if that is
+        wider. (Call `backward` outside autocast, as torch requires.)
         `torch.compile` breaks its graph here and does not change the estimate. A flow evaluates the
         series of its small blocks as one (`joins`), and holds them all until then.
 
@@ -190,29 +197,37 @@ class LogDetEstimator:
 
     def _total(self, draws: Sequence[Drawn]) -> Tensor:
         if len(draws) == 1:
-            return self._log_det(draws[0])[0]
+            return self._log_det(draws[0]).value
         alike: dict[object, list[Drawn]] = {}
         for draw in draws:
             alike.setdefault(kind(draw.jacobian), []).append(draw)
         joined = [some[0] if len(some) == 1 else _as_one(some) for some in alike.values()]
-        return reduce(torch.add, [self._log_det(draw)[0] for draw in joined])
+        return reduce(torch.add, [self._log_det(draw).value for draw in joined])
 
     def _estimate(
         self, g: Map, x: Tensor, generator: torch.Generator | None, coefficients: Coefficients
     ) -> Estimate:
         draw = self._draw(g, x, generator, coefficients)
-        log_det, n_products = self._log_det(draw)
-        return Estimate(draw.g, log_det, self.n_probes * n_products)
+        log_det, n_products, forms = self._log_det(draw)
+        error = standard_error(forms) if forms is not None and self._probes_are_all() else None
+        return Estimate(draw.g, log_det, self.n_probes * n_products, error)
 
-    def _log_det(self, draw: Drawn) -> tuple[Tensor, float]:
-        """The estimate, and its products a probe."""
+    def _probes_are_all(self) -> bool:
+        """True if independent probes are all the randomness of an estimate, and there are two."""
+        one_by_one = type(self.probe) in (Gaussian, Rademacher, Sphere)
+        alone = type(self.truncation) is Fixed and type(self.expansion) is Taylor
+        return self.n_probes >= 2 and one_by_one and alone
+
+    def _log_det(self, draw: Drawn) -> Attached:
+        """The estimate, its products a probe, and the estimate of each probe but for the traces."""
         given = draw.jacobian, draw.v, draw.terms, self.n_traced
         with torch.autocast(draw.v.device.type, enabled=False):
             if draw.attached:
-                log_det, n_products = self.gradient.estimate(self.expansion, *given)
+                found = self.gradient.estimate(self.expansion, *given)
             else:
-                log_det, _, n_products = self.expansion.expand(*given, adjoint=False)
-        return log_det + draw.traced, n_products
+                sums = self.expansion.expand(*given, adjoint=False)
+                found = Attached(sums.value, sums.n_products, sums.forms)
+        return found._replace(value=found.value + draw.traced)
 
 
 def _as_one(draws: Sequence[Drawn]) -> Drawn:
@@ -260,7 +275,8 @@ class Averaged:
         estimator: with a finite variance, or the error does not fall as 1/sqrt(n).
 
     Properties: n times the work. More probes of one draw are cheaper, since g is linearised once,
-        but do not reduce the roulette's own variance, as averaging does.
+        but do not reduce the roulette's own variance, as averaging does. With n >= 2 the estimate
+        has a `standard_error`, whatever the probes and the number of terms: the draws' spread.
 
     Raises:
         ValueError: if `n_draws` is below 1.
@@ -279,8 +295,15 @@ class Averaged:
 
     def __call__(self, g: Map, x: Tensor, generator: torch.Generator | None = None) -> Estimate:
         draws = [self.estimator(g, x, generator) for _ in range(self.n_draws)]
-        value = torch.stack([draw.value for draw in draws]).mean(0)
-        return Estimate(draws[0].g, value, sum(draw.n_products for draw in draws))
+        values = torch.stack([draw.value for draw in draws])
+        error = standard_error(values) if self.n_draws >= 2 else None
+        return Estimate(draws[0].g, values.mean(0), sum(draw.n_products for draw in draws), error)
+
+
+def standard_error(values: Tensor) -> Tensor:
+    """s/sqrt(n), (B,), of the mean of n >= 2 independent values, (n, B); a constant."""
+    n, values = len(values), values.detach()
+    return ((values - values.mean(0)).square().sum(0) / (n * (n - 1))).sqrt()
 
 
 def _promoted(x: Tensor, g: Map) -> Tensor:

@@ -20,10 +20,14 @@ from resflow_bench.logdet.truncation import Terms
 
 
 class Attached(NamedTuple):
-    """A differentiable value, (B,), nats, and its vector-Jacobian products a probe."""
+    """A differentiable value, (B,), nats, and its vector-Jacobian products a probe.
+
+    forms: the expansion's, (m, B).
+    """
 
     value: Tensor
     n_products: float
+    forms: Tensor | None = None
 
 
 class Gradient(Protocol):
@@ -73,12 +77,13 @@ class Neumann:
     def estimate(
         self, expansion: Expansion, jacobian: Jacobian, v: Tensor, terms: Terms, n_traced: int
     ) -> Attached:
-        value, adjoint, n_products = expansion.expand(jacobian, v, terms, n_traced, adjoint=True)
+        expanded = expansion.expand(jacobian, v, terms, n_traced, adjoint=True)
+        value, adjoint, n_products, forms = expanded
         assert adjoint is not None  # as requested
         surrogate = jacobian.bilinear_gradient(adjoint, v)
         if surrogate.requires_grad:
             surrogate.register_hook(_refuse_a_graph)
-        return Attached(value + surrogate, n_products + 2)
+        return Attached(value + surrogate, n_products + 2, forms)
 
 
 def _refuse_a_graph(_: Tensor) -> None:
@@ -132,7 +137,8 @@ class Series:
         if n_terms <= n_traced:  # zero, but with a graph
             zero = inner(jacobian.vjp(torch.zeros_like(v)), v)
             return Attached(zero, 1.0)
-        value, _, n_products = expansion.expand(jacobian, v, terms, n_traced, adjoint=False)
+        expanded = expansion.expand(jacobian, v, terms, n_traced, adjoint=False)
+        value, _, n_products, forms = expanded
         weights = terms.broadcast(v)
         length = math.isqrt(n_terms - 1) + 1  # ceil(sqrt(N))
         starts = range(n_terms, 0, -length)
@@ -156,4 +162,4 @@ class Series:
 
         surrogate = recomputed(chain, torch.zeros_like(v))
         n_products += 4 * n_terms - len(starts)
-        return Attached(value + (surrogate - surrogate.detach()), n_products)
+        return Attached(value + (surrogate - surrogate.detach()), n_products, forms)

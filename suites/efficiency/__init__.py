@@ -71,6 +71,7 @@ def candidates(n_traced: int, stop: float, control: str = "controlled") -> tuple
         tuned,
         {**best, "expansion": control},
         {**tuned, "expansion": control},
+        {**best, "estimator": "xtrace", "probe": "sphere", "n_probes": 8},
         DETERMINANT,
         {"implementation": "normflows", "mode": "roulette", "n_probes": 1},
         {"implementation": "normflows", "mode": "evaluation", "n_probes": 1},

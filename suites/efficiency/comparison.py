@@ -90,6 +90,8 @@ def name_of(cell: Mapping[Any, Any]) -> str:
     if cell["estimator"] == "tuned":
         return _joined("tuned", probe, expansion)
     traces = f"{n} trace{'s' * (n > 1)}" if n else ""
+    if cell["estimator"] == "xtrace":
+        return _joined("XTrace", traces)
     if cell["truncation"] == "fixed":
         return _joined(f"{int(cell['n_terms'])} terms", traces, expansion)
     m = int(cell["n_probes"])

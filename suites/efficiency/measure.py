@@ -37,6 +37,8 @@ from suites.sampling import NORMAL_ORDER, rounding_of, sample_mean, sample_varia
 YARDSTICK = logdet.LogDetEstimator(logdet.Rademacher(), logdet.Fixed(10))
 """The estimator timed in turn with every other: cells are compared by their ratios to it."""
 
+_Random = logdet.LogDetEstimator | logdet.XTrace
+
 N_WARM_UP = 2
 
 PILOT = 512
@@ -201,9 +203,9 @@ def build_draw(cell: Cell, results: Path) -> Callable[[], object]:
     return draw
 
 
-def _of_each_block(estimator: logdet.Estimator, problem: Problem) -> list[logdet.LogDetEstimator]:
-    """The probed series that estimates each block's log-det; none for a determinant."""
-    if isinstance(estimator, logdet.LogDetEstimator):
+def _of_each_block(estimator: logdet.Estimator, problem: Problem) -> list[_Random]:
+    """The random estimator of each block's log-det; none for a determinant."""
+    if isinstance(estimator, _Random):
         return [estimator] * len(problem.jacobians)
     if isinstance(estimator, logdet.PerBranch):
         return [estimator.estimators[block.branch] for block in problem.flow.blocks]
@@ -211,17 +213,18 @@ def _of_each_block(estimator: logdet.Estimator, problem: Problem) -> list[logdet
 
 
 def _closed_forms(
-    each: list[logdet.LogDetEstimator], problem: Problem
+    each: list[_Random], problem: Problem
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Variance and bias, (P,) each, where they are known and affordable."""
     variance, bias = np.zeros(len(problem.x)), np.zeros(len(problem.x))
     variance_is_known = bias_is_known = True
     for one, matrices, c in zip(each, problem.jacobians, problem.coefficients, strict=bool(each)):
         affordable = matrices.shape[-1] <= MAX_DENSE
-        variance_is_known &= affordable and one.expansion == logdet.Taylor()
-        bias_is_known &= _series(one.expansion) == logdet.Taylor()
+        plain = isinstance(one, logdet.LogDetEstimator) and one.expansion == logdet.Taylor()
+        variance_is_known &= affordable and plain
+        bias_is_known &= _series_of(one) == logdet.Taylor()
         bias_is_known &= affordable or isinstance(one.truncation, logdet.Roulette)
-        if variance_is_known:
+        if variance_is_known and isinstance(one, logdet.LogDetEstimator):
             variance += one.truncation.variance(matrices, one.probe, one.n_probes, one.n_traced, c)
         if bias_is_known:
             bias += one.truncation.bias(matrices, c)
@@ -234,8 +237,12 @@ def _series(expansion: logdet.Expansion) -> logdet.Expansion:
     return expansion.expansion if isinstance(expansion, controls) else expansion
 
 
+def _series_of(one: _Random) -> logdet.Expansion:
+    return logdet.Taylor() if isinstance(one, logdet.XTrace) else _series(one.expansion)
+
+
 def build_candidate(cell: Cell, problem: Problem, results: Path) -> logdet.Estimator:
-    """The axis `estimator`: a probed series, one tuned to each branch, or the determinant of J.
+    """The axis `estimator`: probed, tuned to each branch, deflated, or the determinant of J.
 
     A tuned estimator is tuned at other points than those it is measured at, which are the model's
     first. A control without increments is added after the tuning of the series that it controls.
@@ -244,6 +251,9 @@ def build_candidate(cell: Cell, problem: Problem, results: Path) -> logdet.Estim
         return logdet.Determinant()
     if cell["estimator"] == "hutchinson":
         return build_estimator(cell)
+    if cell["estimator"] == "xtrace":
+        vectors = min(cell["n_probes"], cell["dim"])
+        return logdet.XTrace(vectors, build_estimator(cell).truncation, cell["n_traced"])
     expansion = build_expansion(cell)
     base = logdet.LogDetEstimator(
         logdet.PROBES[cell["probe"]],

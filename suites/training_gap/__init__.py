@@ -41,11 +41,17 @@ SUITE = Suite(
     presets={
         "smoke": Preset(
             _grids(("checkerboard",), (0.9,), (1, 5), (20,)),
-            {"n_points": 8, "max_draws": 4000, "half_width": 0.05},
+            {
+                **{"n_points": 8, "max_draws": 4000, "half_width": 0.05},
+                **{"n_copies": 0, "n_times": 0},
+            },
         ),
         "quick": Preset(
             everywhere(_grids(("digits-logit",), (0.7, 0.97), (1, 5), (100, 200))),
-            {"n_points": 8, "max_draws": 8000, "half_width": 0.01},
+            {
+                **{"n_points": 8, "max_draws": 8000, "half_width": 0.01},
+                **{"n_copies": 8, "n_times": 50},
+            },
         ),
         "full": Preset(
             everywhere(
@@ -56,7 +62,13 @@ SUITE = Suite(
                     (100, 300, 1000, 2000),
                 )
             ),
-            {"n_points": 32, "max_draws": 64_000, "half_width": 0.002},
+            {
+                "n_points": 32,
+                "max_draws": 64_000,
+                "half_width": 0.002,
+                "n_copies": 32,
+                "n_times": 50,
+            },
         ),
     },
     measure=measure_training_gap,
@@ -69,6 +81,7 @@ SUITE = Suite(
     table=(
         *("log_prob_objective", "log_prob_unbiased", "log_prob_exact"),
         *("gap", "gap_expected", "gap_bound", "spectral_radius"),
+        "curve_cost",
     ),
     figures="suites.training_gap.figures",
 )

@@ -13,11 +13,13 @@ from torch import Tensor
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.intervals import Interval
 from resflow_bench.lab import Cell, Context, Observation, Skip, exactly, observe
+from resflow_bench.logdet import Roulette
 from resflow_bench.models import Problem, build_estimator, dense_truth, realised, sizes
 from resflow_bench.training.recipe import Recipe, finite_moments_estimator
 from resflow_bench.training.trainer import Training
 from suites.sampling import sample_errors
 from suites.trained import held_out_points, largest_certified, recipe_for, train_all, trained_flow
+from suites.training_gap.curve import measure_curve
 
 GAP_TRAINING = Training(n_steps=2000, batch_size=64, learning_rate=2e-3)
 """The training of every cell, whatever its objective: cells measure it after different steps."""
@@ -29,9 +31,11 @@ def measure_training_gap(cell: Cell, context: Context) -> Iterable[Observation]:
     `gap` is their difference, mean over points and draws, so that an objective that overstates the
     likelihood has a positive one. The noise of the probes is removed, as in the metric
     `bias_paired` of the suite `bias`. Draws are made until the unpaired interval is `half_width`
-    bit/dim to either side, or `max_draws` examples are spent.
+    bit/dim to either side, or `max_draws` examples are spent. A training by roulette also has
+    `curve_cost`, see `measure_curve`.
     """
-    flow = trained_flow(gap_recipe(cell), cell, context)
+    recipe = gap_recipe(cell)
+    flow = trained_flow(recipe, cell, context)
     x = held_out_points(cell, int(context.effort["n_points"]))
     jacobians, log_det = dense_truth(flow, x)
     problem = Problem(flow, x, jacobians, log_det, *sizes(jacobians))
@@ -64,6 +68,8 @@ def measure_training_gap(cell: Cell, context: Context) -> Iterable[Observation]:
     yield exactly("gap_bound", bits * bound, "bit/dim")
     yield exactly("lipschitz_certified", largest_certified(flow), "1")
     yield from realised(problem.norm, problem.spectral_radius)
+    if isinstance(truncation, Roulette):
+        yield from measure_curve(recipe, cell, context)
 
 
 def gap_recipe(cell: Cell) -> Recipe:

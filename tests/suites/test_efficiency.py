@@ -28,6 +28,7 @@ from resflow_bench.logdet import (
     PerBranch,
     Rademacher,
     Roulette,
+    Sphere,
     Taylor,
     exact_log_det,
     jacobian,
@@ -111,6 +112,24 @@ def test_no_interval_is_claimed_without_a_variance() -> None:
     assert heavy["variance_is_finite"].value == 1.0
     assert math.isnan(heavy["bias"].standard_error)  # Chebyshev's
     assert heavy["bias"].ci_low < 0.0 < heavy["bias"].ci_high < math.inf
+
+
+def test_deflation_is_a_candidate() -> None:
+    """J = -I/2, which one vector on the sphere sees without an error; a roulette's is left."""
+    deflated = {**ROULETTE, "estimator": "xtrace", "probe": "sphere", "n_probes": 2, "n_traced": 1}
+    o = observe(deflated)
+    assert o["bias"].ci_low < 0 < o["bias"].ci_high
+    assert o["bias_expected"].value == 0.0
+    assert "variance_expected" not in o
+    alone = Roulette(Geometric(0.3), n_exact=3)
+    matrix = -0.5 * np.eye(D)
+    expected = float(alone.variance(matrix, Sphere(), 1, n_traced=1))
+    assert o["variance"].ci_low < expected < o["variance"].ci_high
+    assert o["n_products"].value > 2 * 2 * 3
+    exact = observe({**deflated, "truncation": "fixed", "n_terms": 40})
+    assert exact["variance"].value < 1e-20
+    assert exact["n_products"].value == 2 * 2 * 40
+    assert name_of({**deflated}) == "XTrace, 1 trace"
 
 
 def test_a_determinant_is_exact_and_called_twice() -> None:

@@ -52,7 +52,10 @@ FLOW = {"dataset": "checkerboard", "architecture": "mlp", "lipschitz": 0.9, "dev
 FIXED = {"truncation": "fixed", "n_terms": 1}
 ROULETTE = {"truncation": "roulette", "roulette": "geometric(0.3)", "n_exact": 4}
 ONE_PROBE = {"probe": "rademacher", "n_probes": 1}
-EFFORT = {"n_points": 6, "max_draws": 3000, "half_width": 0.05, "n_grid": 60, "n_samples": 50}
+EFFORT = {
+    **{"n_points": 6, "max_draws": 3000, "half_width": 0.05, "n_grid": 60, "n_samples": 50},
+    **{"n_copies": 0, "n_times": 0},
+}
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from resflow_bench.jacobian import Jacobian
-from resflow_bench.jacobian.operator import inner
 from resflow_bench.jacobian.stages import rows
 from resflow_bench.logdet.expansions.expansion import Expanded
 from resflow_bench.logdet.truncation import Terms
@@ -66,19 +65,28 @@ class Work(NamedTuple):
         v = self.v
         return Expanded(v.new_zeros(v.shape[1]), torch.zeros_like(v) if adjoint else None, 0.0)
 
-    def form(self, s: Tensor) -> Tensor:
-        """(1/m) sum_j s_j^T v_j, (B,), or (B, n) for n blocks as one."""
+    def forms(self, s: Tensor) -> Tensor:
+        """s_j^T v_j, (m, B), or (m, B, n) for n blocks as one."""
         several = self.weights.ndim == 4 and self.weights.shape[2] > 1
-        return (s * self.v).sum(-1).mean(0) if several else inner(s, self.v)
+        product = s * self.v
+        if several or product.ndim == 2:
+            return product.sum(-1) if several else product
+        return product.flatten(2).sum(-1)
 
-    def expanded(self, value: Tensor, adjoint: Tensor | None) -> Expanded:
-        """The results in the order of the batch as given; the value summed over blocks."""
+    def expanded(
+        self, value: Tensor, adjoint: Tensor | None, forms: Tensor | None = None
+    ) -> Expanded:
+        """The results in the order of the batch as given; the value summed over blocks.
+
+        `forms` are left out where the order differs, as each example then has an N of its own.
+        """
         if self.order is not None:
             back = torch.argsort(self.order, dim=0)
             value = rows(value.unsqueeze(-1), back).squeeze(-1)
             adjoint = adjoint if adjoint is None else rows(adjoint, back, axis=1)
         value = value.sum(-1) if value.ndim == 2 else value
-        return Expanded(value, adjoint, sum(self.n_active) / max(1, self.v.shape[1]))
+        n_products = sum(self.n_active) / max(1, self.v.shape[1])
+        return Expanded(value, adjoint, n_products, None if self.order is not None else forms)
 
 
 def longest_first(jacobian: Jacobian, v: Tensor, terms: Terms) -> Work:

@@ -16,11 +16,14 @@ class Expanded(NamedTuple):
 
     adjoint: s_j, (m, B, *event), constant, for which d value = (1/m) sum_j s_j^T dJ v_j in the
         mean over probes; None unless requested.
+    forms: the sum of each probe, (m, B), of which `value` is the mean; None where the expansion
+        does not tell, or each example has another number of terms.
     """
 
     value: Tensor
     adjoint: Tensor | None
     n_products: float
+    forms: Tensor | None = None
 
 
 class Expansion(Protocol):

@@ -86,11 +86,13 @@ class Taylor:
             return State((enter, loop), (numerics.flushed(power, k),))
 
         work.recur(State((enter, loop), (v * scale,)), step)
-        value = work.form(leave(series.over(scale)))
+        forms = work.forms(leave(series.over(scale)))
+        value = forms.mean(0)
         if not adjoint:
-            return work.expanded(value, None)
+            return work.expanded(value, None, forms)
         s = leave(rest.over(scale)) if len(work.n_active) > 1 else torch.zeros_like(v)
-        return work.expanded(value, s if n_traced else torch.addcmul(s, v, work.weights[0]))
+        s = s if n_traced else torch.addcmul(s, v, work.weights[0])
+        return work.expanded(value, s, forms)
 
     @torch.no_grad()
     def increments(self, jacobian: Jacobian, v: Tensor, n_terms: int, n_traced: int = 0) -> Tensor:
