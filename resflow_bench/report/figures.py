@@ -75,7 +75,8 @@ def _render(picture: Picture, cells: pd.DataFrame, folder: Path, facts: Facts) -
     if wide is None:
         return None
     lines = [f"{key}: {value}" for key, value in ({"figure": name} | facts).items()]
-    about = " ".join(f"{picture.caption} {'; '.join(lines)}.".split())
+    caption = picture.caption.replace("{hardware}", facts.get("hardware", "unrecorded hardware"))
+    about = " ".join(f"{caption} {'; '.join(lines)}.".split())
     svgs = {w: svg(f, f"{name}-{w}", about) for w, f in drawn.items() if f is not None}
     ground = rf'\1<rect width="100%" height="100%" fill="{style.PAPER}"/>'
     rows = frame(wide)
@@ -89,9 +90,7 @@ def _render(picture: Picture, cells: pd.DataFrame, folder: Path, facts: Facts) -
         write_whole(folder / f"{name}.{kind}", content)
     alt = (picture.draw.__doc__ or "").strip()
     inlined = {w: inline(svgs[w], alt) for w in (LAPTOP, PHONE)}
-    return {"name": name, "wide": inlined[LAPTOP], "narrow": inlined[PHONE]} | {
-        "caption": picture.caption
-    }
+    return {"name": name, "wide": inlined[LAPTOP], "narrow": inlined[PHONE]} | {"caption": caption}
 
 
 def _facts(suite: Suite, cells: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> Facts:
@@ -105,8 +104,17 @@ def _facts(suite: Suite, cells: pd.DataFrame, runs: Sequence[Mapping[str, Any]])
     same = [name for name in axes(cells) if done[name].nunique(dropna=False) == 1]
     facts = {"suite": suite.name, "resflow_bench": __version__}
     facts |= {key: ", ".join(values) for key, values in recorded.items() if values}
+    if machines := dict.fromkeys(filter(None, map(_hardware, mine))):
+        facts["hardware"] = "; ".join(machines)
     facts |= {name: plain(done[name].iloc[0]) for name in same}
     return {key: " ".join(value.split()) for key, value in facts.items() if value}
+
+
+def _hardware(run: Mapping[str, Any]) -> str:
+    """The devices of a run by name, as ``AMD EPYC (1 thread)``."""
+    names = ", ".join(map(str, (run.get("device") or {}).values()))
+    threads = (run.get("threads") or {}).get("torch")
+    return f"{names} ({threads} thread{'s'[: threads != 1]})" if names and threads else names
 
 
 def svg(figure: Figure, name: str, about: str = "") -> str:
