@@ -83,7 +83,7 @@ def _render(picture: Picture, cells: pd.DataFrame, folder: Path, facts: Facts) -
     files: dict[str, str | bytes] = {
         "svg": re.sub(r"(<svg[^>]*>)", ground, svgs[LAPTOP], count=1),
         "pdf": _pdf(wide, about),
-        "csv": "".join(f"# {line}\n" for line in lines) + csv_text(rows.drop(columns="color")),
+        "csv": "".join(f"# {line}\n" for line in lines) + csv_text(rows),
         "py": script(wide, rows, name, lines),
     }
     for kind, content in files.items():

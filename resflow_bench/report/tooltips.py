@@ -79,7 +79,7 @@ def _tooltips(figure: Figure, several: list[Group]) -> tuple[dict[str, str], dic
                 points = one.ax.transData.transform(one.rows[["x", "y"]]) * INCH / figure.dpi
             height = figure.get_figheight() * INCH
             marks[f"group-{place}-0"] = points * (1, -1) + (0, height), texts
-        if one.kind not in ("mark", "bar", "pixel"):
+        if one.kind not in ("mark", "bar", "pixels"):
             whole[f"group-{place}-0"] = _joined(one.series, panel)
     return whole, marks
 

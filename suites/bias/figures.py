@@ -100,9 +100,9 @@ def _dashes(several: Iterable[set[str]]) -> dict[frozenset[str], Any]:
 
 def _bound(owners: frozenset[str]) -> str:
     """The name of a bound: whose it is."""
-    linear = {*MODELS} - FLOWS
-    others = [name for name in [*MODELS, *sorted(owners - {*MODELS})] if name in owners - linear]
-    return "bound from K: " + ", ".join([*others, *["linear maps"] * bool(owners & linear)])
+    linear = owners & ({*MODELS} - FLOWS)
+    whose = ["linear maps"] * bool(linear) + sorted(owners - linear, key=[*MODELS, *owners].index)
+    return "bound: " + ", ".join([*whose[:2], *["…"] * (len(whose) > 2)])
 
 
 PICTURES = (

@@ -22,10 +22,13 @@ CONSTANTS = {
 """Metric to its name in the legend, and the colour, shape, size and edge of its marks."""
 
 
+UNALIGNED = "lipschitz_power_iteration"
+
+
 @drawn_from("lipschitz_realised", "spectral_radius")
 def constants(cells: pd.DataFrame, columns: int) -> Figure | None:
     """Promised, certified and realised constant and the spectral radius, a row per model and K."""
-    cells = cells.assign(**dict.fromkeys({*CONSTANTS} - set(cells), np.nan))
+    cells = cells.assign(**dict.fromkeys({*CONSTANTS, UNALIGNED} - set(cells), np.nan))
     order = cells["model"].map({name: i for i, name in enumerate(MODELS)}).fillna(len(MODELS))
     known = [axis for axis in ("lipschitz", "dim", "dtype") if axis in cells]
     cells = cells.assign(_order=order).sort_values(["_order", *known], kind="stable")
@@ -53,8 +56,14 @@ def constants(cells: pd.DataFrame, columns: int) -> Figure | None:
         look: dict[str, Any] = {"color": color, "mfc": face, "ms": size, "mew": edge, "label": text}
         ax.plot(value, rows, marker, **look, clip_on=False)
         handles.append(entry(text, color, marker=marker, ls="", mfc=face, mew=1.3))
-    ax.set_xlim(0, style.largest(1.03 * values, least=1.0))
+    broken = (cells[UNALIGNED] > cells["lipschitz_promised"] * (1 + 1e-6)).to_numpy()
+    ax.set_xlim(0, style.largest(1.03 * values, 1.03 * cells[UNALIGNED], least=1.0))
     ax.set_xlabel("constant of the branch")
+    if broken.any():
+        beyond, said = cells[UNALIGNED][broken], "as power iteration left it"
+        look = {"color": style.PINK, "ms": 6, "mew": 0, "label": said, "clip_on": False}
+        ax.plot(beyond, rows[broken], "v", **look)
+        handles.append(entry(said, style.PINK, marker="v", ls=""))
     style.add_legend(figure, handles)
     return figure
 

@@ -29,16 +29,16 @@ def rates(cells: pd.DataFrame, columns: int) -> Figure:
         places = np.arange(len(here))
         names = [label(cell, shown) for _, cell in here.iterrows()]
         costs = [_costs(cell) for _, cell in here.iterrows()]
-        rows = [", ".join(filter(None, pair)) for pair in zip(names, costs, strict=True)]
-        ax.fmt_ydata = lambda y, rows=rows: rows[round(y)]
+        said = [", ".join(filter(None, pair)) for pair in zip(names, costs, strict=True)]
+        ax.fmt_ydata = lambda y, said=said: said[round(y)]
         for model in dict.fromkeys(here["model"]):
             mine = (here["model"] == model).to_numpy()
             ax.barh(places[mine], rate[mine], 0.3, color=mark(model)[0], label=model)
             low, high = (here[f"examples_per_s_{end}"][mine] for end in ("low", "high"))
             ax.hlines(places[mine], low, high, color=INK, lw=1.4, label=model)
         for place, (_, cell) in zip(places, here.iterrows(), strict=True):
-            said = ", ".join(filter(None, (f"{number(cell['examples_per_s'])} /s", costs[place])))
-            text = f"{names[place]}\n{said}"
+            rates = ", ".join(filter(None, (f"{number(cell['examples_per_s'])} /s", costs[place])))
+            text = f"{names[place]}\n{rates}"
             ax.text(0, place - 0.19, text, va="bottom", size=8, linespacing=1.25)
         ax.set(title=operation, yticks=[], ylim=(len(here) - 0.7, -0.85), xlabel="examples / s")
         ax.set_xlim(0, largest(1.05 * rate, least=1.0))

@@ -52,12 +52,13 @@ def over_steps(cells: pd.DataFrame, columns: int) -> Figure:
         style.count_axis(ax, here["step"])
         ax.set(title=title, xlabel="optimiser steps")
     style.label_outer(panels, columns, "held-out log-likelihood (bit/dim)")
-    claims, exact = ("", {"marker": "_", "ls": "", "mew": 1.8}) if few else (style.DASHES, {})
+    dashes = "" if few else style.DASHES
+    solid: dict[str, Any] = {"marker": "_", "ls": "", "mew": 1.8} if few else {}
     line = "" if few else "-"
     handles = [
         *(entry(n, color, marker=m, ms=_size(m), ls=line) for n, (color, m) in styles.items()),
-        entry("objective claims", style.MUTED, ls=claims, marker="o", mfc=style.PAPER),
-        entry("exact", style.MUTED, lw=1.8, **exact),
+        entry("objective claims", style.MUTED, ls=dashes, marker="o", mfc=style.PAPER),
+        entry("exact", style.MUTED, lw=1.8, **solid),
         entry("unbiased estimate", style.MUTED, marker="o", ls=""),
     ]
     style.add_legend(figure, handles)
