@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -110,14 +111,18 @@ def axis_label(ax: Axes, xy: str) -> str:
 
 
 def _color(artist: Artist) -> str:
-    """The colour of an artist, in hexadecimal: of several, the first; black of an image."""
+    """The colour of an artist as six hexadecimal digits: of several, the first; black of an image.
+
+    Without the usual `#`, which begins a comment in the CSV.
+    """
+    color: Any = "black"
     if isinstance(artist, Line2D):
-        return to_hex(artist.get_color())
-    if isinstance(artist, Patch):
-        return to_hex(artist.get_facecolor())
-    if isinstance(artist, Collection):
-        return to_hex([*artist.get_facecolor(), *artist.get_edgecolor(), "black"][0])
-    return to_hex("black")
+        color = artist.get_color()
+    elif isinstance(artist, Patch):
+        color = artist.get_facecolor()
+    elif isinstance(artist, Collection):
+        color = [*artist.get_facecolor(), *artist.get_edgecolor(), "black"][0]
+    return to_hex(color).lstrip("#")
 
 
 def _title(ax: Axes) -> str:

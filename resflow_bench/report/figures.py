@@ -25,6 +25,13 @@ from resflow_bench.report.redraw import script
 from resflow_bench.report.tooltips import titled
 
 PHONE, LAPTOP = 1, 3  # panels side by side: each figure is drawn twice, and the page shows one
+TAG = re.compile(r"<[a-z][^>]*>")
+USE = r'\n<use [^>]*? y="[^"]*"{}(?:/>|>.*?</use>)'
+MARKS = re.compile(
+    rf"<g([^<>]*)>((?:{USE.format('([^>]*?)')})(?:{USE.format(chr(92) + '3')})*\n)</g>"
+)
+"""A group of marks: its attributes, the marks, and those of the first after its place."""
+
 Facts = dict[str, str]
 Rendered = dict[str, str]
 
@@ -151,11 +158,21 @@ def inline(markup: str, alt: str) -> Markup:
     body = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else "", body)
     for name, color in style.NEUTRAL.items():
         body = body.replace(color, f"var(--{name})")
-    body = body.replace("'DejaVu Sans'", "var(--sans)")
     body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)  # the page's own has it
     body = re.sub(r' style="([^"]*)"', _attributes, body)
-    body = re.sub(r"\n\s*", "\n", body)
+    body = re.sub(r' (?:font-family|stroke-linejoin|stroke-linecap)="[^"]*"', "", body)  # as well
+    body = TAG.sub(lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), body)  # of a point
+    body = re.sub(r' transform="rotate\(-0 [^"]*"', "", body)
+    body = re.sub(r" ?\n\s*", "\n", body)
+    body = MARKS.sub(_look_once, body)
+    body = re.sub(r"<(g|defs)>\s*</\1>\n", "", body)
     return Markup(body.replace("<svg", f'<svg role="img" aria-label="{Markup.escape(alt)}"', 1))
+
+
+def _look_once(marks: re.Match[str]) -> str:
+    """The group of marks with their common attributes, which they inherit."""
+    group, uses, look = marks.groups()
+    return f"<g{group}{look}>{uses.replace(look, '') if look else uses}</g>"
 
 
 def _attributes(style_: re.Match[str]) -> str:

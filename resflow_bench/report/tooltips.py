@@ -94,8 +94,8 @@ def _texts(one: Group, panel: str) -> list[str]:
 
 
 def _joined(*texts: str) -> str:
-    """The texts, without one that the next begins with."""
-    kept = [*filter(None, texts)]
+    """The texts, each once, without one that the next begins with."""
+    kept = [*dict.fromkeys(filter(None, texts))]
     return ", ".join(a for a, b in zip(kept, [*kept[1:], ""], strict=True) if not b.startswith(a))
 
 

@@ -18,7 +18,7 @@ from suites.marks import drawn_from, entry
 FLOW = ["dataset", "architecture", "lipschitz"]
 MARKERS = "osD^vPX"
 FEW = 3
-"""Up to as many checkpoints are drawn as marks alone: a line through them is no trend."""
+"""Up to as many places are drawn as marks alone: a line through them is no trend."""
 DECADES = 6
 """The length of a gap's axis; smaller gaps are of no interest."""
 
@@ -70,6 +70,8 @@ def by_terms(cells: pd.DataFrame, columns: int) -> Figure:
     """The gap against the number of terms at the last step: measured, expected, its bound."""
     flows = _flows(_objectives(cells))
     figure, panels = style.make_panels(len(flows), columns)
+    few = cells["n_terms"].nunique() <= FEW
+    dash: dict[str, Any] = {"marker": "_", "ls": "", "ms": 15, "mew": 1.8} if few else {}
     for ax, (title, here) in zip(panels, flows, strict=True):
         last = here[here["step"] == here["step"].max()].sort_values("n_terms")
         n_terms, gap = last["n_terms"].astype(float), last["gap"]
@@ -77,7 +79,7 @@ def by_terms(cells: pd.DataFrame, columns: int) -> Figure:
         floor = style.log_axis(ax, "y", [gap.abs(), expected.abs(), bound], DECADES)
         ax.plot(n_terms, bound, color=style.INK, lw=1.1, ls=style.DASHES, label="bound from K")
         curve = expected.abs().clip(lower=floor)
-        ax.plot(n_terms, curve, color=style.ACCENT, lw=1.8, label="expected")
+        ax.plot(n_terms, curve, color=style.ACCENT, lw=1.8, **dash, label="expected")
         ends = np.sort(np.abs(last[["gap_low", "gap_high"]].to_numpy(float)), axis=1)
         unresolved = ((last["gap_low"] <= 0) & (last["gap_high"] >= 0)).to_numpy()
         below = unresolved | (gap.abs() <= floor).to_numpy()
@@ -97,7 +99,7 @@ def by_terms(cells: pd.DataFrame, columns: int) -> Figure:
     style.label_outer(panels, columns, "|objective − exact|  (bit/dim)")
     handles = [
         entry("bound from K", style.INK, lw=1.1, ls=style.DASHES),
-        entry("expected", style.ACCENT, lw=1.8),
+        entry("expected", style.ACCENT, lw=1.8, **dash),
         entry("overstates", style.ACCENT, marker="o", ls=""),
         entry("understates", style.ACCENT, marker="o", mfc=style.PAPER, ls=""),
         style.below_handle("at most"),
@@ -172,8 +174,9 @@ PICTURES = (
         by_terms,
         "The error of the objective at the last step against its number of terms. A filled mark "
         "overstates the likelihood, an open one understates it. Its bar, the 99 % interval, "
-        "should contain the line, which is computed from the Jacobian without sampling, and stay "
-        "below the dashed bound, which depends on K and the blocks alone. A triangle is the upper "
-        "end of an interval that contains zero.",
+        "should contain the line (a dash where there are three numbers of terms or fewer), which "
+        "is computed from the Jacobian without sampling, and stay below the dashed bound, which "
+        "depends on K and the blocks alone. A triangle is the upper end of an interval that "
+        "contains zero.",
     ),
 )

@@ -113,7 +113,7 @@ def test_the_csv_has_the_marks_lines_and_bars_of_the_figure(folder: Path) -> Non
         drawn = [point for point in drawn if np.isfinite(point).all()]
         rows = read(folder, name)
         rows = rows[rows["kind"].isin(["line", "bar", *MARKS])]
-        stored = rows[["x", "y"]].to_numpy(float)
+        stored = rows.reindex(columns=["x", "y"]).to_numpy(float)
         assert len(stored) == len(drawn), name
         if len(drawn) > 0 and not (rows["kind"] == "bar").any():
             assert np.sort(stored, axis=0) == pytest.approx(np.sort(drawn, axis=0), rel=1e-12)
