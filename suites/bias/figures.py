@@ -101,7 +101,7 @@ def _dashes(several: Iterable[set[str]]) -> dict[frozenset[str], Any]:
 def _bound(owners: frozenset[str]) -> str:
     """The name of a bound: whose it is."""
     linear = owners & ({*MODELS} - FLOWS)
-    whose = ["linear maps"] * bool(linear) + sorted(owners - linear, key=[*MODELS, *owners].index)
+    whose = ["linear"] * bool(linear) + sorted(owners - linear, key=[*MODELS, *owners].index)
     return "bound: " + ", ".join([*whose[:2], *["…"] * (len(whose) > 2)])
 
 
