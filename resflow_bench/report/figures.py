@@ -26,11 +26,12 @@ from resflow_bench.report.tooltips import titled
 
 PHONE, LAPTOP = 1, 3  # panels side by side: each figure is drawn twice, and the page shows one
 TAG = re.compile(r"<[a-z][^>]*>")
-USE = r'\n<use [^>]*? y="[^"]*"{}(?:/>|>.*?</use>)'
+PLACED = r'\n<(?:use [^>]*? y|path d)="[^"]*"{look}(?:/>|>.*?</use>)'
 MARKS = re.compile(
-    rf"<g([^<>]*)>((?:{USE.format('([^>]*?)')})(?:{USE.format(chr(92) + '3')})*\n)</g>"
+    rf"<g([^<>]*)>((?:<title>[^<]*</title>)?{PLACED.format(look='([^>]*?)')}"
+    rf"(?:{PLACED.format(look=chr(92) + '3')})*\n)</g>"
 )
-"""A group of marks: its attributes, the marks, and those of the first after its place."""
+"""A group of marks or lines: its attributes, what it has, and the attributes of each but place."""
 
 Facts = dict[str, str]
 Rendered = dict[str, str]
@@ -111,17 +112,10 @@ def _facts(suite: Suite, cells: pd.DataFrame, runs: Sequence[Mapping[str, Any]])
     same = [name for name in axes(cells) if done[name].nunique(dropna=False) == 1]
     facts = {"suite": suite.name, "resflow_bench": __version__}
     facts |= {key: ", ".join(values) for key, values in recorded.items() if values}
-    if machines := dict.fromkeys(filter(None, map(_hardware, mine))):
-        facts["hardware"] = "; ".join(machines)
+    devices = [name for run in mine for name in (run.get("device") or {}).values()]
+    facts["hardware"] = ", ".join(dict.fromkeys(devices))
     facts |= {name: plain(done[name].iloc[0]) for name in same}
     return {key: " ".join(value.split()) for key, value in facts.items() if value}
-
-
-def _hardware(run: Mapping[str, Any]) -> str:
-    """The devices of a run by name, as ``AMD EPYC (1 thread)``."""
-    names = ", ".join(map(str, (run.get("device") or {}).values()))
-    threads = (run.get("threads") or {}).get("torch")
-    return f"{names} ({threads} thread{'s'[: threads != 1]})" if names and threads else names
 
 
 def svg(figure: Figure, name: str, about: str = "") -> str:
@@ -170,7 +164,7 @@ def inline(markup: str, alt: str) -> Markup:
 
 
 def _look_once(marks: re.Match[str]) -> str:
-    """The group of marks with their common attributes, which they inherit."""
+    """The group with the common attributes of what it has, which inherits them."""
     group, uses, look = marks.groups()
     return f"<g{group}{look}>{uses.replace(look, '') if look else uses}</g>"
 

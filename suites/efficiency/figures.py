@@ -151,7 +151,7 @@ def _family(name: str) -> str:
 def _draw_lines(ax: Axes, some: pd.DataFrame) -> dict[str, Artist]:
     """Draw every candidate's line, and the least of all as a band; return the legend's entries."""
     start = float(some["seconds"].min()) / 1.6
-    t = np.geomspace(start, start * 10**DECADES_OF_TIME, 300)
+    t = np.geomspace(start, start * 10**DECADES_OF_TIME, 150)
     top = max(1.6 * math.sqrt(float(some["spread"].max())), TARGET)
     bottom = TARGET / 10
     ax.set(xscale="log", yscale="log")

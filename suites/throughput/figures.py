@@ -33,7 +33,7 @@ def rates(cells: pd.DataFrame, columns: int) -> Figure:
         ax.fmt_ydata = lambda y, said=said: said[round(y)]
         for model in dict.fromkeys(here["model"]):
             mine = (here["model"] == model).to_numpy()
-            ax.barh(places[mine], rate[mine], 0.3, color=mark(model)[0], label=model)
+            ax.barh(places[mine], rate[mine], 0.3, color=mark(model)[0], lw=0, label=model)
             low, high = (here[f"examples_per_s_{end}"][mine] for end in ("low", "high"))
             ax.hlines(places[mine], low, high, color=INK, lw=1.4, label=model)
         for place, (_, cell) in zip(places, here.iterrows(), strict=True):
