@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -66,10 +67,11 @@ def frame(figure: Figure) -> pd.DataFrame:
     """The rows of all groups, without the columns that none of them fills.
 
     panel: its title. group: counted from 1. kind: mark, line, marked line (a line with a mark at
-    each row), interval, band, bar, region, reference (a line across the panel) or pixel.
+    each row), interval, band, bar, region, reference (a line across the panel) or pixels.
     x, y: in the units of `x_axis` and `y_axis`, the labels of the axes; `_low` and `_high` are the
-    ends of an interval, a band or a region, `_base` is where a bar begins, `_name` what the axis
-    calls the place. value, or red, green and blue: of a pixel.
+    ends of an interval, a band, a region or a line of pixels, `_base` is where a bar begins,
+    `_name` what the axis calls the place. value, or red, green and blue in 0..1: of the pixels of
+    a line, to three digits, with a space before each.
     """
     titles = panels(figure)
     frames = [
@@ -109,14 +111,18 @@ def axis_label(ax: Axes, xy: str) -> str:
 
 
 def _color(artist: Artist) -> str:
-    """The colour of an artist, in hexadecimal: of several, the first; black of an image."""
+    """The colour of an artist as six hexadecimal digits: of several, the first; black of an image.
+
+    Without the usual `#`, which begins a comment in the CSV.
+    """
+    color: Any = "black"
     if isinstance(artist, Line2D):
-        return to_hex(artist.get_color())
-    if isinstance(artist, Patch):
-        return to_hex(artist.get_facecolor())
-    if isinstance(artist, Collection):
-        return to_hex([*artist.get_facecolor(), *artist.get_edgecolor(), "black"][0])
-    return to_hex("black")
+        color = artist.get_color()
+    elif isinstance(artist, Patch):
+        color = artist.get_facecolor()
+    elif isinstance(artist, Collection):
+        color = [*artist.get_facecolor(), *artist.get_edgecolor(), "black"][0]
+    return to_hex(color).lstrip("#")
 
 
 def _title(ax: Axes) -> str:
@@ -181,7 +187,7 @@ def _read(ax: Axes, artist: object) -> Iterator[tuple[str, pd.DataFrame]]:
             sides = pd.DataFrame(path.vertices, columns=["x", "y"]).groupby("x")["y"]
             yield "band", sides.agg(y_low="min", y_high="max").reset_index()
     elif isinstance(artist, AxesImage):
-        yield "pixel", _pixels(artist)
+        yield "pixels", _pixels(artist)
 
 
 def _bars(bars: BarContainer) -> pd.DataFrame:
@@ -210,20 +216,21 @@ def _segments(ax: Axes, drawn: LineCollection) -> pd.DataFrame | None:
 
 
 def _pixels(image: AxesImage) -> pd.DataFrame:
-    """The centre of each pixel, and its value, or its red, green and blue in 0..1."""
+    """The ends of each line of pixels, from low y to high, and its values or colours."""
     values: np.ndarray = np.ma.filled(np.ma.asarray(image.get_array(), float), np.nan)
-    height, width = values.shape[:2]
     left, right, bottom, top = image.get_extent()
     first, last = (bottom, top) if image.origin == "lower" else (top, bottom)
-    x = left + (np.arange(width) + 0.5) * (right - left) / width
-    y = first + (np.arange(height) + 0.5) * (last - first) / height
-    places = {"x": np.tile(x, height), "y": np.repeat(y, width)}
-    if values.ndim == 2:
-        return pd.DataFrame({**places, "value": values.ravel()})
-    shares = np.moveaxis(values / (255 if values.max() > 1 else 1), -1, 0).reshape(
-        -1, width * height
-    )
-    return pd.DataFrame({**places, **dict(zip(("red", "green", "blue"), shares, strict=False))})
+    ends = np.linspace(first, last, len(values) + 1)
+    parts, shares = ["value"], values[..., None]
+    if values.ndim == 3:
+        parts, shares = ["red", "green", "blue"], values / (255 if values.max() > 1 else 1)
+    lines = {
+        part: ["".join(f" {value:.3g}" for value in line) for line in shares[..., place]]
+        for place, part in enumerate(parts)
+    }
+    low, high = np.sort([ends[:-1], ends[1:]], axis=0)
+    rows = pd.DataFrame({"x_low": left, "x_high": right, "y_low": low, "y_high": high, **lines})
+    return rows.sort_values("y_low")
 
 
 def _joined(several: list[Group]) -> list[Group]:

@@ -25,6 +25,14 @@ from resflow_bench.report.redraw import script
 from resflow_bench.report.tooltips import titled
 
 PHONE, LAPTOP = 1, 3  # panels side by side: each figure is drawn twice, and the page shows one
+TAG = re.compile(r"<[a-z][^>]*>")
+PLACED = r'\n<(?:use [^>]*? y|path d)="[^"]*"{look}(?:/>|>.*?</use>)'
+MARKS = re.compile(
+    rf"<g([^<>]*)>((?:<title>[^<]*</title>)?{PLACED.format(look='([^>]*?)')}"
+    rf"(?:{PLACED.format(look=chr(92) + '3')})*\n)</g>"
+)
+"""A group of marks or lines: its attributes, what it has, and the attributes of each but place."""
+
 Facts = dict[str, str]
 Rendered = dict[str, str]
 
@@ -75,23 +83,22 @@ def _render(picture: Picture, cells: pd.DataFrame, folder: Path, facts: Facts) -
     if wide is None:
         return None
     lines = [f"{key}: {value}" for key, value in ({"figure": name} | facts).items()]
-    about = " ".join(f"{picture.caption} {'; '.join(lines)}.".split())
+    caption = picture.caption.replace("{hardware}", facts.get("hardware", "unrecorded hardware"))
+    about = " ".join(f"{caption} {'; '.join(lines)}.".split())
     svgs = {w: svg(f, f"{name}-{w}", about) for w, f in drawn.items() if f is not None}
     ground = rf'\1<rect width="100%" height="100%" fill="{style.PAPER}"/>'
     rows = frame(wide)
     files: dict[str, str | bytes] = {
         "svg": re.sub(r"(<svg[^>]*>)", ground, svgs[LAPTOP], count=1),
         "pdf": _pdf(wide, about),
-        "csv": "".join(f"# {line}\n" for line in lines) + csv_text(rows.drop(columns="color")),
+        "csv": "".join(f"# {line}\n" for line in lines) + csv_text(rows),
         "py": script(wide, rows, name, lines),
     }
     for kind, content in files.items():
         write_whole(folder / f"{name}.{kind}", content)
     alt = (picture.draw.__doc__ or "").strip()
     inlined = {w: inline(svgs[w], alt) for w in (LAPTOP, PHONE)}
-    return {"name": name, "wide": inlined[LAPTOP], "narrow": inlined[PHONE]} | {
-        "caption": picture.caption
-    }
+    return {"name": name, "wide": inlined[LAPTOP], "narrow": inlined[PHONE]} | {"caption": caption}
 
 
 def _facts(suite: Suite, cells: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> Facts:
@@ -105,6 +112,8 @@ def _facts(suite: Suite, cells: pd.DataFrame, runs: Sequence[Mapping[str, Any]])
     same = [name for name in axes(cells) if done[name].nunique(dropna=False) == 1]
     facts = {"suite": suite.name, "resflow_bench": __version__}
     facts |= {key: ", ".join(values) for key, values in recorded.items() if values}
+    devices = [name for run in mine for name in (run.get("device") or {}).values()]
+    facts["hardware"] = ", ".join(dict.fromkeys(devices))
     facts |= {name: plain(done[name].iloc[0]) for name in same}
     return {key: " ".join(value.split()) for key, value in facts.items() if value}
 
@@ -143,11 +152,21 @@ def inline(markup: str, alt: str) -> Markup:
     body = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else "", body)
     for name, color in style.NEUTRAL.items():
         body = body.replace(color, f"var(--{name})")
-    body = body.replace("'DejaVu Sans'", "var(--sans)")
     body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)  # the page's own has it
     body = re.sub(r' style="([^"]*)"', _attributes, body)
-    body = re.sub(r"\n\s*", "\n", body)
+    body = re.sub(r' (?:font-family|stroke-linejoin|stroke-linecap)="[^"]*"', "", body)  # as well
+    body = TAG.sub(lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), body)  # of a point
+    body = re.sub(r' transform="rotate\(-0 [^"]*"', "", body)
+    body = re.sub(r" ?\n\s*", "\n", body)
+    body = MARKS.sub(_look_once, body)
+    body = re.sub(r"<(g|defs)>\s*</\1>\n", "", body)
     return Markup(body.replace("<svg", f'<svg role="img" aria-label="{Markup.escape(alt)}"', 1))
+
+
+def _look_once(marks: re.Match[str]) -> str:
+    """The group with the common attributes of what it has, which inherits them."""
+    group, uses, look = marks.groups()
+    return f"<g{group}{look}>{uses.replace(look, '') if look else uses}</g>"
 
 
 def _attributes(style_: re.Match[str]) -> str:

@@ -14,6 +14,7 @@ class Picture:
     name: of the figure's file, unique on the page.
     draw: from cells (`analysis.tables.wide`) and a number of columns to a figure as many panels
         wide; to None where there is nothing to draw. Its docstring is the figure's alt text.
+    caption: in which ``{hardware}`` stands for the names of the devices of the runs.
     """
 
     name: str

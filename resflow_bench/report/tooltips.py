@@ -79,7 +79,7 @@ def _tooltips(figure: Figure, several: list[Group]) -> tuple[dict[str, str], dic
                 points = one.ax.transData.transform(one.rows[["x", "y"]]) * INCH / figure.dpi
             height = figure.get_figheight() * INCH
             marks[f"group-{place}-0"] = points * (1, -1) + (0, height), texts
-        if one.kind not in ("mark", "bar", "pixel"):
+        if one.kind not in ("mark", "bar", "pixels"):
             whole[f"group-{place}-0"] = _joined(one.series, panel)
     return whole, marks
 
@@ -94,8 +94,8 @@ def _texts(one: Group, panel: str) -> list[str]:
 
 
 def _joined(*texts: str) -> str:
-    """The texts, without one that the next begins with."""
-    kept = [*filter(None, texts)]
+    """The texts, each once, without one that the next begins with."""
+    kept = [*dict.fromkeys(filter(None, texts))]
     return ", ".join(a for a, b in zip(kept, [*kept[1:], ""], strict=True) if not b.startswith(a))
 
 

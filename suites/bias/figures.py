@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,23 @@ from matplotlib.figure import Figure
 
 from resflow_bench.report import style
 from resflow_bench.report.picture import Picture
-from suites.marks import FLOWS, draw_points, drawn_from, entry, mark, model_handles, models_in
+from suites.marks import (
+    FLOWS,
+    MODELS,
+    draw_points,
+    drawn_from,
+    entry,
+    mark,
+    model_handles,
+    models_in,
+)
 from suites.models import MAIN
 
 DECADES = 7
 """The length of a bias's axis; smaller biases are of no interest."""
+
+DASHES = (style.DASHES, (0, (7, 2, 1.5, 2)), (0, (1, 1.5)), (0, (9, 3)))
+"""Of the bounds that differ."""
 
 
 @drawn_from("bias_paired", "bias_expected", "bias_bound", "n_terms", "dim", "lipschitz")
@@ -23,23 +37,25 @@ def by_terms(cells: pd.DataFrame, columns: int) -> Figure | None:
     constants = style.spread(sorted(cells["lipschitz"].unique()), style.MAX_PANELS)
     figure, panels = style.make_panels(len(constants), columns)
     names = models_in(cells)
+    whose = ["lipschitz", "model", "n_terms"]
+    bounds = (cells["bias_bound"] / cells["dim"].astype(float)).groupby([cells[a] for a in whose])
+    curves = {k: _shared(some.droplevel(0)) for k, some in bounds.max().groupby(level=0)}
+    dashes = _dashes([owners for some in curves.values() for owners in some.values()])
     for ax, constant in zip(panels, constants, strict=True):
         here = cells[cells["lipschitz"] == constant]
         dim = here["dim"].astype(float)
-        bounds = (here["bias_bound"] / dim).groupby([here["model"], here["n_terms"]]).max()
         expected = here["bias_expected"].abs() / dim
         low, high = here["bias_paired_low"] / dim, here["bias_paired_high"] / dim
         unresolved = (low <= 0) & (high >= 0)
         size = np.where(unresolved, np.maximum(-low, high), here["bias_paired"].abs() / dim)
         size = pd.Series(size, here.index)
-        floor = style.log_axis(ax, "y", [expected, bounds, size], DECADES)
+        floor = style.log_axis(ax, "y", [expected, here["bias_bound"] / dim, size], DECADES)
         ends = np.maximum(np.sort(np.abs([low, high]), axis=0), floor)
         below = (unresolved | (size <= floor)).to_numpy()
-        for curve, owners in _shared(bounds).items():
-            color = mark(max(owners))[0] if owners <= FLOWS else style.INK
+        for curve, owners in curves[constant].items():
             terms, heights = zip(*curve, strict=True)
-            whose = f"{max(owners)}, bound" if owners <= FLOWS else "bound from K alone"
-            ax.plot(terms, heights, color=color, lw=1.1, ls=style.DASHES, label=whose)
+            (who,) = (group for group in dashes if owners <= group)
+            ax.plot(terms, heights, color=style.INK, lw=1.1, ls=dashes[who], label=_bound(who))
         for place, name in enumerate(names):
             mine = here["model"] == name
             curve = expected[mine].groupby(here["n_terms"]).first().sort_index()
@@ -55,7 +71,7 @@ def by_terms(cells: pd.DataFrame, columns: int) -> Figure | None:
     style.label_outer(panels, columns, "|bias| / d  (nat)")
     handles = [
         *model_handles(names),
-        entry("bound from K alone", style.INK, lw=1.1, ls=style.DASHES),
+        *(entry(_bound(who), style.INK, lw=1.1, ls=ls) for who, ls in dashes.items()),
         entry("theory, no sampling", style.MUTED, lw=1.5),
         style.below_handle("zero in interval: at most"),
     ]
@@ -71,6 +87,24 @@ def _shared(curves: pd.Series) -> dict[tuple[tuple[float, float], ...], set[str]
     return owners
 
 
+def _dashes(several: Iterable[set[str]]) -> dict[frozenset[str], Any]:
+    """The models that have a bound in common anywhere, to the dashes of its line."""
+    groups: list[frozenset[str]] = []
+    for owners in several:
+        same = [group for group in groups if group & owners]
+        groups = [group for group in groups if group not in same]
+        groups.append(frozenset(owners).union(*same))
+    groups.sort(key=lambda group: group <= FLOWS)  # the linear maps come first
+    return dict(zip(groups, cycle(DASHES), strict=False))
+
+
+def _bound(owners: frozenset[str]) -> str:
+    """The name of a bound: whose it is."""
+    linear = owners & ({*MODELS} - FLOWS)
+    whose = ["linear"] * bool(linear) + sorted(owners - linear, key=[*MODELS, *owners].index)
+    return "bound: " + ", ".join([*whose[:2], *["…"] * (len(whose) > 2)])
+
+
 PICTURES = (
     Picture(
         "bias",
@@ -79,8 +113,9 @@ PICTURES = (
         "for each promised Lipschitz constant K. Marks are measured, with 99 % intervals: the mean "
         "difference from the whole series, with the same random vectors. In theory each mark lies "
         "on the line of its colour, which is computed from the Jacobian without sampling, and "
-        "below the dashed bound, which depends only on K and, for a flow (in its colour), on the "
-        "number of blocks. The distance "
+        "below the broken black line of its bound, which depends only on K; for a flow it is the "
+        "sum over the blocks. A line that ends early, or a model missing from a panel, was not "
+        "measured there. The distance "
         "of the trained flow from its bound shows what its smaller realised constant saves. An "
         "open triangle is the upper end of an interval that contains zero: the bias is there or "
         "below. A triangular map has no bias at any N, hence no line. Roulettes, which should "

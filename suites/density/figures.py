@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from resflow_bench.analysis.words import number
-from resflow_bench.lab import unpack
 from resflow_bench.report.picture import Picture
-from resflow_bench.report.style import ACCENT, PANEL, PAPER
+from resflow_bench.report.style import PANEL
 from suites.marks import drawn_from
+from suites.pictures import Shown, best_pictures, draw_cloud, draw_density, draw_sheet, highest
 
 MAX_PICTURES = 8
 PLANE = ("true", "learned", "samples")
-COLORS = "mako"
 
 
 @drawn_from("picture", "log_prob", "dataset")
@@ -28,19 +25,12 @@ def planes(cells: pd.DataFrame, columns: int) -> Figure | None:
         return None
     figure, panels = _rows([cell for cell, _ in rows], PLANE, columns, height=1.0)
     for row, (_, arrays) in zip(panels, rows, strict=True):
-        reach = float(arrays["reach"])
-        extent = (-reach, reach, -reach, reach)
-        top = max(arrays[name].max() for name in ("true", "learned") if name in arrays)
         for ax, name in zip(row, PLANE, strict=True):
             if name in arrays and name != "samples":
-                p = arrays[name]
-                look: dict[str, Any] = {"cmap": COLORS, "vmin": 0, "vmax": top, "label": "density"}
-                ax.imshow(p, extent=extent, origin="lower", **look)
+                draw_density(ax, arrays[name], arrays["reach"], highest(arrays))
             else:
                 which = "samples" if name == "samples" else "data"
-                look = {"color": ACCENT, "ms": 1.2, "mew": 0, "rasterized": True}
-                ax.plot(*arrays[which].T, ".", **look, label=which)
-            ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+                draw_cloud(ax, arrays[which], arrays["reach"], which)
     return figure
 
 
@@ -58,21 +48,10 @@ def images(cells: pd.DataFrame, columns: int) -> Figure | None:
     return figure
 
 
-def draw_sheet(ax: Axes, sheet: np.ndarray, tiles: np.ndarray) -> None:
-    """Draw a sheet of images, (C, H, W) in 0..255, with lines between its rows and columns."""
-    pixels = np.moveaxis(sheet, 0, -1)
-    grey = pixels.shape[-1] == 1
-    ax.imshow(pixels[..., 0] if grey else pixels, cmap="gray" if grey else None)
-    for draw, length, count in zip((ax.axhline, ax.axvline), pixels.shape[:2], tiles, strict=True):
-        for place in range(1, count):
-            draw(place * length / count - 0.5, color=PAPER, lw=1.5, label="between images")
-
-
-def _pictures(cells: pd.DataFrame, array: str) -> list[tuple[pd.Series, dict[str, np.ndarray]]]:
-    """The cell of the highest likelihood of each data set, if its picture holds `array`."""
-    best = cells.sort_values("log_prob", ascending=False, kind="stable").drop_duplicates("dataset")
-    pairs = [(cell, unpack(cell["picture"])) for _, cell in best.sort_values("dataset").iterrows()]
-    return [(cell, arrays) for cell, arrays in pairs if array in arrays][:MAX_PICTURES]
+def _pictures(cells: pd.DataFrame, array: str) -> list[Shown]:
+    """The best picture of each data set that holds `array`, by name."""
+    shown = best_pictures(cells, ["dataset"], array)
+    return sorted(shown, key=lambda one: str(one[0]["dataset"]))[:MAX_PICTURES]
 
 
 def _rows(
@@ -111,11 +90,11 @@ PICTURES = (
     Picture(
         "density",
         planes,
-        "Densities in the plane, the true and the learned one on the same scale of colours (light "
-        "is high), and draws from the flow. The more alike the three look, the better the flow has "
-        "learnt; few steps of training leave it smeared. Of several trainings on a data set that "
-        "of the highest likelihood is shown. What is left to learn is the divergence from the true "
-        "density, the mean of ln p(true) − ln p over held-out points.",
+        "Densities in the plane, the true and the learned one on the scale of colours of the true "
+        "one (light is high), and draws from the flow. The more alike the three look, the better "
+        "the flow has learnt; few steps of training leave it smeared. Of several trainings on a "
+        "data set that of the highest likelihood is shown. What is left to learn is the divergence "
+        "from the true density, the mean of ln p(true) − ln p over held-out points.",
     ),
     Picture(
         "density_samples",

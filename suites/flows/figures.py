@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from resflow_bench.analysis.words import number
-from resflow_bench.lab import unpack
 from resflow_bench.report import style
 from resflow_bench.report.picture import Picture
-from suites.density.figures import draw_sheet
 from suites.marks import drawn_from
+from suites.pictures import Shown, best_pictures, draw_cloud, draw_density, draw_sheet, highest
 
 Painter = Callable[[Axes], object]
-Shown = tuple[pd.Series, dict[str, np.ndarray]]
-"""A cell and the arrays of its picture."""
 
 MAX_DATASETS = 4
-COLORS = "mako"
 SMALL = 0.62
 """The width of a picture in the plane, in units of a panel's."""
 
@@ -59,42 +55,38 @@ def quality(cells: pd.DataFrame, columns: int) -> Figure:
 @drawn_from("picture", "log_prob", "dataset", "architecture")
 def densities(cells: pd.DataFrame, columns: int) -> Figure | None:
     """The density of each system in the plane, beside the true one."""
-    panels = []
+    panels: list[tuple[str, Painter]] = []
     for dataset, here in _by_dataset(cells, "reach"):
         _, first = here[0]
-        top = float(first.get("true", first["learned"]).max())
-        if "true" in first:
-            panels.append((f"{dataset}, true", _density(first["true"], first["reach"], top)))
-        panels += [
-            (_title(cell), _density(arrays["learned"], arrays["reach"], top))
-            for cell, arrays in here
-        ]
+        shown = [(f"{dataset}, true", first["true"], first["reach"])] if "true" in first else []
+        shown += [(_title(cell), arrays["learned"], arrays["reach"]) for cell, arrays in here]
+        top = highest(first)
+        panels += [(title, partial(draw_density, p=p, reach=r, top=top)) for title, p, r in shown]
     return _side_by_side(panels, columns)
 
 
 @drawn_from("picture", "log_prob", "dataset", "architecture")
 def samples(cells: pd.DataFrame, columns: int) -> Figure | None:
     """Samples of each system: points in the plane, and images beside those of the data."""
-    panels = [
-        (_title(cell), _points(arrays["samples"], arrays["reach"]))
+    panels: list[tuple[str, Painter]] = [
+        (
+            _title(cell),
+            partial(draw_cloud, x=arrays["samples"], reach=arrays["reach"], label="samples"),
+        )
         for _, here in _by_dataset(cells, "reach")
         for cell, arrays in here
     ]
     for dataset, here in _by_dataset(cells, "tiles"):
         _, first = here[0]
-        panels.append((f"{dataset}, test", _sheet(first["data"], first["tiles"])))
-        panels += [
-            (_title(cell), _sheet(arrays["samples"], arrays["tiles"])) for cell, arrays in here
-        ]
+        shown = [(f"{dataset}, test", first["data"], first["tiles"])]
+        shown += [(_title(cell), arrays["samples"], arrays["tiles"]) for cell, arrays in here]
+        panels += [(title, partial(draw_sheet, sheet=x, tiles=t)) for title, x, t in shown]
     return _side_by_side(panels, columns)
 
 
 def _by_dataset(cells: pd.DataFrame, array: str) -> list[tuple[str, list[Shown]]]:
     """Each data set with the best training of each of its systems whose picture holds `array`."""
-    best = cells.sort_values("log_prob", ascending=False, kind="stable")
-    best = best.drop_duplicates(["dataset", "architecture"])
-    shown = [(cell, unpack(cell["picture"])) for _, cell in best.iterrows()]
-    shown = [(cell, arrays) for cell, arrays in shown if array in arrays]
+    shown = best_pictures(cells, ["dataset", "architecture"], array)
     names = sorted({cell["dataset"] for cell, _ in shown})[:MAX_DATASETS]
     return [(name, [one for one in shown if one[0]["dataset"] == name]) for name in names]
 
@@ -122,38 +114,14 @@ def _said(architecture: str) -> str:
     return "residual" if architecture == "mlp" else architecture
 
 
-def _density(p: np.ndarray, reach: np.ndarray, top: float) -> Painter:
-    extent = (-float(reach), float(reach)) * 2
-
-    def draw(ax: Axes) -> None:
-        look: dict[str, Any] = {"cmap": COLORS, "vmin": 0, "vmax": top, "label": "density"}
-        ax.imshow(p, extent=extent, origin="lower", **look)
-
-    return draw
-
-
-def _points(x: np.ndarray, reach: np.ndarray) -> Painter:
-    ends = (-float(reach), float(reach))
-
-    def draw(ax: Axes) -> None:
-        look: dict[str, Any] = {"color": style.ACCENT, "ms": 1.2, "mew": 0, "rasterized": True}
-        ax.plot(*x.T, ".", **look, label="samples")
-        ax.set(xlim=ends, ylim=ends)
-
-    return draw
-
-
-def _sheet(images: np.ndarray, tiles: np.ndarray) -> Painter:
-    return lambda ax: draw_sheet(ax, images, tiles)
-
-
 PICTURES = (
     Picture(
         "flows",
         quality,
         "Held-out log-likelihood of each system against the seconds of its training on one thread; "
         "bars are 99 % intervals, and residual flows are orange. All systems have about as many "
-        "parameters; the lines join numbers of steps. Above and to the left is better.",
+        "parameters; the lines join numbers of steps. Above and to the left is better. Measured on "
+        "{hardware}.",
     ),
     Picture(
         "flows_densities",

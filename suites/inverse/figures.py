@@ -77,11 +77,12 @@ def convergence(cells: pd.DataFrame, columns: int) -> Figure | None:
     pairs = pairs.assign(rank=rank, order=order).sort_values(["rank", "order"])
     pairs = pairs.head(style.MAX_PANELS)
     figure, panels = style.make_panels(len(pairs), columns)
+    cells = cells.merge(pairs[["model", "lipschitz"]]).sort_values("max_steps")
+    known, rates = cells[["inverse_error", "inverse_error_bound"]], cells[BANACH]
+    scale = [known.stack(), rates[rates > known.max(axis=1)]]
     for ax, (_, pair) in zip(panels, pairs.iterrows(), strict=True):
         here = cells[(cells["model"] == pair["model"]) & (cells["lipschitz"] == pair["lipschitz"])]
-        here = here.sort_values("max_steps")
-        known, rates = here[["inverse_error", "inverse_error_bound"]], here[BANACH]
-        floor = style.log_axis(ax, "y", [known.stack(), rates[rates > known.max(axis=1)]])
+        floor = style.log_axis(ax, "y", scale)  # of all panels
         for dtype, some in reversed(list(here.groupby("dtype"))):
             steps, error = some["max_steps"].astype(float), some["inverse_error"]
             rate, certificate = LINES[dtype]
@@ -131,7 +132,10 @@ PICTURES = (
         "each mark lies under two lines of its dtype: the certificate (blue), which is measured "
         "during the solve and levels off at rounding, and Banach's rate (dashed), which is known "
         "before the first step. For a flow the bounds multiply 1 / (1 − K) over its blocks, hence "
-        "the gap. A triangle at the lower edge is an error there or below.",
+        "the gap. A triangle at the lower edge is an error there or below. Each model is shown at "
+        "the largest K at which it was solved with several limits on the steps; one that is "
+        "missing, such as the trained flow if it has no panel, was not, and is in the next figure. "
+        "All panels have the same scale.",
     ),
     Picture(
         "inverse",

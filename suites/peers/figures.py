@@ -129,6 +129,8 @@ def _draw(ax: Axes, panel: _Panel, cells: pd.DataFrame) -> bool:
     name_rows(ax, lines)
     ax.set_ylim(len(lines) - 0.45, -0.55)
     ax.set(title=panel.title, xlabel=panel.label)
+    if ax.get_xscale() == "linear":
+        ax.locator_params(axis="x", nbins=4)
     return bool(unresolved.any())
 
 
@@ -155,6 +157,6 @@ PICTURES = (
         "of an interval that contains zero. Inverse: in float64; the short upright line is the "
         "requested tolerance, where one can be requested. Time and memory: a call without "
         "gradients, at the implementation's own number of terms; memory-saving modes take their "
-        "gradients in that call.",
+        "gradients in that call. Measured on {hardware}.",
     ),
 )

@@ -1,4 +1,4 @@
-"""Examples a second, and the share of the hardware's rate."""
+"""Examples a second, their memory, and the share of the hardware's rate."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from suites.marks import drawn_from, mark
 
 @drawn_from("examples_per_s", "operation")
 def rates(cells: pd.DataFrame, columns: int) -> Figure:
-    """Examples a second, a panel for each operation, with the share of the peak written."""
+    """Examples a second, a panel for each operation, with memory and share of the peak written."""
     operations = list(dict.fromkeys(cells["operation"]))
     rows = min(int(cells["operation"].value_counts().max()), MAX_ROWS)
     figure, panels = make_panels(len(operations), columns, height=0.8 + 0.58 * rows)
@@ -28,16 +28,17 @@ def rates(cells: pd.DataFrame, columns: int) -> Figure:
         rate = here["examples_per_s"]
         places = np.arange(len(here))
         names = [label(cell, shown) for _, cell in here.iterrows()]
-        ax.fmt_ydata = lambda y, names=names: names[round(y)]
+        costs = [_costs(cell) for _, cell in here.iterrows()]
+        said = [", ".join(filter(None, pair)) for pair in zip(names, costs, strict=True)]
+        ax.fmt_ydata = lambda y, said=said: said[round(y)]
         for model in dict.fromkeys(here["model"]):
             mine = (here["model"] == model).to_numpy()
-            ax.barh(places[mine], rate[mine], 0.3, color=mark(model)[0], label=model)
+            ax.barh(places[mine], rate[mine], 0.3, color=mark(model)[0], lw=0, label=model)
             low, high = (here[f"examples_per_s_{end}"][mine] for end in ("low", "high"))
             ax.hlines(places[mine], low, high, color=INK, lw=1.4, label=model)
         for place, (_, cell) in zip(places, here.iterrows(), strict=True):
-            share = cell.get("flops_fraction", math.nan)
-            peak = "" if math.isnan(share) else f" · {100 * share:.1f} % of peak"
-            text = f"{names[place]}\n{number(cell['examples_per_s'])} /s{peak}"
+            rates = ", ".join(filter(None, (f"{number(cell['examples_per_s'])} /s", costs[place])))
+            text = f"{names[place]}\n{rates}"
             ax.text(0, place - 0.19, text, va="bottom", size=8, linespacing=1.25)
         ax.set(title=operation, yticks=[], ylim=(len(here) - 0.7, -0.85), xlabel="examples / s")
         ax.set_xlim(0, largest(1.05 * rate, least=1.0))
@@ -48,14 +49,25 @@ def rates(cells: pd.DataFrame, columns: int) -> Figure:
     return figure
 
 
+def _costs(cell: pd.Series) -> str:
+    """``5.3 MB, 5.9 % of matrix rate``, as far as they were measured."""
+    n_bytes, share = (cell.get(name, math.nan) for name in ("peak_bytes", "flops_fraction"))
+    memory = "" if math.isnan(n_bytes) else f"{number(n_bytes / 1e6, 2)} MB"
+    rate = "" if math.isnan(share) else f"{100 * share:.1f} % of matrix rate"
+    return ", ".join(filter(None, (memory, rate)))
+
+
 PICTURES = (
     Picture(
         "throughput",
         rates,
         "Examples a second of each operation, a bar for each setting: longer is faster. It is the "
-        "median of repeated timings; the thin line at the end of a bar is its 99 % interval. The "
-        "share of the peak says how well the hardware is used. The peak is the rate of a large "
-        "matrix product measured in the same run: a share above 100 %, or a long thin line, means "
-        "that other work ran on the machine during one of the two timings.",
+        "median of repeated timings; the thin line at the end of a bar is its 99 % interval. Above "
+        "the bar stand the peak memory of one call, beyond that of the flow and its input, and "
+        "the call's floating-point operations a second as a share of the matrix rate, which is "
+        "that of a large matrix product on the same device in the same run. A low share means "
+        "that the call moves numbers or waits more than it computes; one above 100 %, or a long "
+        "thin line, that other work ran on the machine during one of the two timings. Measured on "
+        "{hardware}.",
     ),
 )

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from resflow_bench.analysis.tables import axes, label, varying
 from resflow_bench.logdet import law_named
 from resflow_bench.report import style
 from resflow_bench.report.picture import Picture
-from suites.marks import draw_points, drawn_from, entry, make_rows, mark, model_handles, models_in
+from suites.marks import draw_points, drawn_from, entry, make_rows, mark, models_in
 from suites.models import MAIN
 
 ALMOST_NO_VARIANCE = 1e-12
@@ -21,43 +22,48 @@ ALMOST_NO_VARIANCE = 1e-12
 
 @drawn_from("variance", "variance_expected")
 def over_closed_form(cells: pd.DataFrame, columns: int) -> Figure | None:
-    """Measured over closed-form variance with its interval, cells by model and closed form."""
+    """Measured over closed-form variance with its interval, a panel for each model."""
     expected = cells["variance_expected"]
     cells = cells[(expected > ALMOST_NO_VARIANCE) & np.isfinite(expected)]
     if cells.empty:
         return None
-    names = models_in(cells)
-    place = cells["model"].map({name: -i for i, name in enumerate(names)})
-    cells = cells.assign(_place=place).sort_values(["_place", "variance_expected"])
+    ends = cells[["variance_low", "variance_high"]].div(cells["variance_expected"], axis=0) - 1
+    reach = 1.08 * float(ends.abs().where(np.isfinite(ends)).max().max())
     shown = varying(cells, [axis for axis in axes(cells) if axis != "model"])
-    said = [label(cell, shown) for cell in cells[shown].to_dict("records")]
-    figure, (ax,) = style.make_panels(1, 1, width=columns * style.PANEL, height=3.0)
-    expected, order = cells["variance_expected"], pd.Series(np.arange(len(cells)), cells.index)
-    low, value, high = (cells[m] / expected for m in ("variance_low", "variance", "variance_high"))
-    ends = np.concatenate([low - 1, high - 1])
-    reach = 1.08 * np.abs(ends[np.isfinite(ends)]).max()
-    top = high.clip(upper=1 + reach)
-    unbounded = np.isinf(high)
-    ax.axhline(1, color=style.INK, lw=1, label="closed form")
-    for name in names:
-        draw_points(ax, name, (order, value), (low, top), shown=(cells["model"] == name).to_numpy())
-    for name, mine in order[unbounded].groupby(cells["model"]):
-        look: dict[str, Any] = {
-            "color": mark(name)[0],
-            "ms": 5,
-            "mew": 0,
-            "clip_on": False,
-            "zorder": 3,
-        }
-        ax.plot(mine, top[mine.index], "^", **look, label=f"{name}, open above")
-    ax.set(ylim=(1 - reach, 1 + reach), xlim=(-1, len(cells)), xticks=[])
-    ax.fmt_xdata = lambda x: said[round(x)]
-    ax.set(xlabel="cells, by model and closed form", ylabel="measured / closed form")
-    handles = model_handles(names)
-    if unbounded.any():
+    names = models_in(cells)[::-1]
+    figure, panels = style.make_panels(len(names), columns, height=1.6)
+    for ax, name in zip(panels, names, strict=True):
+        _draw_ratios(ax, cells[cells["model"] == name], shown, reach)
+        ax.set(title=name, ylim=(1 - reach, 1 + reach), xticks=[])
+        ax.locator_params(axis="y", nbins=5)
+    style.label_outer(panels, columns, "measured /\nclosed form")
+    handles = [
+        entry("measured", style.MUTED, marker="o", ls="", ms=5),
+        entry("closed form", style.INK, lw=1),
+    ]
+    if np.isinf(cells["variance_high"]).any():
         handles.append(entry("open above", style.MUTED, marker="^", ls="", ms=5))
     style.add_legend(figure, handles)
     return figure
+
+
+def _draw_ratios(ax: Axes, cells: pd.DataFrame, shown: list[str], reach: float) -> None:
+    """The ratios of one model, side by side in the order of their closed forms."""
+    cells = cells.sort_values("variance_expected")
+    name, expected = str(cells["model"].iloc[0]), cells["variance_expected"]
+    said = [label(cell, shown) for cell in cells[shown].to_dict("records")]
+    ax.fmt_xdata = lambda x: said[round(x)]
+    order = pd.Series(np.arange(len(cells)), cells.index)
+    low, value, high = (cells[m] / expected for m in ("variance_low", "variance", "variance_high"))
+    top = high.clip(upper=1 + reach)
+    ax.axhline(1, color=style.INK, lw=1, label="closed form")
+    draw_points(ax, name, (order, value), (low, top))
+    look: dict[str, Any] = {"color": mark(name)[0], "ms": 5, "mew": 0, "clip_on": False}
+    unbounded = np.isinf(high)
+    open_above = f"{name}, open above"
+    (ends,) = ax.plot(order[unbounded], top[unbounded], "^", **look, zorder=3, label=open_above)
+    ends.set_in_layout(False)
+    ax.set_xlim(-1, len(cells))
 
 
 CHAIN = {
@@ -149,11 +155,12 @@ PICTURES = (
         "variance",
         over_closed_form,
         "The measured variance of one draw of the log-determinant, divided by the variance that "
-        "its formula gives. A mark is one model at one setting, in the order of the formula's "
-        "value; its bar is the 99 % interval. If the formula is right, marks scatter about the "
-        "line at 1, and about one bar in a hundred misses it by chance. Where a bar ends in a "
-        "triangle, the tail of the roulette is too heavy for an upper limit. Variances that are "
-        "zero or infinite have no ratio and are not drawn.",
+        "its formula gives; a panel for each model, on one scale. A mark is one setting (K, terms, "
+        "probe and the like, named by its tooltip and in the CSV), from left to right in the order "
+        "of the formula's value; its bar is the 99 % interval. If the formula is right, marks "
+        "scatter about the line at 1, and about one bar in a hundred misses it by chance. Where a "
+        "bar ends in a triangle, the tail of the roulette is too heavy for an upper limit. "
+        "Variances that are zero or infinite have no ratio and are not drawn.",
     ),
     Picture(
         "bounds",

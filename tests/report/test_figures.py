@@ -87,8 +87,7 @@ def test_the_rows_are_what_is_drawn() -> None:
         ("panel 1", "b", "bar", 21, n, n, 1, n, n, "down", n),
         ("panel 1", "alone", "interval", n, 0, 1, 7, n, n, n, n),
         ("panel 1", "e", "marked line", 1, n, n, 2, 1.5, 3, "right", n),
-        ("panel 1", "pixel", "pixel", 1, n, n, 0.5, n, n, n, 1),
-        ("panel 1", "pixel", "pixel", 3, n, n, 0.5, n, n, n, 2),
+        ("panel 1", "pixels", "pixels", n, 0, 4, n, 0, 1, n, " 1 2"),
     ]
     wanted = pd.DataFrame(expected, columns=table.columns)
     for name in table:
@@ -114,7 +113,7 @@ def test_the_csv_has_the_marks_lines_and_bars_of_the_figure(folder: Path) -> Non
         drawn = [point for point in drawn if np.isfinite(point).all()]
         rows = read(folder, name)
         rows = rows[rows["kind"].isin(["line", "bar", *MARKS])]
-        stored = rows[["x", "y"]].to_numpy(float)
+        stored = rows.reindex(columns=["x", "y"]).to_numpy(float)
         assert len(stored) == len(drawn), name
         if len(drawn) > 0 and not (rows["kind"] == "bar").any():
             assert np.sort(stored, axis=0) == pytest.approx(np.sort(drawn, axis=0), rel=1e-12)
