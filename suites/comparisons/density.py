@@ -6,8 +6,8 @@ Needs the `peers` extra. Both train the same blocks from the same weights, with 
 the same rows, on the same batches, with the same Adam and schedule. Theirs trains in its usual
 mode: roulette geometric(0.5) after two exact terms, Gaussian probes, the memory-saving Neumann
 gradient, five power iterations per layer after each step. Ours takes Rademacher probes and the
-roulette whose gradient has the same law, with 5 terms on average (6 products with J, theirs 5; see
-`suites.comparisons.training`), and certifies each update.
+roulette whose gradient has the same law, with 5 terms on average (6 products with J, theirs 5), and
+certifies each update.
 
 Digits are dequantised anew in every batch and pass a logit before either flow.
 
@@ -158,7 +158,7 @@ def train(spec: TrainingSpec) -> list[Evaluation]:
     is_ours = spec.whose == "ours"
     evaluated = {max(1, round(share * spec.n_steps)) for share in EVALUATED_AT}
     with normflows_seeded(spec.seed):
-        learner = ours(flow, OUR_ESTIMATOR, spec.seed) if is_ours else theirs(flow, THEIR_ROULETTE)
+        learner = ours(flow, OUR_ESTIMATOR, spec.seed) if is_ours else theirs(flow)
         steps = fit(learner, batches(data, spec.n_steps, generator), spec)
         return [evaluate(learner.flow, data, step) for step in steps if step in evaluated]
 

@@ -16,12 +16,8 @@ from resflow_bench.layers import LipSwish
 from resflow_bench.logdet import (
     Estimator,
     Exact,
-    Fixed,
-    Gaussian,
     Geometric,
-    LogDetEstimator,
     Roulette,
-    Truncation,
     exact_log_det,
 )
 from resflow_bench.peers.normflows import normflows_flow, normflows_nets, normflows_update
@@ -52,36 +48,10 @@ def ours(flow: ResidualFlow, estimator: Estimator, seed: int = 0) -> Learner:
     return Learner(flow, lambda x: -flow.log_prob(x, generator).mean(), flow.update)
 
 
-def same_gradient(truncation: Truncation) -> LogDetEstimator:
-    """Our estimator whose gradient has the law of theirs: with Gaussian probes."""
-    return LogDetEstimator(Gaussian(), truncation)
-
-
-def theirs(flow: ResidualFlow, truncation: Truncation) -> Learner:
-    """The same flow in normflows, in memory-saving mode, with the same gradient.
-
-    Raises:
-        ValueError: a truncation that normflows does not offer.
-    """
-    if isinstance(truncation, Fixed):
-        peer = normflows_flow(flow, reduce_memory=True, n_power_series=truncation.n_terms - 1)
-    elif truncation == THEIR_ROULETTE:
-        peer = normflows_flow(flow, reduce_memory=True)
-    else:
-        raise ValueError(
-            f"normflows has the gradient of Fixed and of {THEIR_ROULETTE}; got {truncation}. "
-            "Compare one of them."
-        )
+def theirs(flow: ResidualFlow) -> Learner:
+    """The same flow in normflows, in memory-saving mode with its default roulette."""
+    peer = normflows_flow(flow, reduce_memory=True)
     return Learner(peer, peer.forward_kld, lambda: normflows_update(peer))
-
-
-def branch_gradients(learner: Learner) -> list[Tensor]:
-    """Gradients of the parameters of each g, from data to latent, in one order for both."""
-    if isinstance(learner.flow, ResidualFlow):
-        branches: list[Any] = [block.branch for block in learner.flow.blocks]
-    else:
-        branches = normflows_nets(learner.flow)
-    return [p.grad.flatten() for branch in branches for p in branch.parameters()]
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ from resflow_bench.logdet import (
 )
 from resflow_bench.peers.normflows import normflows_seeded
 from suites.comparisons.density import batches, vectors
-from suites.comparisons.learners import THEIR_ROULETTE, exact_log_prob, ours, theirs
+from suites.comparisons.learners import exact_log_prob, ours, theirs
 from suites.comparisons.pairs import BATCH_SIZE, need_normflows, say
 
 LIPSCHITZ = 0.9
@@ -95,7 +95,7 @@ def race(seed: int, n_steps: int) -> dict[str, TimeToMatch]:
     held_out = vectors(data, data.test, torch.Generator().manual_seed(0))
     names = list(TRAINED_WITH) if seed == 0 else list(TRAINED_WITH)[:1]
     learners = {name: ours(flow, TRAINED_WITH[name], seed) for name in names}
-    learners["normflows"] = theirs(flow, THEIR_ROULETTE)
+    learners["normflows"] = theirs(flow)
     optimisers = {
         name: torch.optim.Adam(one.flow.parameters(), lr=RATE) for name, one in learners.items()
     }

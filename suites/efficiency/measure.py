@@ -67,7 +67,7 @@ def measure_efficiency(cell: Cell, context: Context) -> Iterable[Observation]:
         batch = build_points(cell, N_FIRST + MOST_PILOTS + int(cell["batch_size"]), context.results)
         _, batch, _ = without_logit(problem.flow, batch[N_FIRST + MOST_PILOTS :])
         seed = context.generator_seed(cell, "gradient")
-        yield from observe_gradient(sampler, flow, batch, n_draws, seed, YARDSTICK)
+        yield from observe_gradient(sampler, flow, batch.contiguous(), n_draws, seed, YARDSTICK)
     yield from realised(problem.norm, problem.spectral_radius)
 
 

@@ -75,7 +75,7 @@ def measure_peers(cell: Cell, context: Context) -> Iterable[Observation]:
             else:
                 yield from inverse_error(double, problem.x.double(), seed)
             x = build_points(cell, cell["batch_size"], context.results)
-            x = without_logit(pristine, x)[1]
+            x = without_logit(pristine, x)[1].contiguous()  # as other packages require
             mine, n_pairs = PEERS["ours"](flow, request), int(context.effort["n_pairs"])
             yield from _costs(peer, mine, request, x, n_pairs, seed)
             if request.mode in TRAINING:
@@ -219,30 +219,38 @@ def _costs(
 ) -> Iterator[Observation]:
     """Seconds of log-prob on one thread, their ratio to ours in interleaved pairs, and bytes."""
 
-    def log_prob(of: Peer) -> Callable[[], object]:
-        return torch.no_grad()(lambda: of.log_prob(x.clone()))
-
     def gradient(of: Peer) -> object:
         return _flat(of.log_prob(x.clone()).mean(), of.parameters)
 
+    def peak_over_ours(call: Callable[[Peer], object]) -> tuple[float, float]:
+        with peer.seeded(seed), ours.seeded(seed):
+            peak, our_peak = (peak_bytes(partial(call, one), str(x.device)) for one in (peer, ours))
+        return float(peak), peak / our_peak
+
+    seconds = log_prob_seconds(peer, ours, x, n_pairs, seed)
+    wall, ratio = median_interval(seconds[:, 0]), median_interval(seconds[:, 0] / seconds[:, 1])
+    yield observe("wall_s", wall, "s", n_pairs, f"{peer.version}; one thread, B = {len(x)}")
+    yield observe("time_over_ours", ratio, "1", n_pairs, "interleaved pairs")
+    peak, over = peak_over_ours(partial(_log_prob, x=x))
+    yield Observation("peak_bytes", peak, "B")
+    yield exactly("peak_over_ours", over, "1")
+    if request.mode in TRAINING:
+        peak, over = peak_over_ours(gradient)
+        yield Observation("peak_bytes_gradient", peak, "B")
+        yield exactly("gradient_peak_over_ours", over, "1")
+
+
+def log_prob_seconds(peer: Peer, ours: Peer, x: Tensor, n_pairs: int, seed: int) -> np.ndarray:
+    """Seconds of interleaved calls of log-prob without a graph, (n_pairs, [peer, ours])."""
     with peer.seeded(seed), ours.seeded(seed):
-        theirs_call, our_call = log_prob(peer), log_prob(ours)
-        pairs = [(elapsed(theirs_call), elapsed(our_call)) for _ in range(N_WARM_UP + n_pairs)]
-        seconds = np.asarray(pairs[N_WARM_UP:])
-        wall = median_interval(seconds[:, 0])
-        ratio = median_interval(seconds[:, 0] / seconds[:, 1])
-        yield observe("wall_s", wall, "s", n_pairs, f"{peer.version}; one thread, B = {len(x)}")
-        yield observe("time_over_ours", ratio, "1", n_pairs, "interleaved pairs")
-        device = str(x.device)
-        peak = float(peak_bytes(theirs_call, device))
-        yield Observation("peak_bytes", peak, "B")
-        yield exactly("peak_over_ours", peak / peak_bytes(our_call, device), "1")
-        if request.mode in TRAINING:
-            of_gradient, ours_too = (
-                float(peak_bytes(partial(gradient, one), device)) for one in (peer, ours)
-            )
-            yield Observation("peak_bytes_gradient", of_gradient, "B")
-            yield exactly("gradient_peak_over_ours", of_gradient / ours_too, "1")
+        calls = [partial(_log_prob, one, x) for one in (peer, ours)]
+        pairs = [list(map(elapsed, calls)) for _ in range(N_WARM_UP + n_pairs)]
+    return np.asarray(pairs[N_WARM_UP:])
+
+
+def _log_prob(of: Peer, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return of.log_prob(x.clone())
 
 
 def _step_costs(
@@ -251,18 +259,26 @@ def _step_costs(
     """Seconds of a training step on one thread, their ratio to ours, and the share of the update.
 
     A step is the loss, its gradient, Adam (fused) and the update of the norms, by which ours
-    certifies every norm. Both stay on one batch.
+    certifies every norm.
     """
-    steps = [_steps(one, x) for one in (peer, ours)]
-    with peer.seeded(seed), ours.seeded(seed):
-        pairs = [[next(one) for one in steps] for _ in range(N_WARM_UP + n_pairs)]
-    taken = np.asarray(pairs[N_WARM_UP:])  # (n, [peer, ours], [gradient and Adam, update])
+    taken = step_seconds(peer, ours, x, n_pairs, seed)
     totals = taken.sum(2)
     step, ratio = median_interval(totals[:, 0]), median_interval(totals[:, 0] / totals[:, 1])
     share = median_interval(taken[:, 0, 1] / totals[:, 0])
     yield observe("step_s", step, "s", n_pairs, f"{peer.version}; one thread, B = {len(x)}")
     yield observe("step_over_ours", ratio, "1", n_pairs, "interleaved pairs")
     yield observe("update_share", share, "1", n_pairs)
+
+
+def step_seconds(peer: Peer, ours: Peer, x: Tensor, n_pairs: int, seed: int) -> np.ndarray:
+    """Seconds of interleaved steps on one batch, which train the two.
+
+    Returns (n_pairs, [peer, ours], [gradient and Adam, update]).
+    """
+    steps = [_steps(one, x) for one in (peer, ours)]
+    with peer.seeded(seed), ours.seeded(seed):
+        pairs = [[next(one) for one in steps] for _ in range(N_WARM_UP + n_pairs)]
+    return np.asarray(pairs[N_WARM_UP:])
 
 
 def _steps(peer: Peer, x: Tensor) -> Iterator[tuple[float, float]]:

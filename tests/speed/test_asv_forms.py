@@ -11,7 +11,7 @@ import pytest
 from test_asv_results import GOOD, NAN, call, margins, written
 
 from resflow_bench.speed.asv_results import SKIPPED, AsvResults
-from suites.comparisons.log_prob import AgainstNormflows
+from suites.peers.against import AgainstNormflows
 from suites.throughput import Throughput
 
 __all__ = ["margins"]  # a fixture of these tests too
@@ -94,7 +94,7 @@ def test_benchmarks_write_down_why_they_were_skipped(
     words = ("gate", "b" * 40, "c" * 40, "--asv", str(config))
     assert call(monkeypatch, capsys, *words)[0] == 4
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("suites.comparisons.pairs.find_spec", lambda name: None)
+    monkeypatch.setattr("resflow_bench.peers.peer.find_spec", lambda name: None)
     monkeypatch.setenv("ASV_CONF_DIR", str(tmp_path))
     setups = (partial(Throughput().setup, "log_prob-cuda"), AgainstNormflows().setup)
     for commit in ("", "b" * 40, "c" * 40, "c" * 40):  # no commit: an existing environment
