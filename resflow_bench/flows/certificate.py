@@ -37,10 +37,13 @@ LARGEST = 256
 EXAMPLES = 32
 """Examples whose J is formed at a time: at d = 64 the numbers stay in the cache."""
 
+DOUBTFUL = 0.1
+"""The ||I - A X|| from which a cheap approximate inverse X is replaced by LAPACK's."""
+
 Certified = Branch | LinearBranch | GivenBranch
 
 POWER = 16
-"""The p of (sum_i |lambda_i|^p)^(1/p), which exceeds max_i |lambda_i| by 64^(1/16) = 1.3 at most at
+"""The p of (sum_i sigma_i^p)^(1/p), which exceeds max_i sigma_i by 64^(1/16) = 1.3 at most at
 d = 64."""
 
 
@@ -71,8 +74,12 @@ def branch_bounds(branch: AnyBranch) -> BranchBounds:
 def apart_near(branch: AnyBranch, x: Tensor, radius: Tensor, known: BranchBounds) -> Tensor:
     """m with ||f(y) - f(x)|| >= m ||y - x|| for all y within `radius` of x, (B,) float64.
 
-    m = 1 - ||H(x)||_2 - Lip(J) radius, with ||H||_2 <= (sum_i lambda_i^16)^(1/16) of the dense H,
-    whose products are taken in float32, and whose rounding is subtracted.
+    m = sigma_min(A) - Lip(J) radius, A = I + J(x), as f(y) - f(x) = (A + E)(y - x) with E the mean
+    of J - J(x) between the two. With any X that is near the inverse of A,
+
+        sigma_min(A) >= (1 - ||I - A X||_F) / ||X||_2,   ||X||_2 <= (sum_i sigma_i^16)^(1/16).
+
+    Products are taken in float32, and their rounding is subtracted.
 
     Args:
         branch: g, in float64.
@@ -80,18 +87,20 @@ def apart_near(branch: AnyBranch, x: Tensor, radius: Tensor, known: BranchBounds
         radius: (B,) float64.
         known: the `branch_bounds` of g.
 
-    Properties: d products and four of d x d matrices an example; no factorisation. -inf, no bound,
-        where d is above `LARGEST` or the curvature is not known.
+    Properties: d products and some seven of d x d matrices an example. -inf, no bound, where d is
+        above `LARGEST` or the curvature is not known.
+    Source: Rump (2010), "Verification methods", section 10, for the bound by an approximate inverse.
     """
     dim = math.prod(x.shape[1:])
-    if not near_is_known(branch, dim, known):
+    if not near_is_known(branch, dim, known) or not len(x):
         return torch.full_like(radius, -math.inf)
+    jacobian = branch.linearise(x)[1].to(torch.float32)
     parts = [slice(k, k + EXAMPLES) for k in range(0, len(x), EXAMPLES)]
-    norms = [_norm_near(of_examples(branch, part), x[part]) for part in parts]
+    least = [_least_stretch(dense_jacobian(jacobian.select(p), x[p].float())) for p in parts]
     rounding = ROUNDING * torch.finfo(torch.float32).eps * math.sqrt(dim) * known.lipschitz
     whole = branch.branch if isinstance(branch, GivenBranch) else branch
     n_stages = 1 if isinstance(whole, LinearBranch) else len(whole.stages)
-    return 1.0 - torch.cat(norms) - n_stages * rounding - known.curvature * radius
+    return torch.cat(least) - n_stages * rounding - known.curvature * radius
 
 
 def near_is_known(branch: AnyBranch, dim: int, known: BranchBounds) -> TypeGuard[Certified]:
@@ -104,18 +113,37 @@ def of_examples(branch: Certified, examples: Examples) -> Certified:
     return branch.select(examples) if isinstance(branch, GivenBranch) else branch
 
 
-def _norm_near(branch: Certified, x: Tensor) -> Tensor:
-    """(sum_i lambda_i^16)^(1/16) of the symmetric part of J(x), (B,)."""
-    matrix = dense_jacobian(branch.linearise(x)[1].to(torch.float32), x.float())
-    power = (matrix + matrix.mT) / 2
-    # Scaled to 1, so that no power of a small number is lost.
-    size = torch.linalg.vector_norm(power, dim=(1, 2), keepdim=True)
-    power = power / size.clamp_min(torch.finfo(torch.float32).tiny)
-    for _ in range(3):
-        power = power @ power  # symmetric, so that the last one's norm is that of lambda^8
+def _least_stretch(jacobian: Tensor) -> Tensor:
+    """A lower bound on sigma_min(I + J) of each J, (B, d, d) float32 -> (B,) float64."""
+    identity = torch.eye(jacobian.shape[-1], dtype=jacobian.dtype, device=jacobian.device)
+    matrix = identity + jacobian
+    # With P the inverse of the mean and E = I - A P, A P (I + E)(I + E^2) = I - E^4.
+    mean = torch.linalg.inv_ex(matrix.mean(0)).inverse
+    error = identity - matrix @ mean
+    inverse = (mean + mean @ error) @ (identity + error @ error)
+    off = _off_identity(matrix, inverse)
+    if not bool((off < DOUBTFUL).all()):
+        inverse = torch.linalg.inv_ex(matrix).inverse
+        off = _off_identity(matrix, inverse)
+    # Scaled to 1, so that no power overflows.
+    size = torch.linalg.vector_norm(inverse, dim=(1, 2), keepdim=True)
+    power = inverse / size
+    power = power.mT @ power
+    for _ in range(2):
+        power = power @ power  # symmetric, so that the last one's norm is that of sigma^8
     total = torch.linalg.vector_norm(power, dim=(1, 2)).double()
-    # Three squarings, each off by d^2 units at most: 1e-3 holds up to d = 256.
-    return size[:, 0, 0].double() * total ** (2 / POWER) * (1 + 1e-3)
+    # Three products, each off by d^2 units at most: 1e-3 holds up to d = 256.
+    norm = size[:, 0, 0].double() * total ** (2 / POWER) * (1 + 1e-3)
+    # An X that is no number gives no bound.
+    return torch.where(off < 1, (1 - off) / norm, -math.inf)
+
+
+def _off_identity(matrix: Tensor, inverse: Tensor) -> Tensor:
+    """A bound on ||I - A X||_2 of each, (B,) float64, the rounding of the product included."""
+    off = matrix @ inverse
+    off.diagonal(dim1=1, dim2=2).sub_(1)
+    sizes = [torch.linalg.vector_norm(m, dim=(1, 2)).double() for m in (off, matrix, inverse)]
+    return sizes[0] + ROUNDING * torch.finfo(matrix.dtype).eps * sizes[1] * sizes[2]
 
 
 def _apart_by_averages(branch: Branch) -> float:
