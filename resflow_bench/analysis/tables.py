@@ -21,6 +21,7 @@ SYMBOLS = {
     "batch_size": "B",
     "width": "h",
     "tolerance": "tol",
+    "error": "ε",
     "max_steps": "steps",
 }
 

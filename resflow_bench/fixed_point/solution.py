@@ -36,8 +36,9 @@ _CAUSES = {
         "certify the Lipschitz constant"
     ),
     Outcome.UNCERTIFIED: (
-        "converged, but its error bound exceeds the requested error; compute in float64 "
-        "(`flow.double()`), or take smaller Lipschitz constants or fewer blocks"
+        "converged, but its error bound exceeds the requested error: each block magnifies rounding "
+        "by up to 1 / (1 - K); compute in float64 (`flow.double()`), or take smaller Lipschitz "
+        "constants or fewer blocks"
     ),
 }
 

@@ -37,14 +37,11 @@ LARGEST = 256
 EXAMPLES = 32
 """Examples whose J is formed at a time: at d = 64 the numbers stay in the cache."""
 
-DOUBTFUL = 0.1
-"""The ||I - A X|| from which a cheap approximate inverse X is replaced by LAPACK's."""
+SHIFT = 0.25
+"""The c of lambda_min(H) >= c - ||c I - H||_2, for eigenvalues of which the positive ones are no
+larger than the negative ones by more than 2 c."""
 
 Certified = Branch | LinearBranch | GivenBranch
-
-POWER = 16
-"""The p of (sum_i sigma_i^p)^(1/p), which exceeds max_i sigma_i by 64^(1/16) = 1.3 at most at
-d = 64."""
 
 
 class BranchBounds(NamedTuple):
@@ -71,32 +68,37 @@ def branch_bounds(branch: AnyBranch) -> BranchBounds:
 
 
 @torch.no_grad()
-def apart_near(branch: AnyBranch, x: Tensor, radius: Tensor, known: BranchBounds) -> Tensor:
+def apart_near(
+    branch: AnyBranch, x: Tensor, radius: Tensor, known: BranchBounds, thorough: bool = True
+) -> Tensor:
     """m with ||f(y) - f(x)|| >= m ||y - x|| for all y within `radius` of x, (B,) float64.
 
     m = sigma_min(A) - Lip(J) radius, A = I + J(x), as f(y) - f(x) = (A + E)(y - x) with E the mean
-    of J - J(x) between the two. With any X that is near the inverse of A,
+    of J - J(x) between the two. With any X that is near the inverse of A, thoroughly,
 
-        sigma_min(A) >= (1 - ||I - A X||_F) / ||X||_2,   ||X||_2 <= (sum_i sigma_i^16)^(1/16).
+        sigma_min(A) >= (1 - ||I - A X||_F) / ||X||_2,   ||X||_2 <= (sum_i sigma_i^16)^(1/16);
 
-    Products are taken in float32, and their rounding is subtracted.
+    in a third of the time, but less sharp, sigma_min(A) >= 1 + lambda_min(H). Products are taken in
+    float32, and their rounding is subtracted.
 
     Args:
         branch: g, in float64.
         x: (B, *event) float64.
         radius: (B,) float64.
         known: the `branch_bounds` of g.
+        thorough: whether to compute X, an inverse of each example's A.
 
-    Properties: d products and some seven of d x d matrices an example. -inf, no bound, where d is
-        above `LARGEST` or the curvature is not known.
-    Source: Rump (2010), "Verification methods", section 10, for the bound by an approximate inverse.
+    Properties: d products and three of d x d matrices an example, thoroughly four and an inverse.
+        -inf, no bound, where d is above `LARGEST` or the curvature is not known.
+    Source: Rump (2010), "Verification methods", section 10, for the bound by any X.
     """
     dim = math.prod(x.shape[1:])
     if not near_is_known(branch, dim, known) or not len(x):
         return torch.full_like(radius, -math.inf)
     jacobian = branch.linearise(x)[1].to(torch.float32)
     parts = [slice(k, k + EXAMPLES) for k in range(0, len(x), EXAMPLES)]
-    least = [_least_stretch(dense_jacobian(jacobian.select(p), x[p].float())) for p in parts]
+    bound = _by_inverse if thorough else _by_symmetric_part
+    least = [bound(dense_jacobian(jacobian.select(p), x[p].float())) for p in parts]
     rounding = ROUNDING * torch.finfo(torch.float32).eps * math.sqrt(dim) * known.lipschitz
     whole = branch.branch if isinstance(branch, GivenBranch) else branch
     n_stages = 1 if isinstance(whole, LinearBranch) else len(whole.stages)
@@ -113,37 +115,41 @@ def of_examples(branch: Certified, examples: Examples) -> Certified:
     return branch.select(examples) if isinstance(branch, GivenBranch) else branch
 
 
-def _least_stretch(jacobian: Tensor) -> Tensor:
-    """A lower bound on sigma_min(I + J) of each J, (B, d, d) float32 -> (B,) float64."""
-    identity = torch.eye(jacobian.shape[-1], dtype=jacobian.dtype, device=jacobian.device)
-    matrix = identity + jacobian
-    # With P the inverse of the mean and E = I - A P, A P (I + E)(I + E^2) = I - E^4.
-    mean = torch.linalg.inv_ex(matrix.mean(0)).inverse
-    error = identity - matrix @ mean
-    inverse = (mean + mean @ error) @ (identity + error @ error)
-    off = _off_identity(matrix, inverse)
-    if not bool((off < DOUBTFUL).all()):
-        inverse = torch.linalg.inv_ex(matrix).inverse
-        off = _off_identity(matrix, inverse)
-    # Scaled to 1, so that no power overflows.
-    size = torch.linalg.vector_norm(inverse, dim=(1, 2), keepdim=True)
-    power = inverse / size
-    power = power.mT @ power
-    for _ in range(2):
-        power = power @ power  # symmetric, so that the last one's norm is that of sigma^8
-    total = torch.linalg.vector_norm(power, dim=(1, 2)).double()
-    # Three products, each off by d^2 units at most: 1e-3 holds up to d = 256.
-    norm = size[:, 0, 0].double() * total ** (2 / POWER) * (1 + 1e-3)
-    # An X that is no number gives no bound.
-    return torch.where(off < 1, (1 - off) / norm, -math.inf)
+def _by_symmetric_part(jacobian: Tensor) -> Tensor:
+    """1 + c - ||c I - H||_2 of each J, (B, d, d) float32 -> (B,) float64."""
+    shifted = (jacobian + jacobian.mT) / -2
+    shifted.diagonal(dim1=1, dim2=2).add_(SHIFT)
+    return 1.0 + SHIFT - _norm(shifted, 3)
 
 
-def _off_identity(matrix: Tensor, inverse: Tensor) -> Tensor:
-    """A bound on ||I - A X||_2 of each, (B,) float64, the rounding of the product included."""
+def _by_inverse(jacobian: Tensor) -> Tensor:
+    """(1 - ||I - A X||) / ||X|| with A = I + J of each J, (B, d, d) float32 -> (B,) float64."""
+    matrix = jacobian.clone()
+    matrix.diagonal(dim1=1, dim2=2).add_(1)
+    inverse = torch.linalg.inv_ex(matrix).inverse
     off = matrix @ inverse
     off.diagonal(dim1=1, dim2=2).sub_(1)
     sizes = [torch.linalg.vector_norm(m, dim=(1, 2)).double() for m in (off, matrix, inverse)]
-    return sizes[0] + ROUNDING * torch.finfo(matrix.dtype).eps * sizes[1] * sizes[2]
+    # The rounding of the product included.
+    distance = sizes[0] + ROUNDING * torch.finfo(matrix.dtype).eps * sizes[1] * sizes[2]
+    norm = _norm(inverse.mT @ inverse, 2).sqrt()
+    # An X that is no number gives no bound.
+    return torch.where(distance < 1, (1 - distance) / norm, -math.inf)
+
+
+def _norm(symmetric: Tensor, squarings: int) -> Tensor:
+    """(sum_i |lambda_i|^p)^(1/p) >= ||S||_2 with p = 2^(squarings + 1), (B, d, d) -> (B,) float64.
+
+    Of a Gram matrix S = X^T X the same with sigma_i^2 for |lambda_i|.
+    """
+    # Scaled to 1, so that no power overflows.
+    size = torch.linalg.vector_norm(symmetric, dim=(1, 2), keepdim=True)
+    power = symmetric / size.clamp_min(torch.finfo(symmetric.dtype).tiny)
+    for _ in range(squarings):
+        power = power @ power  # symmetric, so that the last one's norm is that of its eigenvalues
+    total = torch.linalg.vector_norm(power, dim=(1, 2)).double()
+    # Each product is off by d^2 units at most: 1e-3 holds for three up to d = 256.
+    return size[:, 0, 0].double() * total ** (1 / 2**squarings) * (1 + 1e-3)
 
 
 def _apart_by_averages(branch: Branch) -> float:

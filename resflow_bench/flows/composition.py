@@ -211,7 +211,7 @@ def inverse_of(
     reference = inversion
     if isinstance(inversion, ToTolerance):
         reference = inversion.reference(z.dtype)
-    exact = _solved(in_float64(chain), context, z.double(), reference, certify=True)
+    exact = _solved(in_float64(chain), context, z.double(), reference, certify=True, dtype=z.dtype)
     if reference is inversion:
         value, residual = exact.value.to(z.dtype), exact.residual.to(z.dtype)
         solution = replace(exact, value=value, residual=residual)
@@ -224,20 +224,26 @@ def inverse_of(
 
 
 def _solved(
-    chain: Chain, context: Tensor | None, z: Tensor, inversion: AnyInversion, certify: bool
+    chain: Chain,
+    context: Tensor | None,
+    z: Tensor,
+    inversion: AnyInversion,
+    certify: bool,
+    dtype: torch.dtype | None = None,
 ) -> Solution:
     """The inverse by an attempt of few operations, if one suffices.
 
-    An attempt suffices if all examples converged or, with `ToError`, have a bound within the error.
-    On the CPU `ToError` alone makes one, and the others are inverted again. Off the CPU they are
-    the `planned` ones, and all are: to ask whether one suffices is the only wait. A z that is not
-    finite is no reason for another attempt.
+    An attempt suffices if all examples converged or, with `ToError`, have a bound within the error
+    that includes their rounding to `dtype`. On the CPU `ToError` alone makes one, and the examples
+    that it leaves are inverted again. Off the CPU all attempts are `planned`, and all examples are
+    inverted again: to ask whether one suffices is the only wait. A z that is not finite is no
+    reason for another attempt.
     """
     layers = chain.given(context)
     if not _is_off_cpu(z):
         if not isinstance(inversion, ToError):
             return layers.inverse(z, inversion, certify=certify)
-        solution = _judged(layers.inverse(z, inversion.attempt()), z, inversion)
+        solution = _judged(layers.inverse(z, inversion.attempt()), z, inversion, dtype)
         rows = (~solution.converged & finite_rows(z)).nonzero()[:, 0]
         if not len(rows):
             return solution
@@ -246,17 +252,21 @@ def _solved(
     for attempt in inversion.planned():
         solution = layers.inverse(z, attempt, certify=certify)
         if isinstance(inversion, ToError):
-            solution = _judged(solution, z, inversion)
+            solution = _judged(solution, z, inversion, dtype)
         if bool((solution.converged | ~finite_rows(z)).all()):
             return solution
     return layers.inverse(z, inversion, certify=certify)
 
 
-def _judged(solution: Solution, z: Tensor, inversion: ToError) -> Solution:
-    """The solution of an attempt, converged where the bound is within the error."""
+def _judged(
+    solution: Solution, z: Tensor, inversion: ToError, dtype: torch.dtype | None
+) -> Solution:
+    """The solution of an attempt, converged where the bound, once rounded, is within the error."""
     assert solution.error_bound is not None  # asked for with `ToError`
+    x = solution.value
+    rounding = (x - x.to(dtype or x.dtype).to(x.dtype)).flatten(1).norm(dim=1)
     lost = torch.where(finite_rows(z), Outcome.MAX_STEPS, Outcome.DIVERGED)
-    is_near = solution.error_bound <= inversion.error
+    is_near = solution.error_bound + rounding <= inversion.error
     outcome = torch.where(is_near, Outcome.CONVERGED, lost).to(torch.int8)
     return replace(solution, outcome=outcome)
 

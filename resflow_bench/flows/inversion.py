@@ -49,16 +49,16 @@ PLANNED_PRODUCTS = 7
 # The share of the requested error above which, in the first attempt, a block's bound is worth d
 # products to tighten: the blocks that follow will stretch it.
 SHARE = 0.15
-# The steps of a `Quick` inversion in the coarse dtype and in the fine one, and the products of each.
+# Caps on the steps of a `Quick` inversion in either dtype, and on the products of each step.
 QUICK_COARSE = 8
 QUICK_FINE = 5
 QUICK_PRODUCTS = 30
-# Of such a step's system, relative to its right side: coarse Newton steps from afar, and corrections.
+# Its systems are solved to these residuals, relative to the right side: coarse and fine steps.
 QUICK_LOOSE = 3e-2
-QUICK_TIGHT = 1e-5
+QUICK_TIGHT = 1e-4
 # The residual at which the coarse steps end, relative to 1 + ||x||, and the fine ones, in float64's
 # last place: below the rounding that a certificate counts in any case.
-QUICK_START = 1e-5
+QUICK_START = 1e-4
 QUICK_FLOOR = 30.0
 # The d up to which the mean Jacobian is formed and inverted, at which two threads of MKL are known
 # not to hang.
@@ -284,6 +284,10 @@ class Quick:
             wide, size, torch.full_like(size, n_steps, dtype=torch.int64), outcome.to(torch.int8)
         )
 
+    def planned(self) -> list[AnyInversion]:
+        """None: it is itself an attempt."""
+        return []
+
 
 @dataclass(frozen=True)
 class ToError:
@@ -315,7 +319,7 @@ class ToError:
 
     def planned(self) -> list[AnyInversion]:
         """As `ToTolerance.planned`; whether they suffice depends on the bound alone."""
-        return self.solver.planned() if isinstance(self.solver, ToRounding) else []
+        return self.solver.planned()
 
     def attempt(self) -> ToError:
         """The first attempt on a CPU."""
