@@ -135,7 +135,8 @@ def test_a_tolerance_of_zuko_is_measured_against_the_truth(results: Path) -> Non
         )
         assert found["trace_error_over_tolerance"].value < 100
     assert scaled["n_evaluations"].value <= alike["n_evaluations"].value
-    assert scaled["trace_error"].value >= alike["trace_error"].value
+    # Where both take the same steps the two are equal but for rounding.
+    assert scaled["trace_error"].value >= (1 - 1e-6) * alike["trace_error"].value
     assert noisy["trace_error"].value > 100 * scaled["trace_error"].value
     assert noisy["z_error"].value < 1e-4
     loose = observe("euler", results, **(axes | {"tolerance": 1e-3}), method="zuko")
