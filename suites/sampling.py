@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resflow_bench import theory
+from resflow_bench.flows import Logit, ResidualFlow
 from resflow_bench.intervals import (
     Interval,
     chebyshev_mean_interval,
@@ -186,6 +187,20 @@ def _probe_noise(problem: Problem, estimator: LogDetEstimator) -> np.ndarray:
     """
     probe, m = estimator.probe, estimator.n_probes
     return np.sum([theory.hutchinson_variance(x, probe, m) for x in problem.logarithms], axis=0)
+
+
+def without_logit(flow: ResidualFlow, x: Tensor) -> tuple[ResidualFlow, Tensor, np.ndarray]:
+    """The flow behind its logit, the points there, and the logit's log-det, (P,), nats.
+
+    Other implementations hold no logit. A flow without one is returned as it is.
+    """
+    first, *rest = flow.bijections
+    if not isinstance(first, Logit):
+        return flow, x, np.zeros(len(x))
+    with torch.no_grad():
+        behind, log_det = first.forward_and_log_det(x.double())
+    layers = cast("list[nn.Module]", rest)
+    return ResidualFlow(layers, flow.event), behind.to(x), log_det.cpu().numpy()
 
 
 def rounding_of(x: Tensor, log_det: np.ndarray) -> float:

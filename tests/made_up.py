@@ -265,16 +265,28 @@ def efficiency_cells() -> Iterator[tuple[dict[str, Any], Observed]]:
         (few | {"estimator": "tuned", "probe": "hadamard"}, 0.005, 2.0, True),
         ({"implementation": "ours", "estimator": "determinant"}, 0.0, 3.2, True),
         ({"implementation": "normflows", "mode": "roulette"}, 45.0, 1.1, False),
+        ({"implementation": "normflows", "mode": "memory-saving"}, 50.0, 1.5, False),
     )
     flows = [("trained", 64, 1.0), ("steep", 16, 0.2), ("steep", 256, 9.0)]
     for (model, dim, scale), (axes, variance, time, finite) in product(flows, candidates):
         seconds = 4e-5 * scale * time
         expected = {"variance_expected": variance} if finite else {}
+        where = MODEL | {"model": model, "dim": dim, "batch_size": 256} | axes
+        gradient: Observed = {
+            "variance_is_finite": float(finite),
+            "gradient_variance": (1e-3 * variance, 1e-4 * variance),
+            "gradient_bias": (0.0, 0.1),
+            "gradient_seconds": (seconds, 0.1 * seconds),
+            "gradient_relative_time": (1.5 * time, 0.1 * time),
+        }
+        if axes.get("mode") == "memory-saving":
+            yield where, gradient
+            continue
         yield (
-            MODEL | {"model": model, "dim": dim, "batch_size": 256} | axes,
+            where,
             {
                 "variance": (scale * variance, 0.1 * scale * variance),
-                "variance_is_finite": float(finite),
+                **gradient,
                 "bias": (0.0, 0.1 * math.sqrt(variance)),
                 "bias_expected": 0.0,
                 "seconds_per_example": (seconds, 0.1 * seconds),

@@ -75,6 +75,7 @@ def candidates(n_traced: int, stop: float, control: str = "controlled") -> tuple
         DETERMINANT,
         {"implementation": "normflows", "mode": "roulette", "n_probes": 1},
         {"implementation": "normflows", "mode": "evaluation", "n_probes": 1},
+        {"implementation": "normflows", "mode": "memory-saving", "n_probes": 1},
     )
 
 
@@ -120,17 +121,17 @@ SUITE = Suite(
     presets={
         "smoke": Preset(
             grids("init", 16, 0.5, 64, candidates(1, 0.5)),
-            {"n_points": 4, "n_calls": 16, "n_copies": 8, "n_pairs": 8},
+            {"n_points": 4, "n_calls": 16, "n_copies": 8, "n_pairs": 8, "n_gradients": 8},
         ),
         "quick": Preset(
             everywhere(SHALLOW + at_several_dims({256: 16})),
-            {"n_points": 16, "n_calls": 36, "n_copies": 4, "n_pairs": 12},
+            {"n_points": 16, "n_calls": 36, "n_copies": 4, "n_pairs": 12, "n_gradients": 16},
         ),
         "full": Preset(
             everywhere(
                 SHALLOW + TRAINED + PATCHES + at_several_dims({16: 256, 64: 256, 256: 64, 1024: 8})
             ),
-            {"n_points": 8, "n_calls": 1000, "n_copies": 32, "n_pairs": 100},
+            {"n_points": 8, "n_calls": 1000, "n_copies": 32, "n_pairs": 100, "n_gradients": 100},
         ),
     },
     measure=measure_efficiency,
@@ -142,6 +143,8 @@ SUITE = Suite(
         *("variance", "variance_expected", "variance_is_finite", "bias", "bias_expected"),
         *("n_products", "seconds_per_example", "relative_time"),
         *("variance_time", "seconds_to_target"),
+        *("gradient_variance", "gradient_bias", "gradient_seconds", "gradient_relative_time"),
+        "gradient_variance_time",
     ),
     figures="suites.efficiency.figures",
 )

@@ -52,6 +52,23 @@ def compared(cells: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+GRADIENT = {
+    "gradient_variance": "variance",
+    "gradient_bias": "bias",
+    "gradient_seconds": "seconds_per_example",
+    "gradient_relative_time": "relative_time",
+}
+"""The metrics of the gradient, and those of the value that they correspond to."""
+
+
+def of_gradient(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells with the gradient's metrics in the place of the value's; none has a closed form."""
+    ends = ("", "_low", "_high", "_n", "_se")
+    renamed = {f"{mine}{end}": f"{its}{end}" for mine, its in GRADIENT.items() for end in ends}
+    of_value = [*renamed.values(), "variance_expected", "bias_expected"]
+    return cells.drop(columns=of_value, errors="ignore").rename(columns=renamed)
+
+
 def seconds_to(cells: pd.DataFrame, errors: np.ndarray) -> np.ndarray:
     """Seconds per example that averaged draws of each cell take to errors (n,) nat: (cells, n)."""
     spread, floor, seconds = (
@@ -62,11 +79,16 @@ def seconds_to(cells: pd.DataFrame, errors: np.ndarray) -> np.ndarray:
 
 
 def reference(cells: pd.DataFrame) -> pd.Series | None:
-    """The draw that normflows trains by; else our baseline; None if neither was measured."""
-    theirs = cells[(cells["implementation"] == "normflows") & (column(cells, "mode") == "roulette")]
+    """The draw that normflows trains by; else our baseline; None if neither was measured.
+
+    Of a gradient that is its memory-saving mode, which has no row of a value.
+    """
+    for mode in ("memory-saving", "roulette"):
+        theirs = (cells["implementation"] == "normflows") & (column(cells, "mode") == mode)
+        if theirs.any():
+            return cells[theirs].iloc[0]
     ours = cells[cells["name"] == BASELINE]
-    draws = theirs if len(theirs) else ours
-    return draws.iloc[0] if len(draws) else None
+    return ours.iloc[0] if len(ours) else None
 
 
 def name_of(cell: Mapping[Any, Any]) -> str:

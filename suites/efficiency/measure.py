@@ -4,79 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from resflow_bench import logdet
 from resflow_bench.advise.settings import BIAS_SHARE
-from resflow_bench.flows import Logit, ResidualFlow
+from resflow_bench.flows import ResidualFlow
 from resflow_bench.intervals import Interval, median_interval
-from resflow_bench.jacobian import Map
 from resflow_bench.lab import Cell, Context, Observation, exactly, observe
-from resflow_bench.logdet.expansions.expansion import Incremental
-from resflow_bench.models import (
-    Problem,
-    build_estimator,
-    build_expansion,
-    build_points,
-    build_problem,
-    realised,
-)
-from resflow_bench.peers import PEERS, Request
+from resflow_bench.models import build_points, build_problem, realised
 from resflow_bench.speed.timing import elapsed
 from resflow_bench.theory import seconds_to_target
+from suites.efficiency.gradients import observe_gradient
+from suites.efficiency.sampler import MOST_PILOTS, N_FIRST, Sampler, build_sampler
 from suites.margins import TARGET
-from suites.sampling import NORMAL_ORDER, rounding_of, sample_mean, sample_variance, widened
+from suites.sampling import (
+    rounding_of,
+    sample_mean,
+    sample_variance,
+    widened,
+    without_logit,
+)
 
 YARDSTICK = logdet.LogDetEstimator(logdet.Rademacher(), logdet.Fixed(10))
 """The estimator timed in turn with every other: cells are compared by their ratios to it."""
 
-_Random = logdet.LogDetEstimator | logdet.XTrace
-
 N_WARM_UP = 2
-
-PILOT = 512
-"""d times the number of points that an estimator is tuned at, 2 to 16 of them, none of which is
-measured at: at a large d a form differs less from point to point, and costs more."""
-
-N_FIRST = 32
-"""The model's first points, which are left to the measurements."""
-
-MAX_DENSE = 128
-"""The largest d at which the closed form of the variance, which takes powers of J, is computed."""
-
-
-class Sampler(NamedTuple):
-    """An estimate of the log-determinant of a flow, drawn in one call for a batch.
-
-    draw: (B, *event) -> (B,), nats.
-    seeded: makes the draws inside the context follow from a seed.
-    random: whether two calls differ.
-    independent: whether the examples of one call have errors of their own.
-    is_normal: whether the moment of order `NORMAL_ORDER` is finite.
-    finite: whether the variance is finite.
-    variance: the closed form, (P,), nat^2; None where there is none.
-    bias: the closed form, (P,), nats; None where there is none.
-    note: the message of its rows.
-    counted: the counter of its products; None if they are not known.
-    """
-
-    draw: Callable[[Tensor], Tensor]
-    seeded: Callable[[int], AbstractContextManager[None]]
-    random: bool
-    independent: bool
-    is_normal: bool
-    finite: bool
-    variance: np.ndarray | None
-    bias: np.ndarray | None
-    note: str
-    counted: _Counting | None = None
 
 
 def measure_efficiency(cell: Cell, context: Context) -> Iterable[Observation]:
@@ -94,13 +50,35 @@ def measure_efficiency(cell: Cell, context: Context) -> Iterable[Observation]:
     * `seconds_to_target`: seconds per example to a root mean square error of `TARGET` by averaging
       draws. It is infinite if the variance is, or if the bias may be above a tenth of `TARGET`:
       where no formula gives the bias, the farther end of its interval counts.
+    * `gradient_*`: see `observe_gradient`; from `n_gradients` draws on a batch of `batch_size`
+      points, if the preset asks for any and the estimate has a gradient. Of an implementation in
+      its memory-saving mode nothing else is measured, as only its gradient is the log-det's.
 
     The log-determinant is that of the residual blocks and affine layers: a logit in front, which
     has a closed form and no counterpart elsewhere, is left out.
     """
     problem = build_problem(cell, context.results, int(context.effort["n_points"]))
-    flow, x, exact = without_logit(problem)
-    sampler = _sampler(cell, problem, flow, context.results)
+    flow, x, known = without_logit(problem.flow, problem.x)
+    sampler = build_sampler(cell, problem, flow, context.results)
+    if cell.get("mode") != "memory-saving":
+        yield from _of_value(sampler, flow, x, problem.log_det - known, cell, context)
+    yield exactly("variance_is_finite", float(sampler.finite), "1")
+    if n_draws := int(context.effort.get("n_gradients", 0)):
+        batch = build_points(cell, N_FIRST + MOST_PILOTS + int(cell["batch_size"]), context.results)
+        _, batch, _ = without_logit(problem.flow, batch[N_FIRST + MOST_PILOTS :])
+        seed = context.generator_seed(cell, "gradient")
+        yield from observe_gradient(sampler, flow, batch, n_draws, seed, YARDSTICK)
+    yield from realised(problem.norm, problem.spectral_radius)
+
+
+def _of_value(
+    sampler: Sampler,
+    flow: ResidualFlow,
+    x: Tensor,
+    exact: np.ndarray,
+    cell: Cell,
+    context: Context,
+) -> Iterator[Observation]:
     rounding = rounding_of(x, exact)
     errors = _errors(sampler, x, exact, cell, context)  # (n_calls, R, P)
     n, bias = errors.size, widened(_bias(sampler, errors), rounding)
@@ -112,7 +90,6 @@ def measure_efficiency(cell: Cell, context: Context) -> Iterable[Observation]:
     yield observe("bias", bias, "nat", n, note)
     if sampler.variance is not None:
         yield exactly("variance_expected", sampler.variance.mean(), "nat^2")
-    yield exactly("variance_is_finite", float(sampler.finite), "1")
     if sampler.bias is not None:
         yield exactly("bias_expected", sampler.bias.mean(), "nat")
     seconds, relative, n_products = _costs(sampler, flow, x, cell, context)
@@ -121,7 +98,6 @@ def measure_efficiency(cell: Cell, context: Context) -> Iterable[Observation]:
     if not math.isnan(n_products):
         yield exactly("n_products", n_products, "1")
     yield from _together(sampler, variance, bias, seconds)
-    yield from realised(problem.norm, problem.spectral_radius)
 
 
 def _bias(sampler: Sampler, errors: np.ndarray) -> Interval:
@@ -134,66 +110,11 @@ def _bias(sampler: Sampler, errors: np.ndarray) -> Interval:
     return sample_mean(errors.mean((1, 2)), sampler.finite, variance)
 
 
-def without_logit(problem: Problem) -> tuple[ResidualFlow, Tensor, np.ndarray]:
-    """The problem's flow behind its logit, the points there, and the exact log-det: (P,), nats."""
-    first, *rest = problem.flow.bijections
-    if not isinstance(first, Logit):
-        return problem.flow, problem.x, problem.log_det
-    with torch.no_grad():
-        x, log_det = first.forward_and_log_det(problem.x.double())
-    flow = ResidualFlow(cast("list[nn.Module]", rest), problem.flow.event)
-    return flow, x.to(problem.x), problem.log_det - log_det.cpu().numpy()
-
-
-def _sampler(cell: Cell, problem: Problem, flow: ResidualFlow, results: Path) -> Sampler:
-    implementation = cell.get("implementation", "ours")
-    if implementation != "ours":
-        peer = PEERS[implementation](flow, Request(cell["mode"]))
-        rho, truncation, of_j = problem.spectral_radius, peer.truncation, peer.bias
-        return Sampler(
-            draw=peer.log_det,
-            seeded=peer.seeded,
-            random=True,
-            independent=False,
-            is_normal=truncation.moment_is_finite(rho, NORMAL_ORDER),
-            finite=truncation.moment_is_finite(rho, 2),
-            variance=None,
-            bias=None if of_j is None else problem.over_blocks(lambda j, _: of_j(j)),
-            note=peer.version,
-        )
-    estimator = build_candidate(cell, problem, results)
-    generator = torch.Generator(problem.x.device)
-
-    @contextmanager
-    def seeded(seed: int) -> Iterator[None]:
-        generator.manual_seed(seed)
-        yield
-
-    counted = _Counting(estimator)
-    running = flow.with_estimator(counted)
-    each = _of_each_block(estimator, problem)
-    truncations, rho = [one.truncation for one in each], problem.spectral_radius
-    shared = [t for t in truncations if isinstance(t, logdet.Roulette) and t.per == "batch"]
-    variance, bias = _closed_forms(each, problem)
-    return Sampler(
-        draw=lambda x: running.forward_and_log_det(x, generator)[1],
-        seeded=seeded,
-        random=bool(each),
-        independent=not shared,
-        is_normal=all(t.moment_is_finite(rho, NORMAL_ORDER) for t in truncations),
-        finite=all(t.moment_is_finite(rho, 2) for t in truncations),
-        variance=variance,
-        bias=bias,
-        note="",
-        counted=counted,
-    )
-
-
 def build_draw(cell: Cell, results: Path) -> Callable[[], object]:
     """The call that `seconds_per_example` times: a draw of `batch_size` examples."""
     problem = build_problem(cell, results, n_points=2)
-    flow, x, _ = without_logit(problem)
-    sampler = _sampler(cell, problem, flow, results)
+    flow, x, _ = without_logit(problem.flow, problem.x)
+    sampler = build_sampler(cell, problem, flow, results)
     batch = repeated(x, int(cell["batch_size"]))
 
     def draw() -> None:
@@ -201,87 +122,6 @@ def build_draw(cell: Cell, results: Path) -> Callable[[], object]:
             sampler.draw(batch.clone())
 
     return draw
-
-
-def _of_each_block(estimator: logdet.Estimator, problem: Problem) -> list[_Random]:
-    """The random estimator of each block's log-det; none for a determinant."""
-    if isinstance(estimator, _Random):
-        return [estimator] * len(problem.jacobians)
-    if isinstance(estimator, logdet.PerBranch):
-        return [estimator.estimators[block.branch] for block in problem.flow.blocks]
-    return []
-
-
-def _closed_forms(
-    each: list[_Random], problem: Problem
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Variance and bias, (P,) each, where they are known and affordable."""
-    variance, bias = np.zeros(len(problem.x)), np.zeros(len(problem.x))
-    variance_is_known = bias_is_known = True
-    for one, matrices, c in zip(each, problem.jacobians, problem.coefficients, strict=bool(each)):
-        affordable = matrices.shape[-1] <= MAX_DENSE
-        plain = isinstance(one, logdet.LogDetEstimator) and one.expansion == logdet.Taylor()
-        variance_is_known &= affordable and plain
-        bias_is_known &= _series_of(one) == logdet.Taylor()
-        bias_is_known &= affordable or isinstance(one.truncation, logdet.Roulette)
-        if variance_is_known and isinstance(one, logdet.LogDetEstimator):
-            variance += one.truncation.variance(matrices, one.probe, one.n_probes, one.n_traced, c)
-        if bias_is_known:
-            bias += one.truncation.bias(matrices, c)
-    return variance if variance_is_known else None, bias if bias_is_known else None
-
-
-def _series(expansion: logdet.Expansion) -> logdet.Expansion:
-    """The expansion without its control, whose mean is zero."""
-    controls = logdet.Controlled | logdet.CirculantControlled
-    return expansion.expansion if isinstance(expansion, controls) else expansion
-
-
-def _series_of(one: _Random) -> logdet.Expansion:
-    return logdet.Taylor() if isinstance(one, logdet.XTrace) else _series(one.expansion)
-
-
-def build_candidate(cell: Cell, problem: Problem, results: Path) -> logdet.Estimator:
-    """The axis `estimator`: probed, tuned to each branch, deflated, or the determinant of J.
-
-    A tuned estimator is tuned at other points than those it is measured at, which are the model's
-    first. A control without increments is added after the tuning of the series that it controls.
-    """
-    if cell["estimator"] == "determinant":
-        return logdet.Determinant()
-    if cell["estimator"] == "hutchinson":
-        return build_estimator(cell)
-    if cell["estimator"] == "xtrace":
-        vectors = min(cell["n_probes"], cell["dim"])
-        return logdet.XTrace(vectors, build_estimator(cell).truncation, cell["n_traced"])
-    expansion = build_expansion(cell)
-    base = logdet.LogDetEstimator(
-        logdet.PROBES[cell["probe"]],
-        logdet.Fixed(cell["n_traced"] + 1),  # to be replaced
-        n_traced=cell["n_traced"],
-        expansion=expansion if isinstance(expansion, Incremental) else _series(expansion),
-    )
-    n_pilot = min(16, max(2, PILOT // cell["dim"]))
-    points = build_points(cell, N_FIRST + n_pilot, results)[N_FIRST:]
-    generator = torch.Generator(points.device).manual_seed(0)
-    branches = problem.flow.branches(points)
-    each = logdet.tuned(branches, base, generator=generator, n_draws=16).estimators
-    return logdet.PerBranch({g: replace(one, expansion=expansion) for g, one in each.items()})
-
-
-@dataclass
-class _Counting:
-    """An estimator that adds up the products per example of its calls."""
-
-    estimator: logdet.Estimator
-    n_products: float = 0.0
-
-    def __call__(
-        self, g: Map, x: Tensor, generator: torch.Generator | None = None
-    ) -> logdet.Estimate:
-        estimate = self.estimator(g, x, generator)
-        self.n_products += estimate.n_products
-        return estimate
 
 
 @torch.no_grad()

@@ -390,7 +390,7 @@ def test_what_has_no_variance_is_marked_and_does_not_win(frames: dict[str, pd.Da
 
 def test_what_an_error_costs_is_said(frames: dict[str, pd.DataFrame]) -> None:
     """3.2 of 40 us for the determinant; 1.1 x 40.5 nat^2 / 1e-4 for the draw, at the least."""
-    (text,) = findings({"efficiency": frames["efficiency"]}, SUITES)
+    (text, _) = findings({"efficiency": frames["efficiency"]}, SUITES)
     assert "to 0.01 nat takes 0.128 [" in text
     assert "“determinant”" in text
     assert "of infinite variance there, takes at least 140,000 times as long" in text

@@ -19,7 +19,6 @@ from resflow_bench.logdet import Exact, Fixed, Gaussian, Geometric, LogDetEstima
 from resflow_bench.peers.normflows import normflows_flow, normflows_nets, normflows_seeded
 from suites.comparisons import density, log_prob, pairs, training
 from suites.comparisons.density import Evaluation, TrainingSpec
-from suites.comparisons.gradients import TimeToMatch, outcome
 from suites.comparisons.learners import (
     THEIR_ROULETTE,
     Learner,
@@ -29,6 +28,7 @@ from suites.comparisons.learners import (
     ours,
     theirs,
 )
+from suites.comparisons.race import TimeToMatch, outcome
 
 pytestmark = pytest.mark.skipif(
     find_spec("normflows") is None,

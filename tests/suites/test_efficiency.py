@@ -39,6 +39,7 @@ from resflow_bench.models import build_problem
 from suites.efficiency import BASELINE, DETERMINANT, SUITE, TUNED, candidates
 from suites.efficiency import measure as lab
 from suites.efficiency.comparison import compared, name_of, reference, seconds_to
+from suites.efficiency.sampler import build_candidate, closed_forms
 
 DTYPE = torch.float64
 D, K = 4, 0.5
@@ -158,7 +159,7 @@ def test_a_control_keeps_the_mean_that_is_known_and_not_the_variance() -> None:
     assert "variance_expected" not in o
     plain = observe({**best, **axes, "expansion": "taylor"})
     assert o["variance"].ci_high < plain["variance"].ci_low
-    built = lab.build_candidate(
+    built = build_candidate(
         Cell("efficiency", {**WHERE, **TUNED, **axes, "probe": "hadamard"}),
         build_problem(Cell("efficiency", {**WHERE, **axes}), Path("results"), 2),
         Path("results"),
@@ -177,7 +178,7 @@ def test_a_circulant_control_is_tuned_with_its_own_moments() -> None:
             "efficiency",
             {**WHERE, **TUNED, **axes, "probe": "rademacher", "expansion": expansion},
         )
-        built = lab.build_candidate(cell, problem, Path("results"))
+        built = build_candidate(cell, problem, Path("results"))
         assert isinstance(built, PerBranch)
         forms = {str(one.expansion) for one in built.estimators.values()}
         assert forms == {"taylor" if expansion == "taylor" else "circulant(taylor, 8)"}
@@ -317,7 +318,7 @@ def test_variances_of_the_candidates_add_over_blocks() -> None:
     cell = Cell("efficiency", {**WHERE, **FIXED, "model": "steep", "n_traced": 2})
     problem = build_problem(cell, Path("results"), 3)
     estimator = replace(LogDetEstimator(Gaussian(), Fixed(3), 2, n_traced=2), expansion=Taylor())
-    variance, bias = lab._closed_forms([estimator] * len(problem.jacobians), problem)
+    variance, bias = closed_forms([estimator] * len(problem.jacobians), problem)
     assert variance is not None
     assert bias is not None
     expected, off = np.zeros(3), np.zeros(3)
