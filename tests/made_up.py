@@ -246,6 +246,8 @@ def peers_cells() -> Iterator[tuple[dict[str, Any], Observed]]:
                 "spectral_radius": 0.45,
                 "time_over_ours": (2.0, 0.1),
                 "peak_over_ours": 3.0,
+                "step_over_ours": (1.5, 0.1),
+                "gradient_peak_over_ours": 1.2,
                 **(inverse | {"inverse_asked": 1e-5} if mode == "evaluation" else error),
             },
         )

@@ -39,18 +39,20 @@ def make(flow: ResidualFlow, request: Request) -> Peer:
     """
     version = installed_version("normflows")
     from normflows.flows import Residual
-    from normflows.nets.lipschitz import InducedNormConv2d, InducedNormLinear
+    from normflows.nets.lipschitz import InducedNormLinear
 
     check_convertible(flow, convolutions=True)
+    is_neumann, n_power_series = request.mode == "memory-saving", None
+    if request.fixed is not None:  # their Neumann series begins with a power that is not counted
+        n_power_series = request.fixed.n_terms - is_neumann
     peer = normflows_flow(
         flow,
-        reduce_memory=request.mode == "memory-saving",
-        n_power_series=request.n_terms if request.mode == "series" else None,
+        reduce_memory=is_neumann,
+        n_power_series=n_power_series,
         n_samples=request.n_probes,
     ).train(request.mode != "evaluation")
     nets = normflows_nets(peer)
-    linear = InducedNormLinear | InducedNormConv2d
-    layers = [layer for net in nets for layer in net if isinstance(layer, linear)]
+    layers = [layer for net in nets for layer in net if isinstance(layer, InducedNormLinear)]
 
     def map_(x: Tensor) -> Tensor:
         for layer in reversed(peer.flows):
@@ -65,7 +67,12 @@ def make(flow: ResidualFlow, request: Request) -> Peer:
         return total
 
     n_exact = 21 if request.mode == "evaluation" else 3
-    truncation = Fixed(request.n_terms) if request.mode == "series" else roulette_after(n_exact)
+    truncation = request.fixed or roulette_after(n_exact)
+
+    def bias(jacobian: np.ndarray) -> np.ndarray:
+        n_terms = truncation.n_terms if isinstance(truncation, Fixed) else None
+        return neumann_bias(jacobian, n_terms) if is_neumann else truncation.bias(jacobian)
+
     return Peer(
         version=version,
         map=map_,
@@ -75,21 +82,25 @@ def make(flow: ResidualFlow, request: Request) -> Peer:
         tolerance=TOLERANCE,
         branches=nets,
         weights=lambda: [(w.compute_weight(update=False), w.coeff) for w in layers],
-        bias=neumann_bias if request.mode == "memory-saving" else truncation.bias,
+        bias=bias,
         truncation=truncation,
         update=lambda: normflows_update(peer),
         seeded=normflows_seeded,
     )
 
 
-def neumann_bias(jacobian: np.ndarray) -> np.ndarray:
+def neumann_bias(jacobian: np.ndarray, n_terms: int | None = None) -> np.ndarray:
     """tr(J (I + J)^-1) - ln|det(I + J)|, (P, d, d) -> (P,).
+
+    With N powers of J in place of the inverse, the first factor is I - (-J)^N more.
 
     With reduce_memory=True normflows returns v^T (sum_k (-1)^k w_k J^k) J v. The gradient of this
     sum, its weights held constant, is the log-determinant's; its value is not.
     """
     identity = np.eye(jacobian.shape[-1])
     ratio = np.linalg.solve(identity + jacobian, jacobian)  # the factors commute
+    if n_terms is not None:
+        ratio = ratio - np.linalg.matrix_power(-jacobian, n_terms) @ ratio
     trace = np.trace(ratio, axis1=-2, axis2=-1)
     return np.asarray(trace - np.linalg.slogdet(identity + jacobian).logabsdet)
 

@@ -24,7 +24,7 @@ def make(flow: ResidualFlow, request: Request) -> Peer:
     Raises:
         Skip: the other peers cannot hold the flow, and our row would have none to compare with.
     """
-    check_convertible(flow)
+    check_convertible(flow, convolutions=True)
     terms = truncation(request)
     gradient = Neumann() if request.mode == "memory-saving" else Series()
     estimator = LogDetEstimator(Gaussian(), terms, request.n_probes, gradient=gradient)
@@ -63,6 +63,6 @@ def truncation(request: Request) -> Fixed | Roulette:
     weight one. Its Neumann gradient takes the weight of J^k from the k-th term, ours from the
     (k + 1)-st.
     """
-    if request.mode == "series":
-        return Fixed(request.n_terms)
+    if request.fixed is not None:
+        return request.fixed
     return roulette_after({"roulette": 3, "memory-saving": 4, "evaluation": 21}[request.mode])

@@ -35,14 +35,25 @@ class Request:
     """The estimate requested of an implementation.
 
     mode: one of `MODES`.
-    n_terms: number of terms of the fixed series; ignored in the other modes.
+    n_terms: number of terms of the series, which one in `memory-saving` may have too: so many
+        powers of J, from J^0 on, in the gradient. Where it is None the number is random.
     n_probes: number of probes over which an estimate is averaged; where an implementation has none,
         its setting that comes closest.
     """
 
     mode: str
-    n_terms: int = 1
+    n_terms: int | None = None
     n_probes: int = 1
+
+    @property
+    def fixed(self) -> Fixed | None:
+        """The series of `n_terms` terms; None where the number is random, or none was given."""
+        has_series = self.mode in ("series", "memory-saving")
+        return Fixed(self.n_terms) if has_series and self.n_terms is not None else None
+
+    def __post_init__(self) -> None:
+        if self.mode == "series" and self.n_terms is None:
+            raise ValueError("a series needs its number of terms; pass n_terms, such as 5.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +69,9 @@ class Peer:
     tolerance: tolerance that `inverse` requests; None if the implementation accepts none.
     branches: g of each block, from data to latent; the order of their parameters is the same in
         all peers.
-    weights: (W, c) of each of the implementation's own linear layers, evaluated afresh: the matrix
-        used in the product when the layer holds our weights, and the requested bound on ||W||_2.
+    weights: (W, c) of each of the implementation's own fully connected layers, evaluated afresh:
+        the matrix used in the product when the layer holds our weights, and the requested bound on
+        ||W||_2.
     bias: E[estimate] - ln|det(I + J)| of a block, from J (P, d, d) to (P,), by the formula of the
         implementation; None if the estimate does not depend on these J alone.
     truncation: law of the number of terms; says which moments of the estimate are finite.

@@ -44,7 +44,7 @@ def make(flow: ResidualFlow, request: Request) -> Peer:
     check_convertible(flow)
     if request.mode == "memory-saving":
         raise Skip(f"{version} has no mode that takes gradients in the forward pass")
-    if request.mode == "series" and request.n_terms < 2:
+    if request.fixed is not None and request.fixed.n_terms < 2:
         raise Skip(f"{version} takes two terms or more")
     if request.mode != "series" and request.n_probes > 1:
         raise Skip(f"the roulette of {version} takes one probe")
@@ -64,7 +64,7 @@ def make(flow: ResidualFlow, request: Request) -> Peer:
         return -0.5 * (z.square().sum(1) + flow.dim * math.log(2 * math.pi)) + log_det
 
     # Their roulette evaluates J v, then N products more, N >= 1.
-    truncation = Fixed(request.n_terms) if request.mode == "series" else roulette_after(2)
+    truncation = request.fixed or roulette_after(2)
     bias = truncation.bias if isinstance(truncation, Fixed) else roulette_bias
     return Peer(
         version=version,

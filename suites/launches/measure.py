@@ -71,7 +71,7 @@ def build_call(cell: Cell, seed: int) -> Call:
     flow, x = flow.to(NAME), x.to(NAME)
     operation = cell["operation"]
     if (mode := cell.get("mode")) is not None:
-        request = Request(mode, cell.get("n_terms", 1), cell["n_probes"])
+        request = Request(mode, cell.get("n_terms"), cell["n_probes"])
         return _call_of_peer(PEERS[cell["implementation"]](flow, request), x, operation, seed)
     if cell["implementation"] != "ours":
         raise Skip(f"{cell['implementation']} is measured in a mode; set `mode`")

@@ -19,6 +19,9 @@ from suites.grids import MODEL_AXES, Axes, Point, everywhere
 from suites.peers.claims import CLAIMS
 from suites.peers.measure import measure_peers
 
+SAVING = ("ours", "normflows")
+"""The implementations that have a memory-saving mode."""
+
 UNTERMED = tuple(mode for mode in MODES if mode != "series")
 
 
@@ -27,15 +30,19 @@ def _grids(
 ) -> tuple[Grid, ...]:
     """Grids of each implementation in each mode, with one probe, and eight in a training's modes.
 
+    The memory-saving mode has a random number of terms, and the largest of `n_terms`.
+
     Cells are ordered by mode, so that implementations stand beside each other.
     """
     common: Point = {**{"model": model, "dim": dim, "dtype": "float32", "batch_size": 256}}
     free: Axes = {"device": ("cpu",), "lipschitz": constants}
     peers: Axes = {"implementation": tuple(PEERS)}
     one, eight = {**common, "n_probes": 1}, {**common, "n_probes": 8}
+    saving: Point = {**one, "mode": "memory-saving"}
     return (
         Grid({**free, "mode": UNTERMED, **peers}, one),
         Grid({**free, "n_terms": n_terms, **peers}, {**one, "mode": "series"}),
+        Grid({**free, "implementation": SAVING}, {**saving, "n_terms": max(n_terms)}),
         Grid({**free, "mode": ("roulette",), **peers}, eight),
         Grid({**free, "n_terms": n_terms[:1], **peers}, {**eight, "mode": "series"}),
     )
@@ -58,12 +65,14 @@ SUITE = Suite(
             {"n_points": 4, "n_calls": 16, "n_copies": 4, "n_gradients": 16, "n_pairs": 8},
         ),
         "quick": Preset(
-            everywhere(_grids("trained", 64, (0.9,), (5,))),
+            everywhere(_grids("trained", 64, (0.9,), (5, 20))),
             {"n_points": 4, "n_calls": 32, "n_copies": 16, "n_gradients": 12, "n_pairs": 10},
         ),
         "full": Preset(
             everywhere(
-                _grids("init", 64, (0.9,), (5, 20)) + _grids("trained", 64, (0.7, 0.9), (5, 20))
+                _grids("init", 64, (0.9,), (5, 20))
+                + _grids("trained", 64, (0.7, 0.9), (5, 20))
+                + _grids("conv", 64, (0.9,), (5, 20))
             ),
             {"n_points": 8, "n_calls": 2000, "n_copies": 8, "n_gradients": 640, "n_pairs": 100},
         ),
@@ -76,6 +85,7 @@ SUITE = Suite(
     table=(
         *("bias", "bias_expected", "variance", "batch_correlation", "gradient_error"),
         *("inverse_error", "inverse_bound", "wall_s", "time_over_ours", "peak_over_ours"),
+        *("step_s", "step_over_ours", "update_share", "gradient_peak_over_ours"),
         *("peak_bytes_gradient", "norm_over_asked", "weight_change", "map_difference"),
     ),
     figures="suites.peers.figures",

@@ -73,7 +73,7 @@ CLAIMS = Claims(
         "variance": margins.NOISE,
         "variance_is_finite": margins.FLAG,
         "inverse_error": margins.ERROR,
-        "wall_s": TIME,
+        **margins.each(TIME, "wall_s", "step_s"),
         **margins.each(margins.MEMORY, "peak_bytes", "peak_bytes_gradient"),
         **margins.REALISED,
     },

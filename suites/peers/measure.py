@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from itertools import count
 
 import numpy as np
@@ -23,7 +25,14 @@ from resflow_bench.peers import PEERS, TRAINING, Peer, Request
 from resflow_bench.speed.timing import elapsed, peak_bytes
 from resflow_bench.theory import Coefficients
 from resflow_bench.threads import one_thread
-from suites.sampling import NORMAL_ORDER, REACHABLE, rounding_of, sample_variance, widened
+from suites.sampling import (
+    NORMAL_ORDER,
+    REACHABLE,
+    rounding_of,
+    sample_variance,
+    widened,
+    without_logit,
+)
 
 UPSTREAM = (1.0, 2.0, 5.0, -1.0)
 """d loss / d log_det of one example after the other: unequal, as importance weights are."""
@@ -33,17 +42,23 @@ N_GROUPS = 8
 
 N_WARM_UP = 3
 
+LEARNING_RATE = 1e-3
+
 
 def measure_peers(cell: Cell, context: Context) -> Iterable[Observation]:
     """Bias, variance, gradient, inverse, seconds and bytes of `implementation` in `mode`.
 
     Bias and variance are those of its estimate of ln|det df/dx|. The gradient is measured in the
-    modes of a training; in evaluation the inverse is, by which samples are drawn. With more than
-    one probe only bias and variance are measured. `variance_is_finite`, of a roulette, is the
+    modes of a training, as is a training step; in evaluation the inverse is, by which samples are
+    drawn. A logit in front of the flow, which no other implementation holds, is left out. With more
+    than one probe only bias and variance are measured. `variance_is_finite`, of a roulette, is the
     answer at rho, the largest spectral radius of a J at the points.
     """
-    request = Request(cell["mode"], cell.get("n_terms", 1), cell.get("n_probes", 1))
+    request = Request(cell["mode"], cell.get("n_terms"), cell.get("n_probes", 1))
     problem = build_problem(cell, context.results, int(context.effort["n_points"]))
+    pristine = problem.flow
+    flow, x, known = without_logit(pristine, problem.x)
+    problem = replace(problem, flow=flow, x=x, log_det=problem.log_det - known)
     make = PEERS[cell["implementation"]]
     with one_thread():
         peer = make(problem.flow, request)
@@ -60,8 +75,11 @@ def measure_peers(cell: Cell, context: Context) -> Iterable[Observation]:
             else:
                 yield from inverse_error(double, problem.x.double(), seed)
             x = build_points(cell, cell["batch_size"], context.results)
-            yield from _costs(peer, PEERS["ours"](problem.flow, request), request, x,
-                              int(context.effort["n_pairs"]), seed)  # fmt: skip
+            x = without_logit(pristine, x)[1]
+            mine, n_pairs = PEERS["ours"](flow, request), int(context.effort["n_pairs"])
+            yield from _costs(peer, mine, request, x, n_pairs, seed)
+            if request.mode in TRAINING:
+                yield from _step_costs(make(flow, request), mine, x, n_pairs, seed)
         yield from realised(problem.norm, problem.spectral_radius)
 
 
@@ -98,7 +116,7 @@ def _values(
 
 def draw(peer: Peer, x: Tensor, n_calls: int, n_copies: int, seed: int) -> np.ndarray:
     """Estimates of n calls, each on R copies of the P points: (n, P, R), nats, float64."""
-    copies = x.repeat(n_copies, 1)
+    copies = copied(x, n_copies)
     with peer.seeded(seed), torch.no_grad():
         calls = [peer.log_det(copies.clone()).detach().double() for _ in range(n_calls)]
     return torch.stack(calls).view(n_calls, n_copies, len(x)).transpose(1, 2).numpy()
@@ -107,7 +125,12 @@ def draw(peer: Peer, x: Tensor, n_calls: int, n_copies: int, seed: int) -> np.nd
 def exact(double: Peer, x: Tensor) -> Tensor:
     """ln|det df/dx| of the peer's own map, (P,), nats, float64, with a graph to its parameters."""
     # ln|det(I + J)| with g(x) = f(x) - x is that of f, whatever the blocks of f are.
-    return exact_log_det(lambda inputs: double.map(inputs) - inputs, x)
+    return exact_log_det(lambda inputs: double.map(inputs).view_as(inputs) - inputs, x)
+
+
+def copied(x: Tensor, n_copies: int) -> Tensor:
+    """The points over and over, (n_copies * P, *event)."""
+    return x.repeat(n_copies, *[1] * (x.ndim - 1))
 
 
 def batch_correlation(draws: np.ndarray) -> Interval:
@@ -134,7 +157,7 @@ def gradient_error(
     """
     u = torch.tensor(UPSTREAM, dtype=torch.float64).repeat(-(-len(x) // len(UPSTREAM)))[: len(x)]
     truth = _flat(exact(double, x.double()) @ u, double.parameters)
-    size, weights, copies = truth.norm(), u.to(x).repeat(n_copies) / n_copies, x.repeat(n_copies, 1)
+    size, weights, copies = truth.norm(), u.to(x).repeat(n_copies) / n_copies, copied(x, n_copies)
     length = max(1, n_draws // (2 * N_GROUPS))
     means = []
     with peer.seeded(seed):
@@ -165,7 +188,7 @@ def inverse_error(double: Peer, x: Tensor, seed: int) -> Iterator[Observation]:
     """
     with double.seeded(seed), torch.no_grad():
         inverse, bound = double.inverse(double.map(x))
-    error = float((inverse - x).norm(dim=1).max())
+    error = float((inverse - x).flatten(1).norm(dim=1).max())
     requested = "no tolerance can be asked for"
     if double.tolerance is not None:
         requested = f"asked for {double.tolerance:g}"
@@ -179,12 +202,14 @@ def inverse_error(double: Peer, x: Tensor, seed: int) -> Iterator[Observation]:
 def _map_and_weights(problem: Problem, peer: Peer, seed: int) -> Iterator[Observation]:
     """The peer's map minus ours, and its linear layers' norms over the requested ones."""
     with torch.no_grad(), peer.seeded(seed):
-        difference = (peer.map(problem.x) - problem.flow(problem.x)).abs().max()
+        difference = peer.map(problem.x).flatten(1) - problem.flow(problem.x).flatten(1)
         first, second = peer.weights(), peer.weights()
     norms = [float(torch.linalg.matrix_norm(w.double(), 2)) / c for w, c in first]
     again = zip(first, second, strict=True)
     moved = [float(torch.linalg.matrix_norm((w - v).double(), 2)) / c for (w, c), (v, _) in again]
-    yield exactly("map_difference", float(difference), "1")
+    yield exactly("map_difference", float(difference.abs().max()), "1")
+    if not norms:  # a flow of convolutions
+        return
     yield exactly("norm_over_asked", max(norms), "1")
     yield exactly("weight_change", max(moved), "1")
 
@@ -197,8 +222,8 @@ def _costs(
     def log_prob(of: Peer) -> Callable[[], object]:
         return torch.no_grad()(lambda: of.log_prob(x.clone()))
 
-    def gradient() -> object:
-        return _flat(peer.log_prob(x.clone()).mean(), peer.parameters)
+    def gradient(of: Peer) -> object:
+        return _flat(of.log_prob(x.clone()).mean(), of.parameters)
 
     with peer.seeded(seed), ours.seeded(seed):
         theirs_call, our_call = log_prob(peer), log_prob(ours)
@@ -213,7 +238,44 @@ def _costs(
         yield Observation("peak_bytes", peak, "B")
         yield exactly("peak_over_ours", peak / peak_bytes(our_call, device), "1")
         if request.mode in TRAINING:
-            yield Observation("peak_bytes_gradient", float(peak_bytes(gradient, device)), "B")
+            of_gradient, ours_too = (
+                float(peak_bytes(partial(gradient, one), device)) for one in (peer, ours)
+            )
+            yield Observation("peak_bytes_gradient", of_gradient, "B")
+            yield exactly("gradient_peak_over_ours", of_gradient / ours_too, "1")
+
+
+def _step_costs(
+    peer: Peer, ours: Peer, x: Tensor, n_pairs: int, seed: int
+) -> Iterator[Observation]:
+    """Seconds of a training step on one thread, their ratio to ours, and the share of the update.
+
+    A step is the loss, its gradient, Adam (fused) and the update of the norms, by which ours
+    certifies every norm. Both stay on one batch.
+    """
+    steps = [_steps(one, x) for one in (peer, ours)]
+    with peer.seeded(seed), ours.seeded(seed):
+        pairs = [[next(one) for one in steps] for _ in range(N_WARM_UP + n_pairs)]
+    taken = np.asarray(pairs[N_WARM_UP:])  # (n, [peer, ours], [gradient and Adam, update])
+    totals = taken.sum(2)
+    step, ratio = median_interval(totals[:, 0]), median_interval(totals[:, 0] / totals[:, 1])
+    share = median_interval(taken[:, 0, 1] / totals[:, 0])
+    yield observe("step_s", step, "s", n_pairs, f"{peer.version}; one thread, B = {len(x)}")
+    yield observe("step_over_ours", ratio, "1", n_pairs, "interleaved pairs")
+    yield observe("update_share", share, "1", n_pairs)
+
+
+def _steps(peer: Peer, x: Tensor) -> Iterator[tuple[float, float]]:
+    """Seconds of the two parts of each step: gradient and Adam, and the update of the norms."""
+    adam = torch.optim.Adam(peer.parameters, lr=LEARNING_RATE, fused=True)
+
+    def learn() -> None:
+        adam.zero_grad()
+        (-peer.log_prob(x.clone()).mean()).backward()
+        adam.step()
+
+    while True:
+        yield elapsed(learn), elapsed(peer.update) if peer.update is not None else 0.0
 
 
 def _unreached(problem: Problem, truncation: Fixed | Roulette) -> float:

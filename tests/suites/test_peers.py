@@ -62,7 +62,7 @@ def points(n: int = 4) -> torch.Tensor:
 
 
 def made(flow: ResidualFlow, name: str, mode: str, n_terms: int = 5, n_probes: int = 1) -> Peer:
-    return PEERS[name](flow, Request(mode, n_terms, n_probes))
+    return PEERS[name](flow, Request(mode, n_terms if mode == "series" else None, n_probes))
 
 
 def available() -> list[tuple[str, str]]:
