@@ -63,10 +63,9 @@ def observe_weight_bias(
     log_moment = log_moment_of(problem, estimator)
     is_light = _is_light(log_moment, 1.0, errors.size) and _has_moments(problem, estimator)
     by = rounding_of(problem.x, problem.log_det)
-    mean, error, low, high, n = _interval(errors, is_light, _mean)
-    shift = float(errors.max())
+    (mean, error, low, high, n), top, clip = _interval(errors, is_light, _mean)
     with np.errstate(divide="ignore"):
-        ends = np.log(np.maximum([mean, low, high], 0.0)) + shift
+        ends = np.add(np.log(np.maximum([mean, low, high], 0.0)), [top, clip, top])
     value, low, high = (float(end) for end in ends)
     interval = Interval(value, error / mean, low - by, high + by, n)
     shares = replicates(errors, lambda e: float(logsumexp(e)) - math.log(e.size))
@@ -82,7 +81,7 @@ def observe_ess_loss(
     log_moment = log_moment_of(problem, estimator)
     is_light = _is_light(log_moment, 2.0, errors.size) and _has_moments(problem, estimator)
     by = 4.0 * rounding_of(problem.x, problem.log_det)  # ln(E[w]^2/E[w^2]) moves by as much
-    value, error, low, high, n = _interval(errors, is_light, _loss)
+    (value, error, low, high, n), *_ = _interval(errors, is_light, _loss)
     interval = Interval(value, error, max(0.0, low - by), min(1.0, high + by), n)
     shares = replicates(errors, lambda e: float(_loss(np.exp(e - e.max())).mean()))
     message = MESSAGES[is_light]
@@ -106,19 +105,21 @@ def _loss(weights: np.ndarray) -> np.ndarray:
 
 def _interval(
     errors: np.ndarray, is_light: bool, of: Callable[[np.ndarray], np.ndarray]
-) -> Interval:
-    """The mean of `of(w)`, w = exp(e - max e): Student's interval, or open above.
+) -> tuple[Interval, float, float]:
+    """The mean of `of(w)`, w = exp(e - max e), and max e; Student's interval, or open above.
 
-    Where the tail is too heavy, weights above the `CLIP` quantile are set to it. That lowers E[w],
+    Where the tail is too heavy, errors above the `CLIP` quantile c are set to it. That lowers E[w],
     and it lowers 1 - E[w]^2/E[w^2], as min(w, c)/w falls with w (the Lorenz order). So a lower
-    limit of either stays one.
+    limit of either stays one. It is that of `of(exp(e - c))`, where the largest error may be so
+    large that all other w are zero; the third number is c, or max e again.
     """
-    weights = np.exp(errors - errors.max())
-    interval = mean_interval(of(weights))
+    top = float(errors.max())
+    interval = mean_interval(of(np.exp(errors - top)))
     if is_light:
-        return interval
-    clipped = mean_interval(of(np.minimum(weights, np.quantile(weights, CLIP))))
-    return interval._replace(standard_error=math.nan, low=clipped.low, high=math.inf)
+        return interval, top, top
+    clip = float(np.quantile(errors, CLIP))
+    clipped = mean_interval(of(np.exp(np.minimum(errors, clip) - clip)))
+    return interval._replace(standard_error=math.nan, low=clipped.low, high=math.inf), top, clip
 
 
 def _has_moments(problem: Problem, estimator: LogDetEstimator) -> bool:

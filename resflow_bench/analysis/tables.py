@@ -22,6 +22,7 @@ SYMBOLS = {
     "batch_size": "B",
     "width": "h",
     "tolerance": "tol",
+    "error": "ε",
     "max_steps": "steps",
 }
 

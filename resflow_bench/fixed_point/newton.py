@@ -138,7 +138,7 @@ def minimal_residuals(
     for k in range(1, max_steps + 1):
         size = _dot(q, q).clamp_min(tiny)
         length = (_dot(q, residual) / size).view(shape)
-        solution = torch.addcmul(solution, length, p)
+        solution.addcmul_(length, p)
         residual = torch.addcmul(residual, length, q, value=-1)
         is_checked = on_cpu or k % PRODUCTS_PER_CHECK == 0
         # Where a residual is no number no step will make it one.
@@ -148,7 +148,7 @@ def minimal_residuals(
             next_p, next_q = image(residual)
             share = (_dot(next_q, q) / size).view(shape)
             p = torch.addcmul(next_p, share, p, value=-1)
-            q = torch.addcmul(next_q, share, q, value=-1)
+            q = next_q.addcmul_(share, q, value=-1)  # in place: a sum is a new tensor
     return solution
 
 

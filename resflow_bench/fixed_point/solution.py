@@ -36,8 +36,9 @@ _CAUSES = {
         "certify the Lipschitz constant"
     ),
     Outcome.UNCERTIFIED: (
-        "converged, but its error bound exceeds the requested error; compute in float64 "
-        "(`flow.double()`), or take smaller Lipschitz constants or fewer blocks"
+        "converged, but its error bound exceeds the requested error: each block magnifies rounding "
+        "by up to 1 / (1 - K); compute in float64 (`flow.double()`), or take smaller Lipschitz "
+        "constants or fewer blocks"
     ),
 }
 
@@ -84,6 +85,20 @@ class Solution:
         ]
         raise ArithmeticError(
             f"{int(failed.sum())} of {len(failed)} fixed points not found: {'; '.join(causes)}."
+        )
+
+    def continued(self, rows: Tensor, other: Solution) -> Solution:
+        """This solution with another one's of the examples `rows`, (n,); the steps add up."""
+        bound = self.error_bound
+        if bound is not None and other.error_bound is not None:
+            bound = bound.index_copy(0, rows, other.error_bound)
+        return replace(
+            self,
+            value=self.value.index_copy(0, rows, other.value),
+            residual=self.residual.index_copy(0, rows, other.residual),
+            n_steps=self.n_steps.index_add(0, rows, other.n_steps),
+            outcome=self.outcome.index_copy(0, rows, other.outcome),
+            error_bound=bound,
         )
 
     def demand(self, error: float) -> Solution:

@@ -38,11 +38,11 @@ LARGEST = 256
 EXAMPLES = 32
 """Examples whose J is formed at a time: at d = 64 the numbers stay in the cache."""
 
-Certified = Branch | LinearBranch | GivenBranch
+SHIFT = 0.25
+"""The c of lambda_min(H) >= c - ||c I - H||_2, for eigenvalues of which the positive ones are no
+larger than the negative ones by more than 2 c."""
 
-POWER = 16
-"""The p of (sum_i |lambda_i|^p)^(1/p), which exceeds max_i |lambda_i| by 64^(1/16) = 1.3 at most at
-d = 64."""
+Certified = Branch | LinearBranch | GivenBranch
 
 
 class BranchBounds(NamedTuple):
@@ -69,30 +69,41 @@ def branch_bounds(branch: AnyBranch) -> BranchBounds:
 
 
 @torch.no_grad()
-def apart_near(branch: AnyBranch, x: Tensor, radius: Tensor, known: BranchBounds) -> Tensor:
+def apart_near(
+    branch: AnyBranch, x: Tensor, radius: Tensor, known: BranchBounds, thorough: bool = True
+) -> Tensor:
     """m with ||f(y) - f(x)|| >= m ||y - x|| for all y within `radius` of x, (B,) float64.
 
-    m = 1 - ||H(x)||_2 - Lip(J) radius, with ||H||_2 <= (sum_i lambda_i^16)^(1/16) of the dense H,
-    whose products are taken in float32, and whose rounding is subtracted.
+    m = sigma_min(A) - Lip(J) radius, A = I + J(x), as f(y) - f(x) = (A + E)(y - x) with E the mean
+    of J - J(x) between the two. With any X that is near the inverse of A, thoroughly,
+
+        sigma_min(A) >= (1 - ||I - A X||_F) / ||X||_2,   ||X||_2 <= (sum_i sigma_i^16)^(1/16);
+
+    in a third of the time, but less sharp, sigma_min(A) >= 1 + lambda_min(H). Products are taken in
+    float32, and their rounding is subtracted.
 
     Args:
         branch: g, in float64.
         x: (B, *event) float64.
         radius: (B,) float64.
         known: the `branch_bounds` of g.
+        thorough: whether to compute X, an inverse of each example's A.
 
-    Properties: d products and four of d x d matrices an example; no factorisation. -inf, no bound,
-        where d is above `LARGEST` or the curvature is not known.
+    Properties: d products and three of d x d matrices an example, thoroughly four and an inverse.
+        -inf, no bound, where d is above `LARGEST` or the curvature is not known.
+    Source: Rump (2010), "Verification methods", section 10, for the bound by any X.
     """
     dim = math.prod(x.shape[1:])
-    if not near_is_known(branch, dim, known):
+    if not near_is_known(branch, dim, known) or not len(x):
         return torch.full_like(radius, -math.inf)
+    jacobian = branch.linearise(x)[1].to(torch.float32)
     parts = [slice(k, k + EXAMPLES) for k in range(0, len(x), EXAMPLES)]
-    norms = [_norm_near(of_examples(branch, part), x[part]) for part in parts]
+    bound = _by_inverse if thorough else _by_symmetric_part
+    least = [bound(dense_jacobian(jacobian.select(p), x[p].float())) for p in parts]
     rounding = ROUNDING * torch.finfo(torch.float32).eps * math.sqrt(dim) * known.lipschitz
     whole = branch.branch if isinstance(branch, GivenBranch) else branch
     n_stages = 1 if isinstance(whole, LinearBranch) else len(whole.stages)
-    return 1.0 - torch.cat(norms) - n_stages * rounding - known.curvature * radius
+    return torch.cat(least) - n_stages * rounding - known.curvature * radius
 
 
 def near_is_known(branch: AnyBranch, dim: int, known: BranchBounds) -> TypeGuard[Certified]:
@@ -105,18 +116,41 @@ def of_examples(branch: Certified, examples: Examples) -> Certified:
     return branch.select(examples) if isinstance(branch, GivenBranch) else branch
 
 
-def _norm_near(branch: Certified, x: Tensor) -> Tensor:
-    """(sum_i lambda_i^16)^(1/16) of the symmetric part of J(x), (B,)."""
-    matrix = dense_jacobian(branch.linearise(x)[1].to(torch.float32), x.float())
-    power = (matrix + matrix.mT) / 2
-    # Scaled to 1, so that no power of a small number is lost.
-    size = torch.linalg.vector_norm(power, dim=(1, 2), keepdim=True)
-    power = power / size.clamp_min(torch.finfo(torch.float32).tiny)
-    for _ in range(3):
-        power = power @ power  # symmetric, so that the last one's norm is that of lambda^8
+def _by_symmetric_part(jacobian: Tensor) -> Tensor:
+    """1 + c - ||c I - H||_2 of each J, (B, d, d) float32 -> (B,) float64."""
+    shifted = (jacobian + jacobian.mT) / -2
+    shifted.diagonal(dim1=1, dim2=2).add_(SHIFT)
+    return 1.0 + SHIFT - _norm(shifted, 3)
+
+
+def _by_inverse(jacobian: Tensor) -> Tensor:
+    """(1 - ||I - A X||) / ||X|| with A = I + J of each J, (B, d, d) float32 -> (B,) float64."""
+    matrix = jacobian.clone()
+    matrix.diagonal(dim1=1, dim2=2).add_(1)
+    inverse = torch.linalg.inv_ex(matrix).inverse
+    off = matrix @ inverse
+    off.diagonal(dim1=1, dim2=2).sub_(1)
+    sizes = [torch.linalg.vector_norm(m, dim=(1, 2)).double() for m in (off, matrix, inverse)]
+    # The rounding of the product included.
+    distance = sizes[0] + ROUNDING * torch.finfo(matrix.dtype).eps * sizes[1] * sizes[2]
+    norm = _norm(inverse.mT @ inverse, 2).sqrt()
+    # An X that is no number gives no bound.
+    return torch.where(distance < 1, (1 - distance) / norm, -math.inf)
+
+
+def _norm(symmetric: Tensor, squarings: int) -> Tensor:
+    """(sum_i |lambda_i|^p)^(1/p) >= ||S||_2 with p = 2^(squarings + 1), (B, d, d) -> (B,) float64.
+
+    Of a Gram matrix S = X^T X the same with sigma_i^2 for |lambda_i|.
+    """
+    # Scaled to 1, so that no power overflows.
+    size = torch.linalg.vector_norm(symmetric, dim=(1, 2), keepdim=True)
+    power = symmetric / size.clamp_min(torch.finfo(symmetric.dtype).tiny)
+    for _ in range(squarings):
+        power = power @ power  # symmetric, so that the last one's norm is that of its eigenvalues
     total = torch.linalg.vector_norm(power, dim=(1, 2)).double()
-    # Three squarings, each off by d^2 units at most: 1e-3 holds up to d = 256.
-    return size[:, 0, 0].double() * total ** (2 / POWER) * (1 + 1e-3)
+    # Each product is off by d^2 units at most: 1e-3 holds for three up to d = 256.
+    return size[:, 0, 0].double() * total ** (1 / 2**squarings) * (1 + 1e-3)
 
 
 def _apart_by_averages(branch: Branch) -> float:

@@ -199,7 +199,6 @@ def inverse_of(
     chain: Chain, context: Tensor | None, z: Tensor, inversion: AnyInversion, certify: bool
 ) -> Solution:
     """`ResidualFlow.inverse` by the layers of the flow, at contexts (B, n_context) if any."""
-    layers = chain.given(context)
     if _is_off_cpu(z):
         compare_all([part for part in chain.modules() if isinstance(part, ResidualBlock)])
     if not certify:
@@ -208,38 +207,68 @@ def inverse_of(
                 f"An inverse with error={inversion.error:g} needs a certificate; got "
                 "certify=False. Leave one of them out."
             )
-        return _solved(layers, z, inversion, certify=False)
+        return _solved(chain, context, z, inversion, certify=False)
     reference = inversion
     if isinstance(inversion, ToTolerance):
         reference = inversion.reference(z.dtype)
-    exact = _solved(in_float64(chain).given(context), z.double(), reference, certify=True)
+    exact = _solved(in_float64(chain), context, z.double(), reference, certify=True, dtype=z.dtype)
     if reference is inversion:
         value, residual = exact.value.to(z.dtype), exact.residual.to(z.dtype)
         solution = replace(exact, value=value, residual=residual)
     else:
-        solution = _solved(layers, z, inversion, certify=False)
+        solution = _solved(chain, context, z, inversion, certify=False)
     bound = (solution.value.double() - exact.value).flatten(1).norm(dim=1) + exact.error_bound
     bound = torch.where(bound < torch.inf, bound, torch.inf)  # also if it is not a number
     solution = replace(solution, error_bound=bound)
     return solution.demand(inversion.error) if isinstance(inversion, ToError) else solution
 
 
-def _solved(layers: Chain, z: Tensor, inversion: AnyInversion, certify: bool) -> Solution:
-    """`layers.inverse`; off the CPU the first of the `planned` attempts that suffices, if one does.
+def _solved(
+    chain: Chain,
+    context: Tensor | None,
+    z: Tensor,
+    inversion: AnyInversion,
+    certify: bool,
+    dtype: torch.dtype | None = None,
+) -> Solution:
+    """The inverse by an attempt of few operations, if one suffices.
 
-    An attempt suffices if all examples converged or, with `ToError`, have a bound within the error;
-    to ask for that is the only wait. A z that is not finite is no reason for another attempt.
+    An attempt suffices if all examples converged or, with `ToError`, have a bound within the error
+    that includes their rounding to `dtype`. On the CPU `ToError` alone makes one, and the examples
+    that it leaves are inverted again. Off the CPU all attempts are `planned`, and all examples are
+    inverted again: to ask whether one suffices is the only wait. A z that is not finite is no
+    reason for another attempt.
     """
-    for attempt in inversion.planned() if _is_off_cpu(z) else []:
+    layers = chain.given(context)
+    if not _is_off_cpu(z):
+        if not isinstance(inversion, ToError):
+            return layers.inverse(z, inversion, certify=certify)
+        solution = _judged(layers.inverse(z, inversion.attempt()), z, inversion, dtype)
+        rows = (~solution.converged & finite_rows(z)).nonzero()[:, 0]
+        if not len(rows):
+            return solution
+        rest = chain.given(None if context is None else context[rows])
+        return solution.continued(rows, rest.inverse(z[rows], inversion))
+    for attempt in inversion.planned():
         solution = layers.inverse(z, attempt, certify=certify)
-        if isinstance(inversion, ToError) and solution.error_bound is not None:
-            is_near = solution.error_bound <= inversion.error
-            lost = torch.where(finite_rows(z), Outcome.MAX_STEPS, Outcome.DIVERGED)
-            outcome = torch.where(is_near, Outcome.CONVERGED, lost).to(torch.int8)
-            solution = replace(solution, outcome=outcome)
+        if isinstance(inversion, ToError):
+            solution = _judged(solution, z, inversion, dtype)
         if bool((solution.converged | ~finite_rows(z)).all()):
             return solution
     return layers.inverse(z, inversion, certify=certify)
+
+
+def _judged(
+    solution: Solution, z: Tensor, inversion: ToError, dtype: torch.dtype | None
+) -> Solution:
+    """The solution of an attempt, converged where the bound, once rounded, is within the error."""
+    assert solution.error_bound is not None  # asked for with `ToError`
+    x = solution.value
+    rounding = (x - x.to(dtype or x.dtype).to(x.dtype)).flatten(1).norm(dim=1)
+    lost = torch.where(finite_rows(z), Outcome.MAX_STEPS, Outcome.DIVERGED)
+    is_near = solution.error_bound + rounding <= inversion.error
+    outcome = torch.where(is_near, Outcome.CONVERGED, lost).to(torch.int8)
+    return replace(solution, outcome=outcome)
 
 
 def _is_off_cpu(x: Tensor) -> bool:

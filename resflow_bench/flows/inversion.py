@@ -14,6 +14,7 @@ from resflow_bench.fixed_point import (
     Auto,
     Newton,
     NewtonKrylov,
+    Outcome,
     Picard,
     Secant,
     Solution,
@@ -21,9 +22,9 @@ from resflow_bench.fixed_point import (
     direct,
     solve,
 )
-from resflow_bench.fixed_point.newton import Product
+from resflow_bench.fixed_point.newton import Product, minimal_residuals
 from resflow_bench.flows.copies import memoised, recast
-from resflow_bench.jacobian import dense_jacobian
+from resflow_bench.jacobian import Jacobian, dense_jacobian
 from resflow_bench.layers import AnyBranch, Branch, GivenBranch, LinearBranch, Opaque
 from resflow_bench.layers.maps import Composition
 
@@ -45,6 +46,20 @@ PLANNED_STEPS = (8, UNASKED)
 PLANNED_START = 4
 PLANNED_REFINEMENTS = 2
 PLANNED_PRODUCTS = 7
+# The share of the requested error above which, in the first attempt, a block's bound is worth d
+# products to tighten: the blocks that follow will stretch it.
+SHARE = 0.15
+# Caps on the steps of a `Quick` inversion in either dtype, and on the products of each step.
+QUICK_COARSE = 8
+QUICK_FINE = 5
+QUICK_PRODUCTS = 30
+# Its systems are solved to these residuals, relative to the right side: coarse and fine steps.
+QUICK_LOOSE = 3e-2
+QUICK_TIGHT = 1e-4
+# The residual at which the coarse steps end, relative to 1 + ||x||, and the fine ones, in float64's
+# last place: below the rounding that a certificate counts in any case.
+QUICK_START = 1e-4
+QUICK_FLOOR = 30.0
 # The d up to which the mean Jacobian is formed and inverted, at which two threads of MKL are known
 # not to hang.
 LARGEST_INVERTED = 256
@@ -147,13 +162,7 @@ class ToRounding:
         if not len(rest):
             return solution
         last = iterate.start(fine.select(rest), z[rest], solution.value[rest])
-        return replace(
-            solution,
-            value=solution.value.index_copy(0, rest, last.value),
-            residual=solution.residual.index_copy(0, rest, last.residual),
-            n_steps=solution.n_steps.index_add(0, rest, last.n_steps),
-            outcome=solution.outcome.index_copy(0, rest, last.outcome),
-        )
+        return solution.continued(rest, last)
 
     def _refined(self, fine: Composition, coarse: Composition, z: Tensor) -> Solution:
         """The solution after 1 and 2."""
@@ -227,22 +236,79 @@ class Planned:
 
 
 @dataclass(frozen=True)
+class Quick:
+    """x + g(x) = z by Newton's steps for a whole batch, the fewest operations for a first attempt.
+
+    P = (I + J)^-1 at the mean slopes at z preconditions all systems. Newton's steps in the coarse
+    dtype go to `QUICK_START`; the J of the last of them then serves the corrections of residuals
+    in z's dtype, to about the rounding that a certificate counts.
+
+    A step ends when all examples' systems are solved, and the inversion when all examples are, so
+    that an example costs as much as the worst one. Where that was not reached, x is less exact.
+
+    solver: gives the coarse dtype, and the inversion where z is no finer or g's J v is not known.
+    """
+
+    solver: ToRounding = ToRounding()
+
+    def __call__(self, branch: AnyBranch, z: Tensor) -> Solution:
+        """Solve x + g(x) = z from x = z, (B, *event)."""
+        dtype = self.solver.dtype
+        if z.dtype != torch.float64 or dtype == torch.float64 or isinstance(branch, Opaque):
+            return self.solver(branch, z)
+        fine, coarse = _normalised(branch), _normalised(recast(branch, dtype))
+        # An example that is not finite would spoil the mean.
+        target = z.to(dtype).nan_to_num(0.0, 0.0, 0.0)
+        g, jacobian = coarse.linearise(target)
+        precondition = _mean_inverse(jacobian, target)
+        x, n_steps = target - precondition(g), 1
+        for _ in range(QUICK_COARSE):
+            g, jacobian = coarse.linearise(x)
+            residual, n_steps = target - x - g, n_steps + 1
+            if bool((_norm(residual) <= QUICK_START * (1 + _norm(x))).all()):
+                break
+            x = x + _corrected(jacobian, residual, QUICK_LOOSE, precondition)
+        wide = x.to(z.dtype)
+        floor = QUICK_FLOOR * torch.finfo(z.dtype).eps
+        for k in range(QUICK_FINE):
+            residual, n_steps = z - wide - fine(wide), n_steps + 1
+            size = _norm(residual)
+            if k == QUICK_FINE - 1 or bool((size <= floor * (1 + _norm(wide))).all()):
+                break
+            scale = size.clamp_min(torch.finfo(z.dtype).tiny).view(-1, *[1] * (z.ndim - 1))
+            right = (residual / scale).to(dtype)
+            step = _corrected(jacobian, right, QUICK_TIGHT, precondition)
+            wide = wide + scale * step.to(z.dtype)
+        outcome = torch.where(size < math.inf, Outcome.CONVERGED, Outcome.DIVERGED)
+        return Solution(
+            wide, size, torch.full_like(size, n_steps, dtype=torch.int64), outcome.to(torch.int8)
+        )
+
+    def planned(self) -> list[AnyInversion]:
+        """None: it is itself an attempt."""
+        return []
+
+
+@dataclass(frozen=True)
 class ToError:
     """x with a certified ||x - x*||_2 <= error; a flow marks the others UNCERTIFIED.
 
-    A block whose bound comes near the error computes a tighter one, see `ResidualBlock.inverse`.
-    Off the CPU an x within the error is good enough, even if more steps would change it.
+    A flow first makes an attempt of few operations; an x within the error is good enough, even if
+    more steps would change it. Examples that it leaves uncertified are inverted as exactly as
+    possible, each block's bound tightened, see `ResidualBlock.inverse`.
 
     error: the largest error that is good enough, above 0.
     solver: how x is computed: float64's rounding, whatever the dtype of z, is the best that a
         certificate can start from.
+    share: of the error, above which a block's bound is tightened.
 
     Raises:
         ValueError: an `error` that is not positive and finite.
     """
 
     error: float
-    solver: ToRounding = ToRounding()
+    solver: ToRounding | Quick = ToRounding()
+    share: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.error < math.inf:
@@ -255,8 +321,14 @@ class ToError:
         """As `ToTolerance.planned`; whether they suffice depends on the bound alone."""
         return self.solver.planned()
 
+    def attempt(self) -> ToError:
+        """The first attempt on a CPU."""
+        if not isinstance(self.solver, ToRounding):
+            return self
+        return replace(self, solver=Quick(self.solver), share=SHARE)
 
-AnyInversion = ToTolerance | ToRounding | ToError | Planned
+
+AnyInversion = ToTolerance | ToRounding | ToError | Planned | Quick
 
 
 def Inversion(  # noqa: N802 -- an older name, of a class with all of these fields
@@ -293,13 +365,32 @@ def mean_preconditioner(g: Composition, x: Tensor) -> Callable[[Tensor], Tensor]
     (I + J)^-1 exists for ||J|| < 1, which holds for a mean of Jacobians below 1 in norm. Where it
     does not exist, its numbers are not finite, and an iteration with it diverges.
     """
+    if math.prod(x.shape[1:]) > LARGEST_INVERTED or not len(x):
+        return lambda r: r
+    return _mean_inverse(g.linearise(x)[1], x)
+
+
+def _mean_inverse(jacobian: Jacobian, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """As `mean_preconditioner`, from the J at x."""
     dim = math.prod(x.shape[1:])
     if dim > LARGEST_INVERTED or not len(x):
         return lambda r: r
-    mean = dense_jacobian(g.linearise(x)[1].mean(), x[:1])[0]
+    mean = dense_jacobian(jacobian.mean(), x[:1])[0]
     identity = torch.eye(dim, dtype=x.dtype, device=x.device)
     inverse = torch.linalg.inv_ex(identity + mean).inverse.mT.contiguous()
     return lambda r: (r.flatten(1) @ inverse).view_as(r)
+
+
+def _corrected(jacobian: Jacobian, right: Tensor, relative: float, precondition: Product) -> Tensor:
+    """d with ||right - (I + J) d|| <= relative ||right||, or the best of `QUICK_PRODUCTS`."""
+    limit = relative * _norm(right)
+    return minimal_residuals(jacobian.push, right, limit, QUICK_PRODUCTS, precondition)
+
+
+def _norm(x: Tensor) -> Tensor:
+    """||x||_2 over the event, (B,)."""
+    norm: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return norm
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,9 +28,8 @@ from resflow_bench.layers.orders import Order, conversion, norm
 from resflow_bench.logdet.estimator import Estimator
 from resflow_bench.theory import RESIDUAL, Coefficients
 
-SHARE = 0.05
-"""The share of the requested error above which a block's bound is worth d products to tighten: the
-blocks that follow will stretch it."""
+SOFT = 0.1
+"""The m below which a block's bound is always tightened: it gains most where K is near one."""
 
 PROMISE_SLACK = 1e-5
 """The relative excess over a promised constant that float32's rounding may cause."""
@@ -109,8 +108,8 @@ class ResidualBlock(nn.Module):
 
         1. x is the exact inverse of a z that is off by the residual, and m that of `branch_bounds`:
            ||f(x) - f(y)|| >= m ||x - y|| everywhere; at least 1 - K.
-        2. With `ToError`, where that leaves a bound near its error or above, x* is within the bound
-           of x, and m of that ball (`apart_near`) is the better one.
+        2. With `ToError`, where m is small or leaves a bound above a share of the error, x* is
+           within the bound of x, and m of that ball (`apart_near`) is the better one.
 
         Args:
             z: (B, *event).
@@ -143,10 +142,12 @@ class ResidualBlock(nn.Module):
         # Where m is not certified to be positive, or the bound is no number, no bound holds.
         bound = torch.where((bound < torch.inf) & (known.apart > 0.0), bound, torch.inf)
         if isinstance(inversion, ToError) and near_is_known(branch, n, known):
-            loose = (bound > SHARE * inversion.error) & (bound < torch.inf)
+            share = inversion.share if known.apart > SOFT else 0.0
+            loose = (bound > share * inversion.error) & (bound < torch.inf)
             rows = loose.nonzero()[:, 0]
             if len(rows):
-                near = apart_near(of_examples(branch, rows), x[rows], bound[rows], known)
+                at, thorough = of_examples(branch, rows), share == 0.0
+                near = apart_near(at, x[rows], bound[rows], known, thorough)
                 better = residual[rows] / torch.where(near > known.apart, near, known.apart)
                 bound = bound.index_copy(0, rows, better)
         return replace(solution, error_bound=bound)

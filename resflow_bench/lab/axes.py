@@ -135,6 +135,8 @@ _AXES = (
          _one_of("n_terms", "n_probes", "batch_size")),
     Axis("tolerance", float, "rtol = atol of an inverse or a path; 0 runs for all of max_steps",
          "1e-6", _at_least(0)),
+    Axis("error", float, "error that an inverse is asked to certify", "1e-6",
+         lambda value: None if 0.0 < value < inf else "must be positive and finite"),
     Axis("max_steps", int, "steps after which the inverse gives up", "1000", _at_least(1)),
     Axis("operation", str, "the call that is measured", "log_prob",
          _one_of("log_prob", "gradient", "train_step", "update", "sample", "inversion",

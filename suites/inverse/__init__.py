@@ -34,11 +34,22 @@ def _grids(
     )
 
 
+def _certified(
+    models: tuple[str, ...],
+    constants: tuple[float, ...],
+    errors: tuple[float, ...],
+    trained: tuple[float, ...] = (),
+) -> tuple[Grid, ...]:
+    """Inverses that certify an error, near K = 1."""
+    axes: Axes = {"error": errors, "dtype": ("float32", "float64")}
+    return model_grids(models, constants, trained, axes)
+
+
 SUITE = Suite(
     name="inverse",
     title="Error of the inverse",
     question="How far is the fixed-point inverse from the true one, and what does it certify?",
-    axes=(*MODEL_AXES, "tolerance", "max_steps"),
+    axes=(*MODEL_AXES, "tolerance", "max_steps", "error"),
     presets={
         "smoke": Preset(
             _grids(("minus-identity", "init"), (0.5,), (), (1e-3,), (5, 20)), {"n_points": 16}
@@ -53,6 +64,7 @@ SUITE = Suite(
                     (1, 2, 5, 10, 20, 50, 100, 200),
                 )
                 + _grids((), (), (0.9,), (1e-4,), (20,), ("conv", "checkerboard"))
+                + _certified(("minus-identity", "orthogonal", "steep"), (0.99, 0.9999), (1e-6,))
             ),
             {"n_points": 32},
         ),
@@ -66,6 +78,12 @@ SUITE = Suite(
                     (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000),
                     TRAINED_FLOWS,
                 )
+                + _certified(
+                    (*LINEAR_FAMILIES, "steep"),
+                    (0.97, 0.99, 0.999, 0.9999),
+                    (1e-6, 1e-9),
+                    trained=(0.9, 0.97, 0.99),
+                )
             ),
             {"n_points": 256},
         ),
@@ -76,7 +94,7 @@ SUITE = Suite(
     claims=CLAIMS,
     table=(
         *("inverse_error", "inverse_error_bound", "inverse_error_banach"),
-        *("n_steps", "n_steps_bound", "outcome"),
+        *("n_steps", "n_steps_bound", "outcome", "uncertified_share", "n_evaluations"),
     ),
     figures="suites.inverse.figures",
 )

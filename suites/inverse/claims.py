@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from resflow_bench.analysis.rules import Exactly
 from resflow_bench.analysis.words import measured, number
+from resflow_bench.architectures import LINEAR_FAMILIES
 from resflow_bench.lab import Claims, Finding, Metric, Statement
 from suites.margins import ERROR, EXACT, REALISED, each
 from suites.models import FIRST, GLOSSARY, named, telling
@@ -31,6 +32,15 @@ steps enough to reach it."""
 REACHABLE = FLOOR.format(1)
 COUNTABLE = FLOOR.format(10)
 """Nearer to the floor, rounding costs steps beyond those that exact arithmetic takes."""
+
+NEAR_ONE = (
+    "error >= 1e-6 and dtype == 'float64' and lipschitz <= 0.9999 and dim <= 64 and "
+    f"model in {[*LINEAR_FAMILIES, 'steep']}"
+)
+"""Errors that rounding, magnified by 1 / (1 - K) in float64, leaves room for, in the flows of which
+it is promised: one linear block, and eight steep ones."""
+
+MOST_EVALUATIONS = 100.0
 
 STATEMENTS = (
     Statement(
@@ -61,6 +71,22 @@ STATEMENTS = (
         Exactly("outcome", 0.0, OUTCOMES),
         only=REACHABLE,
     ),
+    Statement(
+        "an error is certified near K = 1",
+        "every bound is within the error requested, 1e-6 or more: linear maps and the steep flow, "
+        "d ≤ 64, K ≤ 0.9999",
+        "m near a point is the least singular value of I + J less Lip(J) times the radius",
+        Exactly("uncertified_share", 0.0),
+        only=NEAR_ONE,
+    ),
+    Statement(
+        "a certificate costs few evaluations",
+        "a certified inverse computes no more than 100 evaluations of g in each block, products "
+        "with J included",
+        "Newton's steps with a common preconditioner; d ≤ 64 products to tighten a bound",
+        Exactly("n_evaluations", MOST_EVALUATIONS),
+        only=NEAR_ONE + " and lipschitz >= 0.99",
+    ),
 )
 
 
@@ -85,6 +111,8 @@ CLAIMS = Claims(
     metrics={
         **each(ERROR, "inverse_error", "inverse_error_bound", "residual"),
         "outcome": Metric("more"),
+        "uncertified_share": Metric("more"),
+        "n_evaluations": Metric("more", rtol=0.1, atol=1.0),
         "n_steps": Metric("more", rtol=0.1, atol=1.0),
         "n_steps_bound": Metric("other", rtol=0.05, atol=1.0),
         "inverse_error_banach": EXACT,

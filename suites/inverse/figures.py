@@ -140,11 +140,12 @@ PICTURES = (
     Picture(
         "inverse",
         against_bounds,
-        "A mark is one inversion to a tolerance. Left: its true error against its certificate, "
-        "which adds its distance from an inverse in float64 to the largest error that the "
-        "residuals of the latter allow, ‖r‖ / m per block with m ≥ 1 − K. Right: the steps taken "
-        "over all blocks against the number that suffices by Banach's theorem, where the tolerance "
-        "is at least ten times the rounding floor u / (1 − K), of which the theorem knows nothing. "
+        "A mark is one inversion to a tolerance or, near K = 1, to an error. Left: its true error "
+        "against its certificate, which adds its distance from an inverse in float64 to the "
+        "largest error that the residuals of the latter allow, ‖r‖ / m per block with m ≥ 1 − K. "
+        "Right: the steps taken over all blocks against the number that suffices by Banach's "
+        "theorem, where the tolerance is at least ten times the rounding floor u / (1 − K), of "
+        "which the theorem knows nothing. "
         "Each mark belongs on or under the diagonal, outside the shaded region; the distance from "
         "the diagonal shows how cautious the theory is. Rings are float32.",
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -13,12 +13,14 @@ from typing import NamedTuple, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from resflow_bench.fixed_point import Outcome, Solution
 from resflow_bench.flows import (
     MonotoneBlock,
     ResidualBlock,
     ResidualFlow,
+    ToError,
     ToRounding,
     ToTolerance,
     bijection,
@@ -29,6 +31,7 @@ from resflow_bench.layers import AnyBranch
 from resflow_bench.memory import at_once
 from resflow_bench.models import build_flow, build_points, dense_truth, realised, sizes
 from resflow_bench.models.own import version
+from resflow_bench.speed.timing import Call
 
 NEWTON_STEPS = 50
 """Near the solution the digits double in each, and most need five."""
@@ -44,6 +47,10 @@ def measure_inverse(cell: Cell, context: Context) -> Iterable[Observation]:
     step of it is one of the solver's that is measured, or of the one behind its certificate.
     """
     flow, z, truth, (norm, radius) = _truth_of(cell, context)
+    if cell.get("error") is not None:
+        yield from _certified(cell, flow, z)
+        yield from realised(norm, radius)
+        return
     tolerance = cell["tolerance"]
     inversion = ToTolerance(rtol=tolerance, atol=tolerance, max_steps=cell["max_steps"])
     solution = flow.inverse(z, inversion)
@@ -74,6 +81,34 @@ def measure_inverse(cell: Cell, context: Context) -> Iterable[Observation]:
     worst = Outcome(int(solution.outcome.max()))
     yield Observation("outcome", float(worst), "1", n=n, message=worst.name.lower())
     yield from realised(norm, radius)
+
+
+def _certified(cell: Cell, flow: ResidualFlow, z: Tensor) -> Iterator[Observation]:
+    """The inverse that certifies the cell's `error`, or refuses, and its work."""
+    solution, n = flow.inverse(z, ToError(cell["error"])), len(z)
+    # As the truth of all cells, with a bound as sharp as the one that is judged.
+    newton = ToError(cell["error"], cast("ToRounding", solved_by_newton))
+    truth = copy.deepcopy(flow).double().layers.inverse(z.double(), newton)
+    error = (solution.value.double() - truth.value).flatten(1).norm(dim=1)
+    bound = _bound(solution) + _bound(truth)
+    yield Observation("inverse_error", float(error.max()), "1", n=n)
+    yield Observation("inverse_error_bound", float(bound.max()), "1", n=n)
+    if bool(torch.isfinite(bound).all()):
+        yield Observation("error_over_bound", float((error / bound).max()), "1", n=n)
+    yield Observation("uncertified_share", float((~solution.converged).double().mean()), "1", n=n)
+    work = _evaluations(lambda: flow.inverse(z, ToError(cell["error"])))
+    once = _evaluations(lambda: flow(truth.value.to(z.dtype)))
+    yield Observation("n_evaluations", work / once, "evaluations", n=n)
+    worst = Outcome(int(solution.outcome.max()))
+    yield Observation("outcome", float(worst), "1", n=n, message=worst.name.lower())
+
+
+def _evaluations(call: Call) -> int:
+    """Floating-point operations of all products but those of batches of matrices."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        call()
+    counts = counter.get_flop_counts()["Global"]
+    return sum(n for operation, n in counts.items() if operation is not torch.ops.aten.bmm)
 
 
 def _is_rounded_to_one(block: ResidualBlock) -> bool:

@@ -13,7 +13,7 @@ import suites
 from resflow_bench import theory
 from resflow_bench.architectures import family_matrix
 from resflow_bench.lab import Cell, Context, Observation
-from resflow_bench.logdet import Fixed, Gaussian, LogDetEstimator
+from resflow_bench.logdet import Fixed, Gaussian, LogDetEstimator, Poisson, Roulette
 from resflow_bench.models import build_problem
 from suites.weights import observe_ess_loss, observe_weight_bias
 
@@ -138,3 +138,24 @@ def test_a_constant_bias_costs_no_sample(tmp_path) -> None:
     assert bias["weight_bias"].value == pytest.approx(bias["bias_expected"].value, abs=1e-12)
     assert bias["bias_expected"].value > 1.0
     assert variance["ess_loss"].ci_high < 1e-10
+
+
+def test_one_error_of_thousands_of_nats_leaves_a_lower_limit() -> None:
+    """As a roulette of infinite variance has it: all other weights are zero beside its own."""
+    axes = {"model": "minus-identity", "dim": 6, "lipschitz": 0.9}
+    cell = Cell("variance", {**axes, "dtype": "float64", "device": "cpu"})  # type: ignore[arg-type]
+    problem = build_problem(cell, Path("unused"), 1)
+    estimator = LogDetEstimator(Gaussian(), Roulette(Poisson(2.0), 0))
+    errors = np.random.default_rng(0).normal(0.0, 0.5, (4000, 1))
+    errors[7] = 5000.0
+    found = {
+        o.metric: o
+        for observe_them in (observe_ess_loss, observe_weight_bias)
+        for o in observe_them(problem, estimator, errors)
+    }
+    assert found["ess_loss"].value == pytest.approx(1 - 1 / 4000)
+    # Without the outlier 1 - exp(-1/4) is lost, and ln E[exp(e)] = 1/8.
+    assert 0.1 < found["ess_loss"].ci_low < 0.25
+    assert found["weight_bias"].value == pytest.approx(5000 - math.log(4000))
+    assert 0.0 < found["weight_bias"].ci_low < 0.15
+    assert found["weight_bias"].ci_high == math.inf

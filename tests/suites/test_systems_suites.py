@@ -135,7 +135,8 @@ def test_a_tolerance_of_zuko_is_measured_against_the_truth(results: Path) -> Non
         )
         assert found["trace_error_over_tolerance"].value < 100
     assert scaled["n_evaluations"].value <= alike["n_evaluations"].value
-    assert scaled["trace_error"].value >= alike["trace_error"].value
+    # Where both take the same steps the two are equal but for rounding.
+    assert scaled["trace_error"].value >= (1 - 1e-6) * alike["trace_error"].value
     assert noisy["trace_error"].value > 100 * scaled["trace_error"].value
     assert noisy["z_error"].value < 1e-4
     loose = observe("euler", results, **(axes | {"tolerance": 1e-3}), method="zuko")
@@ -233,7 +234,8 @@ def test_inverse_takes_a_closed_form_without_an_error_bound() -> None:
         flow = ResidualFlow([Twice(constant), block], 2)
         rows = measure("inverse", model=flow, tolerance=(1e-5,), max_steps=(100,))
         assert set(rows["status"]) == {"ok"}
-        found = rows[rows["dtype"] == "float64"].set_index("metric")["value"]
+        iterated = rows[(rows["dtype"] == "float64") & rows["tolerance"].notna()]
+        found = iterated.set_index("metric")["value"]
         assert found["inverse_error"] < 1e-4
         assert math.isinf(found["inverse_error_bound"]) == math.isinf(constant)
         assert ("error_over_bound" in found) == math.isfinite(constant)

@@ -25,6 +25,7 @@ from resflow_bench.layers.orders import Order
 class AOL:
     """||A||_2 by W_c = c W D with D_ii = (sum_j |W^T W|_ij)^(-1/2), see `AOLNorm`.
 
+    >>> from resflow_bench.layers.norms.operators import Matrix
     >>> norm = AOL().normaliser(Matrix(torch.eye(3)), 0.5)
     >>> norm.normalised(Matrix(torch.eye(3)))[0]
     tensor([0.5000, 0.0000, 0.0000])

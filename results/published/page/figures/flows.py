@@ -5,6 +5,7 @@
 # commit: 23684d137db18df601b7d8c4b7e982ff319739f3
 # preset: quick
 # seed: 0
+# hardware: AMD EPYC
 # dataset: eight-gaussians
 # dtype: float32
 # device: cpu
@@ -12,32 +13,20 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.lines import Line2D
 
-AXES = {
-    'eight-gaussians': dict(
-        xlabel='seconds of training', xscale='log', xlim=(0.8, 21.8406),
-        ylabel='held-out log-likelihood (nat)', yscale='linear', ylim=(-1.76741, -1.43058),
-    ),
-}
-COLORS = {
-    'flow-matching': '#0173b2',
-    'residual': '#d55e00',
-    'nsf': '#0173b2',
-    'realnvp': '#0173b2',
-}
-
-rows = pd.read_csv("flows.csv", skiprows=10, dtype={"panel": str, "series": str})
+texts = dict.fromkeys(["panel", "series", "color", "value"], str)
+rows = pd.read_csv("flows.csv", skiprows=11, dtype=texts)
 grid = sns.FacetGrid(rows, col="panel", col_wrap=1, sharex=False, sharey=False)
 for (panel, kind, _), some in rows.groupby(["panel", "kind", "group"], sort=False):
-    ax, color = grid.axes_dict[panel], COLORS[some["series"].iloc[0]]
+    ax, color = grid.axes_dict[panel], "#" + some["color"].iloc[0]
     if "line" in kind:
         sns.lineplot(some, x="x", y="y", color=color, estimator=None, sort=False, ax=ax)
     if "mark" in kind:
         sns.scatterplot(some, x="x", y="y", color=color, ax=ax)
     if kind in ['marked line']:
         ax.vlines(some["x"], some["y_low"], some["y_high"], color=color)
-for panel, ax in grid.axes_dict.items():
-    ax.set(**AXES[panel])
+grid.set(xlabel='seconds of training', xscale='log', xlim=(0.8, 21.8406), ylabel='held-out log-likelihood (nat)', yscale='linear', ylim=(-1.76741, -1.43058))
+for ax in grid.axes.flat:
     ax.minorticks_off()
-grid.set_titles("{col_name}")
-grid.add_legend({name: Line2D([], [], color=color, lw=4) for name, color in COLORS.items()})
-grid.savefig("flows-again.png")
+colors = "#" + rows.groupby("series", sort=False)["color"].first()
+grid.add_legend({series: Line2D([], [], color=color, lw=4) for series, color in colors.items()})
+grid.set_titles("{col_name}").savefig("flows-again.png")

@@ -5,49 +5,28 @@
 # commit: 23684d137db18df601b7d8c4b7e982ff319739f3
 # preset: quick
 # seed: 0
+# hardware: AMD EPYC
 # dataset: eight-gaussians
 # dtype: float32
 # device: cpu
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.lines import Line2D
 
-AXES = {
-    'eight-gaussians, true': dict(
-        xlabel='', xscale='linear', xticks=[], xticklabels=[], xlim=(-2.28114, 2.28114),
-        ylabel='', yscale='linear', yticks=[], yticklabels=[], ylim=(-2.28114, 2.28114),
-    ),
-    'nsf, 5.4 s': dict(
-        xlabel='', xscale='linear', xticks=[], xticklabels=[], xlim=(-2.28114, 2.28114),
-        ylabel='', yscale='linear', yticks=[], yticklabels=[], ylim=(-2.28114, 2.28114),
-    ),
-    'flow-matching, 14 s': dict(
-        xlabel='', xscale='linear', xticks=[], xticklabels=[], xlim=(-2.28114, 2.28114),
-        ylabel='', yscale='linear', yticks=[], yticklabels=[], ylim=(-2.28114, 2.28114),
-    ),
-    'realnvp, 5.1 s': dict(
-        xlabel='', xscale='linear', xticks=[], xticklabels=[], xlim=(-2.28114, 2.28114),
-        ylabel='', yscale='linear', yticks=[], yticklabels=[], ylim=(-2.28114, 2.28114),
-    ),
-    'residual, 8.4 s': dict(
-        xlabel='', xscale='linear', xticks=[], xticklabels=[], xlim=(-2.28114, 2.28114),
-        ylabel='', yscale='linear', yticks=[], yticklabels=[], ylim=(-2.28114, 2.28114),
-    ),
-}
-COLORS = {
-    'density': '#000000',
-}
-
-rows = pd.read_csv("flows_densities.csv", skiprows=10, dtype={"panel": str, "series": str})
+texts = dict.fromkeys(["panel", "series", "color", "value"], str)
+rows = pd.read_csv("flows_densities.csv", skiprows=11, dtype=texts)
 grid = sns.FacetGrid(rows, col="panel", col_wrap=3, sharex=False, sharey=False)
 for (panel, kind, _), some in rows.groupby(["panel", "kind", "group"], sort=False):
-    ax, color = grid.axes_dict[panel], COLORS[some["series"].iloc[0]]
-    if kind == "pixel":
-        image = some.pivot(index="y", columns="x", values="value")
-        ax.pcolormesh(image.columns, image.index, image, cmap="mako")
-for panel, ax in grid.axes_dict.items():
-    ax.set(**AXES[panel])
+    ax, color = grid.axes_dict[panel], "#" + some["color"].iloc[0]
+    if kind == "pixels":
+        parts = some[['value']].dropna(axis="columns")
+        image = np.array([[part.split() for part in line] for line in parts.values], float)
+        ends = *some.iloc[0][["x_low", "x_high"]], some["y_low"].min(), some["y_high"].max()
+        ax.imshow(np.moveaxis(image, 1, -1).squeeze(), extent=ends, origin="lower", cmap='mako', vmin=0.0, vmax=0.648239254951477)
+grid.set(xlabel='', xscale='linear', xticks=[], xticklabels=[], xlim=(-2.28114, 2.28114), ylabel='', yscale='linear', yticks=[], yticklabels=[], ylim=(-2.28114, 2.28114))
+for ax in grid.axes.flat:
     ax.minorticks_off()
-grid.set_titles("{col_name}")
-grid.add_legend({name: Line2D([], [], color=color, lw=4) for name, color in COLORS.items()})
-grid.savefig("flows_densities-again.png")
+colors = "#" + rows.groupby("series", sort=False)["color"].first()
+grid.add_legend({series: Line2D([], [], color=color, lw=4) for series, color in colors.items()})
+grid.set_titles("{col_name}").savefig("flows_densities-again.png")

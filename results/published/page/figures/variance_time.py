@@ -5,6 +5,7 @@
 # commit: 23684d137db18df601b7d8c4b7e982ff319739f3
 # preset: full
 # seed: 0
+# hardware: AMD EPYC
 # model: shallow
 # dim: 64
 # lipschitz: 0.9
@@ -17,31 +18,20 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.lines import Line2D
 
-AXES = {
-    'shallow, d = 64': dict(
-        xlabel="variance × time, over that of our baseline's (normflows: not measured)", xscale='log', xlim=(0.0008, 19.0079),
-        ylabel='', yscale='linear', yticks=[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0], yticklabels=['geometric(0.3), per example', 'geometric(0.3), stratified', '10 terms', 'geometric(0.3)', 'baseline', 'Rademacher', '16 Hadamard', '1 trace', '10 terms, 2 traces, Arnoldi', 'all together, bfloat16', '2 traces', 'all together', '10 terms, 2 traces'], ylim=(-0.6, 12.6),
-    ),
-}
-COLORS = {
-    'range': '#d7dbe0',
-    'baseline': '#1f2328',
-    'finite variance': '#949494',
-}
-
-rows = pd.read_csv("variance_time.csv", skiprows=15, dtype={"panel": str, "series": str})
+texts = dict.fromkeys(["panel", "series", "color", "value"], str)
+rows = pd.read_csv("variance_time.csv", skiprows=16, dtype=texts)
 grid = sns.FacetGrid(rows, col="panel", col_wrap=1, sharex=False, sharey=False)
 for (panel, kind, _), some in rows.groupby(["panel", "kind", "group"], sort=False):
-    ax, color = grid.axes_dict[panel], COLORS[some["series"].iloc[0]]
+    ax, color = grid.axes_dict[panel], "#" + some["color"].iloc[0]
     if "mark" in kind:
         sns.scatterplot(some, x="x", y="y", color=color, ax=ax)
     if kind in ['mark', 'interval']:
         ax.hlines(some["y"], some["x_low"], some["x_high"], color=color)
     if kind == "reference" and some["x"].notna().all():
         ax.axvline(some["x"].iloc[0], color=color)
-for panel, ax in grid.axes_dict.items():
-    ax.set(**AXES[panel])
+grid.set(xlabel="variance × time, over that of our baseline's (normflows: not measured)", xscale='log', xlim=(0.0008, 19.0079), ylabel='', yscale='linear', yticks=[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0], yticklabels=['geometric(0.3), per example', 'geometric(0.3), stratified', '10 terms', 'geometric(0.3)', 'baseline', 'Rademacher', '16 Hadamard', '1 trace', '10 terms, 2 traces, Arnoldi', 'all together, bfloat16', '2 traces', 'all together', '10 terms, 2 traces'], ylim=(-0.6, 12.6))
+for ax in grid.axes.flat:
     ax.minorticks_off()
-grid.set_titles("{col_name}")
-grid.add_legend({name: Line2D([], [], color=color, lw=4) for name, color in COLORS.items()})
-grid.savefig("variance_time-again.png")
+colors = "#" + rows.groupby("series", sort=False)["color"].first()
+grid.add_legend({series: Line2D([], [], color=color, lw=4) for series, color in colors.items()})
+grid.set_titles("{col_name}").savefig("variance_time-again.png")
