@@ -130,10 +130,8 @@ class Search:
 
         The second one of a convolution takes some thirty products.
         """
-        most = 2 if self.inspection.x.ndim == 2 else 1
-        traced = {
-            n: LogDetEstimator(Rademacher(), Fixed(n), n_traced=n) for n in range(most, 0, -1)
-        }
+        tried = (2, 1) if self.inspection.x.ndim == 2 else (1,)
+        traced = {n: LogDetEstimator(Rademacher(), Fixed(n), n_traced=n) for n in tried}
         return next((n for n, one in traced.items() if self._is_supported(one)), 0)
 
     def _is_supported(self, estimator: LogDetEstimator) -> bool:

@@ -54,7 +54,7 @@ class Band(NamedTuple):
 
     @property
     def n_operations(self) -> float:
-        """Those of `block_tridiagonal_log_det`: in a block two LU, a solution and a product."""
+        """The work of `block_tridiagonal_log_det`: in a block two LU, a solution and a product."""
         return self.n_blocks * (4 / 3 + 2 + 2) * self.size**3
 
     @property

@@ -57,7 +57,7 @@ class Circulant:
 
     @property
     def _multiplicity(self) -> Tensor:
-        """How many frequencies of the whole transform one of the half stands for, (W // 2 + 1,)."""
+        """The number of frequencies of the whole transform for each of the half, (W // 2 + 1,)."""
         n = self.grid[1]
         several = torch.full((n // 2 + 1,), 2.0, device=self.symbol.device)
         several[0] = 1.0
@@ -72,7 +72,8 @@ def circulant(jacobian: Jacobian, grid: tuple[int, int]) -> Circulant:
     Raises:
         ValueError: J is not made of kernels and slopes.
     """
-    return Circulant(_applied(jacobian, None, grid), grid)
+    symbol = _applied(jacobian, None, grid)
+    return Circulant(symbol.expand(-1, grid[0], grid[1] // 2 + 1, -1, -1), grid)
 
 
 def _applied(jacobian: Jacobian, symbol: Tensor | None, grid: tuple[int, int]) -> Tensor:
@@ -110,6 +111,8 @@ def _applied(jacobian: Jacobian, symbol: Tensor | None, grid: tuple[int, int]) -
 def _of_kernel(weight: Tensor, grid: tuple[int, int]) -> Tensor:
     """sum_t W(t) exp(2 pi i <omega, t - r>), (1, H, W // 2 + 1, C_out, C_in), r the padding."""
     (rows, columns), (below, left) = weight.shape[2:], padding(weight)
+    if (rows, columns) == (1, 1):
+        return weight[None, None, None, :, :, 0, 0].to(_complex(weight))
     angles = []
     for frequencies, n, reach in (
         (torch.fft.fftfreq(grid[0], dtype=weight.dtype, device=weight.device), rows, below),
@@ -118,8 +121,6 @@ def _of_kernel(weight: Tensor, grid: tuple[int, int]) -> Tensor:
         taps = torch.arange(n, dtype=weight.dtype, device=weight.device) - reach
         angles.append(2 * torch.pi * frequencies[:, None] * taps)
     phases = [torch.polar(torch.ones_like(angle), angle) for angle in angles]
-    if (rows, columns) == (1, 1):
-        return weight[None, None, None, :, :, 0, 0].to(_complex(weight))
     return torch.einsum("oitu,ht,wu->hwoi", weight.to(_complex(weight)), *phases)[None]
 
 

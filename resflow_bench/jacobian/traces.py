@@ -86,7 +86,8 @@ def exact_traces(factors: Factors, n: int) -> list[Tensor]:
         found = [_two(first, slope, last)]
     if n == 1:
         return found
-    if slope.shape[2:] != (1, 1) or len(factors.slopes) == 2:
+    on_one_point = all(t.shape[2:] == (1, 1) for t in (first, slope, last))
+    if len(factors.slopes) == 2 or not on_one_point:
         return [*found, _second(local_blocks(factors))]
     a = first[:, :, 0, 0] @ last[:, :, 0, 0]  # (h, h)
     d = slope[:, :, 0, 0]  # (B, h)

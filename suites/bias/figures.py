@@ -28,7 +28,7 @@ DECADES = 7
 """The length of a bias's axis; smaller biases are of no interest."""
 
 DASHES = (style.DASHES, (0, (7, 2, 1.5, 2)), (0, (1, 1.5)), (0, (9, 3)))
-"""Of the bounds that differ."""
+"""The dashes of bounds that differ, in turn."""
 
 
 @drawn_from("bias_paired", "bias_expected", "bias_bound", "n_terms", "dim", "lipschitz")

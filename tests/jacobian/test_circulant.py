@@ -95,6 +95,15 @@ def test_a_branch_without_slopes_is_the_same_for_all_examples() -> None:
     assert circulant(kernel, (4, 4)).trace().shape == (1,)
 
 
+def test_kernels_of_one_tap_are_summed_over_all_pixels() -> None:
+    """Such a J is the same matrix at every frequency."""
+    kernel = torch.randn(2, 2, 1, 1, generator=generator(), dtype=DTYPE)
+    slopes = torch.rand(3, 2, 4, 5, generator=generator(1), dtype=DTYPE)
+    chain = JacobianChain([KernelStage(kernel), SlopeStage(slopes)])
+    expected = (slopes.mean((2, 3)) * kernel[:, :, 0, 0].diagonal()).sum(1) * 20
+    torch.testing.assert_close(circulant(chain, (4, 5)).trace(), expected)
+
+
 def test_an_example_that_is_not_finite_spoils_no_other() -> None:
     branch = conv_branch(2, (4, 4), (3, 1, 3), (3, 3), 0.9, generator=generator())
     x = torch.randn(3, 2, 4, 4, generator=generator())

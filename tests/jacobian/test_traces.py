@@ -82,6 +82,7 @@ BRANCHES = {
     "3-1-3": (lambda: steep(conv_branch(2, (4, 5), (3, 1, 3), (4, 6), 0.9)), 2),
     "5-1-3": (lambda: steep(conv_branch(2, (4, 5), (5, 1, 3), (4, 6), 0.9)), 2),
     "5-1-5 on a small grid": (lambda: steep(conv_branch(2, (3, 2), (5, 1, 5), (4, 6), 0.9)), 2),
+    "3-3 on one point": (lambda: steep(conv_branch(2, (1, 1), (3, 3), (4,), 0.9)), 2),
     "1-1-1": (lambda: steep(conv_branch(2, (3, 2), (1, 1, 1), (4, 6), 0.9)), 2),
 }
 """Makes the branch; how many traces it admits (of a matrix: as many as are tried)."""
