@@ -27,7 +27,7 @@ BURN_IN = 100
 """Steps before the first point, in which the average forgets the weights that it began with."""
 
 N_DRAWS, N_FIRST = 4, 128
-"""Of each point, and of the first, in the proportion that suits SPACING."""
+"""Draws of each point, and of the first one, in the proportion that suits SPACING."""
 
 
 def measure_curve(recipe: Recipe, cell: Cell, context: Context) -> Iterator[Observation]:
