@@ -103,7 +103,7 @@ def truncation_bias(
 
 def tail(z: np.ndarray, n: np.ndarray) -> np.ndarray:
     """-log(1 - z) - sum_{k<=n} z^k/k, for real or complex z."""
-    return _by_case(z, n, lambda z, n: z ** (n + 1) * _fraction(z, n), _difference)
+    return _by_case(z, n, lambda z, n: z ** (n + 1) * fraction(z, n), _difference)
 
 
 def absolute_tail(k: np.ndarray, n: np.ndarray, coefficients: Coefficients) -> np.ndarray:
@@ -116,15 +116,15 @@ def log_of_tail(
 ) -> np.ndarray:
     """log of `absolute_tail`, 0 < K < 1, also where it is itself below the smallest float64."""
 
-    def fraction(k: np.ndarray, n: np.ndarray) -> np.ndarray:
+    def log_fraction(k: np.ndarray, n: np.ndarray) -> np.ndarray:
         # The powers of K and -K in front differ by a sign.
-        parts = coefficients.combine(lambda z: np.sign(z) ** (n + 1) * _fraction(z, n), k)
+        parts = coefficients.combine(lambda z: np.sign(z) ** (n + 1) * fraction(z, n), k)
         return np.asarray((n + 1) * np.log(k) + np.log(np.abs(parts)))
 
     def difference(k: np.ndarray, n: np.ndarray) -> np.ndarray:
         return np.log(np.abs(coefficients.combine(lambda z: _difference(z, n), k)))
 
-    return _by_case(lipschitz, n, fraction, difference)
+    return _by_case(lipschitz, n, log_fraction, difference)
 
 
 Case = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -146,10 +146,11 @@ def _by_case(z: np.ndarray, n: np.ndarray, fraction: Case, difference: Case) -> 
     return value
 
 
-def _fraction(z: np.ndarray, n: np.ndarray, n_levels: int = 300) -> np.ndarray:
+def fraction(z: np.ndarray, n: np.ndarray, n_levels: int = 300) -> np.ndarray:
     """int_0^1 t^n/(1 - z t) dt = 2F1(1, n+1; n+2; z)/(n+1), by Gauss's continued fraction.
 
-    Converges for all z off the cut [1, inf), slowly near z = 1 unless n |1 - z| is large there.
+    The tail over z^(n+1). Converges for all z off the cut [1, inf), slowly near z = 1 unless
+    n |1 - z| is at least 1 there.
 
     Source: DLMF 15.7.1 and 15.7.2 with b = 0.
     """
@@ -166,8 +167,11 @@ def _fraction(z: np.ndarray, n: np.ndarray, n_levels: int = 300) -> np.ndarray:
 
 
 def _difference(z: np.ndarray, n: np.ndarray) -> np.ndarray:
-    partial = np.zeros_like(z)
-    for k in range(int(n.max(initial=0)), 0, -1):
-        partial += np.where(k <= n, z**k / k, 0.0)
+    partial = np.empty_like(z)
+    for one in np.unique(z):  # few differ: they are one K, or the eigenvalues of a J
+        same = z == one
+        k = np.arange(1.0, n[same].max() + 1.0)
+        sums = np.cumsum(np.append(0.0, one**k / k))
+        partial[same] = sums[n[same].astype(int)]
     with np.errstate(divide="ignore"):  # z = 1: det(I + J) = 0, and -log(0) = inf is the answer
         return -np.log(1.0 - z) - partial

@@ -15,9 +15,10 @@ from resflow_bench.theory.bias import log_of_tail
 from resflow_bench.theory.checks import Floats, at_least, contraction, probe_count, square
 from resflow_bench.theory.coefficients import RESIDUAL, Coefficients
 from resflow_bench.theory.hutchinson import Moments, ProbeVariance
-from resflow_bench.theory.tails import scaled_tails, spectral_radius
+from resflow_bench.theory.tails import late_tails, scaled_tails, spectral_radius
 
-_MAX_TERMS = 2**13  # enough unless rho^2 is within 0.2 % of decay; 0.25 s at d = 64
+_MAX_TERMS = 2**19  # enough unless rho^2 is within 0.005 % of decay; 2 s at d = 64
+_DENSE_TERMS = 2**13  # from which on the tails come from eigenvectors; 0.25 s at d = 64
 _RTOL = 1e-12
 
 
@@ -118,15 +119,15 @@ def roulette_variance(
         coefficients: c_k in the place of (-1)^(k+1)/k; the derivation holds for any.
 
     Returns:
-        To a relative 1e-8 or better: the sum ends where a bound on its rest is 1e-12 of it, or
-        after 8192 terms, with the rest extrapolated by its law rho^(2k)/(k^2 P_k). inf where
-        `roulette_variance_is_finite` is False and `min_survival` is 0, and where rho >= 1. Laws
-        lighter than geometric lose the terms with P_k < 1e-290.
+        To a relative 1e-8 or better (1e-6 if rho^2 is within 1e-6 of decay): the sum ends where a
+        bound on its rest is 1e-12 of it, or after 524,288 terms, with the rest extrapolated by its
+        law rho^(2k)/(k^2 P_k). inf where `roulette_variance_is_finite` is False and `min_survival`
+        is 0, and where rho >= 1. Laws lighter than geometric lose the terms with P_k < 1e-290.
 
     Raises:
         ValueError: if `jacobian` is not a finite (..., d, d) array, `n_probes` is below 1,
             `n_traced` below 0, or `min_survival` is outside [0, 1].
-        ArithmeticError: if `min_survival` asks for more than 8192 terms of a divergent sum.
+        ArithmeticError: if `min_survival` asks for more than 524,288 terms of a divergent sum.
 
     Source: Chen et al. (2019), Theorem 1, for the estimator; the variance by the derivation above.
     """
@@ -231,7 +232,7 @@ def _squares(
     n: int,
 ) -> tuple[float, Floats, Floats]:
     """V_m(M_1), and log[(tr M_k)^2 + V_m(M_k)] with its envelope, k = 1..n, of one J (d, d)."""
-    scaled, log_scale = scaled_tails(j, rho, n + n_traced, coefficients)
+    scaled, log_scale = _tails(j, rho, n + n_traced, coefficients)
     seen = np.maximum(np.arange(n), n_traced)  # M_(L+1) in the place of M_1 ... M_L
     scaled, log_scale = Moments(scaled.dim, *(f[seen] for f in scaled[1:])), log_scale[seen]
     noise = probe.variance(scaled, m)
@@ -239,6 +240,23 @@ def _squares(
         log_square = np.log(scaled.trace**2 + noise) + 2.0 * log_scale
         log_envelope = np.log((len(j) + 2.0 / m) * scaled.frobenius_sq) + 2.0 * log_scale
     return float(noise[0] * np.exp(2.0 * log_scale[0])), log_square, log_envelope
+
+
+def _tails(j: np.ndarray, rho: float, n: int, coefficients: Coefficients) -> tuple[Moments, Floats]:
+    """`scaled_tails`; after `_DENSE_TERMS` terms from the eigenvectors, if they keep the digits."""
+    n_dense = min(n, _DENSE_TERMS)
+    scaled, log_scale = scaled_tails(j, rho, n_dense, coefficients)
+    if n == n_dense:
+        return scaled, log_scale
+    try:
+        late, log_late = late_tails(j, n_dense, n, coefficients)
+    except np.linalg.LinAlgError:  # eigenvectors that are the same to rounding
+        return scaled_tails(j, rho, n, coefficients)
+    ratio = math.exp(2.0 * (log_late[0] - log_scale[-1]))
+    if not math.isclose(late.frobenius_sq[0] * ratio, scaled.frobenius_sq[-1], rel_tol=1e-9):
+        return scaled_tails(j, rho, n, coefficients)
+    fields = (np.append(a, b[1:]) for a, b in zip(scaled[1:], late[1:], strict=True))
+    return Moments(scaled.dim, *fields), np.append(log_scale, log_late[1:])
 
 
 def _weighted_sum(

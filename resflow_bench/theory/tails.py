@@ -7,6 +7,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
+from resflow_bench.theory.bias import fraction
 from resflow_bench.theory.checks import Floats, at_least, square
 from resflow_bench.theory.coefficients import RESIDUAL, Coefficients
 from resflow_bench.theory.hutchinson import Moments, moments
@@ -85,6 +86,53 @@ def scaled_tails(
             tail, log_tail_scale = block[p], log_scale[i, p]
         fields[:, i] = moments(block)[1:]
     return Moments(len(j), *fields.reshape(4, -1)[:, :n_tails]), log_scale.ravel()[:n_tails]
+
+
+def late_tails(
+    j: np.ndarray, first: int, last: int, coefficients: Coefficients = RESIDUAL
+) -> tuple[Moments, Floats]:
+    """`scaled_tails` for k = first..last, of a J (d, d) with distinct eigenvectors; 0 < rho < 1.
+
+    M_k = sum_i m_k(lambda_i) x_i y_i^H, m_k(t) = sum_{l>=k} c_l t^l, with right and left
+    eigenvectors x_i and y_i, y_i^H x_j = [i = j]. No product of matrices depends on k:
+
+        tr M_k = sum_i m_i,    tr M_k^2 = sum_i m_i^2,
+        ||M_k||_F^2 = sum_{i,j} m_i* m_j (x_i^H x_j)(y_j^H y_i).
+
+    A J with eigenvectors near each other loses digits: compare with `scaled_tails` at k = first.
+    Eigenvalues whose powers are below rounding by then are left out.
+    """
+    values, right = np.linalg.eig(j)
+    left = np.linalg.inv(right)  # y_i^H in row i
+    log_rho = math.log(np.abs(values).max())
+    with np.errstate(divide="ignore"):
+        late = first * (np.log(np.abs(values)) - log_rho) > -80.0
+    values, right, left = values[late].astype(complex), right[:, late], left[late]
+    gram = (right.conj().T @ right) * (left @ left.conj().T).T
+    diagonals = right * left.T  # (d, r)
+
+    n = max(1, min(2**12, int(50.0 / -log_rho)))  # over which rho^k stays far from underflow
+    radius = math.exp(log_rho)
+    powers = (values / radius) ** np.arange(n)[:, None]
+    rho = np.exp(log_rho * np.arange(n + 1))[:, None]
+    n_blocks = -(-max(last + 1 - first, math.ceil(1.0 / -log_rho)) // n)
+    fields, end = np.empty((4, n_blocks, n)), first + n_blocks * n
+    m = coefficients.combine(
+        lambda t: -((-t / radius) ** end) * fraction(-t, np.array(end - 1.0)), values
+    )[None]  # of k = end, over rho^end
+    for i in reversed(range(n_blocks)):
+        start = first + i * n
+        terms = coefficients(np.arange(start, start + n))[:, None] * rho[:-1] * powers
+        terms *= (values / radius) ** start
+        terms[-1] += rho[-1] * m[0]  # of l >= start + n
+        m = terms[::-1].cumsum(axis=0)[::-1] / rho[:-1]  # m_k rho^-k
+        frobenius = ((m.conj() @ gram) * m).sum(axis=1).real
+        symmetric = 0.5 * (frobenius + (m**2).sum(axis=1).real)
+        diagonal = ((m @ diagonals.T).real ** 2).sum(axis=1)
+        off = np.maximum(symmetric - diagonal, 0.0)
+        fields[:, i] = m.sum(axis=1).real, frobenius, diagonal, off
+    log_scale = np.arange(float(first), last + 1.0) * log_rho
+    return Moments(len(j), *fields.reshape(4, -1)[:, : len(log_scale)]), log_scale
 
 
 def _powers(a: np.ndarray, n: int) -> tuple[Floats, Floats]:

@@ -269,7 +269,7 @@ def test_which_moments_are_finite(radius: float, law: Geometric, order: int, fin
 
 
 def test_a_divergent_sum_is_not_followed_for_ever() -> None:
-    roulette = Roulette(Geometric(1e-5), n_exact=1)
-    j = (1 - 1e-6) * IDENTITY
+    roulette = Roulette(Geometric(1e-7), n_exact=1)
+    j = (1 - 1e-8) * IDENTITY
     with pytest.raises(ArithmeticError, match="Raise `min_survival`"):
         theory.roulette_variance(j, roulette, Gaussian(), min_survival=0.5)
