@@ -10,7 +10,7 @@ from torch import Tensor
 
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab import Cell, Context, Skip, silent
-from resflow_bench.logdet import LogDetEstimator
+from resflow_bench.logdet import Estimator
 from resflow_bench.models.catalogue import held_out
 from resflow_bench.training.recipe import Recipe
 from resflow_bench.training.trainer import Diverged, Training
@@ -22,7 +22,7 @@ def largest_certified(flow: ResidualFlow) -> float:
     return max(block.branch.lipschitz_certified() for block in flow.blocks)
 
 
-def recipe_for(cell: Cell, training: Training, objective: LogDetEstimator) -> Recipe:
+def recipe_for(cell: Cell, training: Training, objective: Estimator) -> Recipe:
     """The recipe of the cell's flow.
 
     Raises:
@@ -48,8 +48,8 @@ def train_all(cells: list[Cell], context: Context, recipe_of: Callable[[Cell], R
 
 
 def _naming(recipe: Recipe, say: Callable[[str], None]) -> Callable[[str], None]:
-    """`say` with the objective's truncation, by which trainings of one recipe may differ."""
-    return lambda message: say(f"{message}, by {recipe.objective.truncation}")
+    """`say` with the truncation of the objective, by which trainings of one recipe may differ."""
+    return lambda message: say(f"{message}, by {recipe.truncation}")
 
 
 def trained_flow(recipe: Recipe, cell: Cell, context: Context) -> ResidualFlow:

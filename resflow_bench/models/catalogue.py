@@ -25,7 +25,7 @@ from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab import Skip
 from resflow_bench.models.published import published
 from resflow_bench.systems import SYSTEMS, residual_flow
-from resflow_bench.training.recipe import Recipe, dataset, finite_moments_estimator
+from resflow_bench.training.recipe import Recipe, dataset, unbiased_objective
 from resflow_bench.training.trainer import Training
 from resflow_bench.training.weights import trained
 
@@ -114,7 +114,8 @@ class Trained:
 
     def recipe(self, lipschitz: float) -> Recipe:
         """The recipe of the flow's weights."""
-        objective = finite_moments_estimator(lipschitz, per="batch", n_traced=self.n_traced)
+        event = dataset(self.dataset).event
+        objective = unbiased_objective(lipschitz, event, "batch", self.n_traced)
         return Recipe(self.architecture, self.dataset, lipschitz, self.training, objective)
 
     def points(self, n: int, dim: int) -> Tensor:

@@ -81,8 +81,8 @@ def record(recipe: Recipe) -> dict[str, Any]:
         "digest": dataset(recipe.dataset).digest,
         "lipschitz": recipe.lipschitz,
         "training": asdict(recipe.training),
-        "objective": repr(recipe.objective.truncation),
-        "n_traced": recipe.objective.n_traced,
+        "objective": recipe.truncation,
+        "n_traced": getattr(recipe.objective, "n_traced", 0),
     }
 
 

@@ -15,7 +15,7 @@ from resflow_bench.lab import Cell, Observation, Skip, Suite
 from resflow_bench.lab.axes import axis_named
 from resflow_bench.lab.plan import now
 from resflow_bench.lab.provenance import provenance
-from resflow_bench.training.recipe import Recipe, finite_moments_estimator
+from resflow_bench.training.recipe import Recipe, unbiased_objective
 from resflow_bench.training.trainer import Training
 from resflow_bench.training.weights import TrainingFiles, load_weights, weights_digest
 
@@ -121,7 +121,7 @@ class TrainingPlan:
         settings = replace(PRESETS[preset][kind], **changes)
         warm_up = min(settings.warm_up, settings.schedule_steps // 10)
         settings = replace(settings, warm_up=warm_up)
-        objective = finite_moments_estimator(lipschitz, per="batch")
+        objective = unbiased_objective(lipschitz, data.event, per="batch")
         recipe = Recipe(architecture, data.name, lipschitz, settings, objective)
         plan = cls(
             *(recipe, data.event, data.digest, preset, N_TEST[preset], chosen["device"]),
@@ -150,12 +150,13 @@ class TrainingPlan:
         about = run.about
         try:
             record = about["training"]
+            event = tuple(record["event"])
             recipe = Recipe(
                 **{name: record[name] for name in ("architecture", "dataset", "lipschitz")},
                 training=Training(**record["settings"]),
-                objective=finite_moments_estimator(record["lipschitz"], per="batch"),
+                objective=unbiased_objective(record["lipschitz"], event, per="batch"),
             )
-            event, n_test, device = tuple(record["event"]), record["n_test"], record["device"]
+            n_test, device = record["n_test"], record["device"]
             reading = Reading(**record["reading"]) if record.get("reading") else None
             plan = cls(
                 *(recipe, event, record["digest"], about["preset"], n_test, device, reading),
@@ -234,7 +235,7 @@ class TrainingPlan:
                 "architecture": recipe.architecture,
                 "lipschitz": recipe.lipschitz,
                 "settings": asdict(recipe.training),
-                "objective": repr(recipe.objective.truncation),
+                "objective": recipe.truncation,
                 "n_test": self.n_test,
                 "device": self.device,
                 "reading": asdict(self.reading) if self.reading else None,

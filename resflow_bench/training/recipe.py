@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
@@ -17,7 +18,14 @@ import torch
 from resflow_bench.architectures import architecture_named
 from resflow_bench.data import Dataset, Reading, dataset_named, is_path
 from resflow_bench.flows import ResidualFlow
-from resflow_bench.logdet import Geometric, LogDetEstimator, Rademacher, Roulette
+from resflow_bench.logdet import (
+    Determinant,
+    Estimator,
+    Geometric,
+    LogDetEstimator,
+    Rademacher,
+    Roulette,
+)
 from resflow_bench.training.trainer import Training
 
 SOURCES = (
@@ -43,7 +51,7 @@ class Recipe:
     dataset: str
     lipschitz: float
     training: Training
-    objective: LogDetEstimator
+    objective: Estimator
 
     def flow(self) -> ResidualFlow:
         """The flow before any training."""
@@ -53,24 +61,31 @@ class Recipe:
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits of a SHA-256: of settings, bytes of data, `SOURCES` and torch's version."""
-        estimator = self.objective
         ingredients = {
             "architecture": self.architecture,
             "dataset": [self.dataset, dataset(self.dataset).digest],
             "lipschitz": self.lipschitz,
             "training": asdict(self.training),
-            "objective": [
-                str(estimator.probe),
-                repr(estimator.truncation),
-                estimator.n_probes,
-                str(estimator.gradient),
-                estimator.n_traced,
-                str(estimator.expansion),
-            ],
+            "objective": self._objective(),
             "torch": torch.__version__.split("+")[0],
         }
         text = json.dumps(ingredients, sort_keys=True) + _source_digest()
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def truncation(self) -> str:
+        """The truncation of the objective's series, or `Determinant()`, which has none."""
+        if isinstance(self.objective, LogDetEstimator):
+            return repr(self.objective.truncation)
+        return f"{type(self.objective).__name__}()"
+
+    def _objective(self) -> list[str | int]:
+        """All that a step depends on of the objective."""
+        one = self.objective
+        if not isinstance(one, LogDetEstimator):
+            return [self.truncation]
+        numbers = (repr(one.truncation), one.n_probes, str(one.gradient), one.n_traced)
+        return [str(one.probe), *numbers, str(one.expansion)]
 
     def __str__(self) -> str:
         return f"{Path(self.dataset).name}-{self.architecture}-K{self.lipschitz:g}"
@@ -90,9 +105,32 @@ def finite_moments_estimator(
         per: whether N is drawn for each example or once for the batch.
         n_traced: exact leading traces.
     """
-    stop = min(max(1 - spectral_radius, 0.01), 0.9)
-    roulette = Roulette(Geometric(stop), n_exact=4, per=per)
+    roulette = Roulette(Geometric(min(1 - spectral_radius, 0.9)), n_exact=4, per=per)
     return LogDetEstimator(Rademacher(), roulette, n_traced=n_traced)
+
+
+def unbiased_objective(
+    lipschitz: float,
+    event: tuple[int, ...],
+    per: Literal["example", "batch"] = "example",
+    n_traced: int = 0,
+) -> Estimator:
+    """An unbiased estimator of finite variance for every flow of blocks of this constant K.
+
+    `finite_moments_estimator`, of 1/(1 - K) products in the mean. Beyond K = 0.99 the whole
+    Jacobian, in examples of at most so many numbers: it takes d products and has no noise.
+
+    Raises:
+        ValueError: unless K < 1.
+    """
+    if not lipschitz < 1.0:
+        raise ValueError(
+            f"unbiased_objective needs lipschitz < 1; got {lipschitz:g}: no roulette of the series "
+            "has a finite variance. Lower `lipschitz`, or take `Determinant()`."
+        )
+    if lipschitz > 0.99 and math.prod(event) <= 1 / (1 - lipschitz):
+        return Determinant()
+    return finite_moments_estimator(lipschitz, per, n_traced)
 
 
 def dataset(name: str, reading: Reading = Reading()) -> Dataset:

@@ -25,7 +25,7 @@ from resflow_bench.lab.workers import FAILURES, explain
 from resflow_bench.threads import one_thread
 from resflow_bench.training.best import BestHeldOut
 from resflow_bench.training.plan import TRAINING, TrainingPlan
-from resflow_bench.training.recipe import finite_moments_estimator
+from resflow_bench.training.recipe import unbiased_objective
 from resflow_bench.training.trainer import Diverged, Trainer
 from resflow_bench.training.weights import (
     DAMAGE,
@@ -266,7 +266,7 @@ class _Session:
         batch = min(settings.batch_size, len(self.data.train))
         rate = trainer.optimiser.param_groups[0]["lr"]
         generator = torch.Generator().manual_seed(self.context.generator_seed(cell, "test"))
-        estimator = finite_moments_estimator(self.plan.recipe.lipschitz)
+        estimator = unbiased_objective(self.plan.recipe.lipschitz, self.plan.event)
         flow = trainer.averaged().with_estimator(estimator)
         log_prob = _log_prob(flow, self.data, generator)
         row = Result(

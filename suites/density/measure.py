@@ -19,7 +19,12 @@ from resflow_bench.logdet import Exact
 from resflow_bench.memory import at_once
 from resflow_bench.models import dense_truth, realised, sizes
 from resflow_bench.models.catalogue import held_out
-from resflow_bench.training.recipe import Recipe, dataset, finite_moments_estimator
+from resflow_bench.training.recipe import (
+    Recipe,
+    dataset,
+    finite_moments_estimator,
+    unbiased_objective,
+)
 from resflow_bench.training.trainer import Training
 from suites.sampling import EXAMPLES_PER_CALL
 from suites.trained import held_out_points, largest_certified, recipe_for, train_all, trained_flow
@@ -77,12 +82,12 @@ def density_recipe(cell: Cell) -> Recipe:
     Raises:
         Skip: the training cannot begin.
     """
-    recipe = recipe_for(
-        cell, Training(cell["step"]), finite_moments_estimator(cell["lipschitz"], per="batch")
-    )
-    rate = DENSITY_RATE / math.sqrt(math.prod(dataset(recipe.dataset).event))
+    k = cell["lipschitz"]
+    recipe = recipe_for(cell, Training(cell["step"]), finite_moments_estimator(k, per="batch"))
+    event = dataset(recipe.dataset).event
+    rate = DENSITY_RATE / math.sqrt(math.prod(event))
     training = Training(cell["step"], batch_size=DENSITY_BATCH, learning_rate=rate)
-    return replace(recipe, training=training)
+    return replace(recipe, training=training, objective=unbiased_objective(k, event, "batch"))
 
 
 def prepare_densities(cells: list[Cell], context: Context) -> None:

@@ -31,7 +31,9 @@ def test_arnoldi_is_exact_on_minus_the_identity(lipschitz: float, n_traced: int)
 @pytest.mark.parametrize("name", ["orthogonal", "symmetric", "gaussian"])
 def test_arnoldi_with_d_products_is_the_logarithm(name: str, lipschitz: float) -> None:
     j = reference.linear_families(12, lipschitz)[name]
-    v = Rademacher().sample(3, torch.zeros(1, 12, dtype=torch.float64), torch.Generator().manual_seed(0))
+    v = Rademacher().sample(
+        3, torch.zeros(1, 12, dtype=torch.float64), torch.Generator().manual_seed(0)
+    )
     found = Arnoldi().increments(DenseJacobian(torch.from_numpy(j)[None]), v, 12).sum(0)
     truth = np.einsum("mbi,ij,mbj->mb", v, reference.log_matrix(j), v)
     np.testing.assert_allclose(found, truth, rtol=0, atol=1e-6)

@@ -10,9 +10,9 @@ import torch
 
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab import silent
-from resflow_bench.logdet import Fixed, LogDetEstimator, Rademacher
+from resflow_bench.logdet import Determinant, Fixed, LogDetEstimator, Rademacher
 from resflow_bench.training import Training, recipe, weights
-from resflow_bench.training.recipe import Recipe, finite_moments_estimator
+from resflow_bench.training.recipe import Recipe, finite_moments_estimator, unbiased_objective
 from resflow_bench.training.weights import trained
 
 RECIPE = Recipe(
@@ -118,3 +118,34 @@ def test_files_of_the_user_are_looked_for_where_the_user_says(tmp_path, monkeypa
     monkeypatch.setenv("RESFLOW_DATA", str(tmp_path / "mine"))
     with pytest.raises(ValueError, match=str(tmp_path / "mine")):
         recipe.dataset("mnist")
+
+
+@pytest.mark.parametrize(
+    ("lipschitz", "dim", "exact"),
+    [
+        (0.9, 2, False),
+        (0.99, 2, False),
+        (0.999, 64, True),
+        (0.999, 3072, False),
+        (0.9999, 64, True),
+    ],
+)
+def test_the_objective_has_a_finite_variance_at_every_constant(lipschitz, dim, exact):
+    """Geometric(0.01), which it was at every K above 0.99, has an infinite one from 0.995 on."""
+    objective = unbiased_objective(lipschitz, (dim,))
+    assert isinstance(objective, Determinant) is exact
+    if not exact:
+        assert all(objective.truncation.moment_is_finite(lipschitz, p) for p in (2, 8, 64))
+
+
+def test_the_objective_of_no_contraction_is_refused():
+    with pytest.raises(ValueError, match="Lower `lipschitz`"):
+        unbiased_objective(1.0, (2,))
+
+
+def test_a_training_by_the_determinant_is_kept_as_any_other(tmp_path):
+    near_one = replace(RECIPE, lipschitz=0.999, objective=unbiased_objective(0.999, (64,)))
+    assert near_one.truncation == "Determinant()"
+    assert near_one.fingerprint != replace(near_one, objective=RECIPE.objective).fingerprint
+    assert equal(trained(near_one, tmp_path, silent), trained(near_one, tmp_path, silent))
+    assert near_one.fingerprint in files(tmp_path)[0]

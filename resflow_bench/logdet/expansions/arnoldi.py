@@ -34,8 +34,8 @@ class Arnoldi:
 
     1. f(t) = (-1)^L t^(L+1) int_0^1 s^L/(1 + s t) ds: no cancellation however small t is, and
        f'(t) = (-1)^L t^L/(1 + t). With s = 1 - u^5 the pole at t = -K is far from [0, 1], and
-       Gauss and Legendre's rule with `n_nodes` nodes in u is wrong by a relative 3e-10 at K = 0.999,
-       5e-8 at 0.9999 and 3e-5 at 1 - 1e-6.
+       Gauss and Legendre's rule with `n_nodes` nodes in u is wrong by a relative 3e-10 at K =
+       0.999, 5e-8 at 0.9999 and 3e-5 at 1 - 1e-6.
     2. M_k = I + s H_k is M_(k-1) with a border. With c and r its new column and row, sigma the
        Schur complement and l_k^T = [-r^T M_(k-1)^-1, 1]/sigma the last row of M_k^-1, the first row
        grows by -(e_1^T M_(k-1)^-1 c) l_k. H_k is Hessenberg, so r has one entry, and of M_k^-1 two
