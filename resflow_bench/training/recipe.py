@@ -117,7 +117,7 @@ def unbiased_objective(
 ) -> Estimator:
     """An unbiased estimator of finite variance for every flow of blocks of this constant K.
 
-    `finite_moments_estimator`, of 1/(1 - K) products in the mean. Beyond K = 0.99 the whole
+    `finite_moments_estimator`, of 1/(1 - K) products in the mean. From K = 0.99 on the whole
     Jacobian, in examples of at most so many numbers: it takes d products and has no noise.
 
     Raises:
@@ -128,7 +128,7 @@ def unbiased_objective(
             f"unbiased_objective needs lipschitz < 1; got {lipschitz:g}: no roulette of the series "
             "has a finite variance. Lower `lipschitz`, or take `Determinant()`."
         )
-    if lipschitz > 0.99 and math.prod(event) <= 1 / (1 - lipschitz):
+    if lipschitz >= 0.99 and math.prod(event) <= 1 / (1 - lipschitz):
         return Determinant()
     return finite_moments_estimator(lipschitz, per, n_traced)
 

@@ -48,6 +48,13 @@ SUITE = Suite(
             )
             + grids.estimator_grids(
                 trained=(0.5,), fixed={"n_terms": (2,)}, common=COMMON, flows=grids.OTHER_BLOCKS
+            )
+            + grids.estimator_grids(
+                models=("minus-identity", "orthogonal"),
+                constants=(0.99, 0.9999),
+                fixed={"n_terms": (10,)},
+                roulette={"roulette": ("geometric(0.01)",), "n_exact": (3,)},
+                common=COMMON,
             ),
             {"n_points": 8, "max_draws": 10_000, "half_width": 0.03},
         ),
@@ -67,6 +74,13 @@ SUITE = Suite(
                 roulette={"roulette": grids.LAWS, "n_exact": (3,)},
                 common=COMMON,
                 flows=grids.OTHER_BLOCKS,
+            )
+            + grids.estimator_grids(
+                models=("minus-identity", "plus-identity", "orthogonal", "symmetric", "gaussian"),
+                constants=grids.NEAR_ONE,
+                fixed={"n_terms": (10, 100, 1000)},
+                roulette={"roulette": grids.LAWS_NEAR_ONE, "n_exact": (3,)},
+                common=COMMON,
             ),
             {"n_points": 16, "max_draws": 200_000, "half_width": 0.01},
         ),

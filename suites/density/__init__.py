@@ -9,7 +9,7 @@ from resflow_bench.lab import Grid, Preset, Suite
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from suites.density.claims import CLAIMS
 from suites.density.measure import measure_density, prepare_densities
-from suites.grids import LAYERED_FLOWS, Axes
+from suites.grids import LAYERED_FLOWS, NEAR_ONE, Axes
 
 
 def _grid(
@@ -47,7 +47,9 @@ SUITE = Suite(
                 _grid(
                     ("checkerboard", "eight-gaussians"), LAYERED_FLOWS, (0.7, 0.9, 0.97), (1000,)
                 ),
+                _grid(("checkerboard", "eight-gaussians"), ("mlp",), NEAR_ONE, (1000,)),
                 _grid(("digits-logit",), ("mlp", "dense"), (0.7, 0.9, 0.97), (1000, 10_000)),
+                _grid(("digits-logit",), ("mlp",), NEAR_ONE, (1000,)),
                 _grid(IMAGES, ("conv", "multiscale"), (0.9, 0.97), (1000, 10_000)),
             ),
             {"n_points": 10_000, "n_grid": 120, "n_samples": 10_000},

@@ -105,6 +105,27 @@ def at_several_dims(batch_sizes: dict[int, int]) -> tuple[Grid, ...]:
     )
 
 
+def near_one(constants: Iterable[float], models: tuple[str, ...]) -> tuple[Grid, ...]:
+    """Series and laws at constants near one, where the baseline has an infinite variance."""
+
+    def compared(k: float) -> tuple[Point, ...]:
+        plain = remedies(0, float(f"{1 - k:.6g}"))  # stop = 1 - K
+        fixed = {axis: plain[axis] for axis in plain if axis not in ("roulette", "n_exact", "per")}
+        fixed = {**fixed, "truncation": "fixed", "n_terms": 20}
+        return (
+            BASELINE,
+            plain,
+            fixed,
+            {**fixed, "expansion": "arnoldi"},
+            {**TUNED, "probe": "hadamard", "n_traced": 0},
+            DETERMINANT,
+        )
+
+    return tuple(
+        grid for k in constants for name in models for grid in grids(name, 64, k, 64, compared(k))
+    )
+
+
 SHALLOW = grids("shallow", 64, 0.9, 256, candidates(2, 0.3))
 TRAINED = grids("trained", 64, 0.9, 256, candidates(1, 0.3))
 PATCHES = grids("patches", 768, 0.9, 32, candidates(2, 0.3, control="circulant"))
@@ -124,13 +145,14 @@ SUITE = Suite(
             {"n_points": 4, "n_calls": 16, "n_copies": 8, "n_pairs": 8, "n_gradients": 8},
         ),
         "quick": Preset(
-            everywhere(SHALLOW + at_several_dims({256: 16})),
+            everywhere(SHALLOW + at_several_dims({256: 16})) + near_one((0.99,), ("steep",)),
             {"n_points": 16, "n_calls": 36, "n_copies": 4, "n_pairs": 12, "n_gradients": 16},
         ),
         "full": Preset(
             everywhere(
                 SHALLOW + TRAINED + PATCHES + at_several_dims({16: 256, 64: 256, 256: 64, 1024: 8})
-            ),
+            )
+            + near_one((0.99, 0.999), ("minus-identity", "orthogonal", "symmetric", "steep")),
             {"n_points": 8, "n_calls": 1000, "n_copies": 32, "n_pairs": 100, "n_gradients": 100},
         ),
     },

@@ -55,6 +55,13 @@ SUITE = Suite(
                 fixed={"n_terms": (5,)},
                 common={**COMMON, "probe": ("gaussian",), "n_probes": (1,)},
                 flows=grids.OTHER_BLOCKS[:1],
+            )
+            + grids.estimator_grids(
+                models=("minus-identity", "orthogonal"),
+                constants=(0.99, 0.9999),
+                fixed={"n_terms": (10,)},
+                roulette={"roulette": ("geometric(0.01)",), "n_exact": (3,)},
+                common={**COMMON, "probe": ("gaussian",), "n_probes": (1,)},
             ),
             {"n_points": 8, "max_draws": 4_000},
         ),
@@ -74,6 +81,13 @@ SUITE = Suite(
                 roulette={"roulette": grids.LAWS, "n_exact": (3,)},
                 common={**COMMON, "n_probes": (1,)},
                 flows=grids.OTHER_BLOCKS,
+            )
+            + grids.estimator_grids(
+                models=("minus-identity", "plus-identity", "orthogonal", "symmetric", "gaussian"),
+                constants=grids.NEAR_ONE,
+                fixed={"n_terms": (10, 100, 1000)},
+                roulette={"roulette": grids.LAWS_NEAR_ONE, "n_exact": (3,)},
+                common={**COMMON, "n_probes": (1,)},
             ),
             {"n_points": 16, "max_draws": 200_000},
         ),

@@ -124,8 +124,8 @@ def test_files_of_the_user_are_looked_for_where_the_user_says(tmp_path, monkeypa
     ("lipschitz", "dim", "exact"),
     [
         (0.9, 2, False),
-        (0.99, 2, False),
-        (0.999, 64, True),
+        (0.98, 2, False),
+        (0.99, 64, True),
         (0.999, 3072, False),
         (0.9999, 64, True),
     ],
