@@ -14,6 +14,7 @@ from resflow_bench.advise.budget import Budget, now
 from resflow_bench.advise.settings import BIAS_SHARE, SEARCH
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.flows.bijection import SeriesBlock
+from resflow_bench.flows.certificate import branch_bounds
 from resflow_bench.jacobian import Map
 from resflow_bench.layers import AnyBranch
 from resflow_bench.logdet import Determinant, Taylor, linearise
@@ -32,8 +33,8 @@ class Inspection:
     branches: (g, the point at which its J is taken) of each block, from data to latent.
     coefficients: of the series of each block.
     dims: dimension of each block.
-    constants: certified Lipschitz constant of each branch, or its largest ||J||_2 at a few points
-        where one has no certificate.
+    constants: the sharpest certified Lipschitz constant of each branch, or its largest ||J||_2 at
+        a few points where one has no certificate.
     product_seconds: seconds of a vector-Jacobian product of each branch, per example.
     eigenvalues: of J of all blocks at P points, (P, sum of dims); None if a block is too large.
     """
@@ -86,7 +87,7 @@ def inspect(flow: ResidualFlow, x: Tensor, target_error: float, budget: Budget) 
         branches = [(f.g, f.at(h)) for f, h in blocks]
     coefficients = [f.coefficients for f, _ in blocks]
     dims = [math.prod(h.shape[1:]) for _, h in branches]
-    constants = [float(g.lipschitz_certified()) for g, _ in branches]
+    constants = [branch_bounds(g).lipschitz for g, _ in branches]
     if math.inf in constants:
         constants = _realised(flow, x, max(dims))
     seconds = [_product_seconds(g, h) for g, h in branches]

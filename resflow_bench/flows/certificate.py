@@ -48,8 +48,9 @@ Certified = Branch | LinearBranch | GivenBranch
 class BranchBounds(NamedTuple):
     """Constants of a branch that hold everywhere.
 
-    lipschitz: K, certified. apart: m, at least 1 - K. curvature: Lip(J_g) in the 2-norm, inf where
-    it is not known. All hold for the norm of the branch's order; if that is not 2, apart is 1 - K.
+    lipschitz: K, certified: the product of norms, or the bound by averaged slopes if that is
+    smaller. apart: m, at least 1 - K. curvature: Lip(J_g) in the 2-norm, inf where it is not known.
+    All hold for the norm of the branch's order; if that is not 2, apart is 1 - K, K the product.
     """
 
     lipschitz: float
@@ -65,7 +66,9 @@ def branch_bounds(branch: AnyBranch) -> BranchBounds:
         return BranchBounds(lipschitz, max(apart, 1.0 + _lowest(branch.matrix)), 0.0)
     if not isinstance(branch, Branch) or branch.order != 2.0:
         return BranchBounds(lipschitz, apart, math.inf)
-    return BranchBounds(lipschitz, max(apart, _apart_by_averages(branch)), _curvature(branch))
+    averaged, lowest = _by_averages(branch)
+    curvature = _curvature(branch)
+    return BranchBounds(min(lipschitz, averaged), max(apart, 1.0 - lowest), curvature)
 
 
 @torch.no_grad()
@@ -153,15 +156,16 @@ def _norm(symmetric: Tensor, squarings: int) -> Tensor:
     return size[:, 0, 0].double() * total ** (1 / 2**squarings) * (1 + 1e-3)
 
 
-def _apart_by_averages(branch: Branch) -> float:
-    """m = 1 - S, where J = W_L D_(L-1) ... D_1 W_1 is expanded about the middle of all slopes.
+def _by_averages(branch: Branch) -> tuple[float, float]:
+    """(K, 1 - m): J = W_L D_(L-1) ... D_1 W_1 is expanded about the middle of all slopes.
 
     1. D_j = c_j I + E_j with ||E_j|| <= r_j, c_j and r_j the middle and half the width of the range
        of phi_j'. J is a sum over the choices, for each j, between c_j I and E_j.
     2. A product of W's without an E between has its exact norm, times the c's that it passes. So
        S_j = sum_i S_(i-1) r_(i-1) c_i ... c_(j-1) ||W_j ... W_i||, S_0 r_0 = 1, bounds ||J_j||.
-    3. Of the term without any E only -lambda_min of its symmetric part counts, as S_L bounds
-       -v^T J v.
+       K = S_L.
+    3. For m, of the term without any E only -lambda_min of its symmetric part counts, as the sum
+       then bounds -v^T J v.
 
     Source: Combettes and Pesquet (2020), "Lipschitz certificates for layered network structures
         driven by averaged activation operators", for 1 and 2; they sum norms alone.
@@ -173,20 +177,20 @@ def _apart_by_averages(branch: Branch) -> float:
         elif k % 2 == 1 and isinstance(stage, Sloped):
             ranges.append(stage.slopes)
         else:
-            return -math.inf
+            return math.inf, math.inf
     middles = [(low + high) / 2 for low, high in ranges]
     widths = [1.0, *((high - low) / 2 for low, high in ranges)]
     sums = [1.0]
     for j in range(len(matrices)):
         total, product, passed = 0.0, matrices[j], 1.0
         for i in range(j, -1, -1):
-            whole = i == 0 and j == len(matrices) - 1
-            size = -_lowest(product) if whole else float(torch.linalg.matrix_norm(product.cpu(), 2))
-            total += sums[i] * widths[i] * passed * size
+            size = float(torch.linalg.matrix_norm(product.cpu(), 2))
+            total += sums[i] * widths[i] * abs(passed) * size
             if i:
                 product, passed = product @ matrices[i - 1], passed * middles[i - 1]
         sums.append(total)
-    return 1.0 - sums[-1] - 1e-12  # a few thousand units of float64's rounding
+    lowest = sums[-1] - abs(passed) * size - _lowest(passed * product)
+    return sums[-1] + 1e-12, lowest + 1e-12  # a few thousand units of float64's rounding
 
 
 def _curvature(branch: Branch) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor
 from resflow_bench.arguments import finite_rows
 from resflow_bench.data import Dataset
 from resflow_bench.flows import ResidualFlow
+from resflow_bench.flows.certificate import branch_bounds
 from resflow_bench.logdet import LogDetEstimator
 
 JUMP = 1e3
@@ -291,7 +292,7 @@ class Trainer:
         if not self._is_finite():
             said += " The parameters were not finite before it."
         elif blocks:
-            largest = max(block.branch.lipschitz_certified() for block in blocks)
+            largest = max(branch_bounds(block.branch).lipschitz for block in blocks)
             said += f" The largest certified constant of a block is {largest:.4g}"
             if isinstance(estimator, LogDetEstimator):
                 finite = estimator.truncation.moment_is_finite(largest, 2)

@@ -25,6 +25,7 @@ from resflow_bench.flows import (
     ToTolerance,
     bijection,
 )
+from resflow_bench.flows.certificate import branch_bounds
 from resflow_bench.jacobian import CHUNK_NUMBERS, Map, dense_jacobian, linearise
 from resflow_bench.lab import Cell, Context, Failure, Observation
 from resflow_bench.layers import AnyBranch
@@ -201,7 +202,7 @@ def _banach(
     for layer, inputs in reversed(list(flow.inputs(x))):
         z = layer(inputs)
         if isinstance(layer, ResidualBlock):
-            k = max(layer.branch.lipschitz_certified(), sys.float_info.min)  # 0 has no logarithm
+            k = max(branch_bounds(layer.branch).lipschitz, sys.float_info.min)  # 0 has no logarithm
             first = _norm(layer.branch(z)) + k * error
             found = _norm(inputs)
             error = (k**inversion.max_steps * first + error + ulps * (_norm(z) + found)) / (1 - k)

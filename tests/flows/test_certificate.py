@@ -196,17 +196,32 @@ def test_a_twin_without_curvature_is_seen() -> None:
 # --- everywhere --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("phi", [LipSwish, Tanh, ELU, Softplus, Sine, ReLU])
+class Falling(nn.Module):
+    """phi(z) = -max(z, 0): the middle of its slopes is negative."""
+
+    lipschitz, expansion, slopes = 1.0, 1, (-1.0, 0.0)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return -torch.relu(z)
+
+    def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return -torch.relu(z), -(z > 0).to(z)
+
+
+@pytest.mark.parametrize("phi", [LipSwish, Tanh, ELU, Softplus, Sine, ReLU, Falling])
+@pytest.mark.parametrize("hidden", [(12, 12), (12,)])
 @pytest.mark.parametrize("seed", range(3))
 @torch.no_grad()
-def test_apart_holds_everywhere(phi, seed: int) -> None:
-    branch = saturated(mlp_branch(6, (12, 12), 0.9, phi).double(), seed)
+def test_constants_hold_everywhere(phi, hidden: tuple[int, ...], seed: int) -> None:
+    branch = saturated(mlp_branch(6, hidden, 0.9, phi).double(), seed)
     dense = jacobian(branch, 6 * normal(500, 6, seed=seed))
     lowest = torch.linalg.eigvalsh((dense + dense.mT) / 2).min()
-    apart = branch_bounds(branch).apart
-    assert 1 + lowest >= apart >= 1 - branch.lipschitz_certified()
+    product, (k, apart, _) = branch.lipschitz_certified(), branch_bounds(branch)
+    assert torch.linalg.matrix_norm(dense, 2).max() <= k <= product
+    assert 1 + lowest >= apart >= 1 - k - 1e-9
     if phi is not Sine:  # whose slopes have the middle 0
-        assert apart > 1.05 * (1 - branch.lipschitz_certified())
+        assert apart > 1.05 * (1 - product)
+        assert k < 0.999 * product
 
 
 @torch.no_grad()
@@ -221,6 +236,7 @@ def test_apart_is_attained_and_a_twin_of_the_middle_alone_is_seen() -> None:
     stretch = 1 + torch.linalg.eigvalsh(jacobian(branch, torch.full((1, 3), 40.0).double())).min()
     apart = branch_bounds(branch).apart
     assert apart <= stretch <= apart + 1e-6
+    assert branch_bounds(branch).lipschitz == pytest.approx(1 - float(stretch), abs=1e-6)
     assert stretch + 0.4 < 1 - 0.9 / 2
 
 
