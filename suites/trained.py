@@ -10,7 +10,7 @@ from torch import Tensor
 
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab import Cell, Context, Skip, silent
-from resflow_bench.logdet import Estimator
+from resflow_bench.logdet import Estimator, LogDetEstimator
 from resflow_bench.models.catalogue import held_out
 from resflow_bench.training.recipe import Recipe
 from resflow_bench.training.trainer import Diverged, Training
@@ -49,7 +49,11 @@ def train_all(cells: list[Cell], context: Context, recipe_of: Callable[[Cell], R
 
 def _naming(recipe: Recipe, say: Callable[[str], None]) -> Callable[[str], None]:
     """`say` with the truncation of the objective, by which trainings of one recipe may differ."""
-    return lambda message: say(f"{message}, by {recipe.truncation}")
+    objective = recipe.objective
+    by = "the determinant"
+    if isinstance(objective, LogDetEstimator):
+        by = str(objective.truncation)
+    return lambda message: say(f"{message}, by {by}")
 
 
 def trained_flow(recipe: Recipe, cell: Cell, context: Context) -> ResidualFlow:

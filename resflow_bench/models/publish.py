@@ -19,7 +19,7 @@ from resflow_bench.flows import ResidualFlow
 from resflow_bench.intervals import mean_interval
 from resflow_bench.lab.progress import Listener, Progress, shown
 from resflow_bench.lab.provenance import provenance
-from resflow_bench.logdet import Determinant
+from resflow_bench.logdet import Determinant, LogDetEstimator
 from resflow_bench.models.catalogue import MODELS, Trained, held_out
 from resflow_bench.models.problem import dense_truth, sizes
 from resflow_bench.models.published import FOLDER, MANIFEST, digest, key, manifest
@@ -82,7 +82,9 @@ def record(recipe: Recipe) -> dict[str, Any]:
         "lipschitz": recipe.lipschitz,
         "training": asdict(recipe.training),
         "objective": recipe.truncation,
-        "n_traced": getattr(recipe.objective, "n_traced", 0),
+        "n_traced": recipe.objective.n_traced
+        if isinstance(recipe.objective, LogDetEstimator)
+        else 0,
     }
 
 
