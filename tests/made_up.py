@@ -237,7 +237,14 @@ def peers_cells() -> Iterator[tuple[dict[str, Any], Observed]]:
     for implementation, mode in product(("ours", "normflows"), ("roulette", "evaluation")):
         off = -9.0 if implementation == "normflows" and mode == "roulette" else 0.0
         error = {"gradient_error": (0.6, 0.01)} if off else {"gradient_error": (0.0, 0.1)}
-        inverse = {"inverse_error": 1e-3 if implementation == "normflows" else 1e-9}
+        inverse = {
+            "inverse_error": 1e-3,
+            "inverse_batch_error": 2e-3,
+            "inverse_over_ours": (0.2, 0.1),
+        }
+        if implementation == "ours":
+            inverse = dict.fromkeys(("inverse_error", "inverse_batch_error"), 1e-9)
+            inverse |= {"inverse_batch_bound": 1e-6, "inverse_over_ours": (1.0, 0.1)}
         yield (
             MODEL | {"model": "trained", "implementation": implementation, "mode": mode},
             {
