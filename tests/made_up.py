@@ -359,6 +359,12 @@ def flows_frame() -> pd.DataFrame:
                 "log_prob_s": (1e-4, 1e-5),
             }
             cells.append((axes, metrics))
+    example = {"dataset": "eight-gaussians", "architecture": "nsf", "step": 1000}
+    beside: Observed = {
+        **{"log_prob_ours": (-1.5, 0.02), "log_prob_minus_ours": (-0.05, 0.2)},
+        **{"n_parameters": 22000.0, "n_parameters_ours": 36000.0},
+    }
+    cells.append((example | {"implementation": "example-own-size"}, beside))
     frame = rows("flows", iter(cells))
     grid = np.full((4, 4), 0.1)
     plane = pack(learned=grid, true=grid, samples=np.zeros((3, 2)), reach=np.array(2.0))
