@@ -37,7 +37,7 @@ SUITE = Suite(
     axes=("dataset", "architecture", "lipschitz", "step", "implementation", "dtype", "device"),
     presets={
         "smoke": Preset(
-            (_grid(("checkerboard",), ("mlp",), (0.9,), (20,)), _against(("checkerboard",), (20,))),
+            (_grid(("checkerboard",), ("mlp",), (0.9,), (20,)), _against(("checkerboard",), (5,))),
             {"n_points": 200, "n_grid": 16, "n_samples": 200, "n_seeds": 2},
         ),
         "quick": Preset(
