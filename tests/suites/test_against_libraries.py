@@ -13,6 +13,7 @@ from scipy import stats
 
 from resflow_bench.architectures import architecture_named
 from resflow_bench.lab import Cell, Context, Failure, Skip
+from resflow_bench.seeds import torch_seeded
 from resflow_bench.systems import n_parameters
 from resflow_bench.training.recipe import dataset
 from suites.flows import SUITE, against
@@ -27,7 +28,8 @@ pytest.importorskip("normflows")
 
 @pytest.mark.parametrize("system", EXAMPLES)
 def test_the_density_of_an_example_integrates_to_one(system: str) -> None:
-    example = EXAMPLES[system]((2,), NetSize(2, (8, 8)))
+    with torch_seeded(0):  # the grid is too coarse for one in thirty initial weights
+        example = EXAMPLES[system]((2,), NetSize(2, (8, 8)))
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
         for parameter in example.flow.parameters():
