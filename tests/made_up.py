@@ -203,9 +203,15 @@ def density_frame() -> pd.DataFrame:
     sheet = np.zeros((1, 16, 16), np.uint8)
     images = {"log_prob": (90.0, 1.0), "bits_per_dim": (2.1, 0.1)}
     plane_numbers = {"log_prob": (-2.5, 0.1), "bits_per_dim": (1.8, 0.1), "divergence": (0.4, 0.1)}
-    cells = [
+    beside: Observed = {
+        **{"log_prob_ours": (90.0, 1.0), "log_prob_minus_ours": (-1.6, 0.2)},
+        **{"fitted_minus_ours": (-1.0, 0.2), "steps_to_match": (0.9, 0.1)},
+        **{"lipschitz_certified": 1.02 * K, "lipschitz_certified_ours": K},
+    }
+    cells: list[tuple[dict[str, Any], Observed]] = [
         (common | {"dataset": "moons"}, plane_numbers),
         (common | {"dataset": "digits"}, images),
+        (common | {"dataset": "digits", "implementation": "normflows"}, beside),
     ]
     frame = rows("density", iter(cells))
     pictures = {
@@ -237,7 +243,14 @@ def peers_cells() -> Iterator[tuple[dict[str, Any], Observed]]:
     for implementation, mode in product(("ours", "normflows"), ("roulette", "evaluation")):
         off = -9.0 if implementation == "normflows" and mode == "roulette" else 0.0
         error = {"gradient_error": (0.6, 0.01)} if off else {"gradient_error": (0.0, 0.1)}
-        inverse = {"inverse_error": 1e-3 if implementation == "normflows" else 1e-9}
+        inverse = {
+            "inverse_error": 1e-3,
+            "inverse_batch_error": 2e-3,
+            "inverse_over_ours": (0.2, 0.1),
+        }
+        if implementation == "ours":
+            inverse = dict.fromkeys(("inverse_error", "inverse_batch_error"), 1e-9)
+            inverse |= {"inverse_batch_bound": 1e-6, "inverse_over_ours": (1.0, 0.1)}
         yield (
             MODEL | {"model": "trained", "implementation": implementation, "mode": mode},
             {
@@ -346,6 +359,12 @@ def flows_frame() -> pd.DataFrame:
                 "log_prob_s": (1e-4, 1e-5),
             }
             cells.append((axes, metrics))
+    example = {"dataset": "eight-gaussians", "architecture": "nsf", "step": 1000}
+    beside: Observed = {
+        **{"log_prob_ours": (-1.5, 0.02), "log_prob_minus_ours": (-0.05, 0.2)},
+        **{"n_parameters": 22000.0, "n_parameters_ours": 36000.0},
+    }
+    cells.append((example | {"implementation": "example-own-size"}, beside))
     frame = rows("flows", iter(cells))
     grid = np.full((4, 4), 0.1)
     plane = pack(learned=grid, true=grid, samples=np.zeros((3, 2)), reach=np.array(2.0))

@@ -59,6 +59,11 @@ def make(flow: ResidualFlow, request: Request) -> Peer:
             x = layer.iresblock(x) if isinstance(layer, Residual) else layer.inverse(x)[0]
         return x
 
+    def inverse(z: Tensor) -> tuple[Tensor, None]:
+        for layer in peer.flows:
+            z = layer.iresblock.inverse(z) if isinstance(layer, Residual) else layer.forward(z)[0]
+        return z.detach(), None
+
     def log_det(x: Tensor) -> Tensor:
         total = x.new_zeros(len(x))
         for layer in reversed(peer.flows):
@@ -78,7 +83,7 @@ def make(flow: ResidualFlow, request: Request) -> Peer:
         map=map_,
         log_det=log_det,
         log_prob=lambda x: peer.log_prob(x.detach()),  # it sets requires_grad on its argument
-        inverse=lambda z: (peer.forward(z).detach(), None),
+        inverse=inverse,
         tolerance=TOLERANCE,
         branches=nets,
         weights=lambda: [(w.compute_weight(update=False), w.coeff) for w in layers],

@@ -64,8 +64,9 @@ class Peer:
     map: z = f(x), (B, d) -> (B, d); involves no random draw.
     log_det: one draw of the estimate of ln|det df/dx|, (B,), nats; differentiable in `TRAINING`.
     log_prob: one draw of the estimate of log p(x), (B,), nats.
-    inverse: x near f^-1(z), computed as the implementation does to draw samples, and a certified
-        bound on each ||x - f^-1(z)||, (B,), or None if the implementation gives none.
+    inverse: x near f^-1(z), by the iteration with which the implementation draws samples, without
+        the log-det that some compute beside it; and a certified bound on each ||x - f^-1(z)||,
+        (B,), or None if the implementation gives none.
     tolerance: tolerance that `inverse` requests; None if the implementation accepts none.
     branches: g of each block, from data to latent; the order of their parameters is the same in
         all peers.

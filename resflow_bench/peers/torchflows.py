@@ -59,6 +59,12 @@ def make(flow: ResidualFlow, request: Request) -> Peer:
             x = layer(x)[0] if isinstance(layer, _OurAffine) else x + layer.g(x)
         return x
 
+    def inverse(z: Tensor) -> tuple[Tensor, None]:
+        for layer in reversed(bijection.layers):
+            given = {} if isinstance(layer, _OurAffine) else {"skip_log_det": True}
+            z = layer.inverse(z, **given)[0]
+        return z.detach(), None
+
     def log_prob(x: Tensor) -> Tensor:
         z, log_det = bijection.forward(x)
         return -0.5 * (z.square().sum(1) + flow.dim * math.log(2 * math.pi)) + log_det
@@ -71,7 +77,7 @@ def make(flow: ResidualFlow, request: Request) -> Peer:
         map=map_,
         log_det=lambda x: bijection.forward(x)[1],
         log_prob=log_prob,
-        inverse=lambda z: (bijection.inverse(z)[0].detach(), None),
+        inverse=inverse,
         tolerance=None,  # always 25 iterations
         branches=branches,
         weights=lambda: [(layer.w.normalized(), layer.w.c) for layer in own],

@@ -26,6 +26,7 @@ from resflow_bench.training.recipe import (
     unbiased_objective,
 )
 from resflow_bench.training.trainer import Training
+from suites.density.against import measure_against
 from suites.sampling import EXAMPLES_PER_CALL
 from suites.trained import held_out_points, largest_certified, recipe_for, train_all, trained_flow
 
@@ -53,8 +54,12 @@ def measure_density(cell: Cell, context: Context) -> Iterable[Observation]:
     """Mean of ln p(x) over held-out x, against the true density's where that is known.
 
     `divergence` is the mean of ln p_true(x) - ln p(x) over the same x, an estimate of KL(p_true||p)
-    >= 0. Intervals are over examples; the log-det is exact up to d = `MAX_EXACT_DIM`.
+    >= 0. Intervals are over examples; the log-det is exact up to d = `MAX_EXACT_DIM`. With an
+    `implementation` the cell is a comparison with its trainings, `against.measure_against`.
     """
+    if cell.get("implementation") is not None:
+        yield from measure_against(cell, context)
+        return
     recipe = density_recipe(cell)
     flow, data = trained_flow(recipe, cell, context), dataset(recipe.dataset)
     n = min(int(context.effort["n_points"]), len(data.test))
@@ -92,7 +97,8 @@ def density_recipe(cell: Cell) -> Recipe:
 
 def prepare_densities(cells: list[Cell], context: Context) -> None:
     """Train each flow once."""
-    train_all(cells, context, density_recipe)
+    own = [cell for cell in cells if cell.get("implementation") is None]
+    train_all(own, context, density_recipe)
 
 
 def true_log_prob(name: str, n: int) -> np.ndarray:

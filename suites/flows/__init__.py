@@ -8,7 +8,9 @@ from resflow_bench.data import DENSITIES
 from resflow_bench.lab import Grid, Preset, Suite
 from resflow_bench.speed.benchmark import SuiteBenchmark, described
 from resflow_bench.systems import SYSTEMS
+from suites.flows.against import EXAMPLE_SIZES
 from suites.flows.claims import CLAIMS
+from suites.flows.examples import EXAMPLES
 from suites.flows.measure import measure_flows, prepare_flows
 from suites.grids import LAYERED_FLOWS, Axes
 
@@ -20,6 +22,12 @@ def _grid(
     return Grid({**axes, "dtype": ("float32",), "device": ("cpu",)})
 
 
+def _examples(datasets: tuple[str, ...], systems: tuple[str, ...], steps: int) -> Grid:
+    """Examples of libraries beside our trainings."""
+    alone = _grid(datasets, systems, (steps,))
+    return Grid({**alone.axes, "implementation": EXAMPLE_SIZES})
+
+
 EVERY = ("mlp", "monotone", "implicit", "glow", *SYSTEMS)
 WITHOUT_SOLVER = tuple(name for name in EVERY if name not in ("neural-ode", "ffjord"))
 """Systems whose training solves no differential equation, which takes fifty times as long."""
@@ -28,11 +36,17 @@ SUITE = Suite(
     name="flows",
     title="Other kinds of flow",
     question="What does each kind of flow reach, and for which cost?",
-    axes=("dataset", "architecture", "step", "dtype", "device"),
+    axes=("dataset", "architecture", "step", "implementation", "dtype", "device"),
     presets={
         "smoke": Preset(
-            (_grid(("eight-gaussians",), ("nsf", "flow-matching"), (20,)),),
-            {"n_points": 100, "n_grid": 16, "n_mass": 32, "n_samples": 100, "seconds": 0.05},
+            (
+                _grid(("eight-gaussians",), ("nsf", "flow-matching"), (20,)),
+                _examples(("eight-gaussians",), ("realnvp",), 5),
+            ),
+            {
+                **{"n_points": 100, "n_grid": 16, "n_mass": 32, "n_samples": 100},
+                **{"seconds": 0.05, "n_seeds": 2},
+            },
         ),
         "quick": Preset(
             # For about as many seconds of training each.
@@ -43,7 +57,10 @@ SUITE = Suite(
                     *(("nsf", 500), ("flow-matching", 2000)),
                 )
             ),
-            {"n_points": 2000, "n_grid": 80, "n_mass": 100, "n_samples": 1000, "seconds": 0.2},
+            {
+                **{"n_points": 2000, "n_grid": 80, "n_mass": 100, "n_samples": 1000},
+                **{"seconds": 0.2, "n_seeds": 3},
+            },
         ),
         "full": Preset(
             (
@@ -52,8 +69,14 @@ SUITE = Suite(
                 # Most begin to learn the 1,437 digits by heart after so many steps.
                 _grid(("digits",), WITHOUT_SOLVER, (150, 300)),
                 _grid(("patches",), WITHOUT_SOLVER, (1000,)),
+                _examples(("eight-gaussians",), tuple(EXAMPLES), 1000),
+                _examples(("digits-logit",), ("nice", "realnvp", "maf", "nsf"), 300),
+                _examples(("digits",), ("glow",), 300),
             ),
-            {"n_points": 5000, "n_grid": 120, "n_mass": 400, "n_samples": 5000, "seconds": 2.0},
+            {
+                **{"n_points": 5000, "n_grid": 120, "n_mass": 400, "n_samples": 5000},
+                **{"seconds": 2.0, "n_seeds": 3},
+            },
         ),
     },
     measure=measure_flows,
@@ -64,6 +87,7 @@ SUITE = Suite(
     claims=CLAIMS,
     table=(
         *("log_prob", "bits_per_dim", "divergence", "n_parameters"),
+        *("log_prob_ours", "log_prob_minus_ours", "n_parameters_ours"),
         *("train_step_s", "log_prob_s", "sample_s", "round_trip_error"),
     ),
     figures="suites.flows.figures",

@@ -20,6 +20,7 @@ from resflow_bench.systems import exactness, n_parameters
 from resflow_bench.training.recipe import Recipe, dataset, finite_moments_estimator
 from resflow_bench.training.trainer import Trainer, Training
 from suites.density.measure import bits_per_dim, exact_log_prob, picture_of, true_log_prob
+from suites.flows.against import measure_example
 from suites.trained import held_out_points, recipe_for, train_all, trained_flow
 
 LIPSCHITZ = 0.9
@@ -58,8 +59,13 @@ def measure_flows(cell: Cell, context: Context) -> Iterable[Observation]:
     * `round_trip_error`: the largest ||x - f^-1(f(x))|| of held-out x.
     * `train_step_s`, `log_prob_s`, `sample_s`: the first a step's, the others an example's, medians
       on one thread.
+
+    With an `implementation` the cell is a comparison of trainings, `against.measure_example`.
     """
     recipe = flows_recipe(cell)
+    if cell.get("implementation") is not None:
+        yield from measure_example(cell, context, recipe)
+        return
     flow, data = trained_flow(recipe, cell, context), dataset(recipe.dataset)
     n = min(int(context.effort["n_points"]), len(data.test))
     x, seed = held_out_points(cell, n), context.generator_seed(cell)
@@ -99,7 +105,8 @@ def flows_recipe(cell: Cell) -> Recipe:
 
 def prepare_flows(cells: list[Cell], context: Context) -> None:
     """Train each flow once."""
-    train_all(cells, context, flows_recipe)
+    own = [cell for cell in cells if cell.get("implementation") is None]
+    train_all(own, context, flows_recipe)
 
 
 def _plane(flow: ResidualFlow, data: Dataset, context: Context, seed: int) -> Iterable[Observation]:

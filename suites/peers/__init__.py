@@ -84,7 +84,9 @@ SUITE = Suite(
     claims=CLAIMS,
     table=(
         *("bias", "bias_expected", "variance", "batch_correlation", "gradient_error"),
-        *("inverse_error", "inverse_bound", "wall_s", "time_over_ours", "peak_over_ours"),
+        *("inverse_error", "inverse_bound", "inverse_s", "inverse_over_ours"),
+        *("inverse_batch_error", "inverse_batch_bound", "wall_s", "time_over_ours"),
+        *("peak_over_ours",),
         *("step_s", "step_over_ours", "update_share", "gradient_peak_over_ours"),
         *("peak_bytes_gradient", "norm_over_asked", "weight_change", "map_difference"),
     ),

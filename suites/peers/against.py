@@ -15,7 +15,7 @@ from resflow_bench.peers import PEERS, Peer, Request
 from resflow_bench.speed.benchmark import described, skip
 from resflow_bench.threads import one_thread
 from suites.grids import Point
-from suites.peers.measure import log_prob_seconds, step_seconds
+from suites.peers.measure import inverse_seconds, log_prob_seconds, step_seconds
 
 N_TERMS = 20
 N_PAIRS = 30
@@ -67,6 +67,17 @@ class AgainstNormflows(PairedRatio):
     @described(name="against_normflows.AgainstNormflows.track_time_ratio")
     def track_time_ratio(self) -> dict[str, Any]:
         return self.samples(log_prob_seconds)
+
+
+class InverseAgainstNormflows(PairedRatio):
+    """Time of the inverse, ours with its certificate over theirs."""
+
+    mode = "evaluation"
+    version = "2"
+
+    @described(name="inverse_against_normflows.InverseAgainstNormflows.track_time_ratio")
+    def track_time_ratio(self) -> dict[str, Any]:
+        return self.samples(inverse_seconds)
 
 
 class TrainingAgainstNormflows(PairedRatio):

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from resflow_bench.flows import ResidualFlow, ToRounding
 from resflow_bench.intervals import Interval, mean_interval, median_interval
 from resflow_bench.lab import Cell, Context, Observation, exactly, observe
 from resflow_bench.logdet import Fixed, Roulette, exact_log_det
@@ -49,10 +50,11 @@ def measure_peers(cell: Cell, context: Context) -> Iterable[Observation]:
     """Bias, variance, gradient, inverse, seconds and bytes of `implementation` in `mode`.
 
     Bias and variance are those of its estimate of ln|det df/dx|. The gradient is measured in the
-    modes of a training, as is a training step; in evaluation the inverse is, by which samples are
-    drawn. A logit in front of the flow, which no other implementation holds, is left out. With more
-    than one probe only bias and variance are measured. `variance_is_finite`, of a roulette, is the
-    answer at rho, the largest spectral radius of a J at the points.
+    modes of a training, as is a training step; in evaluation the inverse is: of the points in
+    float64, and of a batch of latents in the cell's dtype, with its time. A logit in front of the
+    flow, which no other implementation holds, is left out. With more than one probe only bias and
+    variance are measured. `variance_is_finite`, of a roulette, is the answer at rho, the largest
+    spectral radius of a J at the points.
     """
     request = Request(cell["mode"], cell.get("n_terms"), cell.get("n_probes", 1))
     problem = build_problem(cell, context.results, int(context.effort["n_points"]))
@@ -80,6 +82,8 @@ def measure_peers(cell: Cell, context: Context) -> Iterable[Observation]:
             yield from _costs(peer, mine, request, x, n_pairs, seed)
             if request.mode in TRAINING:
                 yield from _step_costs(make(flow, request), mine, x, n_pairs, seed)
+            else:
+                yield from _inverse_costs(peer, mine, flow, x, n_pairs, seed)
         yield from realised(problem.norm, problem.spectral_radius)
 
 
@@ -251,6 +255,48 @@ def log_prob_seconds(peer: Peer, ours: Peer, x: Tensor, n_pairs: int, seed: int)
 def _log_prob(of: Peer, x: Tensor) -> Tensor:
     with torch.no_grad():
         return of.log_prob(x.clone())
+
+
+def _inverse_costs(
+    peer: Peer, ours: Peer, flow: ResidualFlow, x: Tensor, n_pairs: int, seed: int
+) -> Iterator[Observation]:
+    """Seconds of the inverse of a batch of z ~ N(0, I), their ratio to ours, max ||x^ - x||_2.
+
+    The certificate is part of ours. The truth is the inverse of our map in float64, to rounding;
+    that of another map differs from it by about `map_difference`.
+    """
+    z = latents(x)
+    seconds = inverse_seconds(peer, ours, x, n_pairs, seed)
+    wall, ratio = median_interval(seconds[:, 0]), median_interval(seconds[:, 0] / seconds[:, 1])
+    message = f"{peer.version}; one thread, {len(z)} latents"
+    yield observe("inverse_s", wall, "s", n_pairs, message)
+    yield observe("inverse_over_ours", ratio, "1", n_pairs, "interleaved pairs")
+    truth = copy.deepcopy(flow).double().inverse(z.double(), ToRounding()).value.flatten(1)
+    with peer.seeded(seed), torch.no_grad():
+        inverse, bound = peer.inverse(_as_latents_of(peer, x))
+    error = float((inverse.double().flatten(1) - truth).norm(dim=1).max())
+    yield Observation("inverse_batch_error", error, "1", 0.0, error, error, len(z), message)
+    if bound is not None:
+        yield exactly("inverse_batch_bound", float(bound.max()), "1")
+
+
+def inverse_seconds(peer: Peer, ours: Peer, x: Tensor, n_pairs: int, seed: int) -> np.ndarray:
+    """Seconds of interleaved inverses of `latents`, (n_pairs, [peer, ours])."""
+    with peer.seeded(seed), ours.seeded(seed), torch.no_grad():
+        calls = [partial(one.inverse, _as_latents_of(one, x)) for one in (peer, ours)]
+        pairs = [list(map(elapsed, calls)) for _ in range(N_WARM_UP + n_pairs)]
+    return np.asarray(pairs[N_WARM_UP:])
+
+
+def latents(x: Tensor) -> Tensor:
+    """z ~ N(0, I), the points that sampling inverts: as many numbers as x has, (B, d)."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(x.flatten(1).shape, generator=generator).to(x)
+
+
+def _as_latents_of(peer: Peer, x: Tensor) -> Tensor:
+    """The latents in the shape that the peer's map returns."""
+    return latents(x).view_as(peer.map(x))
 
 
 def _step_costs(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -30,8 +29,6 @@ from resflow_bench.flows import (
 )
 from resflow_bench.flows.copies import in_float64, memoised
 from resflow_bench.layers import LinearBranch, LipSwish, mlp_branch
-from suites.comparisons import inverse as against
-from suites.comparisons import pairs
 
 DOUBLE = torch.float64
 DIM = 8
@@ -256,33 +253,3 @@ def test_an_inversion_is_one_of_three_settings() -> None:
 def test_a_dtype_that_cannot_iterate_is_refused() -> None:
     with pytest.raises(ValueError, match=r"float32 or torch\.float64.*got torch\.float16"):
         Inversion(dtype=torch.float16)
-
-
-@pytest.mark.skipif(
-    find_spec("normflows") is None,
-    reason="normflows is not installed; .venv/bin/pip install -e '.[peers]' brings it",
-)
-def test_the_comparison_with_normflows_is_of_one_map(monkeypatch, capsys) -> None:
-    """Their inverse of z is mapped back to z by our flow, as far as their tolerance goes."""
-    flow, z = strong_flow(0.5), normal(12, DIM).float()
-    x = against.their_inverse(against.peer_of(flow), z)
-    with torch.no_grad():
-        off = float((flow(x) - z).norm(dim=1).max())
-        of_nothing = float((flow(z) - z).norm(dim=1).max())
-    assert 1e-6 < off < 0.05 < of_nothing
-    ours, theirs = against.errors(flow, z)
-    assert ours.error <= ours.bound < 1e-3 * theirs.error
-    monkeypatch.setattr(pairs, "N_REPEATS", 10)
-    assert (against.compare(flow, z) > 0).all()
-    monkeypatch.setattr(against, "flow_and_points", lambda model: (flow, z))
-    monkeypatch.setattr(against, "minus_identity", lambda lipschitz: minus_identity(0.5))
-    against.main()
-    said = capsys.readouterr().out
-    for words in ("of normflows' time", "not certified", "Anderson: ", "an evaluation of g each"):
-        assert words in said
-    face = against.InverseAgainstNormflows()
-    face.setup()
-    assert len(face.track_time_ratio()["samples"]) == 10
-    monkeypatch.setattr(pairs, "find_spec", lambda name: None)
-    with pytest.raises(NotImplementedError, match="peers"):
-        face.setup()

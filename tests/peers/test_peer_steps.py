@@ -150,7 +150,9 @@ def test_flows_on_images_are_compared_behind_their_logit(of_images) -> None:
     assert of_images["gradient_peak_over_ours"].value > 1.0
 
 
-@pytest.mark.parametrize("name", ["AgainstNormflows", "TrainingAgainstNormflows"])
+@pytest.mark.parametrize(
+    "name", ["AgainstNormflows", "InverseAgainstNormflows", "TrainingAgainstNormflows"]
+)
 def test_the_asv_classes_track_ratios(name, monkeypatch) -> None:
     monkeypatch.setattr(against, "N_PAIRS", 1)
     monkeypatch.setattr(against, "N_TERMS", 2)

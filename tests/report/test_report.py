@@ -394,8 +394,9 @@ def test_what_an_error_costs_is_said(frames: dict[str, pd.DataFrame]) -> None:
     assert "to 0.01 nat takes 0.128 [" in text
     assert "“determinant”" in text
     assert "of infinite variance there, takes at least 140,000 times as long" in text
-    (text,) = findings({"peers": frames["peers"]}, SUITES)
-    assert "is off by −9.00 nat" in text
+    value, inverse = findings({"peers": frames["peers"]}, SUITES)
+    assert "is off by −9.00 nat" in value
+    assert "off by 0.00200 where 1.00e-5 was requested" in inverse
 
 
 def test_without_the_peer_the_baseline_is_the_reference(frames: dict[str, pd.DataFrame]) -> None:

@@ -1,1 +1,0 @@
-"""Scripts that compare ours with normflows: time, memory, variance, error, likelihood."""
