@@ -24,10 +24,11 @@ from resflow_bench.logdet import (
     Sphere,
     exact_log_det,
 )
+from resflow_bench.theory import ProbeVariance
 
 DTYPE = torch.float64
 N = 10_000
-CLOSED = {str(p): p for p in PROBES.values() if isinstance(p, theory.ProbeVariance)}
+CLOSED = {str(p): p for p in PROBES.values() if isinstance(p, ProbeVariance)}
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -92,7 +93,7 @@ def test_a_wrong_length_and_a_wrong_sign_are_seen(twin: Callable[..., Tensor]) -
 
 
 def forms_z(
-    probe: Probe | Twin, law: theory.ProbeVariance, n_probes: int, dim: int
+    probe: Probe | Twin, law: ProbeVariance, n_probes: int, dim: int
 ) -> tuple[float, float]:
     """z of the mean of (1/m) sum_j v_j^T A v_j against tr A, and of its variance against `law`."""
     a = torch.randn(dim, dim, generator=generator(5), dtype=DTYPE)

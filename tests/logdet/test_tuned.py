@@ -28,12 +28,13 @@ from resflow_bench.logdet import (
 )
 from resflow_bench.logdet.optimal import Pilot, pilot, share
 from resflow_bench.logdet.tuned import N_PROBES, mean_terms
+from resflow_bench.theory import ProbeVariance
 from resflow_bench.threads import one_torch_thread
 
 DTYPE = torch.float64
 D, K = 8, 0.8
 J = linear_families(D, K)["gaussian"]
-CLOSED = [probe for probe in PROBES.values() if isinstance(probe, theory.ProbeVariance)]
+CLOSED = [probe for probe in PROBES.values() if isinstance(probe, ProbeVariance)]
 ALL = pytest.mark.parametrize("probe", CLOSED, ids=str)
 
 
@@ -41,7 +42,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def closed_form(probe: theory.ProbeVariance, n_traced: int = 0, n_tails: int = 64) -> Pilot:
+def closed_form(probe: ProbeVariance, n_traced: int = 0, n_tails: int = 64) -> Pilot:
     """What a pilot of infinitely many probes would see of J."""
     tails = theory.tail_moments(J, n_tails)
     later = np.maximum(np.arange(n_tails), n_traced)
@@ -61,7 +62,7 @@ def rejected(samples: np.ndarray, expected: np.ndarray) -> bool:
 @ALL
 @pytest.mark.parametrize("n_probes", [1, 2, 5, D, 13, 2 * D])
 def test_the_share_of_the_variance_is_that_of_any_matrix(
-    probe: theory.ProbeVariance, n_probes: int
+    probe: ProbeVariance, n_probes: int
 ) -> None:
     matrix = np.random.default_rng(1).normal(size=(D, D))
     moments = theory.moments(matrix)
@@ -79,7 +80,7 @@ def test_in_one_dimension_nothing_is_left_to_share() -> None:
 
 
 @ALL
-def test_moments_from_four_probes_are_unbiased(probe: theory.ProbeVariance) -> None:
+def test_moments_from_four_probes_are_unbiased(probe: ProbeVariance) -> None:
     """40 pilots at 100 points; the twins take the four for independent of each other."""
     branch = LinearBranch(torch.from_numpy(J), K)
     x, noise, n_terms = torch.zeros(100, D, dtype=DTYPE), generator(2), 6
@@ -105,7 +106,7 @@ def test_moments_from_four_probes_are_unbiased(probe: theory.ProbeVariance) -> N
 @ALL
 @pytest.mark.parametrize("n_traced", [0, 2])
 def test_the_predicted_variance_is_that_of_the_closed_form(
-    probe: theory.ProbeVariance, n_traced: int
+    probe: ProbeVariance, n_traced: int
 ) -> None:
     """The twin thinks of every probe as independent of the others."""
     seen = closed_form(probe, n_traced)
@@ -121,7 +122,7 @@ def test_the_predicted_variance_is_that_of_the_closed_form(
 @pytest.mark.parametrize("expansion", [Taylor(), Arnoldi()], ids=str)
 @pytest.mark.parametrize("probe", [Rademacher(), Hadamard()], ids=str)
 def test_one_pilot_predicts_what_draws_show(
-    probe: theory.ProbeVariance, expansion: Taylor | Arnoldi
+    probe: ProbeVariance, expansion: Taylor | Arnoldi
 ) -> None:
     """16 points of an MLP, 256 probes each, 500 draws: to 15 %; the twin has twice the probes."""
     branch = mlp_branch(D, (16,), K, generator=generator(3)).double().requires_grad_(False)
