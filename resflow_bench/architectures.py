@@ -56,6 +56,7 @@ LINEAR_FAMILIES = (
 MLP_BLOCKS = 8
 DEEP_BLOCKS = 24
 """Each block stretches by at most 1 + K: sharp edges of a density need many."""
+WIDTH = 1024
 GLOW_STEPS = 4
 """Steps of Glow at each scale of an image; vectors have twice as many on their one scale."""
 
@@ -163,6 +164,12 @@ def shallow_architecture(event: Event, lipschitz: float) -> ResidualFlow:
     return _mlp_blocks(event, lipschitz, n_hidden=1)
 
 
+def wide_architecture(event: Event, lipschitz: float) -> ResidualFlow:
+    """Four blocks of one hidden layer of `WIDTH` units, at any d: `shallow` for images."""
+    make_branch = partial(mlp_branch, hidden=(WIDTH,), lipschitz=lipschitz)
+    return _fully_connected(event, make_branch, n_blocks=4)
+
+
 def deep_architecture(event: Event, lipschitz: float) -> ResidualFlow:
     """Twenty-four blocks of two hidden layers of max(2d, 64) LipSwish units."""
     return _mlp_blocks(event, lipschitz, n_hidden=2, n_blocks=DEEP_BLOCKS)
@@ -259,6 +266,7 @@ def mlp_sll_architecture(event: Event, lipschitz: float) -> ResidualFlow:
 ARCHITECTURES: dict[str, Architecture] = {
     "mlp": mlp_architecture,
     "shallow": shallow_architecture,
+    "wide": wide_architecture,
     "deep": deep_architecture,
     "dense": dense_architecture,
     "conv": conv_architecture,

@@ -20,7 +20,7 @@ from resflow_bench.intervals import (
     mean_interval,
     variance_interval,
 )
-from resflow_bench.lab import replicates
+from resflow_bench.lab import Skip, replicates
 from resflow_bench.logdet import LogDetEstimator, Probe
 from resflow_bench.memory import at_once
 from resflow_bench.models import Problem
@@ -165,17 +165,26 @@ class _Remembering:
         self.drawn.append(v)
         return v
 
-    def variance(self, moments: theory.Moments, n_probes: int) -> np.ndarray:
-        return self.probe.variance(moments, n_probes)
-
 
 def total_variance(problem: Problem, estimator: LogDetEstimator) -> np.ndarray:
     """The variance of the flow's log-det, (P,): blocks draw independently, so variances add."""
-    truncation = estimator.truncation
+    truncation, probe = estimator.truncation, with_variance(estimator.probe)
     return problem.over_blocks(
-        lambda matrices, c: truncation.variance(
-            matrices, estimator.probe, estimator.n_probes, coefficients=c
-        )
+        lambda matrices, c: truncation.variance(matrices, probe, estimator.n_probes, coefficients=c)
+    )
+
+
+def with_variance(probe: Probe) -> theory.ProbeVariance:
+    """The probe, whose variance has a closed form.
+
+    Raises:
+        Skip: it has none.
+    """
+    if isinstance(probe, theory.ProbeVariance):
+        return probe
+    raise Skip(
+        f"{probe} probes have no closed form of the variance in the moments of J, which the rows "
+        "are compared with; the suite efficiency measures them"
     )
 
 
@@ -185,7 +194,7 @@ def _probe_noise(problem: Problem, estimator: LogDetEstimator) -> np.ndarray:
     A roulette's estimate has this variance and, uncorrelated with it, that of its random number of
     terms. Of a truncated estimate minus the form all moments are finite.
     """
-    probe, m = estimator.probe, estimator.n_probes
+    probe, m = with_variance(estimator.probe), estimator.n_probes
     return np.sum([theory.hutchinson_variance(x, probe, m) for x in problem.logarithms], axis=0)
 
 

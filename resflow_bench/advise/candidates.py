@@ -31,7 +31,8 @@ from resflow_bench.logdet import (
     tuned,
 )
 from resflow_bench.logdet.exact import determinant_work
-from resflow_bench.logdet.tuned import PROBES_A_DRAW, mean_terms
+from resflow_bench.logdet.optimal import PROBES_A_DRAW
+from resflow_bench.logdet.tuned import mean_terms
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,26 @@ from resflow_bench.logdet.expansions.taylor import Taylor
 from resflow_bench.logdet.gradients import Gradient, Neumann, Series
 from resflow_bench.logdet.laws import LAWS, Geometric, Poisson, Tabulated, law_named
 from resflow_bench.logdet.optimal import optimal_roulette, pilot_roulette
-from resflow_bench.logdet.probes import Gaussian, Hadamard, Orthogonal, Probe, Rademacher, Sphere
+from resflow_bench.logdet.probes import (
+    Gaussian,
+    Hadamard,
+    Hierarchical,
+    Orthogonal,
+    Probe,
+    Rademacher,
+    Sphere,
+)
 from resflow_bench.logdet.truncation import Fixed, Roulette, Terms, Truncation
 from resflow_bench.logdet.tuned import PerBranch, tuned
 from resflow_bench.logdet.xtrace import XTrace
 from resflow_bench.theory import Law
 
 PROBES: dict[str, Probe] = {
-    str(probe): probe for probe in (Gaussian(), Rademacher(), Sphere(), Orthogonal(), Hadamard())
+    str(probe): probe
+    for probe in (
+        *(Gaussian(), Rademacher(), Sphere(), Orthogonal(), Hadamard()),
+        Hierarchical(),
+    )
 }
 """The values of the axis `probe`, by name."""
 
@@ -57,6 +69,7 @@ __all__ = [
     "Geometric",
     "Gradient",
     "Hadamard",
+    "Hierarchical",
     "Law",
     "Linearisation",
     "LogDetEstimator",

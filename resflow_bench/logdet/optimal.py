@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +16,15 @@ from resflow_bench.jacobian import Map
 from resflow_bench.logdet.estimator import LogDetEstimator
 from resflow_bench.logdet.expansions.expansion import Incremental
 from resflow_bench.logdet.laws import Tabulated
-from resflow_bench.logdet.probes import Probe
 from resflow_bench.logdet.truncation import Roulette
 from resflow_bench.theory import RESIDUAL, Coefficients
 
 MAX_TAILS = 512
 """The largest number of entries of a table of probabilities; beyond it the law is geometric."""
+
+PROBES_A_DRAW = 8
+"""The most probes of a pilot's draw, where the variance has a closed form: 16 draws of them at ten
+points give the variances of the tails to a few percent."""
 
 MIN_DECAY = 0.1
 """The least ratio of successive probabilities beyond the table: a smaller one underflows to zero,
@@ -29,7 +33,7 @@ and a tail that decays more slowly than J^k costs next to nothing."""
 
 def optimal_roulette(
     jacobian: np.ndarray,
-    probe: Probe,
+    probe: theory.ProbeVariance,
     n_probes: int = 1,
     n_traced: int = 0,
     n_besides: float = 0.0,
@@ -75,32 +79,28 @@ def optimal_roulette(
 
 @dataclass(frozen=True)
 class Pilot:
-    """Moments of the tails T_k = sum_{l>=k} Delta_l, k = 1..n, of one branch, from a few probes.
+    """Moments of the tails T_k = sum_{l>=k} Delta_l, k = 1..n, of one branch, from a few draws.
 
-    One pilot gives the moments for every number m of probes: the mean over m of them has
-
-        E[T_k^2] = (E T_k)^2 + c_m Var T_k,    c_m = 1/m for independent probes, less for probes
-                                               drawn without replacement: see `share`.
+    The mean over m probes has E[T_k^2] = (E T_k)^2 + Var T_k.
 
     Args:
-        mean_squares, variances: (E T_k)^2 and Var T_k of one probe, (n,), nat^2, mean over points.
+        mean_squares: (E T_k)^2, (n,), nat^2, mean over points.
+        variances: Var T_k for each m, (n,), nat^2, mean over points.
     """
 
     mean_squares: np.ndarray
-    variances: np.ndarray
-    probe: Probe
-    dim: int
+    variances: Mapping[int, np.ndarray]
 
     def squares(self, n_probes: int) -> np.ndarray:
         """E[T_k^2] of the mean of m probes, (n,), nat^2."""
-        return self.mean_squares + share(self.probe, self.dim, n_probes) * self.variances
+        return self.mean_squares + self.variances[n_probes]
 
     def roulette(self, n_probes: int, spectral_radius: float, n_besides: float = 0.0) -> Roulette:
         """`optimal_roulette` of these moments; see `pilot_roulette`.
 
         From the first half of the tails, where the terms beyond the pilot's are negligible.
         """
-        squares = self.squares(n_probes)[: len(self.variances) // 2 + 1]
+        squares = self.squares(n_probes)[: len(self.mean_squares) // 2 + 1]
         mean_square = float(self.mean_squares[0])
         return _roulette(squares, mean_square, n_besides, spectral_radius, spectral_radius)
 
@@ -115,7 +115,7 @@ class Pilot:
         return float(squares[0] - self.mean_squares[0] + (squares * steps).sum())
 
 
-def share(probe: Probe, dim: int, n_probes: int) -> float:
+def share(probe: theory.ProbeVariance, dim: int, n_probes: int) -> float:
     """c_m = Var((1/m) sum_j v_j^T A v_j) / Var(v^T A v), the same for every A with these probes.
 
     1/m for independent v_j; (D - m)/(m (D - 1)) for m <= D columns of a Hadamard matrix, and the
@@ -137,54 +137,77 @@ def pilot(
     g: Map,
     x: Tensor,
     n_draws: int,
+    n_probes: Sequence[int],
     generator: torch.Generator | None = None,
     n_terms: int = 64,
 ) -> Pilot:
-    """The moments of the tails at x, from R = `n_draws` probes at each point.
+    """The moments of the tails at x for means over m probes, for each m of `n_probes`.
 
-    1. Delta_1, ..., Delta_n of each probe are the estimator's own; T_k is summed from the last.
-    2. With s^2 their sample variance over the R probes and c_R the `share`, any two of which have
-       the same correlation r = (c_R R - 1)/(R - 1):  E s^2 = (1 - r) Var T_k.
-    3. E[mean^2] = (E T_k)^2 + c_R Var T_k, so that both are estimated without bias; where
+    Delta_1, ..., Delta_n of each probe are the estimator's own; T_k is summed from the last.
+
+    Where the probe has a closed form, one draw of R = `n_draws` x min(max m, `PROBES_A_DRAW`)
+    vectors serves every m, with c the `share`:
+
+    1. With s^2 their sample variance, any two of which have the same correlation
+       r = (c_R R - 1)/(R - 1):  E s^2 = (1 - r) Var T_k of one probe, and c_m of that of m.
+    2. E[mean^2] = (E T_k)^2 + c_R Var T_k, so that both are estimated without bias; where
        c_R = 0 the first is exact.
+
+    Else the largest m is drawn `n_draws` times, and m vectors in a row of a draw count as one of m.
 
     Args:
         estimator: its probe, products, expansion and n_traced are used, its n_probes is not.
         x: (B, *event).
-        n_draws: R, at least 2.
+        n_draws: at least 2.
+        n_probes: divisors of the largest of them.
         n_terms: n, products a probe, at least 4 and above 2 n_traced + 1.
 
-    Properties: cost n R products a point. Unbiased where Delta_k is a quadratic form in v or the
-        probes are independent; else (`Arnoldi` with dependent probes) `share` is the limit for
-        many terms.
+    Properties: cost n products for each vector and point. Unbiased where Delta_k is a quadratic
+        form in v or the probes are independent; else (`Arnoldi` with dependent probes) `share` is
+        the limit for many terms.
 
     Raises:
         ValueError: if `n_draws` or `n_terms` is too small.
         TypeError: if the estimator's expansion has no `increments`.
     """
-    n_traced = estimator.n_traced
+    n_traced, most = estimator.n_traced, max(n_probes)
     if n_terms < max(4, 2 * n_traced + 2) or n_draws < 2:
         raise ValueError(
             f"pilot needs n_terms >= 4 and above 2 n_traced + 1, and n_draws >= 2; got "
             f"n_terms={n_terms}, n_draws={n_draws} and n_traced={n_traced}. Raise them."
         )
-    expansion = estimator.expansion
+    expansion, probe = estimator.expansion, estimator.probe
     if not isinstance(expansion, Incremental):
         raise TypeError(
             f"pilot needs an expansion with `increments`; got {expansion}. Take "
             "`expansion=Taylor()`."
         )
-    v = estimator.probe.sample(n_draws, x, generator)
     j = estimator.products(g, x).jacobian
-    terms = expansion.increments(j, v, n_terms, n_traced).double()
-    terms = nn.functional.pad(terms, (0, 0, 0, 0, 0, n_terms - len(terms)))  # if they end early
-    tails = terms.flip(0).cumsum(0).flip(0)  # T_k, (n, R, B)
-    dim = math.prod(x.shape[1:])
-    c = share(estimator.probe, dim, n_draws)
-    variances = tails.var(1) * ((n_draws - 1) / (n_draws * (1.0 - c)))  # (n, B)
-    mean_squares = tails.mean(1).square() - c * variances
-    means = torch.stack([mean_squares, variances]).mean(2).clamp(min=0.0).cpu().numpy()
-    return Pilot(means[0], means[1], estimator.probe, dim)
+
+    def tails(n: int) -> Tensor:
+        """T_k of n vectors, (n_terms, n, B)."""
+        terms = expansion.increments(j, probe.sample(n, x, generator), n_terms, n_traced).double()
+        terms = nn.functional.pad(terms, (0, 0, 0, 0, 0, n_terms - len(terms)))  # ended early
+        return terms.flip(0).cumsum(0).flip(0)
+
+    if isinstance(probe, theory.ProbeVariance):
+        dim, n = math.prod(x.shape[1:]), n_draws * min(most, PROBES_A_DRAW)
+        found, c = tails(n), share(probe, dim, n)
+        one = found.var(1) * ((n - 1) / (n * (1.0 - c)))  # (n_terms, B)
+        mean_squares = found.mean(1).square() - c * one
+        variances = {m: share(probe, dim, m) * one for m in n_probes}
+    else:
+        draws = torch.stack([tails(most) for _ in range(n_draws)])  # (R, n_terms, most, B)
+        whole = draws.mean(2)
+        mean_squares = whole.mean(0).square() - whole.var(0) / n_draws
+        groups = {m: draws.unflatten(2, (-1, m)).mean(3) for m in n_probes}
+        variances = {m: group.var(0).mean(1) for m, group in groups.items()}
+    return Pilot(_mean(mean_squares), {m: _mean(some) for m, some in variances.items()})
+
+
+def _mean(of_points: Tensor) -> np.ndarray:
+    """The mean over points of (n, B), at least zero."""
+    return of_points.mean(1).clamp(min=0.0).cpu().numpy()
 
 
 def pilot_roulette(
@@ -208,7 +231,8 @@ def pilot_roulette(
         n_terms: products a probe, at least 4.
         n_draws: of the m probes at each point, at least 2.
 
-    Properties: cost n_terms n_draws m products for each point, once. Its errors cost variance,
+    Properties: cost n_terms n_draws m products for each point, once, of which eight probes a draw
+        are enough where the variance has a closed form. Its errors cost variance,
         never bias. For several numbers of probes use one `pilot`.
 
     Raises:
@@ -217,7 +241,7 @@ def pilot_roulette(
         TypeError: if the estimator's expansion has no `increments`.
     """
     m = estimator.n_probes
-    moments = pilot(estimator, g, x, n_draws * m, generator, n_terms)
+    moments = pilot(estimator, g, x, n_draws, (m,), generator, n_terms)
     return moments.roulette(m, spectral_radius, n_besides)
 
 

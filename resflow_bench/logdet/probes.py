@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -15,8 +16,12 @@ from resflow_bench import theory
 from resflow_bench.constants import constant
 
 
-class Probe(theory.ProbeVariance, Protocol):
-    """A law of m vectors v_j, each with E v = 0 and E v v^T = I, for which E[v^T A v] = tr A."""
+class Probe(Protocol):
+    """A law of m vectors v_j, each with E v = 0 and E v v^T = I, for which E[v^T A v] = tr A.
+
+    Any m vectors in a row of a longer draw, from a multiple of m on, are a draw of m. Where the
+    variance depends on A's moments alone a law is a `theory.ProbeVariance` too.
+    """
 
     def sample(self, n_probes: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw probes shaped like x: (m, B, *event), in x's dtype and device."""
@@ -190,6 +195,44 @@ class Hadamard:
         return theory.hadamard_variance(moments, n_probes)
 
 
+@dataclass(frozen=True)
+class Hierarchical:
+    """v_j = s * h_j, s random signs, h_j the j-th column of a Hadamard matrix at each entry's
+    colour: the variance of `Rademacher` from pairs of the same colour alone.
+
+        Var((1/m) sum_j v_j^T A v_j) = 2 sum_{a!=b} (sym(A)_ab G_ab)^2,
+        G_ab = (1/m) sum_j h_ja h_jb.
+
+    At m = 2^b, G_ab is 1 for two entries with the same first b bits of their colour and 0 for all
+    others. The bits are those of the channel, then of the pixel: as m grows, pixels of the same
+    colour move apart, by a factor of sqrt(2) each time it doubles. Entries that are close to each
+    other, where the Jacobian of a convolution is large, are told apart first.
+
+    Properties: unbiased for every A; each v_j alone is a Rademacher vector, and m = 1 is one. Best
+        at powers of two that are at least the number of channels. A vector's entries are channels.
+        More vectors than there are colours are drawn in independent blocks.
+
+    Source: Stathopoulos, Laeuchli and Orginos (2013), "Hierarchical Probing for Estimating the
+        Trace of the Matrix Inverse on Toroidal Lattices".
+
+    >>> v = Hierarchical().sample(4, torch.zeros(1, 2, 1, 2), None)  # 2 channels, 2 pixels
+    >>> (v.flatten(1).mT @ v.flatten(1)).abs()
+    tensor([[4., 0., 0., 0.],
+            [0., 4., 0., 0.],
+            [0., 0., 4., 0.],
+            [0., 0., 0., 4.]])
+    """
+
+    def __str__(self) -> str:
+        return "hierarchical"
+
+    def sample(self, n_probes: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        columns = _columns(x.shape[1:], n_probes, x.dtype, x.device)  # (n, *event)
+        n = len(columns)
+        signs = Rademacher().sample(-(-n_probes // n), x, generator)
+        return (signs[:, None] * columns[:, None]).flatten(0, 1)[:n_probes]
+
+
 def _signs(dtype: torch.dtype, device: torch.device) -> Tensor:
     """The eight signs of each byte, (256, 8)."""
     bits = torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device) & 1
@@ -214,3 +257,35 @@ def _normal(shape: tuple[int, ...], x: Tensor, generator: torch.Generator | None
 def _blocks(block: Callable[[int], Tensor], n: int, size: int) -> Tensor:
     """`n` vectors, (n, B, d), `size` of them at a time."""
     return torch.cat([block(min(size, n - start)) for start in range(0, n, size)])
+
+
+@lru_cache(maxsize=16)
+def _columns(event: torch.Size, n_probes: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The first columns of `Hierarchical`, (n, *event): n is `n_probes`, at most the colours."""
+    colour, n_bits = colours(event or (1,))
+    column = torch.arange(min(n_probes, 2**n_bits))[:, None]
+    parity = torch.zeros_like(column * colour.flatten())
+    for bit in range(n_bits):
+        parity ^= (column & colour.flatten()) >> bit & 1
+    return (1 - 2 * parity).to(device, dtype).view(-1, *event)
+
+
+def colours(event: Sequence[int]) -> tuple[Tensor, int]:
+    """The colour of each entry of an event (C, *grid), and the number of its bits.
+
+    The bits are those of the channel, from the lowest on; then for each power of two q, with p the
+    pixel's position in units of q along the axes longer than q: the parity of sum_i p_i, and that
+    of each p_i but the last. So 2 colours of a plane are a chessboard's, and 4 are a pixel's place
+    in a square of 2 x 2.
+
+    >>> colour, n_bits = colours((1, 2, 4))
+    >>> colour[0].tolist(), n_bits
+    ([[0, 1, 4, 5], [3, 2, 7, 6]], 3)
+    """
+    channel, *position = torch.meshgrid(*[torch.arange(n) for n in event], indexing="ij")
+    bits = [channel >> bit for bit in range((event[0] - 1).bit_length())]
+    for level in range((max(event[1:], default=1) - 1).bit_length()):
+        place = [p >> level for p, n in zip(position, event[1:], strict=True) if n > 1 << level]
+        bits += [sum(place, torch.zeros_like(channel)), *place[:-1]]
+    shifted = [(bit & 1) << index for index, bit in enumerate(bits)]
+    return sum(shifted, torch.zeros_like(channel)), len(bits)

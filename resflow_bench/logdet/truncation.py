@@ -16,7 +16,6 @@ from torch.nn import functional
 from resflow_bench import theory
 from resflow_bench.arguments import check_count
 from resflow_bench.constants import constant
-from resflow_bench.logdet.probes import Probe
 from resflow_bench.theory import RESIDUAL, Coefficients, Law
 
 
@@ -92,7 +91,7 @@ class Truncation(Protocol):
     def variance(
         self,
         jacobian: np.ndarray,
-        probe: Probe,
+        probe: theory.ProbeVariance,
         n_probes: int,
         n_traced: int = 0,
         coefficients: Coefficients = RESIDUAL,
@@ -162,7 +161,7 @@ class Fixed:
     def variance(
         self,
         jacobian: np.ndarray,
-        probe: Probe,
+        probe: theory.ProbeVariance,
         n_probes: int,
         n_traced: int = 0,
         coefficients: Coefficients = RESIDUAL,
@@ -301,7 +300,7 @@ class Roulette:
     def variance(
         self,
         jacobian: np.ndarray,
-        probe: Probe,
+        probe: theory.ProbeVariance,
         n_probes: int,
         n_traced: int = 0,
         coefficients: Coefficients = RESIDUAL,

@@ -18,10 +18,6 @@ from resflow_bench.logdet.truncation import Roulette
 N_PROBES = (1, 2, 4, 8, 16, 32)
 """The numbers of probes that are tried for each branch."""
 
-PROBES_A_DRAW = 8
-"""Probes of the pilot: 16 draws of them at ten points give the variances of the tails to a few
-percent."""
-
 N_PRICES = 64
 """The number of exchange rates of variance for products that are tried, evenly in the logarithm."""
 
@@ -85,7 +81,8 @@ def tuned(
         base: the estimator whose probe, products, gradient, n_traced and expansion all branches
             use; its truncation and n_probes are replaced.
         n_besides: the cost of a branch besides its probes, in products: value, slopes, traces.
-        n_draws: of the pilot, with `PROBES_A_DRAW` probes each, at every point.
+        n_draws: of the pilot, with `PROBES_A_DRAW` probes each, at every point; with 32 probes
+            each if the probe has no closed form of its variance.
 
     Properties: costs 64 products for each of the pilot's probes, points and branches, once. The
         moments are those of ln|det(I + J)|, of a monotone block's branch too: there the choice may
@@ -101,7 +98,7 @@ def tuned(
                 f"be finite; got {g.lipschitz:g} of a {type(g).__name__}. Choose a law by hand."
             )
     options = [
-        _options(pilot(base, g, x, PROBES_A_DRAW * n_draws, generator), base, g.lipschitz)
+        _options(pilot(base, g, x, n_draws, N_PROBES, generator), base, g.lipschitz)
         for g, x in branches
     ]
     choices = [

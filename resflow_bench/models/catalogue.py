@@ -167,6 +167,7 @@ _MODELS: tuple[Model, ...] = (
     Trained("conv", "conv", "digits", IMAGES, (0.9,)),
     Trained("multiscale", "multiscale", "digits", IMAGES, (0.9,)),
     Trained("patches", "conv", "patches", replace(IMAGES, n_steps=1500), (0.9,), 1),
+    Trained("patches-wide", "wide", "patches", replace(IMAGES, n_steps=1500), n_traced=2),
     Trained("checkerboard", "deep", "checkerboard", PLANE, (0.9,)),
     *(Trained(name, name, "eight-gaussians", SYSTEM) for name in OTHERS),
     *(Trained(name, name, "eight-gaussians", LAYERS, (0.9,)) for name in LAYERED),

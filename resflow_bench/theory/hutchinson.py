@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,6 +13,7 @@ from resflow_bench.theory.checks import Floats, at_least, contraction, probe_cou
 from resflow_bench.theory.coefficients import RESIDUAL, Coefficients
 
 
+@runtime_checkable
 class ProbeVariance(Protocol):
     """A law of m vectors v_j, each with E v = 0 and E v v^T = I."""
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resflow_bench import logdet
+from resflow_bench import logdet, theory
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.jacobian import Map
 from resflow_bench.lab import Cell
@@ -134,12 +134,15 @@ def closed_forms(
     variance_is_known = bias_is_known = True
     for one, matrices, c in zip(each, problem.jacobians, problem.coefficients, strict=bool(each)):
         affordable = matrices.shape[-1] <= MAX_DENSE
-        plain = isinstance(one, logdet.LogDetEstimator) and one.expansion == logdet.Taylor()
-        variance_is_known &= affordable and plain
         bias_is_known &= _series_of(one) == logdet.Taylor()
         bias_is_known &= affordable or isinstance(one.truncation, logdet.Roulette)
-        if variance_is_known and isinstance(one, logdet.LogDetEstimator):
-            variance += one.truncation.variance(matrices, one.probe, one.n_probes, one.n_traced, c)
+        match one:
+            case logdet.LogDetEstimator(probe=theory.ProbeVariance() as probe) if (
+                affordable and one.expansion == logdet.Taylor()
+            ):
+                variance += one.truncation.variance(matrices, probe, one.n_probes, one.n_traced, c)
+            case _:
+                variance_is_known = False
         if bias_is_known:
             bias += one.truncation.bias(matrices, c)
     return variance if variance_is_known else None, bias if bias_is_known else None

@@ -61,14 +61,14 @@ def measure_variance(cell: Cell, context: Context) -> Iterable[Observation]:
 
 def _reachable(problem: Problem, estimator: LogDetEstimator) -> np.ndarray:
     """The part of the variance from terms that are evaluated in at least one of 1e9 draws, (P,)."""
-    truncation = estimator.truncation
+    truncation, probe = estimator.truncation, sampling.with_variance(estimator.probe)
     if not isinstance(truncation, Roulette):
         return sampling.total_variance(problem, estimator)
     return problem.over_blocks(
         lambda matrices, c: theory.roulette_variance(
             matrices,
             truncation,
-            estimator.probe,
+            probe,
             estimator.n_probes,
             sampling.REACHABLE,
             coefficients=c,

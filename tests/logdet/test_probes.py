@@ -24,9 +24,11 @@ from resflow_bench.logdet import (
     Sphere,
     exact_log_det,
 )
+from resflow_bench.theory import ProbeVariance
 
 DTYPE = torch.float64
 N = 10_000
+CLOSED = {str(p): p for p in PROBES.values() if isinstance(p, ProbeVariance)}
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -90,7 +92,9 @@ def test_a_wrong_length_and_a_wrong_sign_are_seen(twin: Callable[..., Tensor]) -
     assert moments_z(Twin(twin), 3, 5) > 4
 
 
-def forms_z(probe: Probe | Twin, law: Probe, n_probes: int, dim: int) -> tuple[float, float]:
+def forms_z(
+    probe: Probe | Twin, law: ProbeVariance, n_probes: int, dim: int
+) -> tuple[float, float]:
     """z of the mean of (1/m) sum_j v_j^T A v_j against tr A, and of its variance against `law`."""
     a = torch.randn(dim, dim, generator=generator(5), dtype=DTYPE)
     v = probe.sample(n_probes, torch.zeros(N, dim, dtype=DTYPE), generator(2))
@@ -100,13 +104,11 @@ def forms_z(probe: Probe | Twin, law: Probe, n_probes: int, dim: int) -> tuple[f
     return worst_z(form, a.trace()), worst_z(centred, expected)
 
 
-@pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES)
+@pytest.mark.parametrize("probe", CLOSED.values(), ids=CLOSED)
 @pytest.mark.parametrize(
     ("n_probes", "dim"), [(1, 5), (3, 5), (5, 5), (7, 5), (8, 5), (11, 5), (4, 4), (2, 1)]
 )
-def test_a_draw_has_the_mean_and_the_variance_of_its_law(
-    probe: Probe, n_probes: int, dim: int
-) -> None:
+def test_a_draw_has_the_mean_and_the_variance_of_its_law(probe, n_probes: int, dim: int) -> None:
     """|z| < 4, n = 10,000: sees a variance that is off by 10 %."""
     mean, variance = forms_z(probe, probe, n_probes, dim)
     assert mean < 4
@@ -125,7 +127,7 @@ def test_columns_with_replacement_are_seen() -> None:
 def test_the_closed_form_is_the_sum_over_all_values(n_probes: int, dim: int, probe: str) -> None:
     for a in linear_families(dim, 0.5, seed=3).values():
         truth = reference.block_variance(a, probe, n_probes)
-        found = float(theory.hutchinson_variance(a, PROBES[probe], n_probes))
+        found = float(theory.hutchinson_variance(a, CLOSED[probe], n_probes))
         assert found == pytest.approx(truth, rel=1e-10, abs=1e-15)
 
 
@@ -139,8 +141,8 @@ def test_a_hadamard_matrix_larger_than_the_event(n_probes: int) -> None:
     assert (found == 0.0) == (n_probes == 8)
 
 
-@pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES)
-def test_no_law_exceeds_the_bound_or_improves_on_itself_by_fewer_probes(probe: Probe) -> None:
+@pytest.mark.parametrize("probe", CLOSED.values(), ids=CLOSED)
+def test_no_law_exceeds_the_bound_or_improves_on_itself_by_fewer_probes(probe) -> None:
     for a in linear_families(6, 0.5).values():
         variances = [float(theory.hutchinson_variance(a, probe, m)) for m in range(1, 30)]
         bounds = [float(theory.avron_toledo_bound(a, m)) for m in range(1, 30)]
