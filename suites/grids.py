@@ -19,7 +19,7 @@ OTHER_BLOCKS = ("monotone-steep", "implicit-steep")
 DIM = {
     **dict.fromkeys((*PLANE_FLOWS, *LAYERED_FLOWS), 2),
     **dict.fromkeys(OTHER_BLOCKS, 8),
-    "patches": 768,
+    **dict.fromkeys(("patches", "patches-wide"), 768),
 }
 """The dimension at which a flow is measured; 64 for all others."""
 

@@ -27,6 +27,7 @@ MODELS = {
     MAIN: (style.ACCENT, "o"),
     "shallow": ("#00688b", "v"),
     "patches": ("#a0522d", "*"),
+    "patches-wide": ("#b8860b", "X"),
     "checkerboard": ("#556b2f", ">"),
     "eight-gaussians": ("#2f4f4f", "X"),
     "mlp-orthogonal": ("#4b6a9b", "s"),
@@ -47,7 +48,8 @@ MODELS = {
 }
 OTHERS = [(color, shape) for shape in "os^DvP" for color in (style.BLUE, style.GREEN, style.BROWN)]
 FLOWS = {
-    *(MAIN, "shallow", "patches", "conv", "multiscale", "checkerboard", "eight-gaussians"),
+    *(MAIN, "shallow", "patches", "patches-wide", "conv", "multiscale"),
+    *("checkerboard", "eight-gaussians"),
     *("mlp-orthogonal", "mlp-aol", "mlp-sll"),
     *("init", "steep", "monotone-steep", "implicit-steep"),
 }

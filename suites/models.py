@@ -22,6 +22,7 @@ NAMES = {
     "multiscale": "the trained multi-scale flow",
     "shallow": "the trained shallow flow",
     "patches": "the flow trained on patches",
+    "patches-wide": "the wide fully connected flow trained on patches",
     "checkerboard": "the flow trained on the checkerboard",
     "eight-gaussians": "the flow trained on eight Gaussians",
     "mlp-orthogonal": "the trained flow of orthogonal layers",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from resflow_bench import theory
 from resflow_bench.advise.budget import Budget
 from resflow_bench.advise.inspection import Inspection
 from resflow_bench.advise.settings import BIAS_SHARE, SEARCH
@@ -24,15 +25,15 @@ from resflow_bench.logdet import (
     Fixed,
     Geometric,
     Hadamard,
+    Hierarchical,
     LogDetEstimator,
-    Probe,
     Rademacher,
     Roulette,
     tuned,
 )
 from resflow_bench.logdet.exact import determinant_work
 from resflow_bench.logdet.optimal import PROBES_A_DRAW
-from resflow_bench.logdet.tuned import mean_terms
+from resflow_bench.logdet.tuned import N_PROBES, mean_terms
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Search:
         made = [self._determinant()]
         for truncation, bias in series:
             made += (self._same(one, bias) for one in self._probed(truncation, n_traced))
-        tuned_ones = [self._tuned(probe, n_traced) for probe in (Rademacher(), Hadamard())]
+        tuned_ones = [self._tuned(base) for base in self._bases(n_traced)]
         made += (one for one in tuned_ones if isinstance(one, Candidate))
         return made, [one for one in tuned_ones if isinstance(one, str)]
 
@@ -96,13 +97,24 @@ class Search:
         seconds = self._seconds([one] * len(self.inspection.branches))
         return Candidate(name, (f"estimator = {constructor(one)}",), one, bias, seconds)
 
-    def _tuned(self, probe: Probe, n_traced: int) -> Candidate | str:
+    def _bases(self, n_traced: int) -> Iterator[LogDetEstimator]:
+        """What `_tuned` starts from: two laws of the probe; for images one with control."""
+        one = LogDetEstimator(Rademacher(), Fixed(n_traced + 1), n_traced=n_traced)
+        yield one
+        for_images = replace(one, probe=Hierarchical(), expansion=CirculantControlled())
+        if self.inspection.x.ndim == 4 and self._is_supported(for_images):
+            yield for_images
+        else:
+            yield replace(one, probe=Hadamard())
+
+    def _tuned(self, base: LogDetEstimator) -> Candidate | str:
         """`logdet.tuned` from as many points as there is time for, or the message if it is none."""
-        base = LogDetEstimator(probe, Fixed(n_traced + 1), n_traced=n_traced)
         name = ", ".join(["tuned", *_parts(base)])
         if not all(g.lipschitz < 1.0 for g, _ in self.inspection.branches):
             return f"{name}: a branch promises no constant"
-        n_products = SEARCH.n_pilot_terms * PROBES_A_DRAW * SEARCH.n_pilot_draws
+        closed = isinstance(base.probe, theory.ProbeVariance)
+        n_probes = PROBES_A_DRAW if closed else max(N_PROBES)
+        n_products = SEARCH.n_pilot_terms * n_probes * SEARCH.n_pilot_draws
         flow, x = self.inspection.flow, self.inspection.x
         needed = n_products * sum(self.inspection.product_seconds) / SEARCH.share  # for one point
         n_points = min(SEARCH.n_pilot_points, len(x), int(self.budget.seconds / needed))

@@ -128,7 +128,15 @@ def near_one(constants: Iterable[float], models: tuple[str, ...]) -> tuple[Grid,
 
 SHALLOW = grids("shallow", 64, 0.9, 256, candidates(2, 0.3))
 TRAINED = grids("trained", 64, 0.9, 256, candidates(1, 0.3))
-PATCHES = grids("patches", 768, 0.9, 32, candidates(2, 0.3, control="circulant"))
+HIERARCHICAL: Point = {**TUNED, "probe": "hierarchical", "expansion": "circulant"}
+IMAGES = (
+    *candidates(2, 0.3, control="circulant"),
+    *({**HIERARCHICAL, "n_traced": n_traced} for n_traced in (0, 1, 2)),
+)
+PATCHES = (
+    *grids("patches", 768, 0.9, 32, IMAGES),
+    *grids("patches-wide", 768, 0.9, 32, candidates(2, 0.3)),
+)
 
 
 SUITE = Suite(

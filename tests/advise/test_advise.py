@@ -19,7 +19,7 @@ from resflow_bench.advise.source import constructor
 from resflow_bench.architectures import linear_flow
 from resflow_bench.flows import ActNorm, ResidualBlock, ResidualFlow
 from resflow_bench.lab.progress import Progress
-from resflow_bench.layers import LinearBranch, mlp_branch
+from resflow_bench.layers import LinearBranch, conv_branch, mlp_branch
 from resflow_bench.logdet import (
     Arnoldi,
     Averaged,
@@ -232,6 +232,16 @@ def test_tuned_estimators_are_tried_where_time_allows() -> None:
     assert len(short.measured) == 1
     assert not any(one.name.startswith("tuned") for one in short.measured)
     assert any(line.startswith("tuned, hadamard") for line in short.left_out)
+
+
+def test_images_get_probes_and_a_control_of_their_own() -> None:
+    """In the place of Hadamard's, in one of the two tuned candidates."""
+    block = ResidualBlock(conv_branch(1, (4, 4), (3, 1, 3), (4, 4), 0.5, generator=noise(0)))
+    flow, x = ResidualFlow([block], (1, 4, 4)), torch.randn(8, 1, 4, 4, generator=noise(1))
+    advice = advise(flow, x, 0.01, seconds=3.0)
+    names = [*(one.name for one in advice.measured), *advice.left_out]
+    assert any(re.match("tuned, hierarchical, 1 traced, circulant", name) for name in names), names
+    assert not any(re.match("tuned, hadamard", name) for name in names)
 
 
 @pytest.mark.parametrize(
