@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.argument("dataset", required=False)
 @click.option("--preset", type=click.Choice(["smoke", "quick", "full"]),
               help="Takes seconds, a minute, or days.  [default: quick]")  # fmt: skip
-@click.option("--architecture", metavar="NAME", help="mlp, shallow, deep, dense, conv, "
+@click.option("--architecture", metavar="NAME", help="mlp, shallow, wide, deep, dense, conv, "
               "multiscale, monotone, implicit, mlp-orthogonal, mlp-aol or mlp-sll; of other "
               "systems nice, realnvp, maf, nsf, glow, "
               "neural-ode, ffjord, flow-matching, ot-flow-matching or diffusion.  "

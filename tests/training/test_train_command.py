@@ -246,7 +246,7 @@ def test_a_curve_that_falls_from_the_start_leaves_the_rest_readable() -> None:
         ("nope", ("'nope'", "checkerboard", "imagenet32")),
         ("mnist", ("mnist found no folder data", "train-images-idx3-ubyte")),
         ("cifar10 --data elsewhere", ("cifar10 found no folder elsewhere",)),
-        ("moons --architecture nope", ("'nope'", "mlp, shallow, deep, dense, conv, multiscale")),
+        ("moons --architecture nope", ("'nope'", "mlp, shallow, wide, deep, dense, conv, ")),
         ("moons --architecture conv", ("(C, H, W)", "(2,)")),
         ("moons --lipschitz 1.2", ("lipschitz", "1.2", "between 0 and 1")),
         ("moons --steps 0", ("n_steps", "at least 1", "0")),
