@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from resflow_bench import theory
-from resflow_bench.flows import Logit, ResidualFlow
+from resflow_bench.flows import Flatten, Logit, ResidualFlow
 from resflow_bench.intervals import (
     Interval,
     chebyshev_mean_interval,
@@ -201,15 +201,18 @@ def _probe_noise(problem: Problem, estimator: LogDetEstimator) -> np.ndarray:
 def without_logit(flow: ResidualFlow, x: Tensor) -> tuple[ResidualFlow, Tensor, np.ndarray]:
     """The flow behind its logit, the points there, and the logit's log-det, (P,), nats.
 
-    Other implementations hold no logit. A flow without one is returned as it is.
+    Other implementations hold no logit, and no layer that makes vectors of images. A flow without
+    either is returned as it is.
     """
-    first, *rest = flow.bijections
-    if not isinstance(first, Logit):
+    layers, behind = cast("list[nn.Module]", list(flow.bijections)), x.double()
+    known = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    while isinstance(first := layers[0], Logit | Flatten):
+        with torch.no_grad():
+            behind, log_det = first.forward_and_log_det(behind)
+        layers, known = layers[1:], known + log_det
+    if len(layers) == len(flow.bijections):
         return flow, x, np.zeros(len(x))
-    with torch.no_grad():
-        behind, log_det = first.forward_and_log_det(x.double())
-    layers = cast("list[nn.Module]", rest)
-    return ResidualFlow(layers, flow.event), behind.to(x), log_det.cpu().numpy()
+    return ResidualFlow(layers, tuple(behind.shape[1:])), behind.to(x), known.cpu().numpy()
 
 
 def rounding_of(x: Tensor, log_det: np.ndarray) -> float:
