@@ -153,14 +153,19 @@ SUITE = Suite(
             {"n_points": 4, "n_calls": 16, "n_copies": 8, "n_pairs": 8, "n_gradients": 8},
         ),
         "quick": Preset(
-            everywhere(SHALLOW + at_several_dims({256: 16})) + near_one((0.99,), ("steep",)),
+            everywhere(
+                SHALLOW + at_several_dims({256: 16}) + near_one((0.99,), ("steep",)),
+            ),
             {"n_points": 16, "n_calls": 36, "n_copies": 4, "n_pairs": 12, "n_gradients": 16},
         ),
         "full": Preset(
             everywhere(
-                SHALLOW + TRAINED + PATCHES + at_several_dims({16: 256, 64: 256, 256: 64, 1024: 8})
-            )
-            + near_one((0.99, 0.999), ("minus-identity", "orthogonal", "symmetric", "steep")),
+                SHALLOW
+                + TRAINED
+                + PATCHES
+                + at_several_dims({16: 256, 64: 256, 256: 64, 1024: 8})
+                + near_one((0.99, 0.999), ("minus-identity", "orthogonal", "symmetric", "steep"))
+            ),
             {"n_points": 8, "n_calls": 1000, "n_copies": 32, "n_pairs": 100, "n_gradients": 100},
         ),
     },

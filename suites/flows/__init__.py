@@ -22,10 +22,15 @@ def _grid(
     return Grid({**axes, "dtype": ("float32",), "device": ("cpu",)})
 
 
-def _examples(datasets: tuple[str, ...], systems: tuple[str, ...], steps: int) -> Grid:
+def _examples(
+    datasets: tuple[str, ...],
+    systems: tuple[str, ...],
+    steps: int,
+    sizes: tuple[str, ...] = EXAMPLE_SIZES,
+) -> Grid:
     """Examples of libraries beside our trainings."""
     alone = _grid(datasets, systems, (steps,))
-    return Grid({**alone.axes, "implementation": EXAMPLE_SIZES})
+    return Grid({**alone.axes, "implementation": sizes})
 
 
 EVERY = ("mlp", "monotone", "implicit", "glow", *SYSTEMS)
@@ -41,7 +46,7 @@ SUITE = Suite(
         "smoke": Preset(
             (
                 _grid(("eight-gaussians",), ("nsf", "flow-matching"), (20,)),
-                _examples(("eight-gaussians",), ("realnvp",), 5),
+                _examples(("eight-gaussians",), ("realnvp",), 5, EXAMPLE_SIZES[:1]),
             ),
             {
                 **{"n_points": 100, "n_grid": 16, "n_mass": 32, "n_samples": 100},
