@@ -29,7 +29,7 @@ NEAR_ONE = (0.99, 0.999, 0.9999)
 """Promised constants near one."""
 
 LAWS_NEAR_ONE = ("geometric(0.5)", "geometric(0.01)", "geometric(0.001)")
-"""Of finite variance up to a spectral radius of 0.707, 0.995 and 0.9995."""
+"""Laws whose variance is finite below a spectral radius of 0.707, 0.995 and 0.9995."""
 
 Axes = Mapping[str, tuple[Value, ...]]
 """The values of free axes."""

@@ -98,7 +98,7 @@ class Search:
         return Candidate(name, (f"estimator = {constructor(one)}",), one, bias, seconds)
 
     def _bases(self, n_traced: int) -> Iterator[LogDetEstimator]:
-        """What `_tuned` starts from: two laws of the probe; for images one with control."""
+        """The two estimators that are tuned; for convolutions the second has a control variate."""
         one = LogDetEstimator(Rademacher(), Fixed(n_traced + 1), n_traced=n_traced)
         yield one
         for_images = replace(one, probe=Hierarchical(), expansion=CirculantControlled())

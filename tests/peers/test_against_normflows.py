@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from small_flows import conv, mlp
 
 from resflow_bench.data import Dataset, digits_images
-from resflow_bench.flows import Logit, MultiScale, ResidualBlock, ResidualFlow, image_flow
+from resflow_bench.flows import Logit, ResidualBlock, ResidualFlow
 from resflow_bench.lab import Cell, Context, Failure, Skip
 from resflow_bench.layers import LinearBranch
 from resflow_bench.logdet import Exact, Geometric, Roulette
@@ -29,36 +30,6 @@ pytestmark = pytest.mark.skipif(
     find_spec("normflows") is None,
     reason="normflows is not installed; .venv/bin/pip install -e '.[peers]' brings it",
 )
-
-
-def points(*event: int) -> torch.Tensor:
-    return torch.randn(32, *event, generator=torch.Generator().manual_seed(1), dtype=torch.double)
-
-
-def with_large_jacobians(flow: ResidualFlow, x: torch.Tensor) -> ResidualFlow:
-    """Aligned, in float64, with ||J|| near 1/2: weights near the identity, sharp activations."""
-    flow.double().initialise(x)
-    with torch.no_grad():
-        for block in flow.blocks:
-            for layer in block.branch.layers:
-                centre = [size // 2 for size in layer.weight.shape[2:]]
-                layer.weight[:, :, *centre] += 2 * torch.eye(*layer.weight.shape[:2])
-                layer.bias += 1
-            for phi in block.branch.activations:
-                phi.raw_beta.fill_(3.0)
-    flow.align()
-    return flow
-
-
-def mlp() -> tuple[ResidualFlow, torch.Tensor]:
-    x = points(4)
-    return with_large_jacobians(ResidualFlow.mlp(4, (8, 8), 2, 0.9), x), x
-
-
-def conv() -> tuple[ResidualFlow, torch.Tensor]:
-    x = points(2, 4, 4)
-    flow = image_flow((2, 4, 4), MultiScale(1, 2, (4, 4), n_tail=0, margin=None))
-    return with_large_jacobians(flow, x), x
 
 
 @pytest.mark.parametrize("make", [mlp, conv])
