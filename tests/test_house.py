@@ -220,6 +220,15 @@ def test_a_folder_is_one_subject() -> None:
     assert not large, large
 
 
+def test_a_module_of_tests_has_a_name_of_its_own() -> None:
+    """Two of one name cannot be imported side by side: pytest puts each folder on the path."""
+    folders: dict[str, list[str]] = {}
+    for path in TESTS:
+        folders.setdefault(path.name, []).append(relative(path))
+    twice = {name: paths for name, paths in folders.items() if len(paths) > 1}
+    assert not twice, twice
+
+
 @pytest.mark.parametrize("path", MODULES + TESTS, ids=relative)
 def test_a_module_says_what_it_is_for(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text("utf-8"))), "no docstring"

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
-from small_flows import conv, mlp
+from steep_flows import conv, mlp
 
 from resflow_bench.data import Dataset, digits_images
 from resflow_bench.flows import Logit, ResidualBlock, ResidualFlow

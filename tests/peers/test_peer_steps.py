@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_flows import conv, mlp
+from steep_flows import conv, mlp
 from torch import Tensor
 
 from resflow_bench.lab import Cell, Context, Observation
