@@ -243,7 +243,9 @@ def _solved(
     if not _is_off_cpu(z):
         if not isinstance(inversion, ToError):
             return layers.inverse(z, inversion, certify=certify)
-        solution = _judged(layers.inverse(z, inversion.attempt()), z, inversion, dtype)
+        blocks = [part for part in chain.modules() if isinstance(part, ResidualBlock)]
+        quick = inversion.attempt(math.prod(block.bounds().apart for block in blocks))
+        solution = _judged(layers.inverse(z, quick), z, inversion, dtype)
         rows = (~solution.converged & finite_rows(z)).nonzero()[:, 0]
         if not len(rows):
             return solution

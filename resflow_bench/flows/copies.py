@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar, cast
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,12 @@ def recast(part: Module, dtype: torch.dtype) -> Module:
     """
     if isinstance(part, GivenBranch):
         return cast(Module, GivenBranch(recast(part.branch, dtype), part.context))
-    state = _state(part)
-    if (part in _COPIES or _on_cpu(state)) and all(
-        t.dtype == dtype for t in state if t.is_floating_point()
-    ):
-        return part
-    return cast(Module, memoised(part, _copy_to(dtype)))
+    if part in _COPIES:
+        has_dtype = _COPIES[part] == dtype
+    else:
+        state = _state(part)
+        has_dtype = _on_cpu(state) and all(t.dtype == dtype for t in state if t.is_floating_point())
+    return part if has_dtype else cast(Module, memoised(part, _copy_to(dtype)))
 
 
 def in_float64(part: Module) -> Module:
@@ -74,8 +74,8 @@ _Memo = tuple[list[torch.device], list[Tensor], Any]
 """Devices and values of parameters and buffers, and what was made at them."""
 
 _RESULTS: WeakKeyDictionary[nn.Module, dict[Callable[[Any], Any], _Memo]] = WeakKeyDictionary()
-_COPIES: WeakSet[nn.Module] = WeakSet()
-"""All modules inside copies."""
+_COPIES: WeakKeyDictionary[nn.Module, torch.dtype] = WeakKeyDictionary()
+"""The dtype of each module inside a copy."""
 _ON_HOST: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 """For each module inside a copy off the CPU the same one on it."""
 
@@ -128,5 +128,5 @@ def _copied(part: nn.Module, state: list[Tensor], dtype: torch.dtype) -> nn.Modu
         is_parameter = isinstance(old, nn.Parameter)
         memo[id(old)] = nn.Parameter(new, old.requires_grad) if is_parameter else new
     copied: nn.Module = copy.deepcopy(part, memo)
-    _COPIES.update(copied.modules())
+    _COPIES.update(dict.fromkeys(copied.modules(), dtype))
     return copied

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from resflow_bench.arguments import check_batch, finite_rows
 from resflow_bench.fixed_point import Outcome, Solution
 from resflow_bench.flows.bijection import ROUNDING, or_zeros
-from resflow_bench.flows.certificate import branch_bounds
-from resflow_bench.flows.copies import in_float64, memoised, on_host
+from resflow_bench.flows.copies import in_float64
 from resflow_bench.flows.inversion import AnyInversion
 from resflow_bench.flows.preimage import preimage
 from resflow_bench.flows.residual import ResidualBlock
@@ -91,7 +90,7 @@ class InverseBlock(nn.Module):
         off = (x.double() - exact).flatten(1).norm(dim=1)
         sizes = self.block.sizes(wide, exact, order) * conversion(order, 2.0, n)
         off = off + ROUNDING * torch.finfo(torch.float64).eps * sizes
-        known = memoised(on_host(in_float64(self.block.branch)), branch_bounds)
+        known = self.block.bounds()
         stretch = 1 + known.lipschitz * conversion(2.0, order, n) * conversion(order, 2.0, n)
         # Not 0 times infinity.
         return off + torch.where(error > 0, error * stretch, 0.0)

@@ -48,18 +48,20 @@ PLANNED_REFINEMENTS = 2
 PLANNED_PRODUCTS = 7
 # The share of the requested error above which, in the first attempt, a block's bound is worth d
 # products to tighten: the blocks that follow will stretch it.
-SHARE = 0.15
+SHARE = 0.3
 # Caps on the steps of a `Quick` inversion in either dtype, and on the products of each step.
 QUICK_COARSE = 8
 QUICK_FINE = 5
 QUICK_PRODUCTS = 30
 # Its systems are solved to these residuals, relative to the right side: coarse and fine steps.
 QUICK_LOOSE = 3e-2
-QUICK_TIGHT = 1e-4
+QUICK_TIGHT = 1e-5
 # The residual at which the coarse steps end, relative to 1 + ||x||, and the fine ones, in float64's
-# last place: below the rounding that a certificate counts in any case.
+# last place: below the rounding that a certificate counts in any case. They end sooner at this
+# share of z's own error, which adds as little to the bound.
 QUICK_START = 1e-4
 QUICK_FLOOR = 30.0
+QUICK_SHARE = 0.03
 # The d up to which the mean Jacobian is formed and inverted, at which two threads of MKL are known
 # not to hang.
 LARGEST_INVERTED = 256
@@ -156,8 +158,8 @@ class ToRounding:
             return iterate(branch, z)
         if isinstance(branch, Opaque):
             return iterate(branch, z)
-        fine = _normalised(branch)
-        solution = self._refined(fine, _normalised(recast(branch, self.dtype)), z)
+        fine = normalised_once(branch)
+        solution = self._refined(fine, normalised_once(recast(branch, self.dtype)), z)
         rest = (~solution.converged).nonzero()[:, 0]
         if not len(rest):
             return solution
@@ -209,8 +211,8 @@ class Planned:
             return iterate(branch, z)
         if isinstance(branch, Opaque):
             return iterate(branch, z)
-        fine = _normalised(branch)
-        coarse = _normalised(recast(branch, coarse_dtype))
+        fine = normalised_once(branch)
+        coarse = normalised_once(recast(branch, coarse_dtype))
         x = target = z.to(coarse_dtype)
         n_start = min(PLANNED_START, steps)
         product = _Pushes(coarse)
@@ -251,12 +253,15 @@ class Quick:
 
     solver: ToRounding = ToRounding()
 
-    def __call__(self, branch: AnyBranch, z: Tensor) -> Solution:
-        """Solve x + g(x) = z from x = z, (B, *event)."""
+    def __call__(self, branch: AnyBranch, z: Tensor, error: Tensor | float = 0.0) -> Solution:
+        """Solve x + g(x) = z from x = z, (B, *event).
+
+        error: (B,), by which z is off in any case; a residual far below it gains nothing.
+        """
         dtype = self.solver.dtype
         if z.dtype != torch.float64 or dtype == torch.float64 or isinstance(branch, Opaque):
             return self.solver(branch, z)
-        fine, coarse = _normalised(branch), _normalised(recast(branch, dtype))
+        fine, coarse = normalised_once(branch), normalised_once(recast(branch, dtype))
         # An example that is not finite would spoil the mean.
         target = z.to(dtype).nan_to_num(0.0, 0.0, 0.0)
         g, jacobian = coarse.linearise(target)
@@ -265,19 +270,24 @@ class Quick:
         for _ in range(QUICK_COARSE):
             g, jacobian = coarse.linearise(x)
             residual, n_steps = target - x - g, n_steps + 1
-            if bool((_norm(residual) <= QUICK_START * (1 + _norm(x))).all()):
+            size = _norm(residual)
+            is_near = bool((size <= QUICK_START * (1 + _norm(x))).all())
+            x = x + _corrected(jacobian, residual, QUICK_LOOSE * size, precondition)
+            if is_near:
                 break
-            x = x + _corrected(jacobian, residual, QUICK_LOOSE, precondition)
         wide = x.to(z.dtype)
-        floor = QUICK_FLOOR * torch.finfo(z.dtype).eps
+        floor = QUICK_FLOOR * torch.finfo(z.dtype).eps * (1 + _norm(wide))
+        enough = torch.clamp(floor, min=QUICK_SHARE * error)
         for k in range(QUICK_FINE):
             residual, n_steps = z - wide - fine(wide), n_steps + 1
             size = _norm(residual)
-            if k == QUICK_FINE - 1 or bool((size <= floor * (1 + _norm(wide))).all()):
+            if k == QUICK_FINE - 1 or bool((size <= enough).all()):
                 break
-            scale = size.clamp_min(torch.finfo(z.dtype).tiny).view(-1, *[1] * (z.ndim - 1))
-            right = (residual / scale).to(dtype)
-            step = _corrected(jacobian, right, QUICK_TIGHT, precondition)
+            size = size.clamp_min(torch.finfo(z.dtype).tiny)
+            scale = size.view(-1, *[1] * (z.ndim - 1))
+            limit = (enough / size / 2).clamp_min(QUICK_TIGHT)
+            limit = torch.where(size <= enough, math.inf, limit)
+            step = _corrected(jacobian, (residual / scale).to(dtype), limit, precondition)
             wide = wide + scale * step.to(z.dtype)
         outcome = torch.where(size < math.inf, Outcome.CONVERGED, Outcome.DIVERGED)
         return Solution(
@@ -301,6 +311,7 @@ class ToError:
     solver: how x is computed: float64's rounding, whatever the dtype of z, is the best that a
         certificate can start from.
     share: of the error, above which a block's bound is tightened.
+    slack: an error of every block's latents that is as good as none.
 
     Raises:
         ValueError: an `error` that is not positive and finite.
@@ -309,23 +320,29 @@ class ToError:
     error: float
     solver: ToRounding | Quick = ToRounding()
     share: float = 0.0
+    slack: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.error < math.inf:
             raise ValueError(f"An inversion needs a positive, finite `error`; got {self.error}.")
 
-    def __call__(self, branch: AnyBranch, z: Tensor) -> Solution:
-        return self.solver(branch, z)
+    def __call__(self, branch: AnyBranch, z: Tensor, error: Tensor | None = None) -> Solution:
+        """As the solver's; error: (B,), that of z, 0 if None."""
+        if not isinstance(self.solver, Quick):
+            return self.solver(branch, z)
+        slack = self.slack if error is None else error.clamp_min(self.slack)
+        return self.solver(branch, z, slack)
 
     def planned(self) -> list[AnyInversion]:
         """As `ToTolerance.planned`; whether they suffice depends on the bound alone."""
         return self.solver.planned()
 
-    def attempt(self) -> ToError:
-        """The first attempt on a CPU."""
+    def attempt(self, apart: float) -> ToError:
+        """The first attempt on a CPU; apart: a bound on the product of the m of all blocks."""
         if not isinstance(self.solver, ToRounding):
             return self
-        return replace(self, solver=Quick(self.solver), share=SHARE)
+        slack = self.error * max(apart, 0.0)
+        return replace(self, solver=Quick(self.solver), share=SHARE, slack=slack)
 
 
 AnyInversion = ToTolerance | ToRounding | ToError | Planned | Quick
@@ -381,10 +398,11 @@ def _mean_inverse(jacobian: Jacobian, x: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda r: (r.flatten(1) @ inverse).view_as(r)
 
 
-def _corrected(jacobian: Jacobian, right: Tensor, relative: float, precondition: Product) -> Tensor:
-    """d with ||right - (I + J) d|| <= relative ||right||, or the best of `QUICK_PRODUCTS`."""
-    limit = relative * _norm(right)
-    return minimal_residuals(jacobian.push, right, limit, QUICK_PRODUCTS, precondition)
+def _corrected(jacobian: Jacobian, right: Tensor, limit: Tensor, precondition: Product) -> Tensor:
+    """d with ||right - (I + J) d|| <= limit, (B,), or the best of `QUICK_PRODUCTS`."""
+    return minimal_residuals(
+        jacobian.push, right, limit, QUICK_PRODUCTS, precondition, lambda k: jacobian.select(k).push
+    )
 
 
 def _norm(x: Tensor) -> Tensor:
@@ -407,7 +425,7 @@ class _Pushes:
 
 
 @torch.no_grad()
-def _normalised(branch: Branch | LinearBranch | GivenBranch) -> Composition:
+def normalised_once(branch: Branch | LinearBranch | GivenBranch) -> Composition:
     """g with its norms computed once; a norm costs as much as a product with some 100 examples."""
     if isinstance(branch, GivenBranch):
         return branch.shifted(memoised(branch.branch, _unshifted))

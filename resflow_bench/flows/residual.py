@@ -15,13 +15,14 @@ from resflow_bench.arguments import check_batch
 from resflow_bench.fixed_point import Solution
 from resflow_bench.flows.bijection import ROUNDING
 from resflow_bench.flows.certificate import (
+    BranchBounds,
     apart_near,
     branch_bounds,
     near_is_known,
     of_examples,
 )
 from resflow_bench.flows.copies import in_float64, memoised, on_host, recast
-from resflow_bench.flows.inversion import AnyInversion, ToError
+from resflow_bench.flows.inversion import AnyInversion, ToError, normalised_once
 from resflow_bench.layers import AnyBranch, Branch, GivenBranch, Layer, Uncertified, together
 from resflow_bench.layers.branches import Contraction
 from resflow_bench.layers.orders import Order, conversion, norm
@@ -124,12 +125,15 @@ class ResidualBlock(nn.Module):
         """
         check_batch("ResidualBlock", z, (...,), name="z")
         self._warn_of_a_broken_promise()
-        solution = inversion(self.g, z)
+        if isinstance(inversion, ToError):
+            solution = inversion(self.g, z, error)
+        else:
+            solution = inversion(self.g, z)
         if not certify:
             return solution
         branch, z, x = in_float64(self.g), z.double(), solution.value.double()
         order, n = branch.order, math.prod(z.shape[1:])
-        known = memoised(on_host(in_float64(self.branch)), branch_bounds)
+        known = self.bounds()
         sizes = self.sizes(x, z, order)
         if solution.value.dtype == torch.float64 and order == 2.0:
             residual = solution.residual  # at that x, of that g
@@ -152,14 +156,22 @@ class ResidualBlock(nn.Module):
                 bound = bound.index_copy(0, rows, better)
         return replace(solution, error_bound=bound)
 
+    def bounds(self) -> BranchBounds:
+        """The `branch_bounds` of the branch, computed once while its weights last."""
+        return memoised(on_host(in_float64(self.branch)), branch_bounds)
+
     def sizes(self, x: Tensor, z: Tensor, order: Order) -> Tensor:
         """||x|| + ||z|| and the magnitudes inside g at x, to which rounding is relative: (B,).
 
         float64 in and out, in the norm of this order, which is g's.
         """
         # Float32 has enough digits for sizes.
-        inside = recast(self.g, torch.float32).magnitude(x.float()).double()
-        return norm(x.flatten(1), order) + norm(z.flatten(1), order) + inside
+        g, at = recast(self.g, torch.float32), x.float()
+        if isinstance(g, Branch):
+            inside = g.magnitude_of(normalised_once(g), at)
+        else:
+            inside = g.magnitude(at)
+        return norm(x.flatten(1), order) + norm(z.flatten(1), order) + inside.double()
 
     def update(self) -> None:
         """See `ResidualFlow.update`."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
 from resflow_bench.jacobian.stages import Stage, TensorMap
@@ -33,8 +34,9 @@ class MatrixStage(Stage):
         return v @ self.weight if self.weight.ndim == 2 else _of_blocks(v, self.weight)
 
     def push(self, v: Tensor) -> Tensor:
-        weight = self.weight.mT
-        return v @ weight if weight.ndim == 2 else _of_blocks(v, weight)
+        if self.weight.ndim == 2:
+            return functional.linear(v, self.weight)
+        return _of_blocks(v, self.weight.mT)
 
     def mapped(self, common: TensorMap, each: TensorMap) -> MatrixStage:
         return MatrixStage(common(self.weight))

@@ -174,9 +174,9 @@ class Branch(nn.Module):
         """`magnitude` by maps of the stages; a shift's own norm is added to that of its z_j."""
         total = x.new_zeros(len(x))
         size = norm(x.flatten(1), self.order)
-        for stage, apply in zip(self.stages, maps.stages, strict=True):
+        for (stage, is_layer), apply in zip(self._kinds(), maps.stages, strict=True):
             x = apply(x)
-            constant = _promised(stage)
+            constant = stage.coefficient if is_layer else stage.lipschitz
             before, size = size, norm(x.flatten(1), self.order)
             total = constant * total + size + constant * before
             if isinstance(apply, Shifted):
