@@ -21,14 +21,14 @@ def _grids(
     constants: tuple[float, ...],
     n_terms: tuple[int, ...],
     steps: tuple[int, ...],
+    near_one: tuple[float, ...] = (),
 ) -> tuple[Grid, ...]:
-    """Flows trained with N terms, and with a roulette."""
-    flows: Axes = {
-        **{"dataset": datasets, "architecture": ("mlp",), "lipschitz": constants, "step": steps}
-    }
+    """Flows trained with N terms, and with a roulette; near K = 1 its variance may be infinite."""
+    flows: Axes = {"dataset": datasets, "architecture": ("mlp",), "step": steps}
+    every: Axes = {"lipschitz": (*constants, *near_one), "n_terms": n_terms}
     return (
-        Grid({**flows, "n_terms": n_terms, **COMMON}, {"truncation": "fixed"}),
-        Grid({**flows, **ROULETTE, **COMMON}, {"truncation": "roulette"}),
+        Grid({**flows, **every, **COMMON}, {"truncation": "fixed"}),
+        Grid({**flows, "lipschitz": constants, **ROULETTE, **COMMON}, {"truncation": "roulette"}),
     )
 
 
@@ -60,6 +60,7 @@ SUITE = Suite(
                     (0.5, 0.7, 0.9, 0.97),
                     (1, 2, 3, 5, 10),
                     (100, 300, 1000, 2000),
+                    near_one=(0.99, 0.999),
                 )
             ),
             {
