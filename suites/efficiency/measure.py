@@ -34,6 +34,12 @@ YARDSTICK = logdet.LogDetEstimator(logdet.Rademacher(), logdet.Fixed(10))
 
 N_WARM_UP = 2
 
+PRICED_AT = 64
+"""The d whose draws a preset's numbers of calls, pairs and gradients are meant for."""
+
+N_LEAST = 36
+"""The calls, pairs or gradients that are made at any d, if the preset has so many."""
+
 
 def measure_efficiency(cell: Cell, context: Context) -> Iterable[Observation]:
     """Variance, bias and seconds of a draw, and the seconds that they add up to.
@@ -54,6 +60,9 @@ def measure_efficiency(cell: Cell, context: Context) -> Iterable[Observation]:
       points, if the preset asks for any and the estimate has a gradient. Of an implementation in
       its memory-saving mode nothing else is measured, as only its gradient is the log-det's.
 
+    Above d = `PRICED_AT` fewer calls, pairs and gradients are made, as 1/d, down to `N_LEAST`: at
+    d = 768 a thousand calls of a tuned draw would take an hour.
+
     The log-determinant is that of the residual blocks and affine layers: a logit in front, which
     has a closed form and no counterpart elsewhere, is left out.
     """
@@ -63,7 +72,7 @@ def measure_efficiency(cell: Cell, context: Context) -> Iterable[Observation]:
     if cell.get("mode") != "memory-saving":
         yield from _of_value(sampler, flow, x, problem.log_det - known, cell, context)
     yield exactly("variance_is_finite", float(sampler.finite), "1")
-    if n_draws := int(context.effort.get("n_gradients", 0)):
+    if n_draws := _number("n_gradients", flow, context):
         batch = build_points(cell, N_FIRST + MOST_PILOTS + int(cell["batch_size"]), context.results)
         _, batch, _ = without_logit(problem.flow, batch[N_FIRST + MOST_PILOTS :])
         seed = context.generator_seed(cell, "gradient")
@@ -80,7 +89,8 @@ def _of_value(
     context: Context,
 ) -> Iterator[Observation]:
     rounding = rounding_of(x, exact)
-    errors = _errors(sampler, x, exact, cell, context)  # (n_calls, R, P)
+    n_calls = _number("n_calls", flow, context) if sampler.random else 2
+    errors = _errors(sampler, x, exact, n_calls, cell, context)  # (n_calls, R, P)
     n, bias = errors.size, widened(_bias(sampler, errors), rounding)
     variance = Interval(0.0, 0.0, 0.0, 0.0, n)  # without random draws, what is left is rounding
     if sampler.random:
@@ -98,6 +108,12 @@ def _of_value(
     if not math.isnan(n_products):
         yield exactly("n_products", n_products, "1")
     yield from _together(sampler, variance, bias, seconds)
+
+
+def _number(name: str, flow: ResidualFlow, context: Context) -> int:
+    """The preset's number of that name, less where a draw costs more."""
+    number = int(context.effort.get(name, 0))
+    return min(number, max(N_LEAST, number * PRICED_AT // flow.dim))
 
 
 def _bias(sampler: Sampler, errors: np.ndarray) -> Interval:
@@ -126,10 +142,9 @@ def build_draw(cell: Cell, results: Path) -> Callable[[], object]:
 
 @torch.no_grad()
 def _errors(
-    sampler: Sampler, x: Tensor, exact: np.ndarray, cell: Cell, context: Context
+    sampler: Sampler, x: Tensor, exact: np.ndarray, n_calls: int, cell: Cell, context: Context
 ) -> np.ndarray:
     """estimate - exact, (n_calls, R, P), nats, float64."""
-    n_calls = int(context.effort["n_calls"]) if sampler.random else 2
     most = max(1, cell["batch_size"] // len(x))
     several = sampler.independent and sampler.random
     n_copies = min(int(context.effort["n_copies"]), most) if several else 1
@@ -148,7 +163,7 @@ def _costs(
     generator = torch.Generator(x.device).manual_seed(0)
     yardstick = flow.with_estimator(YARDSTICK)
     pairs = []
-    n_pairs = N_WARM_UP + int(context.effort["n_pairs"])
+    n_pairs = N_WARM_UP + _number("n_pairs", flow, context)
     if sampler.counted is not None:
         sampler.counted.n_products = 0.0
     with sampler.seeded(context.generator_seed(cell, "time")):

@@ -328,3 +328,16 @@ def test_variances_of_the_candidates_add_over_blocks() -> None:
             off[p] += np.trace(series(j, 3)) - np.linalg.slogdet(np.eye(D) + j)[1]
     np.testing.assert_allclose(variance, expected, rtol=1e-9)
     np.testing.assert_allclose(bias, off, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("dim", "effort", "expected"), [(8, 100, 100), (128, 100, 50), (128, 30, 30)]
+)
+def test_a_large_event_takes_fewer_calls(dim: int, effort: int, expected: int) -> None:
+    where = {**WHERE, "dim": dim, "batch_size": 4, **FIXED}
+    efforts = {"n_points": 1, "n_calls": effort, "n_copies": 1, "n_pairs": 2}
+    cell = Cell("efficiency", where)
+    found = {
+        o.metric: o for o in lab.measure_efficiency(cell, Context(0, efforts, Path("results")))
+    }
+    assert found["variance"].n == expected
