@@ -9,6 +9,7 @@ import base64
 import hashlib
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,7 +89,7 @@ def write_report(
         repository=repository(),
         origin=origin(provenance, frames.values()),
         findings=[led(sentences) for sentences in first_of(said)],
-        glossary={k: v for s in measured.values() for k, v in s.claims.glossary.items()},
+        glossary=_glossary(measured),
         summary=_summary(judged, {n: s.claims.statements for n, s in measured.items()}),
         disputed=_summary(disputed, {n: s.claims.disputed for n, s in measured.items()}),
         totals=judged["verdict"].value_counts().reindex(verdicts.VERDICTS, fill_value=0).to_dict(),
@@ -233,14 +234,29 @@ def _violated(judged: pd.DataFrame, cells: Mapping[str, pd.DataFrame]) -> dict[s
     return {"lines": lines, "n_more": len(violated) - len(lines)}
 
 
+def _glossary(suites: Mapping[str, Suite]) -> dict[str, str]:
+    """Term to meaning; a term to which suites give different meanings has their names after it."""
+    said = {
+        (term, meaning): name
+        for name, suite in suites.items()
+        for term, meaning in suite.claims.glossary.items()
+    }
+    uses = Counter(word for term, _ in said for word in term.split(", "))
+    return {
+        f"{term} ({name})" if any(uses[word] > 1 for word in term.split(", ")) else term: meaning
+        for (term, meaning), name in said.items()
+    }
+
+
 def _run(record: Mapping[str, Any]) -> dict[str, Any]:
     """A run's record, nested names joined by a dot, and the command that measures it again.
 
-    Fields of very old runs may be missing.
+    Fields of very old runs may be missing; what is empty is left out.
     """
     facts = {name: fact for name, fact in record.items() if name != "questions"}
     flat = pd.json_normalize(facts).iloc[0]
-    facts = {k: " ".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in flat.items()}
+    words = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in flat.items()}
+    facts = {name: str(fact) for name, fact in words.items() if fact is not None and fact != ""}
     command = shlex.join(["resflow-bench", *(record.get("arguments") or ())])
     return {"name": record.get("run"), "facts": facts, "command": command}
 

@@ -137,7 +137,8 @@ def test_a_map_that_is_no_contraction_has_no_bound(name: str) -> None:
 @pytest.mark.parametrize("error", [None, 1e-6])
 def test_an_inverse_does_not_depend_on_batch_mates(name: str, error: float | None) -> None:
     """Beside others that are a hundred times as far away: to float64's rounding, or to a tenth of
-    the error that was asked for."""
+    the error that was asked for.
+    """
     flow, z = strong_flow(0.9), normal(16, DIM)
     other = z.clone()
     other[1:] *= 100
