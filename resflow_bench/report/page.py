@@ -36,6 +36,7 @@ from resflow_bench.analysis.tables import (
 from resflow_bench.analysis.words import number, with_interval
 from resflow_bench.files import csv_text, write_whole
 from resflow_bench.lab import Statement, Suite
+from resflow_bench.lab.progress import Listener, Progress, ignore
 from resflow_bench.lab.store import readable
 from resflow_bench.report.figures import rendered
 from resflow_bench.report.origin import origin, repository
@@ -49,6 +50,7 @@ def write_report(
     provenance: Sequence[Mapping[str, Any]],
     out: Path,
     suites: Mapping[str, Suite],
+    listen: Listener = ignore,
 ) -> Path:
     """Write `index.html`, `tables/<suite>.csv` and the files of the figures; return the page.
 
@@ -59,6 +61,7 @@ def write_report(
         out: folder, made if needed; files of these names are replaced, each whole or not at all.
         suites: name to suite, in the order of the sections. Rows of any other suite follow, as a
             plain table without verdicts.
+        listen: called before each suite is drawn.
 
     Raises:
         OSError: if `out` cannot be written.
@@ -74,8 +77,9 @@ def write_report(
     asked = [record.get("questions") or {} for record in provenance]
     questions = {suite: question for record in asked for suite, question in record.items()}
     said = sentences(cells, measured)
-    sections = []
+    sections: list[dict[str, Any]] = []
     for name in dict.fromkeys([*measured, *frames]):
+        listen(Progress(len(sections), len(frames), message=f"drawing {name}"))
         suite, rows = measured.get(name), frames[name]
         write_whole(out / "tables" / f"{name}.csv", csv_text(readable(rows)))
         section = _section(name, suite, rows, cells[name], judged)

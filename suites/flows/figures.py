@@ -119,8 +119,8 @@ PICTURES = (
         "flows",
         quality,
         "Held-out log-likelihood of each system against the seconds of its training on one thread; "
-        "bars are 99 % intervals, and residual flows are orange. All systems have about as many "
-        "parameters; the lines join numbers of steps. Above and to the left is better. Measured on "
+        "bars are 99 % intervals, and residual flows are orange (“residual” is the architecture "
+        "mlp). All systems have about as many parameters; the lines join numbers of steps. Above and to the left is better. Measured on "
         "{hardware}.",
     ),
     Picture(
