@@ -120,8 +120,8 @@ PICTURES = (
         quality,
         "Held-out log-likelihood of each system against the seconds of its training on one thread; "
         "bars are 99 % intervals, and residual flows are orange (“residual” is the architecture "
-        "mlp). All systems have about as many parameters; the lines join numbers of steps. Above and to the left is better. Measured on "
-        "{hardware}.",
+        "mlp). All systems have about as many parameters; the lines join numbers of steps. Above "
+        "and to the left is better. Measured on {hardware}.",
     ),
     Picture(
         "flows_densities",
