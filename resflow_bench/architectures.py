@@ -41,6 +41,7 @@ from resflow_bench.layers import (
     mlp_branch,
     sll_branch,
 )
+from resflow_bench.spelling import suggestion
 from resflow_bench.systems import SYSTEMS
 from resflow_bench.systems.made import MIN_WIDTH, as_vectors, hidden_width
 
@@ -289,7 +290,9 @@ def architecture_named(name: str) -> Architecture:
         ValueError: `name` is not one of them.
     """
     if name not in ARCHITECTURES:
-        raise ValueError(f"An architecture is one of {', '.join(ARCHITECTURES)}; got {name!r}.")
+        near = suggestion(name, ARCHITECTURES)
+        names = ", ".join(ARCHITECTURES)
+        raise ValueError(f"An architecture is one of {names}; got {name!r}.{near}")
     return ARCHITECTURES[name]
 
 

@@ -30,7 +30,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 # Rooms, lowest first. Those on one line do not import each other.
 FLOORS = (
-    {"arguments", "constants", "files", "memory", "seeds"},
+    {"arguments", "constants", "files", "memory", "seeds", "spelling"},
     {"theory", "intervals", "threads"},
     {"jacobian", "fixed_point", "data"},
     {"layers", "logdet"},

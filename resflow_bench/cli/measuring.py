@@ -128,6 +128,8 @@ def run(
 
     with group.refusals(ClusterError, ValueError):
         store, asked, part = Store(results), _asked(asked, names), WHOLE
+        if cluster is not None:
+            click.echo(f"connecting to the scheduler at {cluster}", err=True)
         workers = nullcontext() if cluster is None else closing(Cluster(cluster))
         if shard is not None:
             part = Shard.parse(shard)
@@ -274,4 +276,7 @@ def _conclude(measured: Run, tally: Tally, results: Path, out: Path | None, shar
         click.echo(f"next: resflow-bench report {again}")
     else:
         echo_page([[measured]], out)
+    if not only and tally.skipped and len(tally.skipped) == tally.n_total:
+        click.echo("error: every cell was skipped, so nothing was measured", err=True)
+        return group.CELLS_FAILED
     return group.CELLS_FAILED if tally.failed else 0

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from resflow_bench.lab.progress import Listener
     from resflow_bench.lab.store import Run
 
 
@@ -45,15 +46,23 @@ def report(runs: tuple[str, ...], results: Path, out: Path) -> None:
 
 def echo_page(groups: Sequence[Sequence[Run]], out: Path) -> None:
     """Write the page, and print its findings and its place."""
-    page, sentences = write_page(groups, out)
+    from resflow_bench.lab.progress import shown
+
+    with shown("{}/{} suites") as listen:
+        page, sentences = write_page(groups, out, listen)
     for sentence in sentences:
         click.echo(f"- {sentence}")
     names = (",".join(run.name for run in group) for group in groups)
     click.echo(f"report: {page}, of {', '.join(names)}")
 
 
-def write_page(groups: Sequence[Sequence[Run]], out: Path) -> tuple[Path, list[str]]:
+def write_page(
+    groups: Sequence[Sequence[Run]], out: Path, listen: Listener | None = None
+) -> tuple[Path, list[str]]:
     """Write the page of the runs, those of each group pooled; its file, and its findings.
+
+    Args:
+        listen: called before each suite is drawn.
 
     Raises:
         click.ClickException: no cell is finished, a run cannot be read, or the folder not written.
@@ -61,6 +70,7 @@ def write_page(groups: Sequence[Sequence[Run]], out: Path) -> tuple[Path, list[s
     from resflow_bench.analysis.findings import findings
     from resflow_bench.cli.choices import parse
     from resflow_bench.lab.axes import AXES
+    from resflow_bench.lab.progress import ignore
     from resflow_bench.report.figures import FiguresError
     from resflow_bench.report.page import write_report
 
@@ -79,7 +89,7 @@ def write_page(groups: Sequence[Sequence[Run]], out: Path) -> tuple[Path, list[s
         )
     try:
         with refusals(FiguresError):
-            page = write_report(frames, provenance, out, suites)
+            page = write_report(frames, provenance, out, suites, listen or ignore)
     except OSError as error:
         raise unwritable(out, error) from error
     return page, findings(frames, suites)

@@ -20,6 +20,7 @@ from resflow_bench.data.densities import (
 from resflow_bench.data.folders import cifar10, imagenet32, mnist
 from resflow_bench.data.images import DIGITS_LEVELS, LOGIT_MARGIN, digits, digits_images, patches
 from resflow_bench.data.own import read_dataset
+from resflow_bench.spelling import suggestion
 
 
 def _without_folder(make: Callable[[], Dataset]) -> Callable[[Path | None], Dataset]:
@@ -61,7 +62,8 @@ def dataset_named(name: str, folder: Path | None = None, reading: Reading = Read
     if name not in DATASETS:
         if is_path(name):
             return read_dataset(name, reading)
-        raise ValueError(f"A dataset is one of {', '.join(DATASETS)}, {FORMS}; got {name!r}.")
+        near = suggestion(name, DATASETS)
+        raise ValueError(f"A dataset is one of {', '.join(DATASETS)}, {FORMS}; got {name!r}.{near}")
     if reading != Reading():
         raise ValueError(
             f"{name} has its own split and units; a held-out share and standardising are for files "

@@ -9,6 +9,8 @@ from functools import cache
 from math import inf
 from typing import Any
 
+from resflow_bench.spelling import suggestion
+
 Value = int | float | str
 
 
@@ -56,9 +58,10 @@ class Axis:
         return _canonical_law(str(value)) if self.name == "roulette" else self.kind(value)
 
     def refusal(self, rule: str, text: str) -> ValueError:
-        """The error that a user meets who wrote `text` for this axis."""
-        remedy = f"Give for example `{self.name}={self.example}`."
-        return ValueError(f"axis `{self.name}` {rule}; got `{text}`. {remedy}")
+        """The error for a user's `text`: with the name in `rule` that is near it, or an example."""
+        near = suggestion(text, rule.removeprefix("must be one of ").split(", "))
+        remedy = near or f" Give for example `{self.name}={self.example}`."
+        return ValueError(f"axis `{self.name}` {rule}; got `{text}`.{remedy}")
 
 
 def _within(low: float, high: float, rule: str) -> Callable[[Any], str | None]:
@@ -159,5 +162,6 @@ def axis_named(name: str) -> Axis:
         ValueError: if there is none.
     """
     if name not in AXES:
-        raise ValueError(f"no axis is called `{name}`; the axes are {', '.join(AXES)}.")
+        near = suggestion(name, AXES)
+        raise ValueError(f"no axis is called `{name}`; the axes are {', '.join(AXES)}.{near}")
     return AXES[name]

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from resflow_bench.lab.suite import Suite
+from resflow_bench.spelling import suggestion
 
 _PACKAGE = "suites"  # imported when a run starts, not above: the engine knows no suite
 
@@ -65,6 +66,7 @@ def load(reference: str) -> Suite:
     if not Path(reference).is_dir():
         raise ValueError(
             f"no suite is called `{reference}`, nor a folder; the suites are {', '.join(names())}."
+            + suggestion(reference, names())
         )
     return _in_folder(Path(canonical(reference)))
 

@@ -13,6 +13,7 @@ from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab import Cell, Context, Skip, silent
 from resflow_bench.models.catalogue import MODELS, Model
 from resflow_bench.models.own import FORMS, own_model
+from resflow_bench.spelling import suggestion
 
 
 def model_named(name: str, results: Path) -> Model:
@@ -23,7 +24,8 @@ def model_named(name: str, results: Path) -> Model:
     """
     found = own_model(name, results) or MODELS.get(name)
     if found is None:
-        raise ValueError(f"a model is one of {', '.join(MODELS)}, {FORMS}; got `{name}`.")
+        near = suggestion(name, MODELS)
+        raise ValueError(f"a model is one of {', '.join(MODELS)}, {FORMS}; got `{name}`.{near}")
     return found
 
 

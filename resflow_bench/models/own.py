@@ -116,8 +116,9 @@ class OwnModel:
     def _made(self, axes: Mapping[str, Value]) -> tuple[ResidualFlow, Tensor | None]:
         """The flow, not shared with the source, and the points that come with it."""
         made = self.source
+        taken = {axis: axes[axis] for axis in self._taken()}
         if callable(made) and not isinstance(made, nn.Module):
-            made = self._called({axis: axes[axis] for axis in self._taken()})
+            made = self._called(taken)
         x = None
         if isinstance(made, tuple) and len(made) == 2 and not isinstance(made[1], nn.Module):
             made, x = made
@@ -127,13 +128,16 @@ class OwnModel:
                     f"{tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}."
                 )
         try:
-            flow = _as_flow(copy.deepcopy(made), x, axes if "dim" in self._taken() else {})
+            flow = _as_flow(copy.deepcopy(made), x, taken)
+            _check_dim(flow, taken)
             for part in flow.modules():
                 if isinstance(part, Uncertified) and not isinstance(part.g, _Foreign):
                     part.g = _Foreign(part.g).eval()
             check_branches(flow, _points(flow, x, 2))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"model `{self.name}`: {error}") from error
+            call = ", ".join(f"{axis}={value}" for axis, value in taken.items())
+            called = f", called with {call}" if call else ""
+            raise ValueError(f"model `{self.name}`{called}: {error}") from error
         return flow, x
 
     def _called(self, taken: Mapping[str, Value]) -> Any:
@@ -181,7 +185,7 @@ def own_model(name: str, results: Path) -> OwnModel | None:
     if name in (objects := _GIVEN.get().objects):
         return OwnModel(name, objects[name])
     file = file_of(name, results)
-    if file is not None and file.suffix == ".pt":
+    if file is not None and file.name.endswith(".pt"):
         return _saved(name, file, _stamp(file))
     place, _, function = name.rpartition(":")
     module = _imported(name, file, _stamp(file)) if file else _module(name, place)
@@ -294,6 +298,15 @@ def check_branches(flow: ResidualFlow, x: Tensor) -> None:
             h = layer(h)
 
 
+def _check_dim(flow: ResidualFlow, taken: Mapping[str, Value]) -> None:
+    """Refuse a flow of another `dim` than the one that its function was called with."""
+    if flow.dim != taken.get("dim", flow.dim):
+        raise ValueError(
+            f"the function returns a flow of dim={flow.dim}. Make one of the dim that it is called "
+            "with, or take no `dim`."
+        )
+
+
 def _as_flow(made: Any, x: Tensor | None, axes: Mapping[str, Value]) -> ResidualFlow:
     if isinstance(made, ResidualFlow):
         if made.n_context is not None:
@@ -336,7 +349,13 @@ def _saved(name: str, file: Path, stamp: int) -> OwnModel:  # noqa: ARG001 -- pa
         saved = saving.read(file)
         flow = saved.rebuilt(ResidualFlow)
     except ValueError as error:
-        raise ValueError(f"model `{name}`: {error}") from error
+        remedy = ""
+        if name.startswith(RUN) and file.exists() and not name.endswith("-best"):
+            remedy = (
+                " A training writes it again: delete the file, then `resflow-bench train --resume "
+                f"{name.removeprefix(RUN)}`."
+            )
+        raise ValueError(f"model `{name}`: {error}{remedy}") from error
     data, digest = str(saved.about.get("dataset", "")), saved.about.get("digest")
     try:
         reading = Reading(**saved.about.get("reading", {}))

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +36,7 @@ from resflow_bench.analysis.tables import (
 from resflow_bench.analysis.words import number, with_interval
 from resflow_bench.files import csv_text, write_whole
 from resflow_bench.lab import Statement, Suite
+from resflow_bench.lab.progress import Listener, Progress, ignore
 from resflow_bench.lab.store import readable
 from resflow_bench.report.figures import rendered
 from resflow_bench.report.origin import origin, repository
@@ -48,6 +50,7 @@ def write_report(
     provenance: Sequence[Mapping[str, Any]],
     out: Path,
     suites: Mapping[str, Suite],
+    listen: Listener = ignore,
 ) -> Path:
     """Write `index.html`, `tables/<suite>.csv` and the files of the figures; return the page.
 
@@ -58,6 +61,7 @@ def write_report(
         out: folder, made if needed; files of these names are replaced, each whole or not at all.
         suites: name to suite, in the order of the sections. Rows of any other suite follow, as a
             plain table without verdicts.
+        listen: called before each suite is drawn.
 
     Raises:
         OSError: if `out` cannot be written.
@@ -73,8 +77,9 @@ def write_report(
     asked = [record.get("questions") or {} for record in provenance]
     questions = {suite: question for record in asked for suite, question in record.items()}
     said = sentences(cells, measured)
-    sections = []
+    sections: list[dict[str, Any]] = []
     for name in dict.fromkeys([*measured, *frames]):
+        listen(Progress(len(sections), len(frames), message=f"drawing {name}"))
         suite, rows = measured.get(name), frames[name]
         write_whole(out / "tables" / f"{name}.csv", csv_text(readable(rows)))
         section = _section(name, suite, rows, cells[name], judged)
@@ -88,7 +93,7 @@ def write_report(
         repository=repository(),
         origin=origin(provenance, frames.values()),
         findings=[led(sentences) for sentences in first_of(said)],
-        glossary={k: v for s in measured.values() for k, v in s.claims.glossary.items()},
+        glossary=_glossary(measured),
         summary=_summary(judged, {n: s.claims.statements for n, s in measured.items()}),
         disputed=_summary(disputed, {n: s.claims.disputed for n, s in measured.items()}),
         totals=judged["verdict"].value_counts().reindex(verdicts.VERDICTS, fill_value=0).to_dict(),
@@ -233,14 +238,29 @@ def _violated(judged: pd.DataFrame, cells: Mapping[str, pd.DataFrame]) -> dict[s
     return {"lines": lines, "n_more": len(violated) - len(lines)}
 
 
+def _glossary(suites: Mapping[str, Suite]) -> dict[str, str]:
+    """Term to meaning; a term to which suites give different meanings has their names after it."""
+    said = {
+        (term, meaning): name
+        for name, suite in suites.items()
+        for term, meaning in suite.claims.glossary.items()
+    }
+    uses = Counter(word for term, _ in said for word in term.split(", "))
+    return {
+        f"{term} ({name})" if any(uses[word] > 1 for word in term.split(", ")) else term: meaning
+        for (term, meaning), name in said.items()
+    }
+
+
 def _run(record: Mapping[str, Any]) -> dict[str, Any]:
     """A run's record, nested names joined by a dot, and the command that measures it again.
 
-    Fields of very old runs may be missing.
+    Fields of very old runs may be missing; what is empty is left out.
     """
     facts = {name: fact for name, fact in record.items() if name != "questions"}
     flat = pd.json_normalize(facts).iloc[0]
-    facts = {k: " ".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in flat.items()}
+    words = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in flat.items()}
+    facts = {name: str(fact) for name, fact in words.items() if fact is not None and fact != ""}
     command = shlex.join(["resflow-bench", *(record.get("arguments") or ())])
     return {"name": record.get("run"), "facts": facts, "command": command}
 

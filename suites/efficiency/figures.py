@@ -247,7 +247,7 @@ def _draw_ratios(ax: Axes, some: pd.DataFrame, n_ticks: int) -> None:
         ax.annotate(text, (at, y), (6, 0), textcoords="offset points", va="center", size=8)
     name_rows(ax, list(some["name"]), bold=[usual["name"]])
     ours = usual["implementation"] == "ours"
-    over_name = "our baseline's (normflows: not measured)" if ours else usual["name"]
+    over_name = "our baseline (normflows: not measured)" if ours else usual["name"]
     ax.set_xlabel(f"variance × time, over that of\n{over_name}", loc="right")
 
 

@@ -119,9 +119,9 @@ PICTURES = (
         "flows",
         quality,
         "Held-out log-likelihood of each system against the seconds of its training on one thread; "
-        "bars are 99 % intervals, and residual flows are orange. All systems have about as many "
-        "parameters; the lines join numbers of steps. Above and to the left is better. Measured on "
-        "{hardware}.",
+        "bars are 99 % intervals, and residual flows are orange (“residual” is the architecture "
+        "mlp). All systems have about as many parameters; the lines join numbers of steps. Above "
+        "and to the left is better. Measured on {hardware}.",
     ),
     Picture(
         "flows_densities",

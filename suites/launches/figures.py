@@ -20,8 +20,9 @@ PANELS = (("n_launches", "launches"), ("n_waits", "waits of the host"))
 
 @drawn_from("n_launches", "n_waits", "architecture", "implementation", "operation")
 def calls(cells: pd.DataFrame, columns: int) -> Figure:
-    """Launches and waits side by side, a row for each call of the first architecture."""
-    cells = cells[cells["architecture"] == cells["architecture"].iloc[0]]
+    """Side by side, a row for each call of the architecture that most implementations have."""
+    peers = cells.groupby("architecture", sort=False)["implementation"].nunique()
+    cells = cells[cells["architecture"] == peers.idxmax()]
     if "mode" in cells:  # a call that peers have too is shown in their modes alone
         shared = cells["mode"].notna()
         cells = cells[shared | ~cells["operation"].isin(cells["operation"][shared])]

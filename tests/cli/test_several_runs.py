@@ -17,6 +17,7 @@ import toys
 import suites
 from resflow_bench.cli import main
 from resflow_bench.export import FORMATS
+from resflow_bench.lab import progress
 from resflow_bench.lab.plan import Plan, begin
 from resflow_bench.lab.store import Run, Store
 from resflow_bench.lab.suite import Suite
@@ -70,6 +71,13 @@ def test_two_seeds_are_shown_and_drawn_as_one_run(call: Call) -> None:
     assert out.endswith(f"report: page/index.html, of {a.name},{b.name}\n")
     rows = pd.read_csv("page/tables/rows.csv").set_index(["dim", "metric"]).sort_index()
     np.testing.assert_array_equal(rows["value"], both["value"])
+
+
+def test_a_long_page_says_which_suite_it_draws(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = measured()
+    assert call(f"report {run.name}")[2] == "", "a page of a moment says nothing"
+    monkeypatch.setattr(progress, "SECONDS_BEFORE_FIRST_LINE", 0.0)
+    assert call(f"report {run.name}")[2] == "0/1 suites: drawing rows\n"
 
 
 def test_runs_are_named_by_their_folders_too(call: Call) -> None:

@@ -6,6 +6,7 @@ docs/gpu.md names calls, whose axes stand here.
 
 from __future__ import annotations
 
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -145,6 +146,13 @@ def test_launches_are_those_of_published_rows(call, name, n_launches, n_waits) -
     axes = {"architecture": "mlp", "batch_size": 8, "implementation": name, **CALLS[call]}
     for metric, printed in (("n_launches", n_launches), ("n_waits", n_waits)):
         assert not disagreement(printed, row_of("launches", metric, axes)), metric
+
+
+def test_commits_are_those_of_published_runs() -> None:
+    measured = {json.loads(p.read_text())["commit"][:8] for p in PUBLISHED.glob("*/run.json")}
+    named = set(re.findall(r"\b[0-9a-f]{8}\b", (ROOT / "docs" / "results.md").read_text("utf-8")))
+    assert named
+    assert named <= measured
 
 
 def test_the_readme_has_the_first_of_them() -> None:

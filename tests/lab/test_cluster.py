@@ -191,5 +191,7 @@ def test_the_command_says_that_nobody_answers(tmp_path: Path) -> None:
         cli, ["run", "bias", "--preset=smoke", "--cluster=127.0.0.1", f"--results={results}"]
     )
     assert answer.exit_code == 1
-    assert answer.stderr.startswith("Error: `127.0.0.1` is no address; give tcp://HOST:PORT")
+    waiting, error = answer.stderr.splitlines()
+    assert waiting == "connecting to the scheduler at 127.0.0.1"
+    assert error.startswith("Error: `127.0.0.1` is no address; give tcp://HOST:PORT")
     assert not results.exists()

@@ -68,6 +68,14 @@ def expanding():
 
 def number():
     return 3
+
+
+def deaf_flow(dim):
+    return ResidualFlow.mlp(5, (8,), 2, 0.9)
+
+
+def deaf_module(dim):
+    return nn.Linear(5, 5)
 """
 AXES = {"dim": 64, "lipschitz": 0.9, "dtype": "float32", "device": "cpu"}
 
@@ -137,6 +145,13 @@ def test_a_saved_flow_and_a_run(here: Path) -> None:
         assert torch.equal(build_points(found, 50, results), expected_points)
 
 
+def test_damaged_weights_of_a_run_come_with_their_remedy(here: Path) -> None:
+    (here / "models").mkdir()
+    (here / "models" / "r1.pt").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"no whole file.* then `resflow-bench train --resume r1`"):
+        settler(here)(cell("run:r1"), ())
+
+
 def test_a_flow_of_normflows(here: Path) -> None:
     pytest.importorskip("normflows")
     from resflow_bench.peers.normflows import normflows_flow
@@ -160,12 +175,18 @@ def test_a_flow_of_normflows(here: Path) -> None:
     ("name", "why"),
     [
         ("own.py:number", "a model is a ResidualFlow, a flow of normflows.*got int"),
+        ("own.py:deaf_flow", "`own.py:deaf_flow`, called with dim=2: .* a flow of dim=5"),
+        ("own.py:deaf_module", "called with dim=2: g fails at points of shape"),
         ("own.py:none", "`own.py` has no `none`"),
         ("broken.py:g", "cannot be loaded: ZeroDivisionError"),
         ("missing.py:g", "cannot be loaded: FileNotFoundError"),
         ("no_such_module:g", "cannot be loaded: ModuleNotFoundError"),
         ("none.pt", "`none.pt` cannot be read"),
         ("run:none", "cannot be read"),
+        ("run:", "cannot be read"),
+        (".pt", "cannot be read"),
+        (".py:g", "cannot be loaded"),
+        (":g", "cannot be loaded"),
     ],
 )
 def test_refusals(

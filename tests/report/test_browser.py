@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -201,6 +202,21 @@ def test_the_section_in_sight_is_marked_in_the_contents(opened) -> None:
 def test_no_width_makes_the_page_scroll_sideways(name, width, opened) -> None:
     page = opened(name, width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_small_phone_cuts_no_statement_and_keeps_each_number_with_its_word(opened) -> None:
+    page = opened("report", 320)
+    cut = page.eval_on_selector_all(
+        ".scroll:has(.verdicts, .overview)",
+        "all => all.filter(one => one.scrollWidth > one.clientWidth).map(one => one.ariaLabel)",
+    )
+    assert cut == []
+    counts = page.eval_on_selector_all(
+        ".overview td.n:has(small) [data-word]",
+        "all => all.map(one => one.textContent + getComputedStyle(one, '::after').content)",
+    )
+    assert counts
+    assert all(re.fullmatch(r'\d+" cells"', count) for count in counts), counts
 
 
 def test_dark_is_dark(opened) -> None:

@@ -268,6 +268,30 @@ def test_a_suite_of_the_user_s_own_has_figures_verdicts_and_findings(
     assert values[::2] == ["red", "green"]
 
 
+def test_a_term_of_two_meanings_names_its_suites(frames, tmp_path: Path) -> None:
+    """And what a run's record leaves empty takes no line."""
+    glossaries = {
+        "bias": {"noise": "of values", "K": "a constant"},
+        "variance": {"noise, hum": "of gradients", "K": "a constant"},
+    }
+    suites = {
+        name: replace(SUITES[name], claims=Claims(glossary=terms))
+        for name, terms in glossaries.items()
+    }
+    few = {name: frames[name] for name in suites}
+    record = RUN | {"git_error": None, "doctor": {"load": {"remedy": "", "found": "1 process"}}}
+    text = write_report(few, [record], tmp_path, suites).read_text(encoding="utf-8")
+    for term, meaning in (
+        ("noise (bias)", "of values"),
+        ("noise, hum (variance)", "of gradients"),
+        ("K", "a constant"),
+    ):
+        assert text.count(f"<dt>{term}</dt><dd>{meaning}</dd>") == 1
+    assert "<dt>doctor.load.found</dt><dd>1 process</dd>" in text
+    assert "git_error" not in text
+    assert "load.remedy" not in text
+
+
 def test_a_run_records_the_questions_that_it_asks() -> None:
     record = Plan((toys.ROWS, toys.MIXED), "smoke").record()
     assert record["questions"] == {"rows": "What of rows?", "mixed": "What of mixed?"}

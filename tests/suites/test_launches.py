@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_up import rows
 
 import suites
+from resflow_bench.analysis.tables import wide
 from resflow_bench.flows import ResidualFlow
 from resflow_bench.lab import Cell, Context, Skip
 from resflow_bench.logdet import Fixed, LogDetEstimator, Rademacher
 from resflow_bench.speed.standin import standin, unsupported
 from suites.launches import FIXED, measure
+from suites.launches.figures import calls
 
 pytestmark = pytest.mark.skipif(bool(unsupported()), reason=unsupported() or "-")
 
@@ -48,6 +51,23 @@ def test_a_row_names_the_lines_that_wait(monkeypatch) -> None:
     waits = observe(operation="update")["n_waits"]
     assert waits.value == 5
     assert waits.message.startswith("5 in test_launches.py:")
+
+
+def test_the_figure_is_of_the_architecture_that_others_have_too() -> None:
+    call = {"lipschitz": 0.9, "operation": "log_prob"}
+    cells = [("conv", "ours"), ("conv", "ours"), ("mlp", "ours"), ("mlp", "normflows")]
+    frame = rows(
+        "launches",
+        (
+            (
+                call | {"architecture": name, "implementation": by, "batch_size": size},
+                {"n_launches": 9.0, "n_waits": 0.0},
+            )
+            for size, (name, by) in enumerate(cells, 1)
+        ),
+    )
+    figure = calls(wide(frame), 2)
+    assert {line.get_label() for line in figure.axes[0].get_lines()} == {"ours", "normflows"}
 
 
 def test_a_call_that_an_implementation_lacks_is_skipped(monkeypatch) -> None:

@@ -307,6 +307,8 @@ class Store:
         Raises:
             StoreError: if there is none.
         """
+        if not name:
+            raise StoreError("the name of the run is empty; is a variable of the shell not set?")
         runs = {run.name: run for run in self._runs()}
         if name not in runs:
             newest = sorted(runs, key=lambda name: name[-20:])[-3:]  # they end in their time
