@@ -78,9 +78,11 @@ class Neumann:
         self, expansion: Expansion, jacobian: Jacobian, v: Tensor, terms: Terms, n_traced: int
     ) -> Attached:
         expanded = expansion.expand(jacobian, v, terms, n_traced, adjoint=True)
-        value, adjoint, n_products, forms = expanded
+        value, adjoint, n_products, forms, trace = expanded
         assert adjoint is not None  # as requested
         surrogate = jacobian.bilinear_gradient(adjoint, v)
+        if trace is not None:
+            surrogate = surrogate + (trace - trace.detach())
         if surrogate.requires_grad:
             surrogate.register_hook(_refuse_a_graph)
         return Attached(value + surrogate, n_products + 2, forms)
@@ -138,7 +140,7 @@ class Series:
             zero = inner(jacobian.vjp(torch.zeros_like(v)), v)
             return Attached(zero, 1.0)
         expanded = expansion.expand(jacobian, v, terms, n_traced, adjoint=False)
-        value, _, n_products, forms = expanded
+        value, _, n_products, forms = expanded[:4]
         weights = terms.broadcast(v)
         length = math.isqrt(n_terms - 1) + 1  # ceil(sqrt(N))
         starts = range(n_terms, 0, -length)
