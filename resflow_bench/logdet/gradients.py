@@ -45,11 +45,12 @@ class Gradient(Protocol):
 
 @dataclass(frozen=True)
 class Neumann:
-    """(1/m) sum_j < s_j^T dJ , v_j >,    s_j the expansion's adjoint, held constant.
+    """(1/m) sum_j < s_j^T dJ , v_j > + d trace,    s_j the expansion's adjoint, held constant.
 
     For Taylor's expansion s_j^T = sum_k (-1)^(k-1) w_k v_j^T J^(k-1), whose mean gives
     tr((I + J)^-1 dJ) = d ln|det(I + J)| if E w_k = 1. It is *not* the derivative of the estimate:
-    of the k + 1 places of the probe in tr(J^k dJ), all equal in the mean, it takes one.
+    of the k + 1 places of the probe in tr(J^k dJ), all equal in the mean, it takes one. `trace` is
+    what a control variate has taken off s_j, exactly (`Expanded`); without one it is zero.
 
     Properties: unbiased if the truncation is; the weight of J^(k-1) is that of term k, whose
     survival P(N >= k) it therefore shares. The chain of N products records no graph; the last

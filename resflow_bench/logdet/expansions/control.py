@@ -25,10 +25,10 @@ class Controlled:
 
     J_mean is the Jacobian with the batch's mean slopes in the place of each example's (for one
     hidden layer the mean Jacobian), S_n the first n = `degree` terms of Taylor's series, L =
-    `n_traced`. From the adjoint T^T v_j is taken off, T = S_n'(J_mean) - S_L'(J_mean), and the
-    gradient of tr(T J), of each example's own J and exact, is added. That is for `dense`, and for
-    vectors' branches of one or two hidden layers (`weighted_trace`); the gradient of any other J is
-    that of `expansion`.
+    `n_traced`. From the adjoint T^T v_j is taken off, T = sum_k w_k (-1)^(k+1) J_mean^(k-1), L < k
+    <= n, w_k the batch's mean weights, and the gradient of tr(T J), of each example's own J and
+    exact, is added. That is for `dense`, and for vectors' branches of one or two hidden layers
+    (`weighted_trace`); the gradient of any other J is that of `expansion`.
 
     Properties: as unbiased as `expansion`, whatever F is, since F does not depend on v: with any
         probe E[v^T F v] = tr F. The variance of v^T A v, A = log(I + J), becomes that of
@@ -74,13 +74,15 @@ class Controlled:
         expanded = expanded._replace(value=expanded.value - control)
         if not adjoint:
             return expanded
-        return expanded.controlled(DenseJacobian(_polynomial(matrix, signs)[None]), jacobian, v)
+        weights = terms.weights[: self.degree].mean(1)
+        t = _polynomial(matrix, weights * weights.new_tensor(signs[: len(weights)]))
+        return expanded.controlled(DenseJacobian(t[None]), jacobian, v)
 
 
-def _polynomial(matrix: Tensor, coefficients: Sequence[float]) -> Tensor:
+def _polynomial(matrix: Tensor, coefficients: Sequence[float] | Tensor) -> Tensor:
     """sum_k a_k M^k, k = 0, 1, ..., by Horner's rule; a_k is `coefficients[k]`."""
     total = torch.zeros_like(matrix)
-    for coefficient in reversed(coefficients):
+    for coefficient in reversed(list(coefficients)):
         total = matrix @ total
         total.diagonal().add_(coefficient)
     return total
