@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from resflow_bench.jacobian.chain import JacobianChain
 from resflow_bench.jacobian.operator import Jacobian, refusal
@@ -40,10 +41,14 @@ class Circulant:
     torus: tuple[int, int]
 
     def series(self, weights: Tensor) -> Circulant:
-        """The block of sum_k a_k C^k, k = 1..n, by Horner's rule; a_k is `weights[k - 1]`."""
+        """The block of sum_k a_k C^k, k = 1..n; a_k, (B,), is `weights[k - 1]`."""
+        return self.polynomial(pad(weights, (0, 0, 1, 0)))
+
+    def polynomial(self, weights: Tensor) -> Circulant:
+        """The block of sum_k a_k C^k, k = 0..n, by Horner's rule; a_k, (B,), is `weights[k]`."""
         total = torch.zeros_like(self.symbol)
         for weight in weights.flip(0):
-            total = self.symbol @ (total + self._identity * weight.view(-1, 1, 1, 1, 1))
+            total = self.symbol @ total + self._identity * weight.view(-1, 1, 1, 1, 1)
         return Circulant(total, self.grid, self.torus)
 
     def power(self, n: int) -> Circulant:
@@ -62,6 +67,23 @@ class Circulant:
         image = self.symbol @ transformed
         density = (transformed.conj() * image).real.sum((-2, -1))  # (m, B, H', W' // 2 + 1)
         return (density * self._multiplicity).sum((2, 3)) / math.prod(self.torus)
+
+    def vjp(self, v: Tensor) -> Tensor:
+        """v^T C of each probe and example, (m, B, C, H, W)."""
+        transformed = torch.fft.rfft2(v, s=self.torus).movedim(2, -1).unsqueeze(-1)
+        image = (self.symbol.mH @ transformed).squeeze(-1).movedim(-1, 2)
+        return torch.fft.irfft2(image, s=self.torus)[..., : self.grid[0], : self.grid[1]]
+
+    def among(self, size: tuple[int, int]) -> Tensor:
+        """The block of C on a patch of the torus, (B, C, kh, kw, C, kh, kw), `size` = (kh, kw)."""
+        kernel = torch.fft.irfft2(self.symbol, s=self.torus, dim=(1, 2))  # of row - column
+        patch = [torch.arange(n, device=kernel.device) for n in size]
+        rows, columns = (
+            (there[:, None] - there) % n for n, there in zip(self.torus, patch, strict=True)
+        )
+        return kernel[:, rows[:, None, :, None], columns[None, :, None]].permute(
+            0, 5, 1, 2, 6, 3, 4
+        )
 
     @property
     def _identity(self) -> Tensor:

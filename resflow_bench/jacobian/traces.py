@@ -110,8 +110,8 @@ def _three(kernels: list[Tensor], slopes: list[Tensor]) -> Tensor:
     one, two = (slope.permute(0, 2, 3, 1) for slope in slopes)  # (B, H, W, h)
     taps = torch.einsum("jctu,citu->tuij", first, last)  # (kh, kw, h_2, h_1)
     total = one.new_zeros(len(one))
-    for rows, of_rows in _windows(one.shape[1], taps.shape[0]):
-        for columns, of_columns in _windows(one.shape[2], taps.shape[1]):
+    for rows, of_rows in windows(one.shape[1], taps.shape[0]):
+        for columns, of_columns in windows(one.shape[2], taps.shape[1]):
             weight = middle * taps[of_rows, of_columns].sum((0, 1))
             products = (one[:, rows, columns] @ weight.mT) * two[:, rows, columns]
             total = total + products.flatten(1).sum(1)
@@ -187,10 +187,10 @@ def _common(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
     return first, last.flip(2, 3) if last.shape[2:] != (1, 1) else last
 
 
-def _windows(n_points: int, n_taps: int) -> list[tuple[slice, slice]]:
+def windows(n_points: int, n_taps: int) -> list[tuple[slice, slice]]:
     """(points, taps): the runs of points along an axis from which the same taps stay on the grid.
 
-    >>> _windows(4, 3)
+    >>> windows(4, 3)
     [(slice(0, 1, None), slice(1, 3, None)), (slice(1, 3, None), slice(0, 3, None)), \
 (slice(3, 4, None), slice(0, 2, None))]
     """

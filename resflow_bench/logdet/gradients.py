@@ -45,11 +45,12 @@ class Gradient(Protocol):
 
 @dataclass(frozen=True)
 class Neumann:
-    """(1/m) sum_j < s_j^T dJ , v_j >,    s_j the expansion's adjoint, held constant.
+    """(1/m) sum_j < s_j^T dJ , v_j > + d trace,    s_j the expansion's adjoint, held constant.
 
     For Taylor's expansion s_j^T = sum_k (-1)^(k-1) w_k v_j^T J^(k-1), whose mean gives
     tr((I + J)^-1 dJ) = d ln|det(I + J)| if E w_k = 1. It is *not* the derivative of the estimate:
-    of the k + 1 places of the probe in tr(J^k dJ), all equal in the mean, it takes one.
+    of the k + 1 places of the probe in tr(J^k dJ), all equal in the mean, it takes one. `trace` is
+    what a control variate has taken off s_j, exactly (`Expanded`); without one it is zero.
 
     Properties: unbiased if the truncation is; the weight of J^(k-1) is that of term k, whose
     survival P(N >= k) it therefore shares. The chain of N products records no graph; the last
@@ -78,9 +79,11 @@ class Neumann:
         self, expansion: Expansion, jacobian: Jacobian, v: Tensor, terms: Terms, n_traced: int
     ) -> Attached:
         expanded = expansion.expand(jacobian, v, terms, n_traced, adjoint=True)
-        value, adjoint, n_products, forms = expanded
+        value, adjoint, n_products, forms, trace = expanded
         assert adjoint is not None  # as requested
         surrogate = jacobian.bilinear_gradient(adjoint, v)
+        if trace is not None:
+            surrogate = surrogate + (trace - trace.detach())
         if surrogate.requires_grad:
             surrogate.register_hook(_refuse_a_graph)
         return Attached(value + surrogate, n_products + 2, forms)
@@ -138,7 +141,7 @@ class Series:
             zero = inner(jacobian.vjp(torch.zeros_like(v)), v)
             return Attached(zero, 1.0)
         expanded = expansion.expand(jacobian, v, terms, n_traced, adjoint=False)
-        value, _, n_products, forms = expanded
+        value, _, n_products, forms = expanded[:4]
         weights = terms.broadcast(v)
         length = math.isqrt(n_terms - 1) + 1  # ceil(sqrt(N))
         starts = range(n_terms, 0, -length)

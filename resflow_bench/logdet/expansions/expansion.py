@@ -7,23 +7,38 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from resflow_bench.jacobian import Jacobian
+from resflow_bench.jacobian import DenseJacobian, Jacobian
+from resflow_bench.jacobian.circulant import Circulant
+from resflow_bench.jacobian.weighted_trace import weighted_trace
 from resflow_bench.logdet.truncation import Terms
 
 
 class Expanded(NamedTuple):
     """A weighted sum `value`, (B,), nats, constant, of `n_products` a probe, per example.
 
-    adjoint: s_j, (m, B, *event), constant, for which d value = (1/m) sum_j s_j^T dJ v_j in the
-        mean over probes; None unless requested.
+    adjoint: s_j, (m, B, *event), constant, for which d value = (1/m) sum_j s_j^T dJ v_j + d trace
+        in the mean over probes; None unless requested.
     forms: the sum of each probe, (m, B), of which `value` is the mean; None where the expansion
         does not tell, or each example has another number of terms.
+    trace: (B,), differentiable, of which the gradient alone counts; None if it is zero.
     """
 
     value: Tensor
     adjoint: Tensor | None
     n_products: float
     forms: Tensor | None = None
+    trace: Tensor | None = None
+
+    def controlled(self, t: DenseJacobian | Circulant, jacobian: Jacobian, v: Tensor) -> Expanded:
+        """The same mean from s_j - T^T v_j and tr(T J), where `weighted_trace` has that trace.
+
+        E[v^T T dJ v] = tr(T dJ) with any probe, for a constant T that does not depend on v.
+        """
+        with torch.enable_grad():
+            trace = weighted_trace(t, jacobian)
+        if self.adjoint is None or trace is None:
+            return self
+        return self._replace(adjoint=self.adjoint - t.vjp(v), trace=trace)
 
 
 class Expansion(Protocol):
