@@ -15,6 +15,7 @@ from resflow_bench.logdet.expansions.expansion import (
     Expansion,
     Incremental,
     series_sign,
+    series_signs,
 )
 from resflow_bench.logdet.expansions.taylor import Taylor
 from resflow_bench.logdet.truncation import Terms
@@ -71,7 +72,7 @@ class CirculantControlled:
         expanded = expanded._replace(value=expanded.value - control.to(expanded.value.dtype))
         if not adjoint:
             return expanded
-        t = c.polynomial(weights * weights.new_tensor(signs)[:, None])
+        t = c.polynomial(weights * series_signs(weights, n_traced))
         return expanded.controlled(t, jacobian, v)
 
     @torch.no_grad()

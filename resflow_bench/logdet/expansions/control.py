@@ -14,7 +14,12 @@ from torch import Tensor
 from resflow_bench.arguments import check_count
 from resflow_bench.jacobian import DenseJacobian, Jacobian, dense_jacobian
 from resflow_bench.jacobian.operator import inner
-from resflow_bench.logdet.expansions.expansion import Expanded, Expansion, series_sign
+from resflow_bench.logdet.expansions.expansion import (
+    Expanded,
+    Expansion,
+    series_sign,
+    series_signs,
+)
 from resflow_bench.logdet.expansions.taylor import Taylor
 from resflow_bench.logdet.truncation import Terms
 
@@ -76,7 +81,7 @@ class Controlled:
         if not adjoint:
             return expanded
         weights = terms.weights[: self.degree].mean(1)
-        t = _polynomial(matrix, weights * weights.new_tensor(signs[: len(weights)]))
+        t = _polynomial(matrix, weights * series_signs(weights, n_traced))
         return expanded.controlled(DenseJacobian(t[None]), jacobian, v)
 
 

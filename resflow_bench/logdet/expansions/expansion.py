@@ -100,3 +100,13 @@ class WeightedSum:
 def series_sign(k: int) -> float:
     """(-1)^(k+1)."""
     return 1.0 if k % 2 else -1.0
+
+
+def series_signs(weights: Tensor, n_traced: int) -> Tensor:
+    """(-1)^(k+1) of the terms k = 1, 2, ... of these weights, zero up to `n_traced`: (n, 1...).
+
+    Made where the weights are, as a copy from the host would have it wait.
+    """
+    k = torch.arange(1, len(weights) + 1, dtype=weights.dtype, device=weights.device)
+    signs = torch.where(k > n_traced, 2 * (k % 2) - 1, 0)
+    return signs.view(-1, *[1] * (weights.ndim - 1))

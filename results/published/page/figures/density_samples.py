@@ -1,11 +1,11 @@
 # figure: density_samples
 # suite: density
 # resflow_bench: 0.1.0
-# run: quick-20261128-234608-f545
-# commit: 23684d137db18df601b7d8c4b7e982ff319739f3
+# run: quick-20261128-234608-f545, quick-20261129-075741-4b46
+# commit: 23684d137db18df601b7d8c4b7e982ff319739f3, 58e52928dd63ecdea66049660ad8b2cf7a0c05ed
 # preset: quick
 # seed: 0
-# hardware: AMD EPYC
+# hardware: AMD EPYC, Intel(R) Xeon(R) Processor
 # architecture: mlp
 # lipschitz: 0.9
 # dtype: float32

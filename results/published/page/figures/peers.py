@@ -1,12 +1,11 @@
 # figure: peers
 # suite: peers
 # resflow_bench: 0.1.0
-# run: full-20261128-220015-3afd
-# commit: 23684d137db18df601b7d8c4b7e982ff319739f3
+# run: full-20261128-220015-3afd, full-20261129-121521-77ea
+# commit: 23684d137db18df601b7d8c4b7e982ff319739f3, b8ecf01d56ba8bd3dade48b78d0ac2cfaa1b23dd
 # preset: full
 # seed: 0
-# hardware: AMD EPYC
-# model: init
+# hardware: AMD EPYC, Intel(R) Xeon(R) Processor
 # dim: 64
 # lipschitz: 0.9
 # dtype: float32
@@ -18,22 +17,25 @@ import seaborn as sns
 from matplotlib.lines import Line2D
 
 texts = dict.fromkeys(["panel", "series", "color", "value"], str)
-rows = pd.read_csv("peers.csv", skiprows=15, dtype=texts)
+rows = pd.read_csv("peers.csv", skiprows=14, dtype=texts)
 grid = sns.FacetGrid(rows, col="panel", col_wrap=3, sharex=False, sharey=False)
 for (panel, kind, _), some in rows.groupby(["panel", "kind", "group"], sort=False):
     ax, color = grid.axes_dict[panel], "#" + some["color"].iloc[0]
     if "mark" in kind:
         sns.scatterplot(some, x="x", y="y", color=color, ax=ax)
+    if kind in ['interval']:
+        ax.vlines(some["x"], some["y_low"], some["y_high"], color=color)
     if kind in ['mark']:
         ax.hlines(some["y"], some["x_low"], some["x_high"], color=color)
     if kind == "reference" and some["x"].notna().all():
         ax.axvline(some["x"].iloc[0], color=color)
-grid.set(ylabel='', yscale='linear', yticks=[0.0, 1.0], yticklabels=['memory-\nsaving', 'roulette'], ylim=(1.55, -0.55))
+grid.set(ylabel='', yscale='linear', yticks=[0.0], yticklabels=['evaluation'], ylim=(0.55, -0.55))
 for ax, given in zip(grid.axes.flat, [
-    dict(xlabel='mean − exact log-det (nat)', xscale='linear', xlim=(-0.0102257, 0.00481393)),
-    dict(xlabel='‖mean − exact‖ / ‖exact‖', xscale='log', xlim=(0.0008, 0.0633826)),
-    dict(xlabel='times ours', xscale='log', xticks=[0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0], xticklabels=['0.1', '0.2', '0.5', '1', '2', '5', '10', '20', '50'], xlim=(0.791975, 2.95358)),
-    dict(xlabel='times ours', xscale='log', xticks=[0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0], xticklabels=['0.1', '0.2', '0.5', '1', '2', '5', '10', '20', '50'], xlim=(0.8, 16.8207)),
+    dict(xlabel='mean − exact log-det (nat)', xscale='linear', xlim=(-0.0910722, 0.0539558)),
+    dict(xlabel='largest ‖x̂ − x‖', xscale='log', xlim=(8e-10, 0.0858136)),
+    dict(xlabel='times ours', xscale='log', xticks=[0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0], xticklabels=['0.1', '0.2', '0.5', '1', '2', '5', '10', '20', '50'], xlim=(0.308162, 1.27322)),
+    dict(xlabel='times ours', xscale='log', xticks=[0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0], xticklabels=['0.1', '0.2', '0.5', '1', '2', '5', '10', '20', '50'], xlim=(0.796716, 3.06068)),
+    dict(xlabel='times ours', xscale='log', xticks=[0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0], xticklabels=['0.1', '0.2', '0.5', '1', '2', '5', '10', '20', '50'], xlim=(0.8, 1.95598)),
 ]):
     ax.set(**given)
 for ax in grid.axes.flat:

@@ -1,12 +1,11 @@
 # figure: training_gap_terms
 # suite: training_gap
 # resflow_bench: 0.1.0
-# run: quick-20261128-234608-f545
-# commit: 23684d137db18df601b7d8c4b7e982ff319739f3
-# preset: quick
+# run: full-20261129-121247-d3d9, quick-20261128-234608-f545
+# commit: 48e9c4c614a7afb9f47ad6262dc48321df5d800c, 23684d137db18df601b7d8c4b7e982ff319739f3
+# preset: full, quick
 # seed: 0
-# hardware: AMD EPYC
-# dataset: digits-logit
+# hardware: Intel(R) Xeon(R) Processor, AMD EPYC
 # architecture: mlp
 # probe: rademacher
 # n_probes: 1
@@ -17,8 +16,8 @@ import seaborn as sns
 from matplotlib.lines import Line2D
 
 texts = dict.fromkeys(["panel", "series", "color", "value"], str)
-rows = pd.read_csv("training_gap_terms.csv", skiprows=14, dtype=texts)
-grid = sns.FacetGrid(rows, col="panel", col_wrap=2, sharex=False, sharey=False)
+rows = pd.read_csv("training_gap_terms.csv", skiprows=13, dtype=texts)
+grid = sns.FacetGrid(rows, col="panel", col_wrap=3, sharex=False, sharey=False)
 for (panel, kind, _), some in rows.groupby(["panel", "kind", "group"], sort=False):
     ax, color = grid.axes_dict[panel], "#" + some["color"].iloc[0]
     if "line" in kind:
@@ -29,6 +28,8 @@ for (panel, kind, _), some in rows.groupby(["panel", "kind", "group"], sort=Fals
         ax.vlines(some["x"], some["y_low"], some["y_high"], color=color)
 grid.set(xlabel='terms N', xscale='log', xticks=[1.0, 5.0], xticklabels=['1', '5'], xlim=(0.8, 6.25), ylabel='|objective − exact| (bit/dim)', yscale='log')
 for ax, given in zip(grid.axes.flat, [
+    dict(ylim=(8e-06, 66.1292)),
+    dict(ylim=(8e-06, 108.084)),
     dict(ylim=(8e-07, 9.21874)),
     dict(ylim=(8e-06, 46.3991)),
 ]):

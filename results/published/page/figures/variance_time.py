@@ -29,7 +29,7 @@ for (panel, kind, _), some in rows.groupby(["panel", "kind", "group"], sort=Fals
         ax.hlines(some["y"], some["x_low"], some["x_high"], color=color)
     if kind == "reference" and some["x"].notna().all():
         ax.axvline(some["x"].iloc[0], color=color)
-grid.set(xlabel="variance × time, over that of our baseline's (normflows: not measured)", xscale='log', xlim=(0.0008, 19.0079), ylabel='', yscale='linear', yticks=[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0], yticklabels=['geometric(0.3), per example', 'geometric(0.3), stratified', '10 terms', 'geometric(0.3)', 'baseline', 'Rademacher', '16 Hadamard', '1 trace', '10 terms, 2 traces, Arnoldi', 'all together, bfloat16', '2 traces', 'all together', '10 terms, 2 traces'], ylim=(-0.6, 12.6))
+grid.set(xlabel='variance × time, over that of our baseline (normflows: not measured)', xscale='log', xlim=(0.0008, 19.0079), ylabel='', yscale='linear', yticks=[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0], yticklabels=['geometric(0.3), per example', 'geometric(0.3), stratified', '10 terms', 'geometric(0.3)', 'baseline', 'Rademacher', '16 Hadamard', '1 trace', '10 terms, 2 traces, Arnoldi', 'all together, bfloat16', '2 traces', 'all together', '10 terms, 2 traces'], ylim=(-0.6, 12.6))
 for ax in grid.axes.flat:
     ax.minorticks_off()
 colors = "#" + rows.groupby("series", sort=False)["color"].first()
