@@ -142,7 +142,7 @@ def minimal_residuals(
 
     residual = right.flatten(1)
     whole = solution = torch.zeros_like(residual)
-    rows = torch.arange(len(right), device=right.device)
+    rows: Tensor | None = None  # the examples that are left; None is all
     p = q = residual  # of the step before, as `size`
     size = limit
     for k in range(max_steps):
@@ -152,10 +152,10 @@ def minimal_residuals(
             n_open = int(is_open.count_nonzero())
             if not n_open:
                 break
-            if on_cpu and select and len(rows) >= SHRUNK_FROM and 2 * n_open <= len(rows):
-                whole = whole.index_copy(0, rows, solution)
+            if on_cpu and select and len(limit) >= SHRUNK_FROM and 2 * n_open <= len(limit):
+                whole = solution if rows is None else whole.index_copy(0, rows, solution)
                 keep = is_open.nonzero()[:, 0]
-                rows = rows[keep]
+                rows = keep if rows is None else rows[keep]
                 product = select(rows)
                 state = (residual, limit, p, q, size, solution)
                 residual, limit, p, q, size, solution = (t.index_select(0, keep) for t in state)
@@ -169,4 +169,6 @@ def minimal_residuals(
         length = torch.linalg.vecdot(q, residual).div_(size).unsqueeze(1)
         solution.addcmul_(length, p)
         residual = torch.addcmul(residual, length, q, value=-1)
-    return whole.index_copy(0, rows, solution).view_as(right)
+    if rows is not None:
+        solution = whole.index_copy(0, rows, solution)
+    return solution.view_as(right)

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from resflow_bench.fixed_point import Solution
 from resflow_bench.flows.bijection import or_zeros
-from resflow_bench.flows.certificate import branch_bounds
-from resflow_bench.flows.copies import in_float64, memoised, on_host
 from resflow_bench.flows.inversion import AnyInversion
 from resflow_bench.flows.preimage import block_inverse, preimage
 from resflow_bench.flows.residual import ResidualBlock
@@ -134,7 +132,7 @@ class MonotoneBlock(nn.Module):
         x = 2 * solution.value - z
         bound = solution.error_bound
         if bound is not None:
-            k = memoised(on_host(in_float64(self.branch)), branch_bounds).lipschitz
+            k = self.plus.bounds().lipschitz
             stretch = (1 + k) / (1 - k) if k < 1 else torch.inf
             rounding = torch.finfo(x.dtype).eps * x.double().flatten(1).norm(dim=1)
             bound = 2 * bound + rounding

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from steep_branches import steep
 from torch import Tensor
 
 from resflow_bench.jacobian import DenseJacobian, Jacobian, dense, dense_jacobian, linearise
@@ -16,14 +17,6 @@ DTYPE = torch.float64
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def steep(branch: Branch) -> Branch:
-    with torch.no_grad():
-        for parameter in branch.double().parameters():
-            parameter.mul_(3.0)
-    branch.update()
-    return branch
 
 
 def images(c: int, grid: tuple[int, int], kernels: tuple[int, ...], hidden: tuple[int, ...]):

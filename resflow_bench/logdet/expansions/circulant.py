@@ -65,14 +65,14 @@ class CirculantControlled:
     ) -> Expanded:
         expanded = self.expansion.expand(jacobian, v, terms, n_traced, adjoint)
         weights, c = terms.weights[: self.degree], _control(jacobian, v)
-        signs = [series_sign(k) if k > n_traced else 0.0 for k in range(1, len(weights) + 1)]
-        divided = [sign / k for k, sign in enumerate(signs, start=1)]
-        known = c.series(weights * weights.new_tensor(divided)[:, None])
+        signs = series_signs(weights, n_traced)
+        k = torch.arange(1, len(weights) + 1, dtype=weights.dtype, device=weights.device)
+        known = c.series(weights * (signs / k[:, None]))
         control = known.form(v).mean(0) - known.trace()
         expanded = expanded._replace(value=expanded.value - control.to(expanded.value.dtype))
         if not adjoint:
             return expanded
-        t = c.polynomial(weights * series_signs(weights, n_traced))
+        t = c.polynomial(weights * signs)
         return expanded.controlled(t, jacobian, v)
 
     @torch.no_grad()

@@ -74,8 +74,8 @@ class Controlled:
         if v.shape[1] == 0:
             return expanded
         matrix = dense_jacobian(mean, v[0, :1])[0]
-        signs = [series_sign(k) if k > n_traced else 0.0 for k in range(1, self.degree + 1)]
-        f = _polynomial(matrix, [0.0, *(sign / k for k, sign in enumerate(signs, start=1))])
+        c = [series_sign(k) / k if k > n_traced else 0.0 for k in range(1, self.degree + 1)]
+        f = _polynomial(matrix, [0.0, *c])
         control = inner((v.flatten(2) @ f).view_as(v), v) - f.trace()
         expanded = expanded._replace(value=expanded.value - control)
         if not adjoint:

@@ -9,6 +9,7 @@ import pytest
 import reference
 import torch
 from reference import Array
+from steep_branches import steep
 from torch import Tensor
 
 from resflow_bench.jacobian import Jacobian, dense_jacobian, linearise
@@ -37,11 +38,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def make() -> tuple[torch.nn.Module, Tensor, Jacobian]:
     """A branch of large slopes, three points, and J there."""
-    branch = conv_branch(1, GRID, (3, 1, 3), (4, 4), 0.9, generator=generator()).double()
-    with torch.no_grad():
-        for p in branch.parameters():
-            p.mul_(3.0)
-    branch.update()
+    branch = steep(conv_branch(1, GRID, (3, 1, 3), (4, 4), 0.9, generator=generator()))
     x = 2.0 * torch.randn(3, 1, *GRID, generator=generator(1), dtype=DTYPE)
     with torch.no_grad():
         return branch, x, linearise(branch, x).jacobian

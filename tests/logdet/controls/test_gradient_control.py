@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from steep_branches import steep
 from torch import Tensor, nn
 
 from resflow_bench.jacobian import Jacobian, Products
@@ -40,14 +41,6 @@ UPSTREAM = torch.tensor([1.0, 5.0, -2.0], dtype=DTYPE)
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def steep(branch: Branch) -> Branch:
-    with torch.no_grad():
-        for parameter in branch.double().parameters():
-            parameter.mul_(3.0)
-    branch.update()
-    return branch
 
 
 def points(*event: int, batch_size: int = 3) -> Tensor:
