@@ -1,7 +1,8 @@
 """Preparing and measuring cells on the workers of a Dask cluster, for the one process that writes.
 
-A worker that leaves is the scheduler's affair: it gives what the worker had to others. A cell whose
-workers die more often than the scheduler allows (`distributed.scheduler.allowed-failures`) fails.
+A worker that leaves is the scheduler's affair: it gives what the worker had to others. What it had
+measured and nobody had fetched yet is measured again. A cell whose workers die more often than the
+scheduler allows (`distributed.scheduler.allowed-failures`) fails.
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ _NUMBERS = count()
 
 class ClusterError(Exception):
     """A cluster that cannot be used; the message has the cause and the remedy."""
+
+
+class _LostError(Exception):
+    """What a job returned died with the worker that held it, and the job is to be done again."""
 
 
 class Cluster:
@@ -136,7 +141,14 @@ class Cluster:
                 yield None
                 continue
             job, _ = given.pop(ended.key)
-            if (answer := self._answer(ended, job, say)) is not None:
+            try:
+                answer = self._answer(ended, job, say)
+            except _LostError:
+                # A preparation is done again by itself: tasks wait for it.
+                answer = None
+                if isinstance(job, Task):
+                    waiting.append(job)
+            if answer is not None:
                 yield answer
 
     def _alone(
@@ -166,7 +178,12 @@ class Cluster:
                 yield None
                 continue
             task, *_ = given.pop(ended.key)
-            if (answer := self._answer(ended, task, say)) is not None:
+            try:
+                answer = self._answer(ended, task, say)
+            except _LostError:
+                answer = None
+                waiting.append(task)
+            if answer is not None:
                 yield answer
 
     def _next(
@@ -200,13 +217,15 @@ class Cluster:
         """The answer of a task; None of a preparation, whose failure is said."""
         from distributed import KilledWorker
 
-        if future.status == "finished":
-            ended = future.result()
+        ended = _fetched(future)
+        if ended is not None:
             if isinstance(job, Task):
                 return Answer(job, *ended)
             if ended:
                 say(ended)
             return None
+        if future.status in ("finished", "lost", "pending"):
+            raise _LostError
         error = future.exception() if future.status == "error" else None
         if isinstance(error, KilledWorker):
             who = (
@@ -259,6 +278,16 @@ class Cluster:
                 f"worker `{worker}` has resflow_bench {version} and this is {__version__}; install "
                 "the same version there."
             )
+
+
+def _fetched(future: Future[Any]) -> Any | None:
+    """What a finished job returned; None where it is nowhere any more, or the job failed."""
+    if future.status != "finished":
+        return None
+    try:
+        return future.result(timeout=SECONDS_TO_ANSWER)
+    except Exception:  # noqa: BLE001 - its worker died just now; the status says what followed
+        return None
 
 
 def _version() -> str:

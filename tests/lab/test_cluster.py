@@ -137,6 +137,36 @@ def test_a_worker_that_dies_costs_nothing(tmp_path: Path) -> None:
     assert (tally.n_done, tally.failed) == (32, [])
 
 
+def test_what_died_with_the_worker_that_held_it_is_measured_again(tmp_path: Path) -> None:
+    with scheduler(tmp_path) as (address, start):
+        first = start()
+        run = begin(plan := Plan((toys.ROWS,), "smoke"), Store(tmp_path), {})
+        dead = []
+        with closing(Cluster(address)) as workers:
+            client = workers.client
+
+            def kill_once_all_is_measured(progress: Progress) -> None:
+                if progress.n_done != 1 or dead:
+                    return
+                wait_until(lambda: len(client.who_has()) >= 5)
+                dead.append(first.send_signal(signal.SIGKILL))
+                wait_until(lambda: not client.nthreads())
+                start()
+
+            tally = sweep(plan, run, listen=kill_once_all_is_measured, cluster=workers)
+    assert dead
+    assert (tally.n_done, tally.failed) == (6, [])
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Wait for it; an error after half a minute."""
+    for _ in range(300):
+        if is_so():
+            return
+        time.sleep(0.1)
+    raise TimeoutError("it never became so")
+
+
 def test_a_cell_that_kills_its_workers_is_a_failed_row(tmp_path: Path) -> None:
     with scheduler(tmp_path) as (address, start):
         processes = [start() for _ in range(7)]
