@@ -121,7 +121,8 @@ def minimal_residuals(
     Args:
         right: (B, *event).
         tolerance: (B,).
-        precondition: M^-1, approximately (I + J)^-1; d = M^-1 y with (I + J) M^-1 y = right.
+        precondition: M^-1, approximately (I + J)^-1; d = M^-1 y with (I + J) M^-1 y = right. It
+            returns a new tensor.
         select: the product of some of the examples, (B',) indices. With it, solved examples of a
             large batch are left out on a CPU, where most take two thirds of the products of the
             last.
@@ -132,23 +133,24 @@ def minimal_residuals(
         systems of linear equations", Orthomin(1).
     """
     tiny = torch.finfo(right.dtype).tiny
-    limit = tolerance.to(right.dtype)
+    limit = tolerance.to(right.dtype).unsqueeze(1)
     event, on_cpu = right.shape[1:], right.device.type == "cpu"
 
     def image(residual: Tensor) -> tuple[Tensor, Tensor]:
         r = residual.view(-1, *event)
-        p = r if precondition is None else precondition(r)
+        p = r.clone() if precondition is None else precondition(r)
         return p.flatten(1), (p + product(p)).flatten(1)
 
-    residual = right.flatten(1)
+    # Vectors are changed in place: a new one comes from colder memory and takes twice the time.
+    residual = right.flatten(1).clone()
     whole = solution = torch.zeros_like(residual)
     rows: Tensor | None = None  # the examples that are left; None is all
     p = q = residual  # of the step before, as `size`
     size = limit
     for k in range(max_steps):
-        if on_cpu or (k and k % PRODUCTS_PER_CHECK == 0):
+        if k and (on_cpu or k % PRODUCTS_PER_CHECK == 0):
             # Where a residual is no number no step will make it one.
-            is_open = torch.linalg.vector_norm(residual, dim=1) > limit
+            is_open = torch.linalg.vector_norm(residual, dim=1, keepdim=True) > limit
             n_open = int(is_open.count_nonzero())
             if not n_open:
                 break
@@ -161,14 +163,14 @@ def minimal_residuals(
                 residual, limit, p, q, size, solution = (t.index_select(0, keep) for t in state)
         next_p, next_q = image(residual)
         if k:
-            share = torch.linalg.vecdot(next_q, q).div_(size).unsqueeze(1)
-            next_p = torch.addcmul(next_p, share, p, value=-1)
-            next_q = next_q.addcmul_(share, q, value=-1)  # in place: a sum is a new tensor
+            share = torch.linalg.vecdot(next_q, q).unsqueeze(1).div_(size)
+            next_p.addcmul_(share, p, value=-1)
+            next_q.addcmul_(share, q, value=-1)
         p, q = next_p, next_q
-        size = torch.linalg.vector_norm(q, dim=1).square_().clamp_min_(tiny)
-        length = torch.linalg.vecdot(q, residual).div_(size).unsqueeze(1)
+        size = torch.linalg.vector_norm(q, dim=1, keepdim=True).square_().clamp_min_(tiny)
+        length = torch.linalg.vecdot(q, residual).unsqueeze(1).div_(size)
         solution.addcmul_(length, p)
-        residual = torch.addcmul(residual, length, q, value=-1)
+        residual.addcmul_(length, q, value=-1)
     if rows is not None:
         solution = whole.index_copy(0, rows, solution)
     return solution.view_as(right)

@@ -11,7 +11,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from resflow_bench.layers import GivenBranch
+from resflow_bench.layers import Branch, GivenBranch, LinearBranch
+from resflow_bench.layers.maps import Composition
 
 Module = TypeVar("Module", bound=nn.Module)
 Made = TypeVar("Made")
@@ -68,6 +69,24 @@ def memoised(part: Module, make: Callable[[Module], Made]) -> Made:
     value = make(part)
     results[make] = devices, [t.clone() for t in state], value
     return value
+
+
+@torch.no_grad()
+def normalised_once(branch: Branch | LinearBranch | GivenBranch) -> Composition:
+    """g with its norms computed once; a norm costs as much as a product with some 100 examples."""
+    if isinstance(branch, GivenBranch):
+        return branch.shifted(memoised(branch.branch, _unshifted))
+    return memoised(branch, _unconditional)
+
+
+@torch.no_grad()
+def _unconditional(branch: Branch | LinearBranch) -> Composition:
+    return branch.normalised()
+
+
+@torch.no_grad()
+def _unshifted(branch: Branch) -> Composition:
+    return branch.unshifted()
 
 
 _Memo = tuple[list[torch.device], list[Tensor], Any]

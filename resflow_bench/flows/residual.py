@@ -21,8 +21,8 @@ from resflow_bench.flows.certificate import (
     near_is_known,
     of_examples,
 )
-from resflow_bench.flows.copies import in_float64, memoised, on_host, recast
-from resflow_bench.flows.inversion import AnyInversion, ToError, normalised_once
+from resflow_bench.flows.copies import in_float64, memoised, normalised_once, on_host, recast
+from resflow_bench.flows.inversion import AnyInversion, ToError
 from resflow_bench.layers import AnyBranch, Branch, GivenBranch, Layer, Uncertified, together
 from resflow_bench.layers.branches import Contraction
 from resflow_bench.layers.orders import Order, conversion, norm

@@ -131,10 +131,16 @@ class LipSwish(nn.Module):
         self.raw_beta = nn.Parameter(torch.tensor(0.5))
 
     def forward(self, z: Tensor) -> Tensor:
-        return z * torch.sigmoid(z * functional.softplus(self.raw_beta)) * (1 / LIPSWISH_SCALE)
+        beta = functional.softplus(self.raw_beta)
+        if torch.is_grad_enabled():
+            return z * torch.sigmoid(z * beta) * (1 / LIPSWISH_SCALE)
+        return (z * beta).sigmoid_().mul_(z).mul_(1 / LIPSWISH_SCALE)
 
     def value_and_derivative(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        both: tuple[Tensor, Tensor] = SwishAndSlope.apply(z, functional.softplus(self.raw_beta))
+        beta = functional.softplus(self.raw_beta)
+        if not torch.is_grad_enabled():
+            return _swish_and_slope(z, beta)
+        both: tuple[Tensor, Tensor] = SwishAndSlope.apply(z, beta)
         return both
 
     def curvature(self) -> float:
@@ -156,11 +162,7 @@ class SwishAndSlope(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(z, beta)
-        t = z * beta
-        s = torch.sigmoid(t)
-        # s + t s (1 - s) is s moved towards 1 by the fraction t s: one fused kernel.
-        slope = torch.lerp(s, constant(_one, s.dtype, s.device), t.mul_(s)).mul_(1 / LIPSWISH_SCALE)
-        return s.mul_(z).mul_(1 / LIPSWISH_SCALE), slope
+        return _swish_and_slope(z, beta)
 
     @staticmethod
     def backward(ctx: Any, d_value: Tensor, d_slope: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,6 +174,15 @@ class SwishAndSlope(torch.autograd.Function):
         d_z = d_value * torch.addcmul(s, t, c) + e * beta
         d_beta = torch.addcmul(e, d_value * c, z) * z
         return d_z * (1 / LIPSWISH_SCALE), d_beta.sum() * (1 / LIPSWISH_SCALE)
+
+
+def _swish_and_slope(z: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """As `SwishAndSlope`, without a graph."""
+    t = z * beta
+    s = torch.sigmoid(t)
+    # s + t s (1 - s) is s moved towards 1 by the fraction t s: one fused kernel.
+    slope = torch.lerp(s, constant(_one, s.dtype, s.device), t.mul_(s)).mul_(1 / LIPSWISH_SCALE)
+    return s.mul_(z).mul_(1 / LIPSWISH_SCALE), slope
 
 
 def _one(dtype: torch.dtype, device: torch.device) -> Tensor:

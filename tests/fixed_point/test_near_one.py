@@ -113,6 +113,41 @@ def test_an_attempt_suffices(sizes) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("lipschitz", [0.5, 0.9, 0.99])
+def test_picards_steps_of_an_attempt_pay(lipschitz: float, monkeypatch) -> None:
+    """Evaluations and products as few as without the steps, and as with all of them, or fewer."""
+    flow, z = steep(lipschitz), normal(128, 16, seed=3)
+    n_products = 0
+
+    def counted(product, *arguments):
+        def one_more(v: Tensor) -> Tensor:
+            nonlocal n_products
+            n_products += 1
+            return product(v)
+
+        return minimal_residuals(one_more, *arguments[:-1])
+
+    monkeypatch.setattr(inversion_module, "minimal_residuals", counted)
+    work: list[int] = []
+    for rate in (inversion_module.QUICK_RATE, math.inf, 0.0):
+        monkeypatch.setattr(inversion_module, "QUICK_RATE", rate)
+        n_products = 0
+        solution = flow.inverse(z, ToError(1e-2)).raise_if_failed()
+        work.append(n_products + int(solution.n_steps.max()))
+    chosen, *others = work
+    assert chosen <= 1.05 * min(others)
+
+
+def test_what_an_attempt_returns_can_be_differentiated() -> None:
+    """Although it iterates in torch's inference mode, whose tensors cannot."""
+    flow, z = steep(0.9), normal(20, 16, seed=3)
+    solution = flow.double().inverse(z.double(), ToError(1e-4))
+    for tensor in (solution.value, solution.residual, solution.error_bound):
+        assert not tensor.is_inference()
+    flow(solution.value).sum().backward()
+
+
+@torch.no_grad()
 def test_less_exact_is_less_work(sizes) -> None:
     """At no error asked for does an attempt go on past a few per cent of it."""
     flow, z = steep(0.9), normal(20, 16, seed=3)
@@ -145,8 +180,9 @@ def test_solved_systems_are_left_out() -> None:
 
     right, limit = normal(128, 8, seed=1), torch.full((128,), 1e-8, dtype=DOUBLE)
     limit[::4] = math.inf  # these ask for nothing
-    whole = select(torch.arange(128))
+    whole, given = select(torch.arange(128)), right.clone()
     solution = minimal_residuals(whole, right, limit, 200, select=select)
+    assert torch.equal(right, given)
     assert sorted(counts, reverse=True) == counts
     assert counts[0] == 128
     assert counts[-1] <= 32

@@ -59,6 +59,21 @@ def test_the_derivative_is_that_of_autograd(make):
         torch.testing.assert_close(jacobian.vjp(v[None].clone()), truth[None], rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("make", ACTIVATIONS)
+def test_without_gradients_the_numbers_are_the_same(make):
+    """To the last bit, and the argument is left alone, whatever is computed in place."""
+    phi = make()
+    z = points(100).float()
+    given = z.clone()
+    y, slope = phi.value_and_derivative(z)
+    with torch.no_grad():
+        assert torch.equal(phi(z), phi(given).detach())
+        for alone, recorded in zip(phi.value_and_derivative(z), (y, slope), strict=True):
+            assert torch.equal(alone, recorded)
+    assert torch.equal(phi(z).detach(), y.detach())
+    assert torch.equal(z, given)
+
+
 def test_the_halves_of_a_concatenated_activation_belong_to_the_same_input():
     """On images, (B, C, H, W): channel j and channel C + j are functions of channel j alone."""
     phi = CLipSwish().double()
