@@ -24,12 +24,14 @@ class Terms(NamedTuple):
 
     weights: w_k of terms k = 1..max N for each example, (max N, B), 0 beyond its own N.
     n_terms: N of each example, (B,), int64, on the host, which schedules the work.
+    coefficients: the c_k of the series, whose r_k are in the weights.
 
     Of n blocks as one (`jacobian.blocks`) they are (max N, B, n) and (B, n).
     """
 
     weights: Tensor
     n_terms: np.ndarray
+    coefficients: Coefficients = RESIDUAL
 
     def broadcast(self, v: Tensor) -> Tensor:
         """The weights with axes of 1 for what else v has, (m, B, *event): (max N, B, 1, ...)."""
@@ -40,7 +42,7 @@ class Terms(NamedTuple):
         k = torch.arange(1, len(self.weights) + 1, device=self.weights.device)
         odd, even = (self.weights.new_full((), coefficients.ratio(k)) for k in (1, 2))
         ratios = torch.where(k % 2 == 1, odd, even)
-        return self._replace(weights=self.weights * ratios[:, None])
+        return self._replace(weights=self.weights * ratios[:, None], coefficients=coefficients)
 
     @classmethod
     def of_blocks(cls, each: Sequence[Terms]) -> Terms:

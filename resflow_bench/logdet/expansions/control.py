@@ -14,12 +14,7 @@ from torch import Tensor
 from resflow_bench.arguments import check_count
 from resflow_bench.jacobian import DenseJacobian, Jacobian, dense_jacobian
 from resflow_bench.jacobian.operator import inner
-from resflow_bench.logdet.expansions.expansion import (
-    Expanded,
-    Expansion,
-    series_sign,
-    series_signs,
-)
+from resflow_bench.logdet.expansions.expansion import Expanded, Expansion, series_signs
 from resflow_bench.logdet.expansions.taylor import Taylor
 from resflow_bench.logdet.truncation import Terms
 
@@ -29,7 +24,7 @@ class Controlled:
     """q - (1/m) sum_j v_j^T F v_j + tr F,  q the value of `expansion`,  F = S_n(J_mean) - S_L.
 
     J_mean is the Jacobian with the batch's mean slopes in the place of each example's (for one
-    hidden layer the mean Jacobian), S_n the first n = `degree` terms of Taylor's series, L =
+    hidden layer the mean Jacobian), S_n the first n = `degree` terms of the block's series, L =
     `n_traced`. From the adjoint T^T v_j is taken off, T = sum_k w_k (-1)^(k+1) J_mean^(k-1), L < k
     <= n, w_k the batch's mean weights, and the gradient of tr(T J), of each example's own J and
     exact, is added. That is for `dense`, and for vectors' branches of one or two hidden layers
@@ -74,7 +69,7 @@ class Controlled:
         if v.shape[1] == 0:
             return expanded
         matrix = dense_jacobian(mean, v[0, :1])[0]
-        c = [series_sign(k) / k if k > n_traced else 0.0 for k in range(1, self.degree + 1)]
+        c = [terms.coefficients(k) if k > n_traced else 0.0 for k in range(1, self.degree + 1)]
         f = _polynomial(matrix, [0.0, *c])
         control = inner((v.flatten(2) @ f).view_as(v), v) - f.trace()
         expanded = expanded._replace(value=expanded.value - control)

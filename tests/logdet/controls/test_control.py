@@ -26,6 +26,7 @@ from resflow_bench.logdet import (
     jacobian,
 )
 from resflow_bench.logdet.expansions.expansion import Expanded
+from resflow_bench.theory import INVERSE, RESIDUAL
 
 DTYPE = torch.float64
 DIM, N_TERMS = 4, 6
@@ -85,6 +86,20 @@ def test_mean_and_variance_over_all_probes(n_traced) -> None:
     np.testing.assert_allclose(values.var(0), expected, rtol=1e-10)
     plain = over_all_probes(Taylor(), jacobians, n_traced)
     assert values.var(0).mean() < 0.8 * plain.var(0).mean()
+
+
+def test_the_inverse_of_a_block_is_controlled_as_the_block() -> None:
+    """Its value is the other's with a minus, for the same probes; so is its gradient in x."""
+    branch, x = make_mlp()
+    x.requires_grad_()
+    estimator = LogDetEstimator(Rademacher(), Fixed(8), expansion=Controlled())
+    there, back = (
+        estimator.total([estimator.draw(branch, x, generator(3), coefficients)])
+        for coefficients in (RESIDUAL, INVERSE)
+    )
+    torch.testing.assert_close(back, -there, rtol=1e-12, atol=0)
+    (there,), (back,) = (torch.autograd.grad(value.sum(), x) for value in (there, back))
+    torch.testing.assert_close(back, -there, rtol=1e-10, atol=1e-14)
 
 
 def make_mlp() -> tuple[torch.nn.Module, Tensor]:
