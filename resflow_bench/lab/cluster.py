@@ -7,6 +7,7 @@ scheduler allows (`distributed.scheduler.allowed-failures`) fails.
 
 from __future__ import annotations
 
+import logging
 import pickle
 import threading
 from collections import deque
@@ -85,6 +86,8 @@ class Cluster:
                 f"no Dask scheduler answers at `{address}` ({' '.join(str(error).split())}); "
                 "start one with `dask scheduler`, and give the address that it prints."
             ) from None
+        # What it warns of, our errors say, without a traceback.
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
         self.address = address
 
     def close(self) -> None:

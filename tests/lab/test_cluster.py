@@ -179,7 +179,9 @@ def test_a_cell_that_kills_its_workers_is_a_failed_row(tmp_path: Path) -> None:
         assert "its worker died more often than the scheduler allows" in result.message
 
 
-def test_a_scheduler_that_goes_away_is_a_sentence(tmp_path: Path) -> None:
+def test_a_scheduler_that_goes_away_is_a_sentence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with scheduler(tmp_path) as (address, start):
         start()
         plan = Plan((toys.SLOW,), "smoke")
@@ -193,6 +195,8 @@ def test_a_scheduler_that_goes_away_is_a_sentence(tmp_path: Path) -> None:
         workers = Cluster(address)
         with pytest.raises(ClusterError, match=r"What was measured is stored"):
             sweep(plan, run, listen=kill, cluster=workers)
+        workers.close()
+    assert not caplog.records  # no traceback of Dask's beside it
     assert len(run.done()) >= 3
     assert run.about["status"] == "interrupted"
 
