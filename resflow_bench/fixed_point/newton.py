@@ -121,8 +121,7 @@ def minimal_residuals(
     Args:
         right: (B, *event).
         tolerance: (B,).
-        precondition: M^-1, approximately (I + J)^-1; d = M^-1 y with (I + J) M^-1 y = right. It
-            returns a new tensor.
+        precondition: M^-1, approximately (I + J)^-1; d = M^-1 y with (I + J) M^-1 y = right.
         select: the product of some of the examples, (B',) indices. With it, solved examples of a
             large batch are left out on a CPU, where most take two thirds of the products of the
             last.
@@ -138,7 +137,9 @@ def minimal_residuals(
 
     def image(residual: Tensor) -> tuple[Tensor, Tensor]:
         r = residual.view(-1, *event)
-        p = r.clone() if precondition is None else precondition(r)
+        p = r if precondition is None else precondition(r)
+        if p.data_ptr() == r.data_ptr():  # r itself, which is needed
+            p = p.clone()
         return p.flatten(1), (p + product(p)).flatten(1)
 
     # Vectors are changed in place: a new one comes from colder memory and takes twice the time.

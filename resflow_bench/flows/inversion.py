@@ -23,7 +23,7 @@ from resflow_bench.fixed_point import (
     solve,
 )
 from resflow_bench.fixed_point.newton import Product, minimal_residuals
-from resflow_bench.flows.copies import normalised_once, recast
+from resflow_bench.flows.copies import no_grad_for, normalised_once, recast
 from resflow_bench.jacobian import Jacobian, dense_jacobian
 from resflow_bench.layers import AnyBranch, Opaque
 from resflow_bench.layers.maps import Composition
@@ -49,7 +49,8 @@ PLANNED_PRODUCTS = 7
 # The share of the requested error above which, in the first attempt, a block's bound is worth d
 # products to tighten: the blocks that follow will stretch it.
 SHARE = 0.3
-# The Picard steps of a `Quick` inversion, if the first leaves at most this share of the residuals.
+# The Picard steps of a `Quick` inversion; one, if its start leaves more than this share of the
+# largest residual.
 QUICK_PICARD = 5
 QUICK_RATE = 0.6
 # Caps on its Newton steps in either dtype, and on the products of each.
@@ -245,7 +246,7 @@ class Quick:
     """x + g(x) = z by Newton's steps for a whole batch, the fewest operations for a first attempt.
 
     1. P = (I + J)^-1 at the batch's mean slopes at z. From x = z - P g(z) take Picard's steps with
-       P, x <- x + P (z - x - g(x)), one if that is slow.
+       P, x <- x + P (z - x - g(x)), one if the start gained little.
     2. Newton's steps in the coarse dtype go to `QUICK_START`, their systems preconditioned by P.
     3. The J of the last of them serves the corrections of residuals in z's dtype, to about the
        rounding that a certificate counts.
@@ -267,14 +268,13 @@ class Quick:
         if z.dtype != torch.float64 or dtype == torch.float64 or isinstance(branch, Opaque):
             return self.solver(branch, z)
         fine, coarse = normalised_once(branch), normalised_once(recast(branch, dtype))
-        x, size, n_steps = self._iterated(fine, coarse, z, error)
-        # New ones, as nobody may differentiate those of an inference.
-        x, size = x.clone(), size.clone()
+        with no_grad_for(branch):
+            x, size, n_steps = self._iterated(fine, coarse, z, error)
+        x, size = x.clone(), size.clone()  # autograd refuses tensors of the inference mode
         outcome = torch.where(size < math.inf, Outcome.CONVERGED, Outcome.DIVERGED)
         steps = torch.full_like(size, n_steps, dtype=torch.int64)
         return Solution(x, size, steps, outcome.to(torch.int8))
 
-    @torch.inference_mode()  # without autograd's notes a fifteenth of the time is saved
     def _iterated(
         self, fine: Composition, coarse: Composition, z: Tensor, error: Tensor | float
     ) -> tuple[Tensor, Tensor, int]:
@@ -288,7 +288,7 @@ class Quick:
         for k in range(QUICK_PICARD):
             residual, n_steps = target - x - coarse(x), n_steps + 1
             x = x + precondition(residual)
-            if k == 0 and not bool(_norm(residual).sum() <= QUICK_RATE * _norm(g).sum()):
+            if k == 0 and _largest(residual) > QUICK_RATE * _largest(g):
                 break
         for _ in range(QUICK_COARSE):
             g, jacobian = coarse.linearise(x)
@@ -429,6 +429,11 @@ def _norm(x: Tensor) -> Tensor:
     """||x||_2 over the event, (B,)."""
     norm: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
     return norm
+
+
+def _largest(x: Tensor) -> float:
+    """The largest ||x||_2 of the batch, 0 without an example."""
+    return max(_norm(x).tolist(), default=0.0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,16 +39,16 @@ WINDOW = 1000
 SECONDS_TO_ANSWER = 20.0
 SECONDS_BETWEEN_WARNINGS = 30.0
 
+DONE_AGAIN = ("finished", "lost", "pending")
+"""The status of a future whose result died with a worker: the scheduler has it computed again. Of
+a finished one, the result did not come in time."""
+
 _ONE_AT_A_TIME = threading.Lock()
 _NUMBERS = count()
 
 
 class ClusterError(Exception):
     """A cluster that cannot be used; the message has the cause and the remedy."""
-
-
-class _LostError(Exception):
-    """What a job returned died with the worker that held it, and the job is to be done again."""
 
 
 class Cluster:
@@ -86,7 +86,7 @@ class Cluster:
                 f"no Dask scheduler answers at `{address}` ({' '.join(str(error).split())}); "
                 "start one with `dask scheduler`, and give the address that it prints."
             ) from None
-        # What it warns of, our errors say, without a traceback.
+        # Dask's messages would repeat, with a traceback, what a `ClusterError` says.
         logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
         self.address = address
 
@@ -143,15 +143,12 @@ class Cluster:
             if ended is None:
                 yield None
                 continue
+            returned = _fetched(ended)
+            if returned is None and ended.status in DONE_AGAIN:
+                _hear_later(heard, ended)
+                continue
             job, _ = given.pop(ended.key)
-            try:
-                answer = self._answer(ended, job, say)
-            except _LostError:
-                # A preparation is done again by itself: tasks wait for it.
-                answer = None
-                if isinstance(job, Task):
-                    waiting.append(job)
-            if answer is not None:
+            if (answer := self._answer(ended, returned, job, say)) is not None:
                 yield answer
 
     def _alone(
@@ -180,13 +177,12 @@ class Cluster:
             if ended is None or ended.key not in given:
                 yield None
                 continue
+            returned = _fetched(ended)
+            if returned is None and ended.status in DONE_AGAIN:
+                _hear_later(heard, ended)
+                continue
             task, *_ = given.pop(ended.key)
-            try:
-                answer = self._answer(ended, task, say)
-            except _LostError:
-                answer = None
-                waiting.append(task)
-            if answer is not None:
+            if (answer := self._answer(ended, returned, task, say)) is not None:
                 yield answer
 
     def _next(
@@ -216,19 +212,18 @@ class Cluster:
         key = f"{what}-{next(_NUMBERS)}"
         return self.client.submit(_do, payload, after, key=key, pure=False, **where)
 
-    def _answer(self, future: Future[Any], job: Job, say: Callable[[str], None]) -> Answer | None:
+    def _answer(
+        self, future: Future[Any], returned: Any | None, job: Job, say: Callable[[str], None]
+    ) -> Answer | None:
         """The answer of a task; None of a preparation, whose failure is said."""
         from distributed import KilledWorker
 
-        ended = _fetched(future)
-        if ended is not None:
+        if returned is not None:
             if isinstance(job, Task):
-                return Answer(job, *ended)
-            if ended:
-                say(ended)
+                return Answer(job, *returned)
+            if returned:
+                say(returned)
             return None
-        if future.status in ("finished", "lost", "pending"):
-            raise _LostError
         error = future.exception() if future.status == "error" else None
         if isinstance(error, KilledWorker):
             who = (
@@ -284,13 +279,22 @@ class Cluster:
 
 
 def _fetched(future: Future[Any]) -> Any | None:
-    """What a finished job returned; None where it is nowhere any more, or the job failed."""
-    if future.status != "finished":
-        return None
+    """What a finished job returned; None where it cannot be had, and the status says why."""
     try:
-        return future.result(timeout=SECONDS_TO_ANSWER)
-    except Exception:  # noqa: BLE001 - its worker died just now; the status says what followed
+        return future.result(timeout=SECONDS_TO_ANSWER) if future.status == "finished" else None
+    except TimeoutError:
         return None
+    except Exception:
+        if future.status == "finished":  # not a worker's death, but what it returned
+            raise
+        return None
+
+
+def _hear_later(heard: SimpleQueue[Future[Any] | str], future: Future[Any]) -> None:
+    """Look again in a second: Dask tells nobody that a lost result has come back."""
+    timer = threading.Timer(1.0, heard.put, (future,))
+    timer.daemon = True
+    timer.start()
 
 
 def _version() -> str:

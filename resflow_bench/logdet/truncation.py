@@ -26,7 +26,8 @@ class Terms(NamedTuple):
     n_terms: N of each example, (B,), int64, on the host, which schedules the work.
     coefficients: the c_k of the series, whose r_k are in the weights.
 
-    Of n blocks as one (`jacobian.blocks`) they are (max N, B, n) and (B, n).
+    Of n blocks as one (`jacobian.blocks`) they are (max N, B, n) and (B, n), with the coefficients
+    of the first: what joins blocks reads the weights alone.
     """
 
     weights: Tensor
@@ -55,7 +56,8 @@ class Terms(NamedTuple):
         else:
             weights = [functional.pad(w, (0, 0, 0, longest - len(w))) for w in weights]
         stacked = torch.stack(weights).movedim(0, -1)
-        return cls(stacked.expand(longest, batch_size, -1), n_terms)
+        coefficients = each[0].coefficients
+        return cls(stacked.expand(longest, batch_size, -1), n_terms, coefficients)
 
 
 def _one(dtype: torch.dtype, device: torch.device) -> Tensor:
