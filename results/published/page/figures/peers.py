@@ -1,8 +1,8 @@
 # figure: peers
 # suite: peers
 # resflow_bench: 0.1.0
-# run: full-20261128-220015-3afd, full-20261129-121521-77ea
-# commit: 23684d137db18df601b7d8c4b7e982ff319739f3, b8ecf01d56ba8bd3dade48b78d0ac2cfaa1b23dd
+# run: full-20261128-220015-3afd, full-20261129-144618-a88d
+# commit: 23684d137db18df601b7d8c4b7e982ff319739f3, 55a5553695fefeefc0628100872746fc3ecb348c
 # preset: full
 # seed: 0
 # hardware: AMD EPYC, Intel(R) Xeon(R) Processor
@@ -33,8 +33,8 @@ grid.set(ylabel='', yscale='linear', yticks=[0.0], yticklabels=['evaluation'], y
 for ax, given in zip(grid.axes.flat, [
     dict(xlabel='mean − exact log-det (nat)', xscale='linear', xlim=(-0.0910722, 0.0539558)),
     dict(xlabel='largest ‖x̂ − x‖', xscale='log', xlim=(8e-10, 0.0858136)),
-    dict(xlabel='times ours', xscale='log', xticks=[0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0], xticklabels=['0.1', '0.2', '0.5', '1', '2', '5', '10', '20', '50'], xlim=(0.308162, 1.27322)),
-    dict(xlabel='times ours', xscale='log', xticks=[0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0], xticklabels=['0.1', '0.2', '0.5', '1', '2', '5', '10', '20', '50'], xlim=(0.796716, 3.06068)),
+    dict(xlabel='times ours', xscale='log', xticks=[0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0], xticklabels=['0.1', '0.2', '0.5', '1', '2', '5', '10', '20', '50'], xlim=(0.41331, 1.26688)),
+    dict(xlabel='times ours', xscale='log', xticks=[0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0], xticklabels=['0.1', '0.2', '0.5', '1', '2', '5', '10', '20', '50'], xlim=(0.795306, 3.08015)),
     dict(xlabel='times ours', xscale='log', xticks=[0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0], xticklabels=['0.1', '0.2', '0.5', '1', '2', '5', '10', '20', '50'], xlim=(0.8, 1.95598)),
 ]):
     ax.set(**given)
