@@ -109,10 +109,11 @@ class OneTooFar:
     truncation: Roulette
 
     def draw(self, batch_size: int, like: Tensor, source: torch.Generator | None) -> Terms:
-        weights, n_terms = self.truncation.draw(batch_size, like, source)
-        k = torch.arange(1, len(weights) + 1).numpy()
+        terms = self.truncation.draw(batch_size, like, source)
+        k = torch.arange(1, len(terms.weights) + 1).numpy()
         ratio = self.truncation.survival(k) / self.truncation.survival(k + 1)
-        return Terms(weights * torch.from_numpy(ratio).to(like)[:, None], n_terms)
+        ratios = torch.from_numpy(ratio).to(like)[:, None]
+        return terms._replace(weights=terms.weights * ratios)
 
 
 class FirstOnly(torch.autograd.Function):
