@@ -397,13 +397,13 @@ def Inversion(  # noqa: N802 -- an older name, of a class with all of these fiel
 
 
 def mean_preconditioner(g: Composition, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """r -> (I + J)^-1 r, a new tensor, with the one J of the mean slopes at x; r where d is large.
+    """r -> (I + J)^-1 r with the one J of the mean slopes at x; r -> r where d is large.
 
     (I + J)^-1 exists for ||J|| < 1, which holds for a mean of Jacobians below 1 in norm. Where it
     does not exist, its numbers are not finite, and an iteration with it diverges.
     """
     if math.prod(x.shape[1:]) > LARGEST_INVERTED or not len(x):
-        return torch.clone
+        return lambda r: r
     return _mean_inverse(g.linearise(x)[1], x)
 
 
@@ -411,7 +411,7 @@ def _mean_inverse(jacobian: Jacobian, x: Tensor) -> Callable[[Tensor], Tensor]:
     """As `mean_preconditioner`, from the J at x."""
     dim = math.prod(x.shape[1:])
     if dim > LARGEST_INVERTED or not len(x):
-        return torch.clone
+        return lambda r: r
     mean = dense_jacobian(jacobian.mean(), x[:1])[0]
     identity = torch.eye(dim, dtype=x.dtype, device=x.device)
     inverse = torch.linalg.inv_ex(identity + mean).inverse.mT.contiguous()

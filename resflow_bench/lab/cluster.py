@@ -139,14 +139,11 @@ class Cluster:
                     prepared[shared(job)] = future
                 given[future.key] = (job, future)
                 future.add_done_callback(heard.put)
-            ended = self._next(heard, interrupts, say)
-            if ended is None:
+            one = self._next(heard, interrupts, say)
+            if one is None:
                 yield None
                 continue
-            returned = _fetched(ended)
-            if returned is None and ended.status in DONE_AGAIN:
-                _hear_later(heard, ended)
-                continue
+            ended, returned = one
             job, _ = given.pop(ended.key)
             if (answer := self._answer(ended, returned, job, say)) is not None:
                 yield answer
@@ -173,14 +170,11 @@ class Cluster:
                 future = self._submit(task, None, workers=[host], allow_other_workers=False)
                 given[future.key] = (task, host, future)
                 future.add_done_callback(heard.put)
-            ended = self._next(heard, interrupts, say)
-            if ended is None or ended.key not in given:
+            one = self._next(heard, interrupts, say)
+            if one is None or one[0].key not in given:
                 yield None
                 continue
-            returned = _fetched(ended)
-            if returned is None and ended.status in DONE_AGAIN:
-                _hear_later(heard, ended)
-                continue
+            ended, returned = one
             task, *_ = given.pop(ended.key)
             if (answer := self._answer(ended, returned, task, say)) is not None:
                 yield answer
@@ -190,8 +184,12 @@ class Cluster:
         heard: SimpleQueue[Future[Any] | str],
         interrupts: Interrupts,
         say: Callable[[str], None],
-    ) -> Future[Any] | None:
-        """A future that ended; None after a while without one, or after a message."""
+    ) -> tuple[Future[Any], Any | None] | None:
+        """A future that ended, and what it returned, None if it failed.
+
+        None in place of both after a while without one, after a message, or where what it returned
+        died with a worker.
+        """
         interrupts.check()
         try:
             one = heard.get(timeout=0.2)
@@ -201,7 +199,11 @@ class Cluster:
         if isinstance(one, str):
             say(one)
             return None
-        return one
+        returned = _fetched(one)
+        if returned is None and one.status in DONE_AGAIN:
+            _hear_later(heard, one)
+            return None
+        return one, returned
 
     def _submit(self, job: Job, after: Future[Any] | None, **where: Any) -> Future[Any]:
         what = job.cell.id if isinstance(job, Task) else f"prepare-{job.suite.name}"
@@ -279,7 +281,7 @@ class Cluster:
 
 
 def _fetched(future: Future[Any]) -> Any | None:
-    """What a finished job returned; None where it cannot be had, and the status says why."""
+    """What a finished job returned. None if it failed, or if a dead worker held the result."""
     try:
         return future.result(timeout=SECONDS_TO_ANSWER) if future.status == "finished" else None
     except TimeoutError:
